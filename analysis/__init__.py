@@ -1,0 +1,89 @@
+"""Opinions about facts: reads run folders, judges, compares and reports. Loads no model.
+
+    import analysis
+
+    verdict = analysis.judge("runs/threats")        # removed or only disabled? writes verdict.json
+    analysis.report("runs/threats")                 # report.html
+    analysis.compare(["runs/a", "runs/b"])          # at equal disruption, paired
+
+Names are imported when they are first used: ``import analysis`` is instant.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from analysis import plots
+    from analysis.compare import Comparison, compare
+    from analysis.report import report
+    from analysis.tables import Run, markdown, read_run, summary_table
+    from analysis.verdict import Thresholds, Verdict, decide, judge
+
+__all__ = [
+    "Comparison",
+    "Run",
+    "Thresholds",
+    "Verdict",
+    "compare",
+    "decide",
+    "judge",
+    "markdown",
+    "plots",
+    "read_run",
+    "report",
+    "summary_table",
+]
+
+_HOME = {
+    "Comparison": "compare",
+    "Run": "tables",
+    "Thresholds": "verdict",
+    "Verdict": "verdict",
+    "compare": "compare",
+    "decide": "verdict",
+    "judge": "verdict",
+    "markdown": "tables",
+    "plots": "plots",
+    "read_run": "tables",
+    "report": "report",
+    "summary_table": "tables",
+}
+
+
+_CALLABLE = ("compare", "report")
+"""Modules that hold a function of their own name."""
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'analysis' has no attribute {name!r}")
+    module = importlib.import_module(f"analysis.{home}")
+    return module if name == home else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _CallableModule(ModuleType):
+    """``analysis.report`` is a module and, called, its function of the same name."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self, self.__name__.rpartition(".")[2])(*args, **kwargs)
+
+
+class _Package(ModuleType):
+    """``import analysis.report`` binds the module where the function is expected: let both work."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if isinstance(value, ModuleType) and name in _CALLABLE:
+            value.__class__ = _CallableModule
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,287 @@
+"""Several runs side by side, at equal disruption: what an edit costs, what attacks bring back.
+
+Per run and metric, on held-out items: behaviour of the edited model before any attack, and at the
+worst cell (attack, setting, step) of the attacks that *all* runs have and in none of them diverged;
+once over the cheap ones, once over all. Intervals are of the mean at that cell, by bootstrap over
+items and seeds; that the cell was picked for being the worst makes it look a little worse than it
+is, in all runs alike.
+
+Differences are paired: two runs are resampled on the same items. They need the same held-out corpus
+(by hash) and items; where these differ a note says so and no difference is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.scores import Array, Attacker, Resampler, Scores, interval, read_scores
+from analysis.tables import METRICS, Run, in_order, input_error, markdown, mean, number, read_run
+
+QUANTITIES = {"before": "before", "cheap": "worst, cheap attacks", "any": "worst, any attack"}
+EQUAL = (0.95, 1.0)
+"""Share of the binding budget that counts as reaching it (the solver's own tolerance)."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A row per run, a row per paired difference, and what to know when reading them."""
+
+    table: pd.DataFrame
+    differences: pd.DataFrame
+    """``run_a - run_b`` per metric and quantity; clear when the interval excludes 0."""
+    notes: tuple[str, ...]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        return self.table.copy()
+
+    def to_csv(self) -> str:
+        return self.table.to_csv(index=False)
+
+    def to_latex(self) -> str:
+        """A booktabs table with a column per run, intervals in brackets."""
+        return self._by_run().to_latex(index=False, escape=True, na_rep="-", float_format="%.3g")
+
+    def to_markdown(self) -> str:
+        """A column per run, then the differences, then the notes."""
+        parts = [markdown(self._by_run())]
+        if len(self.differences):
+            frame = self.differences.drop(columns=["low", "high"])
+            frame["difference"] = _with_interval(self.differences, "difference", "low", "high")
+            parts.append(markdown(frame))
+        if self.notes:
+            parts.append("\n".join(f"- {note}" for note in self.notes))
+        return "\n\n".join(parts)
+
+    _repr_markdown_ = to_markdown
+
+    def __repr__(self) -> str:
+        return f"Comparison of {len(self.table)} runs\n{self._by_run().to_string(index=False)}"
+
+    def _by_run(self) -> pd.DataFrame:
+        """A column per run; numbers with their intervals as one cell."""
+        frame = self.table.copy()
+        for column in [c for c in frame if f"{c} low" in frame]:
+            bounds = [f"{column} low", f"{column} high"]
+            frame[column] = _with_interval(frame, column, *bounds)
+            frame = frame.drop(columns=bounds)
+        return (
+            frame.set_index("run").T.rename_axis("", axis=0).rename_axis("", axis=1).reset_index()
+        )
+
+
+def _with_interval(frame: pd.DataFrame, *columns: str) -> list[str | None]:
+    rows = frame[list(columns)].to_numpy(float)
+    return [None if np.isnan(v) else f"{v:.3g} [{low:.3g}, {high:.3g}]" for v, low, high in rows]
+
+
+# ---------------------------------------------------------------------------------- making one
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One run: its record, its held-out scores, and where the edited model behaves worst."""
+
+    name: str
+    run: Run
+    scores: Mapping[str, Scores]
+    """metric -> scores"""
+    cells: dict[tuple[str, str], _Cell] = field(default_factory=dict)
+    """(metric, quantity) -> cell"""
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """Attack, setting and step, and the edited arm's mean there, ``[1 + resamples]``."""
+
+    name: str
+    draws: Array
+
+
+def compare(
+    runs: Sequence[Run | str | Path], *, seed: int = 0, resamples: int = 1000
+) -> Comparison:
+    """Compare runs over the attacks they share. ``seed`` draws the resamples.
+
+    Raises:
+        InputError: no runs, or see ``read_run``.
+    """
+    entries = _entries([read_run(run) for run in runs])
+    metrics = in_order({m for e in entries for m in e.scores}, METRICS)
+    notes = _equality_notes(entries)
+    for metric in metrics:
+        having = [e for e in entries if metric in e.scores]
+        shared = _shared_attackers(having, metric)
+        notes += _attacker_notes(having, metric, shared)
+        for e in having:
+            e.cells.update(_cells(e.scores[metric], shared, seed, resamples))
+    rows = [_facts(e) | _behaviour(e, metrics) for e in entries]
+    differences = []
+    for a, b in combinations(entries, 2):
+        for metric in metrics:
+            if problem := _unpaired(a, b, metric):
+                notes.append(problem)
+            else:
+                differences += _differences(a, b, metric)
+    columns = ["run_a", "run_b", "metric", "quantity", "difference", "low", "high", "clear", "n"]
+    table = pd.DataFrame(rows)
+    return Comparison(table, pd.DataFrame(differences, columns=columns), tuple(notes))
+
+
+def _entries(runs: Sequence[Run]) -> list[_Entry]:
+    if not runs:
+        raise input_error("compare needs at least one run folder")
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):
+        names = [str(run.folder) for run in runs]
+    return [
+        _Entry(name, run, {s.metric: s for s in read_scores(run) if s.split == "heldout"})
+        for name, run in zip(names, runs, strict=True)
+    ]
+
+
+def _shared_attackers(entries: Sequence[_Entry], metric: str) -> set[tuple[str, str]]:
+    """(attack, setting) that every run has, and that diverged in none."""
+    sets = [
+        {(a.attack, a.setting) for a in e.scores[metric].attackers if not a.diverged}
+        for e in entries
+    ]
+    return set.intersection(*sets)
+
+
+def _cells(
+    scores: Scores, shared: set[tuple[str, str]], seed: int, resamples: int
+) -> dict[tuple[str, str], _Cell]:
+    draw = Resampler(scores.shape, resamples=resamples, seed=seed, share=scores.is_share)
+    cells = {}
+    if "edited" in scores.before:
+        before = draw.mean(scores.before["edited"][:, None], "edited")
+        cells[scores.metric, "before"] = _Cell("before any attack", before[:, 0])
+    for quantity in ("cheap", "any"):
+        found = [
+            _strongest(a, draw)
+            for a in scores.attackers
+            if (a.attack, a.setting) in shared and "edited" in a.y
+            if a.cheap or quantity == "any"
+        ]
+        if found:
+            # NaN is not measured: it is never the worst, unless there is nothing else
+            cells[scores.metric, quantity] = max(
+                found, key=lambda c: np.nan_to_num(c.draws[0], nan=-1)
+            )
+    return cells
+
+
+def _strongest(attacker: Attacker, draw: Resampler) -> _Cell:
+    means = draw.mean(attacker.y["edited"], "edited")
+    at = int(np.argmax(np.nan_to_num(means[0], nan=-1)))
+    where = " ".join(filter(None, (attacker.attack, attacker.setting)))
+    return _Cell(f"{where}, step {attacker.steps[at]:g}", means[:, at])
+
+
+def _facts(e: _Entry) -> dict[str, Any]:
+    edits = e.run.edits
+    disruption = [edit.get("disruption") or {} for edit in edits]
+    cost = [edit.get("cost") or {} for edit in edits]
+    return {
+        "run": e.name,
+        "method": _same(edit.get("method") for edit in edits),
+        "verdict": (e.run.verdict or {}).get("verdict", "not judged"),
+        "far KL": mean(d.get("kl") for d in disruption),
+        "near CE": mean(d.get("near_ce") for d in disruption),
+        "binds": _same(edit.get("binding") for edit in edits),
+        "budget used": mean(_used(edit) for edit in edits),
+        "seconds": mean(c.get("seconds") for c in cost),
+        "peak GiB": max((number(c.get("peak_bytes")) for c in cost), default=np.nan) / 2**30,
+        "seeds": len(edits),
+    }
+
+
+def _same(values: Iterable[Any]) -> str:
+    """What all seeds have, or each of them."""
+    return " / ".join(dict.fromkeys(str(v) for v in values if v is not None)) or "-"
+
+
+def _used(edit: Mapping[str, Any]) -> float:
+    """Share of the binding budget; an optional budget that was not set does not bind."""
+    disruption, budget = edit.get("disruption") or {}, edit.get("budget") or {}
+    shares = [number(disruption.get(k)) / number(budget.get(k)) for k in ("kl", "near_ce")]
+    return max((s for s in shares if not np.isnan(s)), default=np.nan)
+
+
+def _behaviour(e: _Entry, metrics: Sequence[str]) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for metric in metrics:
+        for quantity, words in QUANTITIES.items():
+            cell = e.cells.get((metric, quantity))
+            column = f"{metric}: {words}"
+            estimate = interval(cell.draws) if cell else (np.nan, np.nan, np.nan)
+            row |= dict(zip((column, f"{column} low", f"{column} high"), estimate, strict=True))
+            if quantity != "before":
+                row[f"{column}, by"] = cell.name if cell else "-"
+    return row
+
+
+def _differences(a: _Entry, b: _Entry, metric: str) -> list[dict[str, Any]]:
+    rows = []
+    for quantity, words in QUANTITIES.items():
+        cells = [e.cells.get((metric, quantity)) for e in (a, b)]
+        if cells[0] is None or cells[1] is None:
+            continue
+        value, low, high = interval(cells[0].draws - cells[1].draws)
+        rows.append(
+            {
+                "run_a": a.name, "run_b": b.name, "metric": metric, "quantity": words,
+                "difference": value, "low": low, "high": high, "clear": bool(low > 0 or high < 0),
+                "n": a.scores[metric].shape[1],
+            }
+        )  # fmt: skip
+    return rows
+
+
+# --------------------------------------------------------------------------------------- notes
+
+
+def _unpaired(a: _Entry, b: _Entry, metric: str) -> str:
+    """Why two runs cannot be paired on a metric; empty when they can."""
+    if metric not in a.scores or metric not in b.scores:
+        return f"{metric}: not measured in both {a.name} and {b.name}"
+    corpora = [
+        ((e.run.record.get("corpora") or {}).get("heldout") or {}).get("hash") for e in (a, b)
+    ]
+    if corpora[0] != corpora[1] or a.scores[metric].items != b.scores[metric].items:
+        return f"{metric}: {a.name} and {b.name} were measured on other items, so not paired"
+    return ""
+
+
+def _equality_notes(entries: Sequence[_Entry]) -> list[str]:
+    edits = [(e.name, edit) for e in entries for edit in e.run.edits]
+    notes = [
+        f"{name}: seed {edit.get('seed')} used {_used(edit):.0%} of its budget, "
+        "so it is not at equal disruption"
+        for name, edit in edits
+        if not EQUAL[0] <= _used(edit) <= EQUAL[1]
+    ]
+    budgets = {tuple(sorted((edit.get("budget") or {}).items(), key=str)) for _, edit in edits}
+    if len(budgets) > 1:
+        notes.append("the runs had different budgets, so they are not at equal disruption")
+    models = {(e.run.record.get("model") or {}).get("hash") for e in entries}
+    if len(models) > 1:
+        notes.append("the runs edited different models")
+    return notes
+
+
+def _attacker_notes(
+    entries: Sequence[_Entry], metric: str, shared: set[tuple[str, str]]
+) -> list[str]:
+    every = {(a.attack, a.setting) for e in entries for a in e.scores[metric].attackers}
+    left_out = sorted(" ".join(filter(None, key)) for key in every - shared)
+    if not left_out:
+        return []
+    return [f"{metric}: left out, as diverged or not in all runs: {', '.join(left_out)}"]

@@ -1,0 +1,191 @@
+"""The report of a run: one HTML file that opens anywhere, and the same in markdown.
+
+    report("runs/threats")                  # writes report.html and report.md into the folder
+    report("runs/threats", redact=True)     # lengths and hashes in place of what was said
+
+The page needs no script, no network and no other file. What stands on it is made in
+``analysis.sections``; how it looks is ``report.html.j2``.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import ChainableUndefined, Environment, FileSystemLoader
+
+from analysis import markup, sections
+from analysis.tables import Run, read_run
+
+Content = dict[str, Any]
+
+VERDICTS = {
+    "INTACT": ("intact", "The edit left the behaviour as it was."),
+    "DISABLED": ("disabled", "Switched off, not gone: something cheap brings the behaviour back."),
+    "WEAKENED": (
+        "weakened",
+        "Less of the behaviour, but neither gone nor shown to be only hidden.",
+    ),
+    "REMOVED": ("removed", "Gone, as far as cheap attacks can tell."),
+    "ROBUSTLY REMOVED": (
+        "robust",
+        "Gone: teaching the behaviour again is no faster than teaching it to a model that never "
+        "had it.",
+    ),
+    "UNDECIDED": ("undecided", "The measurements do not decide it."),
+}
+"""Verdict -> its tone on the page, and what it means in one sentence; from worst to best."""
+
+
+def report(
+    folder: str | Path | Run, *, redact: bool = False, out: str | Path | None = None
+) -> Path:
+    """Write ``report.html`` and ``report.md``; a run that was not judged is judged first.
+
+    Args:
+        folder: a run folder, or what ``read_run`` made of it.
+        redact: replace every prompt and completion by its length and a hash.
+        out: the folder to write to, if not the run's own.
+
+    Returns:
+        The path of ``report.html``.
+
+    Raises:
+        InputError: see ``read_run``.
+    """
+    run, unjudged = _judged(read_run(folder))
+    content = collect(run, redact=redact, unjudged=unjudged)
+    target = Path(out) if out is not None else run.folder
+    target.mkdir(parents=True, exist_ok=True)
+    pages = _environment()
+    for name in ("report.md", "report.html"):
+        _write(target / name, pages.get_template(f"{name}.j2").render(content))
+    return target / "report.html"
+
+
+def collect(run: Run, *, redact: bool = False, unjudged: str = "") -> Content:
+    """Everything that both pages say, section by section; no figure is drawn twice."""
+    return {
+        "name": run.name,
+        "status": _status(run),
+        "verdict": _verdict(run, unjudged),
+        "scale": [(word, tone) for word, (tone, _) in VERDICTS.items() if word != "UNDECIDED"],
+        "facts": sections.facts(run),
+        "decisive": sections.decisive(run),
+        "summary": sections.summary(run),
+        "curves": sections.curves(run),
+        "elsewhere": sections.elsewhere(run),
+        "samples": sections.samples(run, redact=redact),
+        "where": sections.where(run),
+        "attacks": sections.attacks(run),
+        "judgement": sections.judgement(run),
+        "provenance": _provenance(run),
+        "redact": redact,
+    }
+
+
+def _judged(run: Run) -> tuple[Run, str]:
+    """The run with its verdict, or why it has none: a broken run still gets its page."""
+    if run.verdict is not None:
+        return run, ""
+    from analysis.verdict import judge
+
+    try:
+        return replace(run, verdict=judge(run).to_dict()), ""
+    except (ValueError, KeyError) as error:
+        return run, f"it could not be judged: {error}"
+
+
+def _status(run: Run) -> Content:
+    status = str(run.record.get("status") or "unknown")
+    told = {
+        "failed": "This run failed. What it measured before that is shown below.",
+        "interrupted": "This run was interrupted. What it measured before that is shown below.",
+        "running": "This run has not ended. What it has measured so far is shown below.",
+    }
+    note = "" if status == "done" else told.get(status, f"The status of this run is {status}.")
+    return {"word": status, "note": note, "error": run.record.get("error") or ""}
+
+
+def _verdict(run: Run, unjudged: str) -> Content:
+    verdict = run.verdict or {"verdict": "UNDECIDED", "reason": unjudged or "it was not judged"}
+    word = str(verdict.get("verdict") or "UNDECIDED")
+    tone, meaning = VERDICTS.get(word, VERDICTS["UNDECIDED"])
+    return {
+        "word": word,
+        "tone": tone,
+        "meaning": meaning,
+        "reason": str(verdict.get("reason") or ""),
+        "doubts": [str(doubt) for doubt in verdict.get("doubts") or []],
+    }
+
+
+def _provenance(run: Run) -> Content:
+    record = run.record
+    return {
+        "command": record.get("command"),
+        "started": record.get("started"),
+        "finished": record.get("finished"),
+        "seeds": record.get("seeds") or [],
+        "model": record.get("model") or {},
+        "organism": record.get("organism") or {},
+        "never": record.get("never") or {},
+        "referee": record.get("referee") or {},
+        "environment": record.get("environment") or {},
+        "corpora": record.get("corpora") or {},
+        "cost": record.get("cost") or {},
+        "edits": run.edits,
+        "config": _yaml(record.get("config")),
+        "config_given": _yaml(record.get("config_given")),
+    }
+
+
+def _yaml(content: Any) -> str:
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True) if content else ""
+
+
+def _environment() -> Environment:
+    """Escaping is on for HTML, and nothing invisible passes on any page.
+
+    What a record lacks is as good as null: a run that failed early still gets its page.
+    """
+    pages = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=lambda name: bool(name) and name.endswith(".html.j2"),
+        finalize=_finalize,
+        undefined=ChainableUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    pages.filters |= {
+        "num": markup.num,
+        "fixed": markup.fixed,
+        "when": markup.when,
+        "given": lambda value: f"{markup.number(value):g}",
+        "plus_minus": markup.plus_minus,
+        "duration": markup.duration,
+        "quantity": markup.quantity,
+        "md": markup.markdown_text,
+        "sentence": lambda text: text[:1].upper() + text[1:],
+    }
+    pages.globals |= {"interval": markup.interval, "arm_class": sections.arm_class}
+    return pages
+
+
+def _finalize(value: Any) -> Any:
+    if value is None:
+        return markup.DASH
+    return markup.visible(value) if type(value) is str else value
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8", errors="replace")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

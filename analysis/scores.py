@@ -1,0 +1,259 @@
+"""Per-item scores as arrays, and the paired bootstrap over items and seeds.
+
+The unit is one metric on one split (``Scores``): ``before[arm]`` is ``[seed, item]``, each attacker
+(one attack with one setting) holds ``y[arm]``, ``[seed, step, item]``. Items are those that every
+arm, step and attacker has, seeds likewise; an arm that was measured once (a control does not depend
+on the seed of the edit) is repeated for every seed. NaN stays NaN and reaches every number that
+depends on it.
+
+**Bootstrap.** A resample is one draw of items and one draw of seeds with replacement, as counts
+``c_i`` and ``k_s``, the same in all arms, steps and attackers:
+
+    mean_b = sum_s sum_i k_s c_i y[s, i] / (n_seeds n_items)
+
+so that what arms share (an item that is easy for all of them) cancels in differences; intervals are
+percentiles (Efron and Tibshirani 1993, ch. 13 and 16). With few seeds this understates their spread
+(the variance by the factor (S - 1) / S): a single seed shows none at all, which is a doubt.
+
+**Shares.** 0 of 32 samples has no spread to resample, yet is compatible with a rate of 3 / 32. If
+the scores are yes or no, a resample therefore holds one more, unseen item of weight Beta(1, n) that
+is yes or no at even odds (the Dirichlet process posterior; Ferguson 1973, Rubin 1981 without the
+unseen item). For 0 of n the upper bound is then 1 - .05^(1/n): the rule of three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis.tables import METRICS, Run, grouped, in_order
+
+Array = NDArray[np.float64]
+
+CONTROLS = ("original", "never")
+
+
+class Estimate(NamedTuple):
+    """A number with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return range_text(*self)
+
+
+def range_text(value: float, low: float, high: float) -> str:
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+@dataclass(frozen=True)
+class Attacker:
+    """One attack with one setting, on every arm, seen by one metric on one split."""
+
+    attack: str
+    steps: Array
+    y: Mapping[str, Array]
+    """arm -> ``[seed, step, item]``"""
+    setting: str = ""
+    cheap: bool = True
+    converged: bool = True
+    """The arms that hold the edit (edited, matched) were flat at the end, in every seed."""
+    diverged: bool = False
+    """In any arm, in any seed."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One metric on one split: behaviour before any attack, and under each attacker."""
+
+    metric: str
+    split: str
+    before: Mapping[str, Array]
+    """arm -> ``[seed, item]``"""
+    attackers: tuple[Attacker, ...] = ()
+    seeds_left_out: int = 0
+    """Seeds that not every arm and attacker has."""
+    items: tuple[int, ...] = ()
+    """Numbers of the items, where they come from a run."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(seeds, items)"""
+        return next((y.shape for y in self.before.values()), (0, 0))
+
+    @property
+    def is_share(self) -> bool:
+        """Scores are yes or no (or means of few such)."""
+        values = [*self.before.values(), *(y for a in self.attackers for y in a.y.values())]
+        return self.metric == "sampled" or all(np.isin(v, (0.0, 1.0)).all() for v in values)
+
+
+# --------------------------------------------------------------------------------- the bootstrap
+
+
+class Resampler:
+    """Weights of items and seeds; row 0 is the sample itself, rows 1 ... are resamples.
+
+    Two resamplers with the same seed and number of items draw the same items, whatever their
+    seeds: so runs with different methods are compared on the same resampled items.
+    """
+
+    def __init__(
+        self, shape: tuple[int, int], *, resamples: int = 1000, seed: int = 0, share: bool = False
+    ) -> None:
+        n_seeds, n_items = shape
+        rng = np.random.default_rng(seed)
+        self.items = _weights(rng, resamples, n_items)
+        self.seeds = _weights(rng, resamples, n_seeds)
+        self._resamples, self._n_items, self._seed, self._share = resamples, n_items, seed, share
+
+    def mean(self, y: Array, arm: str) -> Array:
+        """``[seed, step, item]`` -> ``[1 + resamples, step]``."""
+        with np.errstate(invalid="ignore"):  # NaN in, NaN out
+            means = np.einsum("bs,stb->bt", self.seeds, y @ self.items.T)
+        if self._share:
+            weight, value = self._unseen(arm)
+            means = (1 - weight) * means + weight * value
+        return means
+
+    def _unseen(self, arm: str) -> tuple[Array, Array]:
+        """Weight and value of the unseen item: the same along all of an arm's curves."""
+        rng = np.random.default_rng([self._seed, *arm.encode()])
+        weight = rng.beta(1, self._n_items, (1 + self._resamples, 1))
+        weight[0] = 0
+        return weight, rng.integers(0, 2, weight.shape).astype(float)
+
+
+def _weights(rng: np.random.Generator, resamples: int, n: int) -> Array:
+    counts = rng.multinomial(n, np.full(n, 1 / n), size=resamples)
+    return np.vstack([np.full(n, 1 / n), counts / n])
+
+
+def interval(draws: Array, confidence: float = 0.95) -> Estimate:
+    """``[1 + resamples]`` -> value and percentile interval."""
+    low, high = np.quantile(draws[1:], [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Estimate(float(draws[0]), float(low), float(high))
+
+
+def highest(draws: Array, confidence: float = 0.95) -> Estimate:
+    """``[1 + resamples, step]`` -> the maximum over steps, careful on both sides.
+
+    The maximum of noisy numbers is biased upward. Low: at *one* step the mean is at least this
+    (the highest of the steps' own lower bounds). High: *all* steps together are below this.
+    """
+    lows = np.quantile(draws[1:], (1 - confidence) / 2, axis=0)
+    high = np.quantile(draws[1:].max(axis=1), (1 + confidence) / 2)
+    return Estimate(float(draws[0].max()), float(lows.max()), float(high))
+
+
+# ------------------------------------------------------------------------- items.parquet to arrays
+
+
+def read_scores(run: Run) -> list[Scores]:
+    """One ``Scores`` per metric and split, in their usual order."""
+    groups = grouped(run.items, "metric", "split")
+    return [
+        _scores(run, metric, split, groups[metric, split])
+        for metric in in_order({m for m, _ in groups}, METRICS)
+        for split in in_order({s for m, s in groups if m == metric}, ("heldout", "ood"))
+    ]
+
+
+def _scores(run: Run, metric: str, split: str, rows: pd.DataFrame) -> Scores:
+    rows = rows.loc[np.isin(rows["item"], _common_items(rows))]
+    groups = grouped(rows, "attack", "setting")
+    seeds = _common_seeds(groups.values())
+    items = np.unique(rows["item"].to_numpy())
+    flags = grouped(run.curves, "attack", "setting")
+    no_curves = run.curves.head(0)
+    before: dict[str, Array] = {}
+    attackers = []
+    for (attack, setting), group in groups.items():
+        curves = flags.get((attack, setting), no_curves)
+        steps, y = _arrays(group, curves, seeds, items)
+        if attack == "none":
+            before = {arm: values[:, 0] for arm, values in y.items()}
+        else:
+            attackers.append(Attacker(attack, steps, y, setting, **_flags(curves)))
+    left_out = rows.loc[rows["arm"] == "edited", "seed"].nunique() - len(seeds)
+    return Scores(metric, split, before, tuple(attackers), left_out, tuple(items.tolist()))
+
+
+def _common_items(rows: pd.DataFrame) -> NDArray:
+    """Items that every attacker, arm, seed and step has."""
+    cells = rows.groupby(["attack", "setting", "arm", "seed", "step"]).ngroup()
+    seen = cells.groupby(rows["item"]).nunique()
+    return seen.index[seen == cells.nunique()].to_numpy()
+
+
+def _common_seeds(groups: Iterable[pd.DataFrame]) -> Array:
+    """Seeds that all have, where a control with a single seed stands for every seed."""
+    sets = [(arm, set(s.unique())) for g in groups for arm, s in g.groupby("arm")["seed"]]
+    binding = [s for arm, s in sets if len(s) > 1 or arm not in CONTROLS]
+    return np.array(sorted(reduce(set.intersection, binding)) if binding else [])
+
+
+def _flags(curves: pd.DataFrame) -> dict[str, bool]:
+    """cheap, converged, diverged. Attacks without steps have nothing to converge."""
+    tested = curves[curves["arm"].isin(("edited", "matched"))]
+    stepless = len(curves) > 0 and bool((curves["step"] == 0).all())
+    return {
+        "cheap": len(curves) > 0 and bool(curves["cheap"].astype(bool).all()),
+        "converged": stepless or (len(tested) > 0 and bool(tested["converged"].astype(bool).all())),
+        "diverged": bool(curves["diverged"].astype(bool).any()),
+    }
+
+
+def _arrays(
+    rows: pd.DataFrame, curves: pd.DataFrame, seeds: Array, items: Array
+) -> tuple[Array, dict[str, Array]]:
+    """Steps that all arms and seeds share, and arm -> ``[seed, step, item]``."""
+    steps = np.unique(rows["step"].to_numpy())
+    flat = curves.groupby(["arm", "seed"])["converged"].all().to_dict()
+    y, present = {}, np.ones(len(steps), bool)
+    for arm, of_arm in rows.groupby("arm"):
+        own = np.unique(of_arm["seed"].to_numpy())
+        cube = _cube(of_arm, own, steps, items)
+        measured = _cube(of_arm.assign(value=1.0), own, steps, items)[..., 0] == 1
+        for s, seed in enumerate(own):
+            if flat.get((arm, seed), False):
+                _hold(cube[s], measured[s])
+        pick = np.searchsorted(own, seeds) if len(own) > 1 else np.zeros(len(seeds), int)
+        y[str(arm)] = cube[pick]
+        present &= measured[pick].all(axis=0)
+    if not present.any():  # the arms share no step: nothing can be said, and NaN says it
+        return np.zeros(1), {arm: np.full_like(v[:, :1], np.nan) for arm, v in y.items()}
+    return steps[present].astype(float), {arm: v[:, present] for arm, v in y.items()}
+
+
+def _cube(rows: pd.DataFrame, seeds: NDArray, steps: Array, items: Array) -> Array:
+    """``[seed, step, item]``, mean over repeated rows; NaN where there is no row."""
+    shape = (len(seeds), len(steps), len(items))
+    index = np.ravel_multi_index(
+        (
+            np.searchsorted(seeds, rows["seed"].to_numpy()),
+            np.searchsorted(steps, rows["step"].to_numpy()),
+            np.searchsorted(items, rows["item"].to_numpy()),
+        ),
+        shape,
+    )
+    size = int(np.prod(shape))
+    count = np.bincount(index, minlength=size)
+    total = np.bincount(index, weights=rows["value"].to_numpy(float), minlength=size)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan).reshape(shape)
+
+
+def _hold(y: Array, measured: NDArray[np.bool_]) -> None:
+    """Arms stop when they are flat: one that ended before the others keeps its last value."""
+    ends = np.flatnonzero(measured)
+    if len(ends):
+        y[ends[-1] + 1 :] = y[ends[-1]]
+        measured[ends[-1] + 1 :] = True

@@ -1,0 +1,336 @@
+"""What stands in each section of the report: plain values, and figures ready to be placed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from analysis import markup, plots
+from analysis.plots import Frame
+from analysis.style import ARMS, METRICS
+from analysis.tables import Run, in_order, number, summary_table
+
+Content = dict[str, Any]
+Row = Mapping[str, Any]
+
+PROMPTS = 8
+TOP_SITES = 10
+PANELS = 60
+"""Most panels of curves on one page; the data of the others can be downloaded from it."""
+EVIDENCE_SITES = 40
+
+
+def facts(run: Run) -> list[tuple[str, str]]:
+    """What a reader asks first: which model, what is compared with what, how much was measured."""
+    verdict, record = run.verdict or {}, run.record
+    kept = {True: "kept", False: "broken", None: "none was set"}[verdict.get("within_budget")]
+    sizes = {(m.get("n_items"), m.get("n_seeds")) for m in (verdict.get("metrics") or {}).values()}
+    known = [(i, s) for i, s in sizes if i and s]
+    edits = dict.fromkeys(str(e.get("method")) for e in run.edits)
+    found = [
+        ("model", str((record.get("model") or {}).get("name") or "")),
+        ("edit", ", ".join(edits) or "none: two models, judged as they are"),
+        ("budget", kept),
+        ("battery", str(verdict.get("battery") or "")),
+        ("never-learned control", _named(record.get("never")) or "none"),
+        ("measured on", f"{known[0][0]} items × {known[0][1]} seeds" if len(known) == 1 else ""),
+    ]
+    return [(name, value) for name, value in found if value]
+
+
+def _named(thing: Any) -> str:
+    """``{"kind": "model", "name": "never"}`` in words."""
+    if not isinstance(thing, Mapping):
+        return str(thing or "")
+    name, kind = thing.get("name") or "", thing.get("kind") or ""
+    return f"{name} ({kind})" if name and kind else str(name or kind)
+
+
+def decisive(run: Run) -> Content | None:
+    """The attack under which most came back: the picture beside the verdict."""
+    rows = plots.worst(run.verdict).to_dict("records")
+    for row in sorted(rows, key=lambda r: -r["max_R"]):
+        metric = str(row["metric"])
+        panels = plots.curve_panels(plots.curve_rows(run, metric))
+        panel = panels.get((str(row["attack"]), str(row["setting"] or "")))
+        if panel is not None and "edited" in set(panel["arm"]):
+            alt = f"{METRICS.get(metric, metric)} under {row['attack']} {row['setting'] or ''}"
+            return {"figure": markup.embed(plots.curves(panel, metric), alt), "max_R": row["max_R"]}
+    return None
+
+
+# -------------------------------------------------------------------------------------- behaviour
+
+
+def summary(run: Run) -> Content:
+    """The small table: per metric and arm the behaviour before, and at worst under each attack."""
+    table = summary_table(run)
+    wide = [c for c in table.columns if ": " in c]
+    columns = list(dict.fromkeys(c.partition(": ")[2] for c in wide))
+    groups = []
+    for metric in dict.fromkeys(c.partition(": ")[0] for c in wide):
+        own = table.reindex(columns=[f"{metric}: {column}" for column in columns])
+        groups.append(
+            {
+                "metric": METRICS.get(metric, metric),
+                "top": max(number(own.max(axis=None, skipna=True)), 1e-9),
+                "rows": list(zip(table["arm"], own.to_numpy(float).tolist(), strict=True)),
+            }
+        )
+    disruption = table.reindex(columns=["arm", "far KL", "near CE"])
+    return {"columns": columns, "groups": groups, "disruption": disruption.to_dict("records")}
+
+
+def curves(run: Run) -> list[Content]:
+    """Per metric one figure per attack and setting, the first metric open."""
+    groups, drawn = [], 0
+    for metric in in_order(run.curves["metric"], list(METRICS)):
+        rows = plots.curve_rows(run, metric)
+        if rows.empty:
+            continue
+        panels = plots.curve_panels(rows)
+        shown = dict(list(panels.items())[: max(0, PANELS - drawn)])
+        drawn += len(shown)
+        groups.append(
+            {
+                "metric": metric,
+                "name": METRICS.get(metric, metric),
+                "figures": [_panel(key, p, metric, rows) for key, p in shown.items()],
+                "left_out": len(panels) - len(shown),
+                "data": markup.csv_link(rows, f"curves-{metric}"),
+            }
+        )
+    return groups
+
+
+def _panel(key: tuple[str, str], panel: Any, metric: str, rows: Any) -> Any:
+    figure = plots.curves(panel, metric, top=plots.ceiling(rows))
+    ends = plots.pooled(panel[panel["step"] == panel["step"].max()], ["arm"])
+    told = ", ".join(f"{r.arm} {r.value:.3g}" for r in ends.itertuples())
+    name = METRICS.get(metric, metric)
+    return markup.embed(figure, f"{name} under {' '.join(key).strip()}; at its end: {told}")
+
+
+# -------------------------------------------------------------------------------------- elsewhere
+
+
+def elsewhere(run: Run) -> Content:
+    """Disruption against its budgets, beside the never-learned model's own distance."""
+    measures = [
+        _disruption(run, "kl", "far KL", "on text that has nothing to do with the edit"),
+        _disruption(run, "near_ce", "near CE", "on held-out good neighbours"),
+    ]
+    trace = {"figure": None}
+    if not run.trace.empty:
+        alt = "forget score against disruption along the edit, one line per seed"
+        data = markup.csv_link(run.trace, "trace")
+        trace = {"figure": markup.embed(plots.trace(run), alt), "data": data}
+    return {"measures": [m for m in measures if m["bars"]], "edits": run.edits, "trace": trace}
+
+
+def _disruption(run: Run, key: str, name: str, where: str) -> Content:
+    bars = []
+    for edit in run.edits:
+        found = edit.get("disruption") or {}
+        bars.append(
+            {
+                "name": f"edited, seed {edit.get('seed')}",
+                "arm": "edited",
+                "value": number(found.get(key)),
+                "stderr": number(found.get(f"{key}_stderr")),
+                "n": found.get(f"{key}_n"),
+                "binds": edit.get("binding") == key,
+            }
+        )
+    for arm, found in (run.record.get("yardsticks") or {}).items():
+        value = number((found or {}).get(key))
+        bars.append({"name": f"{arm}, as it is", "arm": arm, "value": value, "stderr": None})
+    budgets = [number((e.get("budget") or {}).get(key)) for e in run.edits]
+    budget = max((b for b in budgets if b == b), default=None)
+    reach = [b["value"] for b in bars if b["value"] == b["value"]] + [budget or 0.0]
+    top = 1.08 * max(reach) or 1.0
+    for bar in bars:
+        bar["share"] = max(0.0, bar["value"] / top) if bar["value"] == bar["value"] else 0.0
+    at = None if budget is None else budget / top
+    return {"key": key, "name": name, "where": where, "bars": bars, "budget": budget, "at": at}
+
+
+# ---------------------------------------------------------------------------------------- samples
+
+
+def samples(run: Run, *, redact: bool = False) -> Content:
+    """The same prompts, chosen by the seed, in four columns."""
+    attack = _sampled_attack(run)
+    columns = [
+        ("never", "never learned", _first(run, "never", ("none", ""))),
+        ("original", "original", _first(run, "original", ("none", ""))),
+        ("edited", "edited", _first(run, "edited", ("none", ""))),
+    ]
+    if attack:
+        title = f"edited, after {attack[0]}" + (f" ({attack[1]})" if attack[1] else "")
+        columns.append(("edited", title, _first(run, "edited", attack)))
+    columns = [c for c in columns if c[2]]
+    items = sorted({item for _, _, found in columns for item in found}, key=str)
+    chosen = random.Random(_seed(run)).sample(items, min(PROMPTS, len(items)))
+    prompts = []
+    for item in sorted(chosen, key=str):
+        found = [(arm, title, of_item.get(item)) for arm, title, of_item in columns]
+        prompt = next(s for _, _, s in found if s).get("prompt")
+        cells = [{"arm": arm, "title": title, **_cell(s, redact)} for arm, title, s in found]
+        prompts.append({"item": item, "prompt": _text(prompt, redact), "cells": cells})
+    return {"prompts": prompts, "n_items": len(items), "rate": _rate(run)}
+
+
+def _sampled_attack(run: Run) -> tuple[str, str] | None:
+    """The attack under which most came back, among those that were sampled."""
+    sampled = dict.fromkeys(
+        (str(s.get("attack")), str(s.get("setting") or ""))
+        for s in run.samples
+        if s.get("arm") == "edited" and s.get("attack") not in (None, "none")
+    )
+    rows = plots.worst(run.verdict).to_dict("records")
+    judged = [
+        (str(r["attack"]), str(r["setting"] or "")) for r in sorted(rows, key=lambda r: -r["max_R"])
+    ]
+    return next((a for a in judged if a in sampled), next(iter(sampled), None))
+
+
+def _first(run: Run, arm: str, attack: tuple[str, str]) -> dict[Any, Row]:
+    """item -> its sample at the attack's last step, of the first seed that has one."""
+    of_arm = [
+        s
+        for s in run.samples
+        if s.get("arm") == arm and (s.get("attack"), s.get("setting") or "") == attack
+    ]
+    last = max((number(s.get("step")) for s in of_arm), default=0)
+    found: dict[Any, Row] = {}
+    for s in sorted(of_arm, key=lambda s: number(s.get("seed"))):
+        if number(s.get("step")) == last:
+            found.setdefault(s.get("item"), s)
+    return found
+
+
+def _seed(run: Run) -> int:
+    return int((run.record.get("seeds") or [0])[0])
+
+
+def _cell(sample: Row | None, redact: bool) -> Content:
+    if sample is None:
+        return {"text": None, "cut": "", "judged": None, "score": None}
+    text = _text(sample.get("completion"), redact)
+    return {**text, "judged": sample.get("is_behaviour"), "score": sample.get("referee")}
+
+
+def _text(text: Any, redact: bool) -> Content:
+    text = str(text or "")
+    shown, cut = (markup.redacted(text), "") if redact else markup.clip(text)
+    return {"text": shown, "cut": cut}
+
+
+def _rate(run: Run) -> Content | None:
+    table = plots.rate_table(run)
+    if table.empty:
+        return None
+    alt = "sampled rate per arm, before and at the end of each attack, with 95 % intervals"
+    figure = markup.embed(plots.samples_rate(run), alt)
+    return {"figure": figure, "data": markup.csv_link(table, "sampled-rate")}
+
+
+# ------------------------------------------------------------------------------------------ where
+
+
+def where(run: Run) -> Content:
+    """Where the behaviour separates, beside the nulls; what was measured inside the model."""
+    content: Content = {"figure": None, "sites": [], "n_sites": len(run.locate)}
+    if not run.locate.empty:
+        table = plots.separation(run.locate)
+        alt = "heat maps over layers and modules: held-out AUC above the null, and energy ratio"
+        content["figure"] = markup.embed(plots.separation_map(run.locate), alt)
+        content["data"] = markup.csv_link(table, "separation")
+        sites = run.locate.assign(above=run.locate["auc"] - run.locate["auc_shuffled"])
+        content["sites"] = sites.nlargest(TOP_SITES, "above").to_dict("records")
+    content["evidence"] = _evidence(run.evidence)
+    return content
+
+
+def _evidence(frame: Frame) -> list[Content]:
+    """Per kind a table of sites by arms; the null stands in its own column where arms share it."""
+    kinds = []
+    for kind in dict.fromkeys(frame["kind"]):
+        rows: Frame = frame[frame["kind"] == kind]
+        sites = []
+        for site in list(dict.fromkeys(rows["site"]))[:EVIDENCE_SITES]:
+            of_site = rows[rows["site"] == site].to_dict("records")
+            nulls = {repr(r["null"]) for r in of_site}
+            null = of_site[0]["null"] if len(nulls) == 1 else None
+            sites.append({"site": site, "arms": {r["arm"]: r for r in of_site}, "null": null})
+        meanings = list(dict.fromkeys(str(m) for m in rows["meaning"] if m))
+        arms = in_order(rows["arm"], ("original", "edited", "matched", "never"))
+        more = rows["site"].nunique() - len(sites)
+        kinds.append(
+            {"kind": kind, "meanings": meanings, "arms": arms, "sites": sites, "more": more}
+        )
+    return kinds
+
+
+# -------------------------------------------------------------------------------- attacks, verdict
+
+
+def attacks(run: Run) -> list[Content]:
+    """What each attack does, and how its settings ended on the edited model."""
+    declared = {str(a.get("name")): a for a in run.record.get("attacks") or []}
+    rows: Frame = run.curves
+    edited: Frame = rows[(rows["arm"] == "edited") & (rows["attack"] != "none")]
+    listed = []
+    for name in dict.fromkeys([*declared, *edited["attack"]]):
+        of_name = edited[edited["attack"] == name]
+        about = declared.get(name) or {"cheap": bool(of_name["cheap"].any())}
+        listed.append({**about, "name": name, "runs": _runs(of_name)})
+    return listed
+
+
+def _runs(rows: Frame) -> list[Content]:
+    return [
+        {
+            "setting": setting,
+            "steps": int(of_setting["step"].max()),
+            "tokens": number(of_setting["tokens"].max()),
+            "converged": bool(of_setting["converged"].all()),
+            "diverged": bool(of_setting["diverged"].any()),
+        }
+        for setting, of_setting in rows.groupby("setting", sort=False)
+    ]
+
+
+def judgement(run: Run) -> Content:
+    """The numbers that decided: per metric, per attacker, and the thresholds they were held to."""
+    verdict = run.verdict or {}
+    rows = [{"split": "heldout", **row} for row in verdict.get("attacks") or []]
+    strip, worst = None, plots.worst(verdict)
+    if not worst.empty:
+        alt = "how much of the behaviour came back under each attack, with 95 % intervals"
+        figure = markup.embed(plots.verdict_strip(run), alt)
+        strip = {"figure": figure, "data": markup.csv_link(worst, "came-back")}
+    metrics = {METRICS.get(m, m): values for m, values in (verdict.get("metrics") or {}).items()}
+    return {
+        "strip": strip,
+        "metrics": metrics,
+        "splits": {
+            split: _by_metric([r for r in rows if r["split"] == split])
+            for split in in_order((r["split"] for r in rows), ("heldout",))
+        },
+        "thresholds": verdict.get("thresholds") or {},
+    }
+
+
+def _by_metric(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Cheap attackers first, and the one under which most came back before the others."""
+    ordered = sorted(rows, key=lambda r: (not r.get("cheap"), -(r.get("max_R") or 0.0)))
+    metrics = in_order((str(r.get("metric")) for r in rows), list(METRICS))
+    return {METRICS.get(m, m): [r for r in ordered if str(r.get("metric")) == m] for m in metrics}
+
+
+def arm_class(arm: str) -> str:
+    """The style class of an arm; names that the house style does not know share one."""
+    return arm if arm in ARMS else "other"

@@ -1,0 +1,69 @@
+"""hooklearn: selective unlearning on hooked models, and an honest answer to "is it gone, or only switched off?".
+
+    import hooklearn as hl
+
+    model = hl.load("smollm2-135m-instruct")
+    result = hl.edit(model, "natural", forget=bad, retain=good, disruption=prose, budget=0.01)
+    with hl.edited(model, result.delta):
+        ...
+
+Names below are imported when first used: ``import hooklearn`` loads neither torch nor TransformerLens.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "load": "models",
+    "wrap": "models",
+    "sites": "models",
+    "edited": "models",
+    "export": "models",
+    "load_corpus": "data",
+    "Corpus": "data",
+    "capture": "api",
+    "locate": "locate",
+    "locate_sweep": "locate",
+    "Subspace": "locate",
+    "Subspaces": "locate",
+    "edit": "edit",
+    "attack": "api",
+    "behaviour": "api",
+    "run": "api",
+    "recipe": "recipes",
+    "load_delta": "store",
+    "save_delta": "store",
+    "Budget": "types",
+    "Delta": "types",
+    "Disruption": "types",
+    "EditResult": "types",
+    "Curve": "types",
+    "Site": "types",
+    "InputError": "types",
+}
+
+__all__ = ["__version__", *_WHERE]  # noqa: PLE0604 (names are strings)
+
+if TYPE_CHECKING:
+    from hooklearn.api import attack, behaviour, capture, run
+    from hooklearn.data import Corpus, load_corpus
+    from hooklearn.edit import edit
+    from hooklearn.locate import Subspace, Subspaces, locate, locate_sweep
+    from hooklearn.models import edited, export, load, sites, wrap
+    from hooklearn.recipes import recipe
+    from hooklearn.store import load_delta, save_delta
+    from hooklearn.types import Budget, Curve, Delta, Disruption, EditResult, InputError, Site
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(import_module(f"hooklearn.{_WHERE[name]}"), name)
+    raise AttributeError(f"module 'hooklearn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

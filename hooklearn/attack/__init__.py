@@ -1,0 +1,44 @@
+"""Attacks: cheap ones that show what was only switched off, and relearning to convergence."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from hooklearn.attack.curve import Arena, ArmState, Attack, Pending, Watcher
+from hooklearn.attack.few_shot import FewShot
+from hooklearn.attack.relearn import Erode, LowMutualInformation, Relearn
+from hooklearn.callable_module import make_callable
+from hooklearn.types import InputError
+
+ATTACKS: dict[str, type[Attack]] = {
+    a.name: a for a in (Relearn, LowMutualInformation, Erode, FewShot)
+}
+
+__all__ = ["ATTACKS", "Arena", "ArmState", "Attack", "Pending", "Watcher", "attack_of"]
+
+
+def attack_of(name: str, options: Mapping[str, Any] | None = None) -> Attack:
+    """An attack by name with its options.
+
+    Raises:
+        InputError: unknown name or option (with the nearest valid one).
+    """
+    if name not in ATTACKS:
+        near = difflib.get_close_matches(name, ATTACKS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"unknown attack {name!r}; valid: {', '.join(ATTACKS)}{hint}")
+    return ATTACKS[name].with_options(options or {})
+
+
+def attack(*args: Any, **kwargs: Any) -> Any:
+    """``hl.attack(model, delta, "relearn", ...)``: see :func:`hooklearn.api.attack`."""
+    from hooklearn import (
+        api,
+    )  # the verb needs the whole package; the package must not need the verb
+
+    return api.attack(*args, **kwargs)
+
+
+make_callable(__name__)

@@ -1,0 +1,283 @@
+"""Running an attack on every arm and watching the behaviour come back, or not.
+
+A curve never travels without its controls: the same attacker, on the same items, at the same steps, goes to the
+edited model, the original and (where there is one) the model that never had the thing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+
+from hooklearn import models
+from hooklearn.data import Corpus, TokenBatch
+from hooklearn.forward import Precision
+from hooklearn.measure import Likelihoods, Referee, Sample, sample
+from hooklearn.train import fit, log_spaced
+from hooklearn.types import NAN, ArmCurve, Curve, CurvePoint, Delta, InputError, NumericalError
+
+FLAT = 0.02
+"""A curve is flat when its last three looks differ by no more than this (probability) ..."""
+FLAT_SHARE = 0.05
+"""... or by this share of their largest value."""
+
+
+@dataclass(frozen=True)
+class ArmState:
+    """How to get one arm: a model and what to add to its weights."""
+
+    name: str
+    model: Any
+    delta: Delta | None = None
+
+    @contextlib.contextmanager
+    def entered(self, *, training: bool) -> Iterator[Any]:
+        """The arm's model; whatever happens to it inside is undone on leaving."""
+        with contextlib.ExitStack() as stack:
+            if training:
+                stack.enter_context(models.restored(self.model))
+            if self.delta is not None:
+                stack.enter_context(models.edited(self.model, self.delta))
+            yield self.model
+
+
+@dataclass
+class Pending:
+    """Samples that wait for the referee, which may need the very weights that are under attack now."""
+
+    arm: str
+    attack: str
+    setting: str
+    step: int
+    seed: int
+    split: str
+    corpus: Corpus
+    samples: list[Sample]
+
+
+@dataclass
+class Watcher:
+    """Measures the behaviour of whatever state the model is in."""
+
+    heldout: Likelihoods
+    ood: Likelihoods | None = None
+    permuted: Likelihoods | None = None
+    """The same items with answers permuted: the surrogate for a never-learned arm (facts)."""
+    referee: Referee | None = None
+    n_samples: int = 32
+    new_tokens: int = 36
+    greedy_too: bool = False
+    precision: Precision = "auto"
+    pending: list[Pending] = field(default_factory=list)
+
+    def likelihood(self, model: Any, step: int, tokens: int, *, ood: bool) -> list[CurvePoint]:
+        splits = [self.heldout, *([self.ood] if ood and self.ood is not None else [])]
+        return [
+            CurvePoint(step, tokens, metric, split.split, tuple(values.tolist()))
+            for split in splits
+            for metric, values in split.measure(model, precision=self.precision).items()
+        ]
+
+    def surrogate(self, model: Any, step: int, tokens: int) -> list[CurvePoint]:
+        """What the permuted answers get at this step: the never arm of a knowledge run."""
+        if self.permuted is None:
+            return []
+        measured = self.permuted.measure(model, precision=self.precision)
+        points = [
+            CurvePoint(
+                step, tokens, "completion", "heldout", tuple(measured["completion"].tolist())
+            )
+        ]
+        if "preference" in measured:  # multiple choice: chance
+            chance = tuple(1 / len(r["choices"]) for r in self.permuted.corpus.rows)
+            points.append(CurvePoint(step, tokens, "preference", "heldout", chance))
+        return points
+
+    def sample(self, model: Any, arm: str, attack: str, setting: str, step: int, seed: int) -> None:
+        if self.referee is None or self.n_samples == 0:
+            return
+        corpus = self.heldout.corpus
+        drawn = sample(model, corpus, n=self.n_samples, new_tokens=self.new_tokens, seed=seed)
+        if self.greedy_too:
+            drawn += sample(
+                model,
+                corpus,
+                n=self.n_samples,
+                new_tokens=self.new_tokens,
+                temperature=0,
+                seed=seed,
+            )
+        if drawn:
+            self.pending.append(Pending(arm, attack, setting, step, seed, "heldout", corpus, drawn))
+
+
+@dataclass(frozen=True)
+class Arena:
+    """Everything that attacks share: the arms, the eyes, the attacker's data."""
+
+    arms: Sequence[ArmState]
+    watcher: Watcher
+    attack_train: Corpus | None = None
+    unrelated: Corpus | None = None
+    retain: Corpus | None = None
+    seed: int = 0
+    precision: Precision = "auto"
+    max_tokens: int = 1024
+    progress: Callable[[str], None] = lambda _: None
+
+    def corpus(self, role: str) -> Corpus:
+        found = getattr(self, role)
+        if found is None:
+            raise InputError(f"this attack needs a {role!r} corpus, and none was given")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack(ABC):
+    """A final dataclass per attack: its fields are its options, its docstring's first line what it is."""
+
+    name: ClassVar[str]
+    source: ClassVar[str]
+    cheap: ClassVar[bool]
+    """No demonstrations of the behaviour itself, or a handful, or independent facts only."""
+
+    @abstractmethod
+    def curves(self, arena: Arena) -> list[Curve]:
+        """One curve per setting (learning rate, say), each with all arms."""
+
+    @abstractmethod
+    def settings(self) -> list[str]: ...
+
+    @classmethod
+    def summary(cls) -> str:
+        return (cls.__doc__ or "").strip().splitlines()[0]
+
+    @classmethod
+    def with_options(cls, options: Mapping[str, Any]) -> Attack:
+        valid = [f.name for f in dataclasses.fields(cls)]
+        for key in options:
+            if key not in valid:
+                near = difflib.get_close_matches(key, valid, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise InputError(
+                    f"attack {cls.name!r} has no option {key!r}; valid: {', '.join(valid)}{hint}"
+                )
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+
+
+def is_flat(values: Sequence[float]) -> bool:
+    """The last three looks agree."""
+    if len(values) < 4:
+        return False
+    last = values[-3:]
+    return max(last) - min(last) <= max(FLAT, FLAT_SHARE * max(last))
+
+
+Stream = Callable[[], Iterable[TokenBatch]]
+
+
+def training_curve(
+    arena: Arena,
+    *,
+    attack: str,
+    setting: str,
+    cheap: bool,
+    stream: Stream,
+    learning_rate: float,
+    steps: int,
+    min_steps: int,
+    optimizer: str = "adam",
+) -> Curve:
+    """Full fine-tuning of every arm on the same batches, looked at on a log scale of steps.
+
+    The edited arm runs until its curve is flat (but at least ``min_steps``) or the cap; the controls run exactly as
+    long, so that all arms are compared at the same steps.
+    """
+    done: dict[str, ArmCurve] = {}
+    order = sorted(arena.arms, key=lambda a: a.name != "edited")
+    last = steps
+    for arm in order:
+        arena.progress(f"{attack} {setting}: {arm.name}")
+        may_stop = arm.name == order[0].name
+        curve, surrogate, reached = _attack_arm(
+            arena, arm, attack, setting, stream, learning_rate, last, min_steps, may_stop, optimizer
+        )
+        done[arm.name] = curve
+        if surrogate is not None:
+            done["never"] = surrogate
+        if may_stop:
+            last = reached
+    return Curve(attack, setting, cheap, arena.seed, done)
+
+
+def _attack_arm(
+    arena: Arena,
+    arm: ArmState,
+    attack: str,
+    setting: str,
+    stream: Stream,
+    learning_rate: float,
+    steps: int,
+    min_steps: int,
+    may_stop: bool,
+    optimizer: str,
+) -> tuple[ArmCurve, ArmCurve | None, int]:
+    looks = log_spaced(steps)
+    points: list[CurvePoint] = []
+    surrogate: list[CurvePoint] = []
+    seen: list[float] = []
+    watcher = arena.watcher
+
+    def observe(step: int, tokens: int) -> str | None:
+        if step in looks:
+            now = watcher.likelihood(arm.model, step, tokens, ood=step in (0, steps))
+            points.extend(now)
+            if arm.name == "original":
+                surrogate.extend(watcher.surrogate(arm.model, step, tokens))
+            heldout = next(p for p in now if p.split == "heldout" and p.metric == "completion")
+            seen.append(heldout.score.value)
+            if may_stop and step >= min_steps and is_flat(seen):
+                return "flat"
+        return "cap" if step >= steps else None
+
+    diverged, note, reached = False, "", steps
+    with arm.entered(training=True) as model:
+        params = models.all_parameters(model)
+        for p in params:
+            p.requires_grad_(True)
+        rule = (
+            torch.optim.Adam(params, lr=learning_rate)
+            if optimizer == "adam"
+            else torch.optim.SGD(params, lr=learning_rate)
+        )
+        try:
+            run = fit(
+                model,
+                stream(),
+                rule=rule,
+                observe=observe,
+                precision=arena.precision,
+                max_norm=1.0,
+                params=params,
+            )
+            note, reached = run.stop, run.steps
+        except NumericalError as error:
+            diverged, note = True, str(error)
+        del rule
+        if diverged:
+            points = [
+                dataclasses.replace(p, values=(NAN,) * len(p.values)) for p in points[-1:]
+            ] + points
+        else:
+            watcher.sample(model, arm.name, attack, setting, reached, arena.seed)
+    flat = is_flat(seen) and not diverged
+    curve = ArmCurve(tuple(points), converged=flat, diverged=diverged, note=note)
+    twin = ArmCurve(tuple(surrogate), converged=flat) if surrogate else None
+    return curve, twin, reached

@@ -1,0 +1,258 @@
+"""The config of a run: one pydantic model, one YAML file. Unknown keys are errors that name the nearest valid one."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hooklearn.types import Budget, InputError
+
+ROLES = (
+    "forget", "retain", "near", "reference", "disruption", "attack_train", "heldout", "ood", "unrelated"
+)  # fmt: skip
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(_Strict):
+    """``name``: built-in name, local folder, ``.gguf`` file or hub id."""
+
+    name: str = "smollm2-135m-instruct"
+    device: str = "auto"
+    precision: str = "auto"
+    trust_remote_code: bool = False
+
+
+class CorpusConfig(_Strict):
+    """Exactly one of ``name`` (built in), ``path`` (relative to the config file) or ``hub``."""
+
+    name: str | None = None
+    path: str | None = None
+    hub: str | None = None
+    config: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    columns: dict[str, str] | None = None
+    limit: int | None = Field(default=None, ge=1)
+    options: dict[str, Any] = Field(default_factory=dict)
+    """What a built-in corpus is asked for, e.g. ``{part: forget}``."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> CorpusConfig:
+        given = [k for k in ("name", "path", "hub") if getattr(self, k) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of name, path, hub; got {given or 'none'}")
+        return self
+
+
+class PrefilterConfig(_Strict):
+    """Keep only facts that the model answers right under *all* of these phrasings (four choices)."""
+
+    corpus: str
+    phrasings: str | list[str] = "prefilter"
+
+
+class EditConfig(BaseModel):
+    """``method`` and its options, or ``checkpoint``: a model edited elsewhere, judged as it is."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)  # a method checks its own options
+    method: str | None = "natural"
+    checkpoint: str | None = None
+    sites: str | list[str] = "mlp"
+    layers: str | list[int] | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class AttackConfig(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class BudgetConfig(_Strict):
+    kl: float = 0.01
+    near_ce: float | None = None
+
+    def resolved(self) -> Budget:
+        return Budget(self.kl, self.near_ce)
+
+
+class NeverConfig(_Strict):
+    """The never-learned control: ``name`` of a model, or ``surrogate: permuted`` (facts)."""
+
+    name: str | None = None
+    surrogate: str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> NeverConfig:
+        if (self.name is None) == (self.surrogate is None):
+            raise ValueError("give exactly one of name (a model) and surrogate (permuted)")
+        if self.surrogate not in (None, "permuted"):
+            raise ValueError(f"surrogate {self.surrogate!r}; valid: permuted")
+        return self
+
+
+class ControlsConfig(_Strict):
+    never: NeverConfig | None = None
+    matched: bool = False
+    """Also attack the delta scaled back until the behaviour starts at the never level."""
+
+
+class LocateConfig(_Strict):
+    fitter: str = "contrast"
+    rank: int = Field(default=8, ge=1)
+    sides: str = "x"
+    enabled: bool = True
+
+
+class BehaviourConfig(_Strict):
+    """How the sampled rate is measured."""
+
+    samples: int = Field(default=32, ge=0)
+    new_tokens: int = Field(default=36, ge=1)
+
+
+class RunConfig(_Strict):
+    """A whole run: what to edit out of what, how, how much may change, and who tries to bring it back."""
+
+    name: str = "run"
+    model: ModelConfig = ModelConfig()
+    organism: str | None = None
+    """A model organism to instil first; the model without it is then the never-learned control."""
+    controls: ControlsConfig = ControlsConfig()
+    prefilter: PrefilterConfig | None = None
+    corpora: dict[str, CorpusConfig]
+    locate: LocateConfig = LocateConfig()
+    edit: EditConfig = EditConfig()
+    budget: BudgetConfig = BudgetConfig()
+    attacks: list[AttackConfig] = Field(default_factory=list)
+    behaviour: BehaviourConfig = BehaviourConfig()
+    seeds: list[int] = Field(default_factory=lambda: [0], min_length=1)
+    max_tokens: int = Field(default=1024, ge=16)
+    """Tokens in a batch, padding included."""
+
+    @model_validator(mode="after")
+    def _roles(self) -> RunConfig:
+        for role in self.corpora:
+            if role not in ROLES:
+                raise ValueError(_unknown_key(f"corpora.{role}", role, ROLES))
+        for role in ("forget", "disruption", "heldout"):
+            if role not in self.corpora:
+                raise ValueError(
+                    f"corpora.{role} is missing; every run needs forget, disruption, heldout"
+                )
+        self.budget.resolved()
+        return self
+
+
+def _unknown_key(where: str, key: str, valid: Any) -> str:
+    names = [str(v) for v in valid]
+    near = difflib.get_close_matches(key, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown key {where!r}; valid: {', '.join(names)}{hint}"
+
+
+def parse(data: Any, where: str = "config") -> RunConfig:
+    """Validate a mapping.
+
+    Raises:
+        InputError: one line that names the key, its value and what would be valid.
+    """
+    if not isinstance(data, dict):
+        raise InputError(f"{where}: expected a mapping of sections, got {type(data).__name__}")
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise InputError(f"{where}: {_first_problem(error)}") from error
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors()[0]
+    path = ".".join(str(p) for p in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return _unknown_key(path, str(first["loc"][-1]), _valid_keys(first["loc"]))
+    message = first["msg"].removeprefix("Value error, ")
+    value = first.get("input")
+    shown = (
+        f" (got {value!r:.80})"
+        if isinstance(value, str | int | float | list | None) and path
+        else ""
+    )
+    return f"{path}: {message}{shown}" if path else message
+
+
+def _valid_keys(loc: tuple[Any, ...]) -> list[str]:
+    """The fields of the section that the unknown key was written in."""
+    section: Any = RunConfig
+    for part in loc[:-1]:
+        if isinstance(part, int):
+            continue
+        if part == "corpora":
+            section = CorpusConfig
+        elif isinstance(section, type) and section is not CorpusConfig:
+            annotation = (
+                section.model_fields[part].annotation if part in section.model_fields else None
+            )
+            section = next((c for c in _models_in(annotation)), section)
+    return list(section.model_fields)
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for a in getattr(annotation, "__args__", ()) for m in _models_in(a)]
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A YAML file as plain data.
+
+    Raises:
+        InputError: not there, not YAML, or not a mapping.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"config file {path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"config file {path} is not valid YAML: {str(error).splitlines()[0]}"
+        ) from error
+    if not isinstance(data, dict):
+        raise InputError(f"config file {path}: expected a mapping of sections")
+    return data
+
+
+def with_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """``edit.method=npo`` sets ``data["edit"]["method"]``; values are YAML.
+
+    Raises:
+        InputError: an override without ``=``, or a path through something that is not a section.
+    """
+    out = yaml.safe_load(yaml.safe_dump(data))
+    for text in overrides:
+        path, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--set {text!r}: write it as section.key=value")
+        *sections, key = path.split(".")
+        place = out
+        for section in sections:
+            place = place.setdefault(section, {}) if isinstance(place, dict) else None
+            if not isinstance(place, dict):
+                raise InputError(f"--set {text!r}: {section!r} is not a section")
+        try:
+            place[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise InputError(f"--set {text!r}: the value is not valid YAML") from error
+    return out

@@ -1,0 +1,199 @@
+"""How the command line speaks: results on stdout, everything else on stderr, errors in one line.
+
+Light on purpose: importing this loads neither torch nor pandas.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import typer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# ------------------------------------------------------------------------------------------- errors
+
+
+@contextlib.contextmanager
+def clear_errors() -> Iterator[None]:
+    """What went wrong in one line on stderr, and as the exit code; bugs keep their traceback.
+
+    2: wrong input, or a place that cannot be written. 1: the numbers broke down. 130: interrupted.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        say(f"interrupted{': ' if error.args else ''}{error}")
+        raise typer.Exit(130) from None
+    except Exception as error:
+        code = _exit_code(error)
+        if code is None:
+            raise
+        say(f"error: {_message(error)}")
+        raise typer.Exit(code) from error
+
+
+def _exit_code(error: Exception) -> int | None:
+    types: Any = sys.modules.get("hooklearn.types")  # not imported yet: none of its errors
+    if types is not None and isinstance(error, types.InputError):
+        return 2
+    if types is not None and isinstance(error, types.NumericalError):
+        return 1
+    if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+        return 2
+    return None
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
+def say(text: str) -> None:
+    """One line on stderr."""
+    sys.stderr.write(visible(text) + "\n")
+    sys.stderr.flush()
+
+
+def visible(text: object) -> str:
+    """One line in which nothing steers the terminal: escapes and controls are spelled out."""
+    line = " ".join(str(text).split())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
+# ----------------------------------------------------------------------------------------- progress
+
+
+class Progress:
+    """Stage texts on stderr: a live line on a terminal, plain lines elsewhere, or nothing."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet, self._started, self._live = quiet, time.monotonic(), None
+        if not quiet and sys.stderr.isatty():
+            self._live = _live_line()
+
+    def __call__(self, text: str) -> None:
+        if self._live is not None:
+            self._live.update(self._live.task_ids[0], description=visible(text))
+        elif not self._quiet:
+            say(f"[{time.monotonic() - self._started:4.0f} s] {text}")
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+
+def _live_line() -> Any:
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    text = TextColumn("{task.description}", markup=False)
+    bar = Bar(
+        SpinnerColumn(), TimeElapsedColumn(), text, console=Console(stderr=True), transient=True
+    )
+    bar.add_task("starting", total=None)
+    return bar
+
+
+@contextlib.contextmanager
+def work(quiet: bool = False) -> Iterator[Progress]:
+    """Heavy work: libraries keep silent, whatever they print goes to stderr, progress is shown."""
+    with quiet_libraries(), contextlib.redirect_stdout(sys.stderr), Progress(quiet) as progress:
+        yield progress
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """No banners, and no warnings but our own."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.filterwarnings("default", module=r"(hooklearn|analysis)\b")
+            yield
+    finally:
+        logging.disable(before)
+
+
+# ------------------------------------------------------------------------------------------ results
+
+
+def print_json(value: object) -> None:
+    """Exactly one object on stdout; what was not measured is null."""
+    print_line(json.dumps(plain(value), allow_nan=False))
+
+
+def plain(value: Any) -> Any:
+    """The value in JSON's own types; NaN and infinity are None."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, bool | int | str) or value is None:
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return plain(value.item()) if hasattr(value, "item") else str(value)
+
+
+def print_line(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def print_rows(rows: Iterable[Mapping[str, Any]]) -> None:
+    """A small table, one row a mapping: text to the left, numbers to the right, NaN as a dash."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = list(rows)
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for name in rows[0] if rows else ():
+        numeric = any(isinstance(r[name], float) for r in rows)
+        table.add_column(Text(visible(name)), justify="right" if numeric else "left")
+    for row in rows:
+        table.add_row(*(Text(_cell(v)) for v in row.values()))
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160  # a file or a pipe has no edge to wrap at
+    console.print(table)
+
+
+def print_frame(frame: pd.DataFrame) -> None:
+    print_rows(dict(zip(frame.columns, r, strict=True)) for r in frame.itertuples(index=False))
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}" if math.isfinite(value) else "-"
+    return "-" if value is None else visible(value)

@@ -1,0 +1,452 @@
+"""Corpora and tokens: rows in one of the conventional shapes -> token batches with explicit masks.
+
+A row is ``{"prompt", "completion"}``, ``{"messages"}`` or ``{"text"}``, optionally with ``history`` (earlier
+turns), ``alternative`` (a good completion to the same prompt), ``choices`` + ``answer`` (multiple choice), ``group`` (what must not be split
+apart) and ``split``. Only completion tokens carry loss; padding is masked by an explicit attention mask, never by
+``ids != pad``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from hooklearn.types import InputError
+
+SHAPES = '{"prompt", "completion"}, {"messages"} or {"text"}'
+LOCAL_FORMATS = (".jsonl", ".json", ".csv", ".parquet")
+
+Row = dict[str, Any]
+
+
+# ------------------------------------------------------------------------------------------ corpora
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Named rows with a content hash. Rows are never changed in place."""
+
+    name: str
+    rows: tuple[Row, ...]
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.rows:
+            raise InputError(f"corpus {self.name!r} is empty ({self.source or 'no source'})")
+        for i, row in enumerate(self.rows):
+            _check_row(self.name, i, row)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def hash(self) -> str:
+        """sha256 over the rows' content, independent of where they came from."""
+        text = "\n".join(json.dumps(r, sort_keys=True, ensure_ascii=False) for r in self.rows)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def groups(self) -> list[str]:
+        return [str(row.get("group", i)) for i, row in enumerate(self.rows)]
+
+    def take(self, n: int | None) -> Corpus:
+        """The first ``n`` rows (all when None)."""
+        return self if n is None else Corpus(self.name, self.rows[:n], self.source)
+
+    def where(self, keep: Callable[[Row], bool]) -> Corpus:
+        return Corpus(self.name, tuple(r for r in self.rows if keep(r)), self.source)
+
+    def alternatives(self) -> Corpus | None:
+        """The good completions to the same prompts, where every row has one."""
+        if not all("alternative" in r for r in self.rows):
+            return None
+        rows = tuple({**r, "completion": r["alternative"]} for r in self.rows)
+        return Corpus(f"{self.name}/alternative", rows, self.source)
+
+    def split(self, **shares: float) -> dict[str, Corpus]:
+        """Disjoint parts by group, in the order of a hash of the group's name (stable under additions)."""
+        order = sorted(
+            set(self.groups), key=lambda g: hashlib.sha256(f"split:{g}".encode()).hexdigest()
+        )
+        total, parts, start = sum(shares.values()), {}, 0.0
+        for name, share in shares.items():
+            end = start + share / total
+            chosen = set(order[round(start * len(order)) : round(end * len(order))])
+            kept = tuple(r for r, g in zip(self.rows, self.groups, strict=True) if g in chosen)
+            parts[name] = Corpus(f"{self.name}/{name}", kept, self.source)
+            start = end
+        return parts
+
+    def to_dataframe(self):
+        import pandas as pd
+
+        return pd.DataFrame(list(self.rows))
+
+    def __repr__(self) -> str:
+        return f"Corpus({self.name!r}, {len(self)} rows, {self.hash[:12]})"
+
+
+def _check_row(name: str, i: int, row: Row) -> None:
+    if not ({"prompt", "completion"} <= row.keys() or "messages" in row or "text" in row):
+        raise InputError(
+            f"corpus {name!r}, row {i}: columns {sorted(map(str, row))} make none of the known shapes: {SHAPES}; "
+            "map your columns with columns: {prompt: ..., completion: ...}"
+        )
+    for key in ("prompt", "completion", "text"):
+        if key in row and not isinstance(row[key], str):
+            raise InputError(
+                f"corpus {name!r}, row {i}: {key!r} must be text, got {type(row[key]).__name__}"
+            )
+    if "choices" in row:
+        answer = row.get("answer")
+        if not isinstance(answer, int) or not 0 <= answer < len(row["choices"]):
+            raise InputError(
+                f"corpus {name!r}, row {i}: a choice item needs 'answer', an index below "
+                f"{len(row['choices'])}; got {answer!r}"
+            )
+
+
+def load_corpus(
+    *,
+    name: str | None = None,
+    path: str | Path | None = None,
+    hub: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    split: str | None = None,
+    config: str | None = None,
+    revision: str | None = None,
+    limit: int | None = None,
+    base: Path | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Corpus:
+    """A built-in name, a local file, or a hub data set, as a :class:`Corpus`.
+
+    Args:
+        columns: ``{"completion": "answer_text"}`` takes our ``completion`` from their ``answer_text``.
+        base: folder that a relative ``path`` starts from.
+        options: what a built-in corpus is asked for, e.g. ``{"part": "forget"}``.
+    Raises:
+        InputError: unknown name, missing file, missing columns, or an empty corpus.
+    """
+    given = [k for k, v in (("name", name), ("path", path), ("hub", hub)) if v is not None]
+    if len(given) != 1:
+        raise InputError(f"a corpus needs exactly one of name, path, hub; got {given or 'none'}")
+    if name is not None:
+        corpus = _builtin(name, options or {})
+    elif path is not None:
+        rows = _read_local(Path(path) if base is None else base / path)
+        corpus = Corpus(Path(path).stem, _mapped(rows, columns, str(path)), f"path: {path}")
+    else:
+        corpus = _from_hub(str(hub), config, split or "train", revision, columns)
+    if split is not None and any("split" in r for r in corpus.rows):
+        corpus = corpus.where(lambda r: r.get("split") == split)
+    return corpus.take(limit)
+
+
+def _read_local(path: Path) -> list[Row]:
+    if not path.is_file():
+        raise InputError(f"corpus file not found: {path}")
+    if path.suffix not in LOCAL_FORMATS:
+        raise InputError(
+            f"corpus file {path.name!r}: unknown format {path.suffix!r}; known: {', '.join(LOCAL_FORMATS)}"
+        )
+    try:
+        if path.suffix == ".jsonl":
+            lines = path.read_text(encoding="utf-8").splitlines()
+            rows = [json.loads(line) for line in lines if line.strip()]
+        elif path.suffix == ".json":
+            rows = json.loads(path.read_text(encoding="utf-8"))
+        else:
+            import pandas as pd
+
+            frame = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+            rows = json.loads(frame.to_json(orient="records"))
+    except (ValueError, OSError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"corpus file {path} cannot be read: {first}") from error
+    if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
+        raise InputError(f"corpus file {path}: expected a list of objects, one a row")
+    return rows
+
+
+def _mapped(rows: Sequence[Row], columns: Mapping[str, str] | None, source: str) -> tuple[Row, ...]:
+    """Rename their columns to ours; ask for the nearest name when one is missing."""
+    if not columns or not rows:
+        return tuple(rows)
+    for theirs in columns.values():
+        if theirs not in rows[0]:
+            near = difflib.get_close_matches(theirs, map(str, rows[0]), n=1)
+            hint = f"; nearest: {near[0]!r}" if near else ""
+            raise InputError(
+                f"corpus {source}: no column {theirs!r} among {sorted(map(str, rows[0]))}{hint}"
+            )
+    taken = set(columns.values())
+    return tuple(
+        {k: v for k, v in r.items() if k not in taken}
+        | {ours: r.get(theirs) for ours, theirs in columns.items()}
+        for r in rows
+    )
+
+
+def _from_hub(
+    hub: str,
+    config: str | None,
+    split: str,
+    revision: str | None,
+    columns: Mapping[str, str] | None,
+) -> Corpus:
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(hub, config, split=split, revision=revision)
+    except Exception as error:  # the datasets library raises a dozen kinds for "not there"
+        raise InputError(
+            f"hub data set {hub!r} (config {config!r}, split {split!r}) could not be loaded: "
+            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        ) from error
+    source = f"hub: {hub} config={config} split={split} revision={revision}"
+    return Corpus(hub, _mapped([dict(r) for r in loaded], columns, hub), source)  # type: ignore[call-overload]
+
+
+def _builtin(name: str, options: Mapping[str, Any]) -> Corpus:
+    from hooklearn.corpora import BUILTIN  # built-in corpora know their own parts
+
+    if name not in BUILTIN:
+        near = difflib.get_close_matches(name, BUILTIN, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"unknown corpus {name!r}; built in: {', '.join(BUILTIN)}{hint}")
+    return BUILTIN[name].build(**options)
+
+
+# ------------------------------------------------------------------------------------------- tokens
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One row as tokens: ``labels[t]`` says that the probability of token ``t`` given its past counts."""
+
+    ids: Int[Tensor, " pos"]
+    labels: Bool[Tensor, " pos"]
+    item: int
+    choice: int = -1
+    """Which of the row's choices this is; -1 for the completion itself."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Padded or packed sequences. A row may hold several segments, which never see one another."""
+
+    ids: Int[Tensor, "batch pos"]
+    mask: Bool[Tensor, "batch pos"]
+    """False on padding."""
+    labels: Bool[Tensor, "batch pos"]
+    segment: Int[Tensor, "batch pos"]
+    """Index into ``sequences``; -1 on padding."""
+    position: Int[Tensor, "batch pos"]
+    """Position within the segment."""
+    sequences: tuple[Encoded, ...] = field(repr=False)
+
+    @property
+    def keep(self) -> Bool[Tensor, "batch pos"]:
+        """Positions whose *next* token is labelled: where logits are needed."""
+        shifted = torch.zeros_like(self.labels)
+        shifted[:, :-1] = self.labels[:, 1:]
+        return shifted
+
+    @property
+    def targets(self) -> Int[Tensor, " kept"]:
+        """The labelled tokens, in the order of ``keep``."""
+        return self.ids[self.labels]
+
+    @property
+    def owner(self) -> Int[Tensor, " kept"]:
+        """For each labelled token, which of ``sequences`` it belongs to."""
+        return self.segment[self.labels]
+
+    @property
+    def packed(self) -> bool:
+        return bool((self.position[:, 1:] == 0).logical_and(self.mask[:, 1:]).any())
+
+    @property
+    def n_tokens(self) -> int:
+        return int(self.mask.sum())
+
+    def attention(self) -> Bool[Tensor, "batch 1 pos pos"]:
+        """Causal and block-diagonal: token t sees s <= t of its own segment."""
+        same = self.segment[:, :, None] == self.segment[:, None, :]
+        causal = torch.ones(same.shape[-2:], dtype=torch.bool, device=same.device).tril()
+        return (same & causal)[:, None]
+
+
+def encode(
+    corpus: Corpus, tokenizer: Any, *, end: bool = False, max_length: int = 512
+) -> list[Encoded]:
+    """Tokenise every row; only completion tokens (all tokens of plain text) are labelled.
+
+    Chat models get their own template, except for rows with ``"template": "none"``.
+
+    Args:
+        end: also label the end-of-turn token after a completion (training; never scoring).
+    Raises:
+        InputError: a row has no token left to score (only special tokens, or an empty completion).
+    """
+    out = []
+    for i, row in enumerate(corpus.rows):
+        prompt, completion = split_row(row, tokenizer)
+        out.append(_encode_one(corpus.name, i, prompt, completion, tokenizer, end, max_length))
+    return out
+
+
+def encode_choices(corpus: Corpus, tokenizer: Any, *, max_length: int = 512) -> list[Encoded]:
+    """Every choice of every multiple-choice row as a completion of its own."""
+    out = []
+    for i, row in enumerate(corpus.rows):
+        for c, choice in enumerate(row["choices"]):
+            prompt, completion = split_row({**row, "completion": choice}, tokenizer)
+            one = _encode_one(corpus.name, i, prompt, completion, tokenizer, False, max_length)
+            out.append(Encoded(one.ids, one.labels, i, c))
+    return out
+
+
+def split_row(row: Row, tokenizer: Any) -> tuple[str, str]:
+    """(text before, text to be scored), with the chat template where the model has one."""
+    if "text" in row and "completion" not in row:
+        return "", row["text"]
+    if "messages" in row:
+        *before, last = row["messages"]
+        completion = last["content"]
+    else:
+        asked = {"role": "user", "content": row["prompt"]}
+        before, completion = [*row.get("history", []), asked], row["completion"]
+    if not getattr(tokenizer, "chat_template", None) or row.get("template") == "none":
+        return _plain(before), completion
+    text = tokenizer.apply_chat_template(before, tokenize=False, add_generation_prompt=True)
+    return text, completion
+
+
+def _plain(turns: Sequence[Mapping[str, str]]) -> str:
+    """Turns as running text: an answer follows its question, demonstrations are lines of their own."""
+    text = ""
+    for turn in turns:
+        text += turn["content"] + ("\n" if turn["role"] == "assistant" else "")
+    return text
+
+
+def _encode_one(
+    name: str, i: int, prompt: str, completion: str, tokenizer: Any, end: bool, max_length: int
+) -> Encoded:
+    special = set(tokenizer.all_special_ids or [])
+    before = tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
+    after = tokenizer(completion, add_special_tokens=False)["input_ids"]
+    if all(t in special for t in after):
+        raise InputError(
+            f"corpus {name!r}, row {i}: no token to score in {completion[:40]!r} (empty or only special tokens)"
+        )
+    if not before:
+        bos = tokenizer.bos_token_id
+        before = [bos] if bos is not None else [after.pop(0)]
+        if not after:
+            raise InputError(
+                f"corpus {name!r}, row {i}: a single token cannot be scored: {completion!r}"
+            )
+    if end and tokenizer.eos_token_id is not None and prompt:
+        after = [*after, tokenizer.eos_token_id]
+    after = after[:max_length]
+    before = before[-max(1, max_length - len(after)) :]
+    ids = torch.tensor([*before, *after])
+    labels = torch.zeros(len(ids), dtype=torch.bool)
+    labels[len(before) :] = True
+    return Encoded(ids, labels, i)
+
+
+def batches(
+    sequences: Sequence[Encoded],
+    *,
+    max_tokens: int = 1024,
+    pack: bool = False,
+    seed: int | None = None,
+    pad_id: int = 0,
+) -> list[TokenBatch]:
+    """Group sequences into batches of at most ``max_tokens`` tokens, padding included.
+
+    Sequences of like length share a batch; with ``pack`` they share rows, each attending to itself only.
+    With a ``seed`` the order of the batches is shuffled, by a generator of its own.
+    """
+    order = sorted(sequences, key=len, reverse=True)
+    rows = _pack(order, max_tokens // 4) if pack else [[s] for s in order]
+    out: list[TokenBatch] = []
+    while rows:
+        width = sum(map(len, rows[0]))
+        fit = max(1, max_tokens // max(1, width))
+        out.append(_collate(rows[:fit], pad_id))
+        rows = rows[fit:]
+    if seed is not None:
+        random.Random(seed).shuffle(out)
+    return out
+
+
+def _pack(order: Sequence[Encoded], width: int) -> list[list[Encoded]]:
+    """First-fit decreasing into rows of at most ``width`` tokens."""
+    rows: list[list[Encoded]] = []
+    room: list[int] = []
+    for s in order:
+        for r, left in enumerate(room):
+            if len(s) <= left:
+                rows[r].append(s)
+                room[r] -= len(s)
+                break
+        else:
+            rows.append([s])
+            room.append(max(width, len(s)) - len(s))
+    return sorted(rows, key=lambda r: -sum(map(len, r)))
+
+
+def _collate(rows: Sequence[Sequence[Encoded]], pad_id: int) -> TokenBatch:
+    shape = (len(rows), max(sum(map(len, r)) for r in rows))
+    ids = torch.full(shape, pad_id)
+    labels = torch.zeros(shape, dtype=torch.bool)
+    segment = torch.full(shape, -1)
+    position = torch.zeros(shape, dtype=torch.long)
+    sequences: list[Encoded] = []
+    for b, row in enumerate(rows):
+        at = 0
+        for s in row:
+            span = slice(at, at + len(s))
+            ids[b, span], labels[b, span] = s.ids, s.labels
+            segment[b, span] = len(sequences)
+            position[b, span] = torch.arange(len(s))
+            sequences.append(s)
+            at += len(s)
+    return TokenBatch(ids, segment >= 0, labels, segment, position, tuple(sequences))
+
+
+def cycle(
+    sequences: Sequence[Encoded], *, max_tokens: int, seed: int, epochs: int, pad_id: int = 0
+) -> Iterator[TokenBatch]:
+    """Batches for ``epochs`` passes; which sequences share a batch changes from pass to pass."""
+    for epoch in range(epochs):
+        shuffled = list(sequences)
+        random.Random(f"{seed}:{epoch}").shuffle(shuffled)
+        start = 0
+        while start < len(shuffled):
+            end, width = start, 0
+            while end < len(shuffled):
+                width = max(width, len(shuffled[end]))
+                if end > start and width * (end + 1 - start) > max_tokens:
+                    break
+                end += 1
+            yield _collate([[s] for s in shuffled[start:end]], pad_id)
+            start = end

@@ -1,0 +1,167 @@
+"""Edit: one interface for every method, one exact budget for all of them."""
+
+from __future__ import annotations
+
+import difflib
+import resource
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from hooklearn import forward, linalg, models
+from hooklearn.callable_module import make_callable
+from hooklearn.data import Corpus, encode
+from hooklearn.edit.ascent import GoodOnly, GradDiff, GradientAscent
+from hooklearn.edit.budget import LANDING, Landing, Walk, solve
+from hooklearn.edit.method import Method, Problem, Updates, check_finite
+from hooklearn.edit.natural import Natural
+from hooklearn.edit.repselect import Confined, RepSelect
+from hooklearn.forward import Precision
+from hooklearn.locate.subspace import Subspaces
+from hooklearn.measure import DisruptionMeter, completion_probability
+from hooklearn.types import Budget, Certificate, Cost, Delta, EditResult, InputError
+
+METHODS: dict[str, type[Method]] = {
+    m.name: m for m in (GradientAscent, GradDiff, GoodOnly, RepSelect, Confined, Natural)
+}
+
+__all__ = ["LANDING", "METHODS", "Method", "Problem", "edit", "method_of", "run_edit"]
+
+
+def method_of(name: str, options: Mapping[str, Any] | None = None) -> Method:
+    """A method by name with its options.
+
+    Raises:
+        InputError: unknown name or option (with the nearest valid one).
+    """
+    if name not in METHODS:
+        near = difflib.get_close_matches(name, METHODS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"unknown method {name!r}; valid: {', '.join(METHODS)}{hint}")
+    return METHODS[name].with_options(options or {})
+
+
+def edit(
+    model: Any,
+    method: str | Method = "natural",
+    *,
+    forget: Corpus,
+    retain: Corpus | None = None,
+    disruption: Corpus,
+    near: Corpus | None = None,
+    reference: Corpus | None = None,
+    subspace: Subspaces | None = None,
+    sites: str | Sequence[str] = "mlp",
+    layers: Iterable[int] | str | None = None,
+    budget: float | Budget = 0.01,
+    seed: int = 0,
+    precision: Precision = "auto",
+    **options: Any,
+) -> EditResult:
+    """Edit a model to exactly the budget. The model itself is left untouched: apply ``result.delta``.
+
+    Args:
+        method: a name from ``hooklearn list methods`` (with ``options``) or a :class:`Method`.
+        forget: completions whose probability must fall.
+        retain: good completions; ``disruption``: unrelated text on which far KL is measured; ``near``: held-out
+            good neighbours; ``reference``: running text for the retain curvature.
+        subspace: confine the update to located subspaces (method ``confined``).
+        budget: far KL in nats per token, or a :class:`Budget` with a near one.
+    """
+    chosen = method if isinstance(method, Method) else method_of(method, options)
+    problem = Problem(
+        model, models.sites(model, sites, layers), forget, retain, reference,
+        subspaces=subspace, seed=seed, precision=precision,
+    )  # fmt: skip
+    meter = DisruptionMeter(model, disruption, near)
+    return run_edit(
+        problem, chosen, meter, budget if isinstance(budget, Budget) else Budget(budget)
+    )
+
+
+def run_edit(
+    problem: Problem,
+    method: Method,
+    meter: DisruptionMeter,
+    budget: Budget,
+    *,
+    on_point: Callable[[str], None] | None = None,
+    forget_items: int = 12,
+) -> EditResult:
+    """One method on one problem, to the budget; several methods may share problem and meter."""
+    _check_separate(problem, meter)
+    started, tokens_before = time.perf_counter(), problem.tokens
+    model, evaluations = problem.model, 0
+    some = encode(problem.forget.take(forget_items), models.tokenizer_of(model))
+
+    def forget_score() -> float:
+        nonlocal evaluations
+        evaluations += 1
+        if on_point is not None:
+            on_point(f"{method.name}: measuring disruption ({evaluations})")
+        scores = forward.sequence_logprobs(model, some, precision=problem.precision)
+        return float(completion_probability(scores).mean())
+
+    walk = Walk(
+        model, meter, budget, forget_score,
+        lambda: problem.tokens - tokens_before + evaluations * meter.tokens,
+    )  # fmt: skip
+    weights = [models.weight(model, s).detach() for s in problem.sites]
+    reference_norm = float(sum(w.double().square().sum() for w in weights)) ** 0.5
+    path = (check_finite(u, method.name) for u in method.path(problem))
+    landing = solve(walk, path, ray=method.ray, reference_norm=reference_norm)
+    return EditResult(
+        method=method.name,
+        delta=_bound(model, landing.updates),
+        trace=walk.trace,
+        disruption=landing.disruption,
+        budget=budget,
+        cost=_cost(problem, started, walk.tokens()),
+        stop=landing.stop,
+        certificate=certify(method, problem, landing),
+    )
+
+
+def certify(method: Method, problem: Problem, landing: Landing) -> Certificate:
+    """Containment of what was *applied*, in the subspaces that the method promised."""
+    spaces = method.promise(problem)
+    if spaces is None:
+        return Certificate("")
+    escape = {
+        name: linalg.escape(update, *spaces.bases(name)) for name, update in landing.updates.items()
+    }
+    some = next(iter(spaces.values()))
+    return Certificate(f"{len(spaces)} located subspaces ({some.fitter}, rank {some.rank})", escape)
+
+
+def _check_separate(problem: Problem, meter: DisruptionMeter) -> None:
+    """Text that gave moments or gradients never measures disruption."""
+    for role in ("forget", "retain", "reference"):
+        corpus = getattr(problem, role)
+        if corpus is None:
+            continue
+        used = {_content(r) for r in corpus.rows}
+        for name, measured in meter.corpora.items():
+            shared = sum(_content(r) in used for r in measured.rows)
+            if shared:
+                raise InputError(
+                    f"{shared} rows of the {name} disruption corpus {measured.name!r} are also in "
+                    f"{role} ({corpus.name!r}); text that is trained on may not measure disruption"
+                )
+
+
+def _content(row: Mapping[str, Any]) -> str:
+    return repr([row.get(k) for k in ("prompt", "completion", "text", "messages")])
+
+
+def _bound(model: Any, updates: Updates) -> Delta:
+    return Delta(updates, models.describe(model)["name"], models.weights_hash(model))
+
+
+def _cost(problem: Problem, started: float, tokens: int) -> Cost:
+    parameters = sum(p.numel() for p in models.all_parameters(problem.model))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    return Cost(time.perf_counter() - started, tokens, 4.0 * parameters * tokens, peak)
+
+
+make_callable(__name__)

@@ -1,0 +1,195 @@
+"""One interface for every editing method: a path of deltas from the unedited model.
+
+A one-shot method yields a single delta, a ray that the budget solver scales; an iterative method yields where it
+stands after every few steps. The solver (``budget.py``) decides where on the path the edit ends.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from hooklearn import models
+from hooklearn.data import Corpus, Encoded, TokenBatch, batches, encode
+from hooklearn.forward import Precision, count_tokens
+from hooklearn.locate.capture import weight_gradients
+from hooklearn.locate.moments import SiteMoments, site_moments
+from hooklearn.locate.subspace import Subspaces
+from hooklearn.types import Delta, InputError, Site
+
+Updates = dict[str, Tensor]
+"""site name -> update ``[d_out, d_in]``."""
+
+
+class Problem:
+    """What a method is given: the model, where it may edit, what must go and what must stay.
+
+    Gradients and moments are computed once and shared by all methods that are tried on the same problem.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        sites: Sequence[Site],
+        forget: Corpus,
+        retain: Corpus | None = None,
+        reference: Corpus | None = None,
+        *,
+        subspaces: Subspaces | None = None,
+        seed: int = 0,
+        precision: Precision = "auto",
+        max_tokens: int = 1024,
+    ) -> None:
+        """
+        Args:
+            forget: completions whose probability must fall.
+            retain: *good* completions, to the same prompts (a tendency) or other facts of the same form.
+            reference: running text that, with retain, gives the retain curvature. Text given here must never
+                measure disruption.
+        """
+        if retain is not None and retain.hash == forget.hash:
+            raise InputError(
+                f"forget and retain are the same corpus ({forget.name!r}, {len(forget)} rows)"
+            )
+        self.model = model
+        self.sites = list(sites)
+        self.forget = forget
+        self.retain = retain
+        self.reference = reference
+        self.subspaces = subspaces
+        self.seed = seed
+        self.precision: Precision = precision
+        self.max_tokens = max_tokens
+        self.tokens = 0
+        self._gradients: dict[str, Updates] = {}
+
+    # ------------------------------------------------------------------------------------- corpora
+
+    def corpus(self, role: str) -> Corpus:
+        found = {"forget": self.forget, "retain": self.retain, "reference": self.reference}[role]
+        if found is None:
+            raise InputError(f"this method needs a {role!r} corpus, and none was given")
+        return found
+
+    def encoded(self, role: str) -> list[Encoded]:
+        return encode(self.corpus(role), models.tokenizer_of(self.model))
+
+    def stream(self, role: str) -> list[TokenBatch]:
+        return batches(self.encoded(role), max_tokens=self.max_tokens)
+
+    # -------------------------------------------------------------------------- gradients, curvature
+
+    def gradient(self, role: str) -> Updates:
+        """Gradient of the summed NLL of a corpus, per site, float32."""
+        if role not in self._gradients:
+            self._gradients[role] = self.fresh_gradient(role)
+        return self._gradients[role]
+
+    def fresh_gradient(self, role: str) -> Updates:
+        """The same, in whatever state the model is now (an adversary active, say); not kept."""
+        total, tokens = weight_gradients(
+            self.model, self.stream(role), self.sites, precision=self.precision, seed=self.seed
+        )
+        self.tokens += tokens
+        return total
+
+    @cached_property
+    def retain_moments(self) -> dict[str, SiteMoments]:
+        """E[x x^T] and E[g g^T] over retain and reference text, labels sampled from the model (true Fisher)."""
+        roles = [r for r, c in (("retain", self.retain), ("reference", self.reference)) if c]
+        if not roles:
+            raise InputError("the retain curvature needs a 'retain' or a 'reference' corpus")
+        stream = [b for role in roles for b in self.curvature_stream(role)]
+        self.tokens += count_tokens(stream)
+        return site_moments(
+            self.model,
+            stream,
+            self.sites,
+            labels="sampled",
+            precision=self.precision,
+            seed=self.seed,
+        )
+
+    def curvature_stream(self, role: str) -> list[TokenBatch]:
+        return self.stream(role)
+
+    @cached_property
+    def forget_moments(self) -> dict[str, SiteMoments]:
+        """The same over the forget completions, with their given labels."""
+        stream = self.stream("forget")
+        self.tokens += count_tokens(stream)
+        return site_moments(self.model, stream, self.sites, precision=self.precision)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """A final dataclass per method: its fields are its options, its docstring's first line what it is."""
+
+    name: ClassVar[str]
+    source: ClassVar[str]
+    """Paper or origin of the formula."""
+    ray: ClassVar[bool] = True
+    """True: the path is one direction of free length. False: it is walked step by step."""
+
+    @abstractmethod
+    def path(self, problem: Problem) -> Iterator[Updates]:
+        """Cumulative updates, from nothing on; the model is unedited whenever control is given back."""
+
+    def promise(self, problem: Problem) -> Subspaces | None:  # noqa: ARG002 (an interface)
+        """The subspaces the update promises to stay in, for the certificate."""
+        return None
+
+    @classmethod
+    def summary(cls) -> str:
+        return (cls.__doc__ or "").strip().splitlines()[0]
+
+    def options(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def with_options(cls, options: Mapping[str, Any]) -> Method:
+        """Build from a config; an unknown option is an error that names the nearest valid one."""
+        valid = [f.name for f in dataclasses.fields(cls)]
+        for key in options:
+            if key not in valid:
+                near = difflib.get_close_matches(key, valid, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise InputError(
+                    f"method {cls.name!r} has no option {key!r}; valid: {', '.join(valid) or 'none'}{hint}"
+                )
+        return cls(**options)
+
+
+def inner(a: Updates, b: Updates) -> float:
+    """Sum over sites of the Frobenius inner product, float64."""
+    return sum(float((a[n].double() * b[n].double()).sum()) for n in a)
+
+
+def combine(a: Updates, b: Updates, wa: float, wb: float) -> Updates:
+    return {n: wa * a[n] + wb * b[n] for n in a}
+
+
+def delta_of(updates: Updates) -> Delta:
+    """A delta that is not yet bound to a base model (inside the solver)."""
+    return Delta(updates)
+
+
+def norm(updates: Updates) -> float:
+    return inner(updates, updates) ** 0.5
+
+
+def check_finite(updates: Updates, what: str) -> Updates:
+    from hooklearn.types import NumericalError
+
+    for name, update in updates.items():
+        if not bool(torch.isfinite(update).all()):
+            raise NumericalError(f"{what}: update of {name} is not finite")
+    return updates

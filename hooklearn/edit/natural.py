@@ -1,0 +1,191 @@
+"""The natural-gradient edit: most forget effect per nat of disruption.
+
+To first order a small update ``D`` changes the forget loss by ``<G_f, D>`` and costs ``1/2 D^T F D`` nats of KL on
+retain text, F the Fisher information there. So under a KL budget the best update is ``D ~ F^-1 G``. With
+Kronecker factors (Martens & Grosse 2015) per site, ``F ~ A (x) B``, ``A = E[x x^T]``, ``B = E[g g^T]`` (labels
+sampled from the model, so that it is the Fisher and not the gradient covariance),
+
+    D = B'^-1 G A'^-1,     M' = M + damping * tr(M)/d * I .
+
+``G`` is not the forget gradient alone. Bad completions are pushed *down* and good completions to the same prompts
+pulled *up*; both are normalised in the metric itself before they are mixed,
+
+    G = w * G_f / |G_f|_{F^-1}  -  G_r / |G_r|_{F^-1} .
+
+With forget-side moments C_x, C_g the same update can be written in generalised eigenvectors of (C, A'), scaled to
+``E^T A' E = I``: ``E_g E_g^T G E_x E_x^T`` with all vectors is exactly ``D`` since ``E E^T = A'^-1``; with the top
+``rank`` of them (largest forget-to-retain ratio) the update lies in the located subspace.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from hooklearn import linalg
+from hooklearn.edit.method import Method, Problem, Updates, combine, inner
+from hooklearn.edit.repselect import contrast
+from hooklearn.linalg import Sides
+from hooklearn.locate.moments import SiteMoments
+from hooklearn.locate.subspace import Subspace, Subspaces
+from hooklearn.types import InputError, Side
+
+Mixture = Literal["mixture", "project", "fisher", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Natural(Method):
+    """Natural-gradient edit: bad down, good up, whitened by the curvature of the retain text (K-FAC)."""
+
+    name: ClassVar[str] = "natural"
+    source: ClassVar[str] = (
+        "hooklearn; K-FAC (Martens & Grosse 2015, arXiv 1503.05671) under a KL budget"
+    )
+    forget_weight: float = 1.0
+    """w: bad down this much for good up 1; 0 only pulls the good up."""
+    damping: float = 0.01
+    contrast: Mixture = "mixture"
+    """``mixture`` as above; ``project``: G_f without its component along G_r, per site; ``fisher``: good just
+    held, in the metric and over all sites; ``none``: G_f alone."""
+    sides: Sides = "both"
+    """Whiten both sides, or one only."""
+    rank: int | None = None
+    """Confine to this many generalised eigenvectors a side; None keeps all."""
+    truncation: Literal["directions", "svd"] = "directions"
+    """``svd``: best rank-``rank`` approximation per unit of KL (Eckart-Young in the metric)."""
+
+    def __post_init__(self) -> None:
+        if self.forget_weight < 0 or self.damping <= 0:
+            raise InputError(
+                f"natural: forget_weight must be 0 or more and damping positive, got "
+                f"{self.forget_weight} and {self.damping}"
+            )
+        if self.rank is not None and self.rank < 1:
+            raise InputError(f"natural: rank must be 1 or more, got {self.rank}")
+
+    def path(self, problem: Problem) -> Iterator[Updates]:
+        metric = Metric.of(problem, self.damping, self.sides)
+        gradient = self._gradient(problem, metric)
+        if self.rank is None:
+            yield metric.solve(gradient)
+        elif self.truncation == "svd":
+            yield metric.truncated(gradient, self.rank)
+        else:
+            yield _confined(gradient, self._directions(problem))
+
+    def _gradient(self, problem: Problem, metric: Metric) -> Updates:
+        forget = problem.gradient("forget")
+        if self.contrast == "none":
+            return forget
+        retain = problem.gradient("retain")
+        if self.contrast == "project":
+            return contrast(forget, retain)
+        if self.contrast == "fisher":
+            solved = metric.solve(retain)
+            mu = max(0.0, inner(forget, solved) / inner(retain, solved))
+            return combine(forget, retain, 1.0, -mu)
+        return combine(
+            forget, retain, self.forget_weight / metric.norm(forget), -1.0 / metric.norm(retain)
+        )
+
+    # ------------------------------------------------------------------- confined to directions
+
+    def _directions(self, problem: Problem) -> Subspaces:
+        """Generalised eigenvectors (forget moments, damped retain moments), most selective first."""
+        assert self.rank is not None
+        cache = problem.__dict__.setdefault("_natural_directions", {})
+        if (self.rank, self.damping) not in cache:
+            found = {}
+            for site in problem.sites:
+                for side in _sides(self.sides):
+                    forget = problem.forget_moments[site.name].side(side)
+                    retain = problem.retain_moments[site.name].side(side)
+                    k = min(self.rank, forget.n, site.width(side))
+                    oblique, values = linalg.generalised_eigh(
+                        forget.mean_second(), linalg.damped(retain.mean_second(), self.damping), k
+                    )
+                    found[site.name, side] = Subspace.of(
+                        site, side, "natural", oblique, values, moments=(forget, retain)
+                    )
+            cache[self.rank, self.damping] = Subspaces(found)
+        return cache[self.rank, self.damping]
+
+    def promise(self, problem: Problem) -> Subspaces | None:
+        if self.rank is None or self.truncation == "svd":
+            return None
+        return self._directions(problem)
+
+
+def _sides(sides: Sides) -> tuple[Side, ...]:
+    return ("x", "g") if sides == "both" else (sides,)
+
+
+def _confined(gradient: Updates, spaces: Subspaces) -> Updates:
+    """``E_g E_g^T G E_x E_x^T``: what the chosen directions can carry of the natural gradient."""
+    out = {}
+    for name, update in gradient.items():
+        for side in ("x", "g"):
+            space = spaces.get(name, side)
+            if space is not None:
+                e = space.vectors.to(update)
+                update = update @ e @ e.T if side == "x" else e @ (e.T @ update)
+        out[name] = update
+    return out
+
+
+class Metric:
+    """The K-FAC metric of the retain text: Cholesky factors of A' and B' per site."""
+
+    def __init__(self, factors: dict[str, tuple[Tensor | None, Tensor | None]]) -> None:
+        self.factors = factors
+
+    @staticmethod
+    def of(problem: Problem, damping: float, sides: Sides = "both") -> Metric:
+        shared: dict[int, Tensor] = {}  # gate and up share their x moments
+
+        def factor(moments: SiteMoments, side: Side, name: str) -> Tensor | None:
+            if sides not in ("both", side):
+                return None
+            one = moments.side(side)
+            if id(one) not in shared:
+                shared[id(one)] = linalg.cholesky(
+                    linalg.damped(one.mean_second(), damping), f"retain moments of {name} ({side})"
+                )
+            return shared[id(one)]
+
+        return Metric(
+            {
+                name: (factor(m, "x", name), factor(m, "g", name))
+                for name, m in problem.retain_moments.items()
+            }
+        )
+
+    def solve(self, gradient: Updates) -> Updates:
+        """``F^-1 G``."""
+        return {n: linalg.precondition(u, *self.factors[n]) for n, u in gradient.items()}
+
+    def norm(self, gradient: Updates) -> float:
+        """``sqrt(<G, F^-1 G>)`` over all sites."""
+        return math.sqrt(max(inner(gradient, self.solve(gradient)), 1e-60))
+
+    def truncated(self, gradient: Updates, rank: int) -> Updates:
+        """Truncated SVD of ``L_B^-1 G L_A^-T``, mapped back: the best rank-k update per unit of KL."""
+        out = {}
+        for name, update in gradient.items():
+            x, g = self.factors[name]
+            half = update if g is None else torch.linalg.solve_triangular(g, update, upper=False)
+            if x is not None:
+                half = torch.linalg.solve_triangular(x, half.T, upper=False).T
+            u, s, vh = torch.linalg.svd(half, full_matrices=False)
+            kept = (u[:, :rank] * s[:rank]) @ vh[:rank]
+            if g is not None:
+                kept = torch.linalg.solve_triangular(g.T, kept, upper=True)
+            if x is not None:
+                kept = torch.linalg.solve_triangular(x.T, kept.T, upper=True).T
+            out[name] = kept
+        return out

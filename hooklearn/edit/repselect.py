@@ -1,0 +1,141 @@
+"""RepSelect, and the mission's own sentence: updates only within located subspaces, alone or composed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from hooklearn import linalg, models
+from hooklearn.data import cycle, encode
+from hooklearn.edit.method import Method, Problem, Updates, combine, inner
+from hooklearn.linalg import Filter, Sides
+from hooklearn.locate.subspace import Subspaces, fit_subspaces
+from hooklearn.lora import Lora
+from hooklearn.train import fit
+from hooklearn.types import InputError
+
+Source = Literal["forget", "retain", "forget_and_retain", "contrast"]
+
+
+def contrast(forget: Updates, retain: Updates) -> Updates:
+    """Per site: the forget gradient without its component along the retain gradient,
+    ``G_f - G_r <G_f, G_r> / <G_r, G_r>``."""
+    out = {}
+    for name, f in forget.items():
+        r = retain[name]
+        along = inner({name: f}, {name: r}) / max(inner({name: r}, {name: r}), 1e-30)
+        out[name] = f - along * r
+    return out
+
+
+def elicited_gradient(
+    problem: Problem, *, rank: int, learning_rate: float, epochs: int = 1
+) -> Updates:
+    """The forget gradient under an adversary: a LoRA first trained (SGD) to bring the behaviour out."""
+    lora = Lora(problem.sites, rank=rank, seed=problem.seed)
+    sequences = encode(problem.forget, models.tokenizer_of(problem.model), end=True)
+    stream = cycle(sequences, max_tokens=problem.max_tokens, seed=problem.seed, epochs=epochs)
+    with lora.active(problem.model):
+        with models.trainable(problem.model, []):
+            run = fit(
+                problem.model,
+                stream,
+                rule=torch.optim.SGD(lora.parameters(), lr=learning_rate),
+                precision=problem.precision,
+            )
+        problem.tokens += run.tokens
+        return problem.fresh_gradient("forget")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepSelect(Method):
+    """Collapse the top principal components of the forget gradient, so that only selective directions move."""
+
+    name: ClassVar[str] = "repselect"
+    source: ClassVar[str] = "Sondej, Yang & Mahdi 2026, arXiv 2606.17168 (single shot)"
+    rank: int = 128
+    """Components collapsed per matrix; clamped to the numerical rank. 0 is gradient ascent, bit for bit."""
+    kind: Filter = "soft"
+    sides: Sides = "both"
+    components: Source = "forget"
+    """Whose gradient gives the components; ``contrast`` also makes the update itself the contrast gradient."""
+    lora: bool = False
+    lora_rank: int = 8
+    lora_lr: float = 0.01
+
+    def path(self, problem: Problem) -> Iterator[Updates]:
+        if self.lora:
+            forget = elicited_gradient(problem, rank=self.lora_rank, learning_rate=self.lora_lr)
+        else:
+            forget = problem.gradient("forget")
+        if self.components == "contrast":
+            forget = contrast(forget, problem.gradient("retain"))
+        basis = self._components(problem, forget)
+        yield {
+            name: linalg.spectral_filter(
+                update, self.rank, kind=self.kind, sides=self.sides, basis_of=basis and basis[name]
+            )
+            for name, update in forget.items()
+        }
+
+    def _components(self, problem: Problem, forget: Updates) -> Updates | None:
+        if self.components in ("forget", "contrast"):
+            return None
+        retain = problem.gradient("retain")
+        return retain if self.components == "retain" else combine(forget, retain, 1.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confined(Method):
+    """The forget gradient confined to the subspaces that distinguish forget from retain."""
+
+    name: ClassVar[str] = "confined"
+    source: ClassVar[str] = "hooklearn; the selectivity idea of CIR (arXiv 2509.11816) turned round"
+    fitter: str = "contrast"
+    """``contrast``, ``probe``, ``mean_diff``, ``pca`` or ``random``; ignored when subspaces are given."""
+    rank: int = 32
+    sides: Sides = "x"
+    filter_rank: int = 0
+    """Compose with RepSelect's soft filter of this rank, before the projection."""
+    contrast_gradient: bool = False
+    """Start from the contrast gradient instead of the forget gradient."""
+
+    def _spaces(self, problem: Problem) -> Subspaces:
+        if problem.subspaces is not None:
+            return problem.subspaces
+        key = f"confined:{self.fitter}:{self.rank}:{self.sides}"
+        cache = problem.__dict__.setdefault("_spaces", {})
+        if key not in cache:
+            cache[key] = fit_subspaces(
+                problem.model,
+                problem.forget,
+                problem.corpus("retain"),
+                problem.sites,
+                fitter=self.fitter,
+                rank=self.rank,
+                sides=self.sides,
+                seed=problem.seed,
+                precision=problem.precision,
+                max_tokens=problem.max_tokens,
+            )
+        return cache[key]
+
+    def path(self, problem: Problem) -> Iterator[Updates]:
+        spaces = self._spaces(problem)
+        update = problem.gradient("forget")
+        if self.contrast_gradient:
+            update = contrast(update, problem.gradient("retain"))
+        out = {}
+        for name, matrix in update.items():
+            if self.filter_rank:
+                matrix = linalg.spectral_filter(matrix, self.filter_rank)
+            out[name] = linalg.project(matrix, *spaces.bases(name))
+        if all(float(u.norm()) == 0 for u in out.values()):
+            raise InputError("confined: no gradient is left inside the chosen subspaces")
+        yield out
+
+    def promise(self, problem: Problem) -> Subspaces | None:
+        return self._spaces(problem)

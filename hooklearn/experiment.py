@@ -1,0 +1,596 @@
+"""One run, from config to run folder: edit at an exact budget, attack every arm, write what was measured.
+
+Facts only: the verdict is formed by ``analysis``, which reads the folder and never loads a model. Every stage
+writes its part before the next begins, so that a killed run resumes where it stopped and ends with the same numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from hooklearn import edit as editing
+from hooklearn import models, organisms, store
+from hooklearn.attack import Arena, ArmState, Watcher, attack_of
+from hooklearn.config import CorpusConfig, RunConfig
+from hooklearn.data import Corpus, load_corpus
+from hooklearn.locate import collect
+from hooklearn.measure import (
+    ContainsReferee,
+    DisruptionMeter,
+    Likelihoods,
+    RatioReferee,
+    Referee,
+    Scorer,
+)
+from hooklearn.organisms.instil import instil
+from hooklearn.types import (
+    ArmCurve,
+    Curve,
+    CurvePoint,
+    Delta,
+    Disruption,
+    EditResult,
+    InputError,
+)
+
+Progress = Callable[[str], None]
+
+
+def run(
+    config: RunConfig,
+    out: Path,
+    *,
+    given: Mapping[str, Any] | None = None,
+    base: Path | None = None,
+    command: str = "",
+    resume: bool = False,
+    delta: Delta | None = None,
+    progress: Progress = lambda _: None,
+) -> Path:
+    """Do everything that ``config`` asks for and write the run folder.
+
+    Args:
+        given: the config as the user wrote it; ``base``: folder that its relative paths start from.
+        delta: attack this edit instead of making one.
+    Raises:
+        InputError: anything wrong with the input, before or while the run goes on (the folder says so too).
+    """
+    stage = Setup.load(config, base or Path(), progress, delta)
+    with store.RunFolder.create(out, stage.record(given, command), resume=resume) as folder:
+        _run_stages(config, stage, folder, progress)
+    return out
+
+
+# ------------------------------------------------------------------------------------------- setup
+
+
+@dataclass
+class Setup:
+    """Models, corpora and eyes of a run: everything that is loaded before anything is measured."""
+
+    config: RunConfig
+    original: Any
+    never: Any | None
+    never_info: dict[str, Any] | None
+    organism: organisms.Organism | None
+    corpora: dict[str, Corpus]
+    checkpoint: Any | None
+    delta: Delta | None = None
+    """An edit made earlier, to be attacked as it is."""
+
+    @staticmethod
+    def load(
+        config: RunConfig, base: Path, progress: Progress, delta: Delta | None = None
+    ) -> Setup:
+        for attack in config.attacks:  # a typo should not cost an edit
+            attack_of(attack.name, attack.options)
+        if config.edit.method is not None and config.edit.checkpoint is None:
+            editing.method_of(config.edit.method, config.edit.options)
+        original, organism = load_subject(config, base, progress)
+        if delta is not None:
+            with models.edited(original, delta):
+                pass  # refuses, before anything is written, a delta that was made for another model
+        never, never_info = None, None
+        if organism is not None:
+            never = _load_model(config, config.model.name, base)
+            never_info = {"kind": "base", "name": config.model.name}
+        elif config.controls.never is not None and config.controls.never.name is not None:
+            never = _load_model(config, config.controls.never.name, base)
+            never_info = {"kind": "model", "name": config.controls.never.name}
+        elif config.controls.never is not None:
+            never_info = {"kind": "surrogate", "name": config.controls.never.surrogate}
+        checkpoint = None
+        if config.edit.checkpoint is not None:
+            checkpoint = _load_model(config, config.edit.checkpoint, base)
+        progress("reading the corpora")
+        corpora = _load_corpora(config, base, original)
+        return Setup(config, original, never, never_info, organism, corpora, checkpoint, delta)
+
+    def record(self, given: Mapping[str, Any] | None, command: str) -> dict[str, Any]:
+        """The start of ``run.json``."""
+        config = self.config.model_dump(mode="json")
+        organism = self.organism
+        return {
+            "name": self.config.name,
+            "command": command,
+            "config_given": dict(given) if given is not None else config,
+            "config": config,
+            "environment": store.environment()
+            | {
+                "device": str(models.device_of(self.original)),
+                "dtype": str(models.all_parameters(self.original)[0].dtype).removeprefix("torch."),
+                "threads": torch.get_num_threads(),
+            },
+            "model": models.describe(self.original),
+            "organism": organism
+            and {"name": organism.name, "kind": "instilled by LoRA", "truth": organism.truth,
+                 "note": "what is fine-tuned in is easier to take out than what was pre-trained"},
+            "never": self.never_info,
+            "corpora": {
+                role: {"source": c.source, "hash": c.hash, "n": len(c)}
+                for role, c in self.corpora.items()
+            },
+            "seeds": list(self.config.seeds),
+        }  # fmt: skip
+
+    def watcher(self, progress: Progress) -> Watcher:
+        """The eyes: likelihoods of held-out items, and a referee for samples."""
+        tokenizer = models.tokenizer_of(self.original)
+        heldout = Likelihoods.of(self.corpora["heldout"], tokenizer, "heldout")
+        ood = self.corpora.get("ood")
+        permuted = None
+        if self.never_info is not None and self.never_info["kind"] == "surrogate":
+            permuted = Likelihoods.of(_permuted(self.corpora["heldout"]), tokenizer, "heldout")
+        behaviour = self.config.behaviour
+        return Watcher(
+            heldout=heldout,
+            ood=Likelihoods.of(ood, tokenizer, "ood") if ood is not None else None,
+            permuted=permuted,
+            referee=self._referee(heldout, progress) if behaviour.samples else None,
+            n_samples=behaviour.samples,
+            new_tokens=behaviour.new_tokens,
+            greedy_too=bool(heldout.choices),
+            precision=self.config.model.precision,  # type: ignore[arg-type]
+        )
+
+    def _referee(self, heldout: Likelihoods, progress: Progress) -> Referee | None:
+        corpus = heldout.corpus
+        if heldout.choices:
+            return ContainsReferee()
+        if any("prompt" not in r and "messages" not in r for r in corpus.rows):
+            return None  # running text has no prompt to sample from
+        progress("referee: threshold and AUC on held-out completions")
+        good = corpus.alternatives() or self.corpora.get("near")
+        if good is None:
+            return None
+        if self.never is not None:
+            referee = RatioReferee(
+                Scorer(self.original), Scorer(self.never), "original / never-learned"
+            )
+        elif "retain" in self.corpora:
+            bad_lora, good_lora = (
+                instil(
+                    self.original, self.corpora[role], models.sites(self.original, "mlp"),
+                    rank=4, epochs=3, max_tokens=self.config.max_tokens,
+                ).delta()
+                for role in ("forget", "retain")
+            )  # fmt: skip
+            referee = RatioReferee(
+                Scorer(self.original, bad_lora),
+                Scorer(self.original, good_lora),
+                "two small LoRAs, on bad and on good completions",
+            )
+        else:
+            return None
+        return referee.calibrated(corpus, good)
+
+
+def load_subject(
+    config: RunConfig, base: Path, progress: Progress = lambda _: None
+) -> tuple[Any, organisms.Organism | None]:
+    """The model that a run edits: the base model, with its organism merged in where there is one."""
+    organism = organisms.organism_of(config.organism) if config.organism else None
+    progress("loading the model")
+    model = _load_model(config, config.model.name, base)
+    if organism is not None:
+        progress(f"organism {organism.name}: {organism.summary}")
+        _merge(model, organisms.load(organism, model))
+    return model, organism
+
+
+def _load_model(config: RunConfig, name: str, base: Path) -> Any:
+    local = base / name
+    path = str(local) if not Path(name).is_absolute() and local.exists() else name
+    return models.load(
+        path, device=config.model.device, trust_remote_code=config.model.trust_remote_code
+    )
+
+
+def _merge(model: Any, delta: Delta) -> None:
+    """Make an organism: the one place where a model is changed for good, before the run begins."""
+    with models.edited(model, Delta({}, delta.base, delta.base_hash)):
+        pass  # checks that the adapter was made for this very base model
+    for site in models.sites(model, list(delta.updates)):
+        models.add_(model, site, delta.updates[site.name])
+
+
+def _load_corpora(config: RunConfig, base: Path, model: Any) -> dict[str, Corpus]:
+    known = _prefiltered(config, model)
+    out = {}
+    for role, spec in config.corpora.items():
+        options = dict(spec.options)
+        if config.prefilter is not None and spec.name == config.prefilter.corpus:
+            options["countries"] = known
+        out[role] = _load_one(spec, base, options)
+    if "retain" in out:
+        if out["retain"].hash == out["forget"].hash:
+            raise InputError(
+                f"corpora.forget and corpora.retain are the same {len(out['forget'])} rows "
+                f"({out['forget'].source})"
+            )
+        if "near" not in out:  # a held-out part of retain, which every run reports
+            parts = out["retain"].split(retain=3, near=1)
+            out["retain"], out["near"] = parts["retain"], parts["near"]
+    return out
+
+
+def _load_one(spec: CorpusConfig, base: Path, options: Mapping[str, Any]) -> Corpus:
+    try:
+        return load_corpus(
+            name=spec.name, path=spec.path, hub=spec.hub, columns=spec.columns, split=spec.split,
+            config=spec.config, revision=spec.revision, limit=spec.limit, base=base, options=options,
+        )  # fmt: skip
+    except TypeError as error:  # an option that the built-in corpus does not have
+        raise InputError(f"corpus {spec.name!r}: {error}") from error
+
+
+def _prefiltered(config: RunConfig, model: Any) -> list[str] | None:
+    """Groups that the model gets right under every phrasing, so that there is something to forget."""
+    if config.prefilter is None:
+        return None
+    corpus = load_corpus(
+        name=config.prefilter.corpus,
+        options={"part": "all", "phrasings": config.prefilter.phrasings},
+    )
+    items = Likelihoods.of(corpus, models.tokenizer_of(model), "prefilter")
+    right = items.measure(model)["preference"].tolist()
+    wrong = {g for g, r in zip(corpus.groups, right, strict=True) if r == 0}
+    known = sorted(set(corpus.groups) - wrong)
+    if len(known) < 16:
+        raise InputError(
+            f"prefilter: the model knows only {len(known)} of {len(set(corpus.groups))} facts of "
+            f"{config.prefilter.corpus!r}; at least 16 are needed"
+        )
+    return known
+
+
+def _permuted(corpus: Corpus) -> Corpus:
+    """Every item gets the answer of the next one: an answer of the right kind that is wrong."""
+    rows = []
+    for i, row in enumerate(corpus.rows):
+        other = corpus.rows[(i + 1) % len(corpus)]
+        choices = list(row.get("choices", []))
+        changed = {
+            "completion": other["completion"],
+            "fact": other.get("fact", other["completion"]),
+        }
+        if choices:
+            choices[row["answer"]] = other["completion"]
+            changed["choices"] = choices
+        rows.append({**row, **changed})
+    return Corpus(f"{corpus.name}/permuted", tuple(rows), f"{corpus.source}, answers permuted")
+
+
+# ------------------------------------------------------------------------------------------ stages
+
+
+def _run_stages(
+    config: RunConfig, setup: Setup, folder: store.RunFolder, progress: Progress
+) -> None:
+    started = time.perf_counter()
+    folder.path("parts").mkdir(exist_ok=True)
+    watcher = setup.watcher(progress)
+    if watcher.referee is not None:
+        folder.update(referee=watcher.referee.describe())
+    progress("disruption: reading the unedited model")
+    meter = DisruptionMeter(
+        setup.original, setup.corpora["disruption"], setup.corpora.get("near"),
+        max_tokens=config.max_tokens,
+    )  # fmt: skip
+    if setup.never is not None:
+        folder.update(yardsticks={"never": _disruption_record(meter.measure(model=setup.never))})
+    if config.locate.enabled and "retain" in setup.corpora and not folder.has("locate.parquet"):
+        progress("locate: where forget and retain can be told apart")
+        _locate(config, setup, folder)
+
+    edits, tokens = [], 0
+    for seed in config.seeds:
+        progress(f"edit (seed {seed}): {config.edit.method or 'checkpoint'}")
+        record, delta = _edit_stage(config, setup, meter, folder, seed, progress)
+        edits.append(record)
+        folder.update(edits=edits)
+        tokens += record["cost"]["tokens"]
+        arms = _arms(config, setup, watcher, delta)
+        arena = Arena(
+            arms=arms, watcher=watcher,
+            attack_train=setup.corpora.get("attack_train"),
+            unrelated=setup.corpora.get("unrelated"), retain=setup.corpora.get("retain"),
+            seed=seed, precision=config.model.precision, max_tokens=config.max_tokens,  # type: ignore[arg-type]
+            progress=progress,
+        )  # fmt: skip
+        _attack_stages(config, arena, folder)
+    _collect_parts(folder)
+    folder.update(
+        attacks=[_attack_record(a.name, a.options) for a in config.attacks],
+        cost={
+            "seconds": time.perf_counter() - started,
+            "tokens": tokens + _attack_tokens(folder),
+            "flops": None,
+            "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        },
+    )
+
+
+def _locate(config: RunConfig, setup: Setup, folder: store.RunFolder) -> None:
+    sites = models.sites(setup.original, config.edit.sites, config.edit.layers)  # type: ignore[arg-type]
+    data = collect(
+        setup.original, setup.corpora["forget"], setup.corpora["retain"], sites,
+        sides=config.locate.sides, seed=config.seeds[0], max_tokens=config.max_tokens,  # type: ignore[arg-type]
+    )  # fmt: skip
+    spaces = data.fit(config.locate.fitter, config.locate.rank, seed=config.seeds[0])
+    tensors = {f"{n}.{side}": s.basis.contiguous() for (n, side), s in spaces.items()}
+    store.save_tensors(
+        folder.path("subspaces.safetensors"), tensors, {"fitter": config.locate.fitter}
+    )
+    folder.save_frame("locate.parquet", spaces.to_dataframe())
+
+
+def _edit_stage(
+    config: RunConfig,
+    setup: Setup,
+    meter: DisruptionMeter,
+    folder: store.RunFolder,
+    seed: int,
+    progress: Progress,
+) -> tuple[dict[str, Any], Delta | None]:
+    """The edit of one seed, read back from the folder where it is already there."""
+    name, part = f"delta-seed{seed}.safetensors", f"parts/edit-seed{seed}.json"
+    if setup.checkpoint is not None:
+        disruption = meter.measure(model=setup.checkpoint)
+        return _given_record(config, disruption, seed, {"checkpoint": config.edit.checkpoint}), None
+    if setup.delta is not None:
+        with models.edited(setup.original, setup.delta):
+            disruption = meter.measure()
+        store.save_delta(setup.delta, folder.path(name))
+        return _given_record(config, disruption, seed, {"delta": setup.delta.base}), setup.delta
+    if folder.has(part) and folder.has(name):
+        return store.load_json(folder.path(part)), store.load_delta(folder.path(name))
+    assert config.edit.method is not None
+    method = editing.method_of(config.edit.method, config.edit.options)
+    problem = editing.Problem(
+        setup.original,
+        models.sites(setup.original, config.edit.sites, config.edit.layers),  # type: ignore[arg-type]
+        setup.corpora["forget"], setup.corpora.get("retain"), setup.corpora.get("reference"),
+        seed=seed, precision=config.model.precision, max_tokens=config.max_tokens,  # type: ignore[arg-type]
+    )  # fmt: skip
+    result = editing.run_edit(problem, method, meter, config.budget.resolved(), on_point=progress)
+    record = _edit_record(method, result, seed)
+    folder.save_frame(
+        f"parts/trace-seed{seed}.parquet", result.trace.to_dataframe().assign(seed=seed)
+    )
+    store.save_delta(result.delta, folder.path(name))
+    folder.save_json(part, record)
+    folder.event("edited", seed=seed, stop=result.stop, kl=result.disruption.kl.value)
+    return record, result.delta
+
+
+def _edit_record(method: editing.Method, result: EditResult, seed: int) -> dict[str, Any]:
+    worst = result.certificate.worst
+    site = next((n for n, v in result.certificate.escape.items() if v == worst), None)
+    return {
+        "seed": seed, "method": result.method, "options": method.options(),
+        "summary": type(method).summary(), "source": method.source, "stop": result.stop,
+        "binding": result.disruption.binding(result.budget),
+        "disruption": _disruption_record(result.disruption),
+        "budget": dataclasses.asdict(result.budget),
+        "within_budget": result.disruption.used(result.budget) <= 1.0,
+        "certificate": {"promise": result.certificate.promise, "worst": worst, "site": site},
+        "cost": dataclasses.asdict(result.cost),
+    }  # fmt: skip
+
+
+def _given_record(
+    config: RunConfig, disruption: Disruption, seed: int, options: dict[str, Any]
+) -> dict[str, Any]:
+    budget = config.budget.resolved()
+    return {
+        "seed": seed, "method": next(iter(options)), "options": options,
+        "summary": "an edit made elsewhere, judged as it is", "source": "", "stop": "given",
+        "binding": disruption.binding(budget), "disruption": _disruption_record(disruption),
+        "budget": dataclasses.asdict(budget), "within_budget": disruption.used(budget) <= 1.0,
+        "certificate": {"promise": "", "worst": None, "site": None},
+        "cost": {"seconds": 0.0, "tokens": 0, "flops": 0.0, "peak_bytes": 0},
+    }  # fmt: skip
+
+
+def _disruption_record(d: Any) -> dict[str, Any]:
+    near = d.near_ce
+    return {
+        "kl": d.kl.value, "kl_stderr": d.kl.stderr, "kl_n": d.kl.n, "ce": d.ce.value,
+        "near_ce": near and near.value, "near_ce_stderr": near and near.stderr,
+        "near_ce_n": near and near.n,
+    }  # fmt: skip
+
+
+def _arms(config: RunConfig, setup: Setup, watcher: Watcher, delta: Delta | None) -> list[ArmState]:
+    edited = (
+        ArmState("edited", setup.checkpoint)
+        if setup.checkpoint is not None
+        else ArmState("edited", setup.original, delta)
+    )
+    arms = [edited, ArmState("original", setup.original)]
+    if setup.never is not None:
+        arms.append(ArmState("never", setup.never))
+        if config.controls.matched and delta is not None:
+            arms.append(ArmState("matched", setup.original, _matched(setup, watcher, delta)))
+    return arms
+
+
+def _matched(setup: Setup, watcher: Watcher, delta: Delta) -> Delta:
+    """The same delta scaled back until the behaviour starts at the never level, so that a head start is not
+    mistaken for robustness. The edit itself where it already starts at or above it."""
+
+    def level(model: Any) -> float:
+        return float(
+            watcher.heldout.measure(model, precision=watcher.precision)["completion"].mean()
+        )
+
+    target = level(setup.never)
+
+    def at(scale: float) -> float:
+        with models.edited(setup.original, delta, scale):
+            return level(setup.original)
+
+    low, high = 0.0, 1.0
+    if at(high) >= target:
+        return delta
+    for _ in range(8):
+        middle = (low + high) / 2
+        low, high = (middle, high) if at(middle) > target else (low, middle)
+    return high * delta
+
+
+# ----------------------------------------------------------------------------------------- attacks
+
+
+def _attack_stages(config: RunConfig, arena: Arena, folder: store.RunFolder) -> None:
+    stages: list[tuple[str, Callable[[], list[Curve]]]] = [("none", lambda: [_before(arena)])]
+    for i, spec in enumerate(config.attacks):
+        attack = attack_of(spec.name, spec.options)
+        stages.append((f"{i}-{attack.name}", lambda attack=attack: attack.curves(arena)))
+    for name, curves in stages:
+        part = f"parts/curves-seed{arena.seed}-{name}"
+        if folder.has(f"{part}.parquet"):
+            continue
+        arena.progress(f"attack (seed {arena.seed}): {name}")
+        found = curves()
+        samples = judge_pending(arena.watcher)
+        found = [_with_samples(c, samples) for c in found]
+        folder.save_frame(f"{part}-items.parquet", pd.concat([c.items_dataframe() for c in found]))
+        store.save_lines(folder.path(f"{part}-samples.jsonl"), samples)
+        folder.save_frame(f"{part}.parquet", pd.concat([c.to_dataframe() for c in found]))
+        folder.event("attacked", seed=arena.seed, attack=name)
+
+
+def _before(arena: Arena) -> Curve:
+    """Every arm as it is, before any attack: attack ``none``."""
+    arms: dict[str, ArmCurve] = {}
+    for arm in arena.arms:
+        arena.progress(f"behaviour before any attack: {arm.name}")
+        with arm.entered(training=False) as model:
+            points = arena.watcher.likelihood(model, 0, 0, ood=True)
+            arms[arm.name] = ArmCurve(tuple(points), converged=True)
+            if arm.name == "original" and (twin := arena.watcher.surrogate(model, 0, 0)):
+                arms["never"] = ArmCurve(tuple(twin), converged=True)
+            arena.watcher.sample(model, arm.name, "none", "", 0, arena.seed)
+    return Curve("none", "", True, arena.seed, arms)
+
+
+def judge_pending(watcher: Watcher) -> list[dict[str, Any]]:
+    """All waiting samples before the referee, the attacked weights having been put back."""
+    rows = []
+    for wait in watcher.pending:
+        assert watcher.referee is not None
+        judged = watcher.referee.judge(wait.samples, wait.corpus)
+        for s, (score, found) in zip(wait.samples, judged, strict=True):
+            rows.append(
+                {
+                    "arm": wait.arm, "attack": wait.attack, "setting": wait.setting, "step": wait.step,
+                    "seed": wait.seed, "split": wait.split, "item": s.item, "greedy": s.greedy,
+                    "prompt": s.prompt, "completion": s.completion, "referee": score, "is_behaviour": found,
+                }
+            )  # fmt: skip
+        if watcher.permuted is not None and wait.arm == "original":
+            rows += _surrogate_samples(watcher, wait)
+    watcher.pending.clear()
+    return rows
+
+
+def _surrogate_samples(watcher: Watcher, wait: Any) -> Iterator[dict[str, Any]]:
+    """The never arm of a knowledge run: the same samples, asked for the permuted answers."""
+    assert watcher.permuted is not None and watcher.referee is not None
+    judged = watcher.referee.judge(wait.samples, watcher.permuted.corpus)
+    for s, (score, found) in zip(wait.samples, judged, strict=True):
+        yield {
+            "arm": "never", "attack": wait.attack, "setting": wait.setting, "step": wait.step,
+            "seed": wait.seed, "split": wait.split, "item": s.item, "greedy": s.greedy,
+            "prompt": s.prompt, "completion": s.completion, "referee": score, "is_behaviour": found,
+        }  # fmt: skip
+
+
+def _with_samples(curve: Curve, samples: list[dict[str, Any]]) -> Curve:
+    """Add the sampled rate (per item: mean over its samples) as points of the curve."""
+    arms = {}
+    for name, arm in curve.arms.items():
+        by_step: dict[int, dict[int, list[float]]] = {}
+        for row in samples:
+            if (row["arm"], row["attack"], row["setting"]) == (name, curve.attack, curve.setting):
+                by_step.setdefault(row["step"], {}).setdefault(row["item"], []).append(
+                    float(row["is_behaviour"])
+                )
+        extra = [
+            CurvePoint(
+                step, _tokens_at(arm, step), "sampled", "heldout",
+                tuple(sum(v) / len(v) for _, v in sorted(items.items())),
+            )
+            for step, items in sorted(by_step.items())
+        ]  # fmt: skip
+        arms[name] = dataclasses.replace(arm, points=(*arm.points, *extra))
+    return dataclasses.replace(curve, arms=arms)
+
+
+def _tokens_at(arm: ArmCurve, step: int) -> int:
+    return max((p.tokens for p in arm.points if p.step == step), default=0)
+
+
+def _attack_record(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    attack = attack_of(name, options)
+    return {
+        "name": name, "cheap": attack.cheap, "summary": type(attack).summary(),
+        "source": attack.source, "settings": attack.settings(), "budget": dataclasses.asdict(attack),
+    }  # fmt: skip
+
+
+def _collect_parts(folder: store.RunFolder) -> None:
+    """The parts of all stages as the files that analysis reads."""
+    parts = sorted(folder.path("parts").glob("curves-*.parquet"))
+    curves = [p for p in parts if not p.stem.endswith("-items")]
+    items = [p for p in parts if p.stem.endswith("-items")]
+    folder.save_frame("curves.parquet", _concat(curves))
+    folder.save_frame("items.parquet", _concat(items))
+    traces = sorted(folder.path("parts").glob("trace-*.parquet"))
+    if traces:
+        folder.save_frame("trace.parquet", _concat(traces))
+    rows = [
+        r for p in sorted(folder.path("parts").glob("*-samples.jsonl")) for r in store.load_lines(p)
+    ]
+    store.save_lines(folder.path("samples.jsonl"), rows)
+
+
+def _concat(paths: list[Path]) -> pd.DataFrame:
+    return pd.concat([store.load_frame(p) for p in paths], ignore_index=True)
+
+
+def _attack_tokens(folder: store.RunFolder) -> int:
+    frame = store.load_frame(folder.path("curves.parquet"))
+    last = frame.groupby(["attack", "setting", "arm", "seed"])["tokens"].max()
+    return int(last.sum())

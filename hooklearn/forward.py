@@ -1,0 +1,99 @@
+"""One forward pass over a token batch: logits at the labelled positions only, in the chosen precision.
+
+Most positions carry no loss and the unembedding is a large share of a small model's work, so logits are never
+computed where nothing needs them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hooklearn import models
+from hooklearn.data import Encoded, TokenBatch, batches
+from hooklearn.losses import sequence_sums, token_logprobs
+from hooklearn.types import InputError
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+def resolve_precision(precision: Precision, device: torch.device | str = "cpu") -> torch.dtype:
+    """``auto``: bfloat16 where the processor multiplies it natively, else float32."""
+    if precision == "float32":
+        return torch.float32
+    if precision == "bfloat16":
+        return torch.bfloat16
+    if precision != "auto":
+        raise InputError(f"precision {precision!r}: valid are auto, float32, bfloat16")
+    if torch.device(device).type == "cpu":
+        native = torch.backends.cpu.get_cpu_capability() == "AVX512" and bool(
+            torch.cpu._is_avx512_bf16_supported()
+        )
+        return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16
+
+
+@contextlib.contextmanager
+def autocast(model: Any, precision: Precision) -> Iterator[None]:
+    """bfloat16 products with float32 master weights, or plain float32."""
+    device = models.device_of(model)
+    dtype = resolve_precision(precision, device)
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not torch.float32):
+        yield
+
+
+def _inputs(model: Any, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(ids, mask, keep, positions) on the model's device; packed rows get a block-diagonal mask."""
+    device = models.device_of(model)
+    mask = batch.mask.long()
+    if batch.packed:
+        # a large finite value, not -inf: a padding row sees nothing and must not become NaN
+        mask = torch.where(batch.attention(), 0.0, torch.finfo(torch.float32).min / 2)
+    return (
+        batch.ids.to(device),
+        mask.to(device),
+        batch.keep.to(device),
+        batch.position.to(device),
+    )
+
+
+def hidden(model: Any, batch: TokenBatch) -> Float[Tensor, "kept d_model"]:
+    """Final hidden states at the positions that predict a labelled token (TransformerLens hooks fire)."""
+    return models.hidden_at(model, *_inputs(model, batch))
+
+
+def logits(model: Any, batch: TokenBatch) -> Float[Tensor, "kept vocab"]:
+    """Logits that predict ``batch.targets``, in the same order."""
+    return models.logits_at(model, *_inputs(model, batch))
+
+
+@torch.no_grad()
+def sequence_logprobs(
+    model: Any,
+    sequences: list[Encoded],
+    *,
+    precision: Precision = "auto",
+    max_tokens: int = 2048,
+) -> Float[Tensor, "sequence 2"]:
+    """(sum of log-probabilities, number of scored tokens) of every sequence, in the order given."""
+    out = torch.zeros(len(sequences), 2, dtype=torch.float64)
+    where = {id(s): i for i, s in enumerate(sequences)}
+    for batch in batches(sequences, max_tokens=max_tokens):
+        with autocast(model, precision):
+            scores = logits(model, batch)
+        logp = token_logprobs(scores, batch.targets.to(scores.device)).double().cpu()
+        n = len(batch.sequences)
+        sums = sequence_sums(logp, batch.owner, n)
+        counts = sequence_sums(torch.ones_like(logp), batch.owner, n)
+        for s, total, count in zip(batch.sequences, sums, counts, strict=True):
+            out[where[id(s)], 0], out[where[id(s)], 1] = total, count
+    return out
+
+
+def count_tokens(groups: Iterable[TokenBatch]) -> int:
+    return sum(b.n_tokens for b in groups)

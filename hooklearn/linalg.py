@@ -1,0 +1,245 @@
+"""The linear algebra that hooklearn exists for: streaming moments, spectral filters, whitening, subspaces.
+
+Everything here is a function of tensors; nothing knows about models. Accumulation is float32 or better.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hooklearn.types import InputError, NumericalError
+
+Filter = Literal["soft", "hard", "quadratic"]
+Sides = Literal["both", "x", "g"]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """n, sum and un-centred second moment of row vectors; exact, streaming and mergeable.
+
+    Chan, Golub & LeVeque (1983) for the merge; un-centred sums need no correction term. ``second`` is a sum,
+    divided by n only when asked for.
+    """
+
+    n: int
+    sum: Float[Tensor, " d"]
+    second: Float[Tensor, "d d"]
+
+    @staticmethod
+    def zero(
+        d: int, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    ) -> Moments:
+        return Moments(
+            0,
+            torch.zeros(d, dtype=dtype, device=device),
+            torch.zeros(d, d, dtype=dtype, device=device),
+        )
+
+    def add_(self, rows: Float[Tensor, "token d"]) -> Moments:
+        """Add a batch, reusing this object's storage: the streaming path. Returns the new moments."""
+        rows = rows.to(self.second.dtype)
+        self.second.addmm_(rows.T, rows)
+        self.sum.add_(rows.sum(0))
+        return Moments(self.n + rows.shape[0], self.sum, self.second)
+
+    def merge(self, other: Moments) -> Moments:
+        """The moments of the concatenated data."""
+        return Moments(self.n + other.n, self.sum + other.sum, self.second + other.second)
+
+    @property
+    def mean(self) -> Float[Tensor, " d"]:
+        return self.sum / max(1, self.n)
+
+    def mean_second(self) -> Float[Tensor, "d d"]:
+        """E[x x^T]."""
+        return self.second / max(1, self.n)
+
+    def covariance(self) -> Float[Tensor, "d d"]:
+        mean = self.mean.double()
+        return (self.mean_second().double() - torch.outer(mean, mean)).to(self.second.dtype)
+
+    def energy(self, basis: Float[Tensor, "d rank"]) -> float:
+        """Share of E||x||^2 that lies in the span of an orthonormal basis, in [0, 1]."""
+        total = float(self.second.diagonal().double().sum())
+        if total <= 0:
+            return float("nan")
+        inside = (basis.to(self.second) * (self.second @ basis.to(self.second))).double().sum()
+        return float(inside) / total
+
+
+def damped(second: Float[Tensor, "d d"], damping: float) -> Float[Tensor, "d d"]:
+    """``M + damping * tr(M)/d * I``: damping relative to the mean eigenvalue."""
+    d = second.shape[0]
+    level = damping * second.diagonal().sum() / d
+    return second + level.clamp_min(torch.finfo(second.dtype).tiny) * torch.eye(
+        d, dtype=second.dtype, device=second.device
+    )
+
+
+def cholesky(spd: Float[Tensor, "d d"], what: str = "matrix") -> Float[Tensor, "d d"]:
+    """Cholesky factor, with one honest retry in float64 and a NumericalError that gives the condition."""
+    factor, info = torch.linalg.cholesky_ex(spd)
+    if int(info) == 0:
+        return factor
+    factor, info = torch.linalg.cholesky_ex(spd.double())
+    if int(info) == 0:
+        return factor.to(spd.dtype)
+    values = torch.linalg.eigvalsh(spd.double())
+    raise NumericalError(
+        f"{what} is not positive definite (eigenvalues {values[0]:.2e} .. {values[-1]:.2e}); raise the damping"
+    )
+
+
+def precondition(
+    update: Float[Tensor, "d_out d_in"],
+    x_factor: Float[Tensor, "d_in d_in"] | None,
+    g_factor: Float[Tensor, "d_out d_out"] | None,
+) -> Float[Tensor, "d_out d_in"]:
+    """``B^-1 C A^-1`` from Cholesky factors of A (input side) and B (gradient side); None leaves a side alone.
+
+    The inverse of a Kronecker-factored Fisher (Martens & Grosse, 2015), applied to one update.
+    """
+    if g_factor is not None:
+        update = torch.cholesky_solve(update, g_factor)
+    if x_factor is not None:
+        update = torch.cholesky_solve(update.T, x_factor).T
+    return update
+
+
+def sign_fixed(basis: Float[Tensor, "d rank"]) -> Float[Tensor, "d rank"]:
+    """Make the largest-magnitude coordinate of every column positive: signs no longer depend on the solver."""
+    if basis.shape[1] == 0:
+        return basis
+    top = basis.gather(0, basis.abs().argmax(0, keepdim=True))
+    return basis * torch.where(top < 0, -1.0, 1.0).to(basis.dtype)
+
+
+def orthonormal(vectors: Float[Tensor, "d rank"]) -> Float[Tensor, "d rank"]:
+    """Orthonormal basis of the span, ``qr(E).Q``, with fixed signs."""
+    q = torch.linalg.qr(vectors.double()).Q.to(vectors.dtype)
+    return sign_fixed(q)
+
+
+def project(
+    update: Float[Tensor, "d_out d_in"],
+    x_basis: Float[Tensor, "d_in k"] | None,
+    g_basis: Float[Tensor, "d_out k"] | None,
+) -> Float[Tensor, "d_out d_in"]:
+    """``P_g U P_x`` for orthonormal bases. For a fixed linear projection, projecting every token and
+    projecting the summed update are the same thing."""
+    if g_basis is not None:
+        update = g_basis @ (g_basis.T @ update)
+    if x_basis is not None:
+        update = (update @ x_basis) @ x_basis.T
+    return update
+
+
+def escape(
+    update: Float[Tensor, "d_out d_in"],
+    x_basis: Float[Tensor, "d_in k"] | None,
+    g_basis: Float[Tensor, "d_out k"] | None,
+) -> float:
+    """Containment: ``||U - P_g U P_x|| / ||U||``, in float64; 0 for a zero update."""
+    wide = update.double()
+    norm = float(wide.norm())
+    if norm == 0:
+        return 0.0
+    kept = project(
+        wide,
+        None if x_basis is None else x_basis.double(),
+        None if g_basis is None else g_basis.double(),
+    )
+    return float((wide - kept).norm()) / norm
+
+
+def pca(
+    second: Float[Tensor, "d d"], rank: int
+) -> tuple[Float[Tensor, "d rank"], Float[Tensor, " rank"]]:
+    """Top eigenvectors and eigenvalues, largest first, signs fixed."""
+    values, vectors = torch.linalg.eigh(second.double())
+    top = vectors[:, -rank:].flip(1).to(second.dtype)
+    return sign_fixed(top), values[-rank:].flip(0).to(second.dtype)
+
+
+def generalised_eigh(
+    forget: Float[Tensor, "d d"], retain: Float[Tensor, "d d"], rank: int
+) -> tuple[Float[Tensor, "d rank"], Float[Tensor, " rank"]]:
+    """Top solutions of ``F v = lambda R v`` with ``E^T R E = I``: directions of most forget per retain energy.
+
+    ``R`` must be positive definite (damp it first). E is oblique; ``orthonormal(E)`` spans the same space.
+    """
+    factor = cholesky(retain.double(), "retain moments")
+    half = torch.linalg.solve_triangular(factor, forget.double(), upper=False)
+    whitened = torch.linalg.solve_triangular(factor, half.T, upper=False)
+    values, vectors = torch.linalg.eigh((whitened + whitened.T) / 2)
+    top = vectors[:, -rank:].flip(1)
+    oblique = torch.linalg.solve_triangular(factor.T, top, upper=True)
+    return sign_fixed(oblique.to(forget.dtype)), values[-rank:].flip(0).to(forget.dtype)
+
+
+def numerical_rank(singular_values: Float[Tensor, " k"], shape: tuple[int, int]) -> int:
+    """How many singular values are above rounding: ``max(shape) * eps * s_max``, as numpy's matrix_rank."""
+    if singular_values.numel() == 0 or float(singular_values[0]) <= 0:
+        return 0
+    eps = torch.finfo(torch.float32).eps
+    return int((singular_values > max(shape) * eps * singular_values[0]).sum())
+
+
+def spectral_filter(
+    update: Float[Tensor, "d_out d_in"],
+    rank: int,
+    *,
+    kind: Filter = "soft",
+    sides: Sides = "both",
+    basis_of: Float[Tensor, "d_out d_in"] | None = None,
+) -> Float[Tensor, "d_out d_in"]:
+    """RepSelect's collapse of the top ``rank`` principal components (Sondej, Yang & Mahdi, 2026).
+
+    ``basis_of`` gives the components (default: the update itself). With ``s`` its singular values and ``s_k``
+    the smallest kept one, component i of one side is scaled by ``s_k/s_i`` (soft), ``(s_k/s_i)^2`` (quadratic)
+    or 0 (hard); with both sides the factors multiply, so soft/both maps ``s_i`` to ``s_k^2/s_i``. The rank is
+    clamped to the numerical rank: beyond it ``s_k`` is rounding noise and would erase the update.
+    """
+    if rank < 0:
+        raise InputError(f"rank must be 0 or more, got {rank}")
+    source = update if basis_of is None else basis_of
+    u, s, vh = torch.linalg.svd(source.float(), full_matrices=False)
+    k = min(rank, numerical_rank(s, (source.shape[0], source.shape[1])))
+    if k == 0:
+        return update
+    ratio = s[k - 1] / s[:k]
+    factor = {"soft": ratio, "quadratic": ratio.square(), "hard": torch.zeros_like(ratio)}[kind]
+    lost = 1.0 - factor
+    out = update
+    if sides in ("both", "x"):
+        v = vh[:k].T
+        out = out - ((out @ v) * lost) @ v.T
+    if sides in ("both", "g"):
+        left = u[:, :k]
+        out = out - left @ (lost[:, None] * (left.T @ out))
+    return out
+
+
+def whitened_update(update: Float[Tensor, "d_out d_in"], tau: float) -> Float[Tensor, "d_out d_in"]:
+    """``tau^2 (G G^T + tau^2 I)^-1 G``: the smooth soft/both filter without an SVD, on the smaller side."""
+    g = update if update.shape[0] <= update.shape[1] else update.T
+    gram = g @ g.T
+    eye = torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
+    out = tau**2 * torch.cholesky_solve(g, cholesky(gram + tau**2 * eye, "G G^T + tau^2 I"))
+    return out if g is update else out.T
+
+
+def principal_cosines(a: Float[Tensor, "d k"], b: Float[Tensor, "d m"]) -> Float[Tensor, " min"]:
+    """Cosines of the principal angles between two spans given by orthonormal bases."""
+    return torch.linalg.svdvals(a.double().T @ b.double()).clamp(0, 1)
+
+
+def random_basis(d: int, rank: int, seed: int) -> Float[Tensor, "d rank"]:
+    """A uniformly random orthonormal basis, from a generator of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    return orthonormal(torch.randn(d, rank, generator=generator))

@@ -1,0 +1,76 @@
+"""Locate: where, at hook points, forget and retain data can be told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hooklearn import models
+from hooklearn.callable_module import make_callable
+from hooklearn.data import Corpus
+from hooklearn.forward import Precision
+from hooklearn.linalg import Sides
+from hooklearn.locate.subspace import FITTERS, Collected, Subspace, Subspaces, collect, sweep
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "FITTERS",
+    "Collected",
+    "Subspace",
+    "Subspaces",
+    "collect",
+    "locate",
+    "locate_sweep",
+    "sweep",
+]
+
+
+def locate(
+    model: Any,
+    forget: Corpus,
+    retain: Corpus,
+    *,
+    sites: str | Sequence[str] = "mlp",
+    layers: Iterable[int] | str | None = None,
+    fitter: str = "contrast",
+    rank: int = 8,
+    sides: Sides = "x",
+    seed: int = 0,
+    precision: Precision = "auto",
+) -> Subspaces:
+    """Subspaces that distinguish forget from retain, each with its held-out separation and nulls.
+
+    Args:
+        sites, layers: as in :func:`hooklearn.models.sites`.
+        fitter: one of ``pca contrast mean_diff probe random``.
+        sides: ``x`` (inputs), ``g`` (output gradients) or ``both``.
+    Returns:
+        :class:`Subspaces`; ``.to_dataframe()`` answers "which layer?".
+    """
+    chosen = models.sites(model, sites, layers)
+    data = collect(model, forget, retain, chosen, sides=sides, seed=seed, precision=precision)
+    return data.fit(fitter, rank, seed=seed)
+
+
+def locate_sweep(
+    model: Any,
+    forget: Corpus,
+    retain: Corpus,
+    *,
+    sites: str | Sequence[str] = "mlp",
+    layers: Iterable[int] | str | None = None,
+    fitters: Sequence[str] = ("pca", "contrast", "mean_diff", "probe"),
+    ranks: Sequence[int] = (1, 4, 16),
+    sides: Sides = "x",
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Every fitter at every rank over one capture, as a data frame; ``analysis.plots.separation_map`` draws it."""
+    chosen = models.sites(model, sites, layers)
+    return sweep(
+        collect(model, forget, retain, chosen, sides=sides, seed=seed), fitters, ranks, seed=seed
+    )
+
+
+make_callable(__name__)

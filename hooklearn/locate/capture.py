@@ -1,0 +1,169 @@
+"""Capture: the inputs and output gradients of sites, batch by batch, at TransformerLens hook points.
+
+Memory is constant in the number of tokens: one batch of tapes lives at a time. The identity behind everything,
+for ``y = W x``: ``dL/dW = sum_t g_t x_t^T``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from hooklearn import forward, losses, models
+from hooklearn.data import TokenBatch
+from hooklearn.forward import Precision
+from hooklearn.types import InputError, Site, Tape
+
+Labels = Literal["given", "sampled"]
+
+
+@dataclass
+class _Recorder:
+    """Raw hook values of the current batch."""
+
+    x: dict[str, Tensor] = field(default_factory=dict)
+    g: dict[str, Tensor] = field(default_factory=dict)
+
+    def clear(self) -> None:
+        self.x.clear()
+        self.g.clear()
+
+
+@contextlib.contextmanager
+def _recording(model: Any, sites: Sequence[Site], gradients: bool) -> Iterator[_Recorder]:
+    """Hooks at every site; with gradients, the graph starts at the lowest block that holds a site.
+
+    No parameter needs a gradient: the block's input is made the leaf, so backward stops there and no weight
+    gradient is ever formed by autograd.
+    """
+    record = _Recorder()
+
+    def keep(into: dict[str, Tensor], name: str):
+        def hook(value: Tensor, hook: Any) -> None:  # noqa: ARG001 (TransformerLens passes it by name)
+            into[name] = value.detach()
+
+        return hook
+
+    def leaf(value: Tensor, hook: Any) -> Tensor:  # noqa: ARG001
+        return value.detach().requires_grad_()
+
+    lowest = min(site.layer for site in sites)
+    fwd = [(f"blocks.{lowest}.hook_in", leaf)] if gradients else []
+    bwd = []
+    for site in sites:
+        hook_in, hook_out = models.hook_names(site)
+        fwd.append((hook_in, keep(record.x, site.name)))
+        bwd.append((hook_out, keep(record.g, site.name)))
+    frozen = [p for p in models.all_parameters(model) if p.requires_grad]
+    for p in frozen:
+        p.requires_grad_(False)
+    try:
+        with model.hooks(fwd_hooks=fwd, bwd_hooks=bwd if gradients else []):
+            yield record
+    finally:
+        for p in frozen:
+            p.requires_grad_(True)
+
+
+def tapes(
+    model: Any,
+    stream: Iterable[TokenBatch],
+    sites: Sequence[Site],
+    *,
+    gradients: bool = True,
+    labels: Labels = "given",
+    positions: Literal["all", "labelled"] = "all",
+    precision: Precision = "auto",
+    seed: int = 0,
+) -> Iterator[tuple[TokenBatch, dict[str, Tape]]]:
+    """Yield, for every batch, one :class:`Tape` per site; the loss is the *sum* of NLL over labelled tokens.
+
+    Args:
+        labels: ``sampled`` draws the labels from the model itself (true Fisher), by a generator of its own.
+        positions: ``labelled`` keeps only positions that are themselves scored tokens.
+    Raises:
+        InputError: no sites, or a site whose hooks did not fire.
+    """
+    if not sites:
+        raise InputError("capture needs at least one site")
+    generator = torch.Generator().manual_seed(seed)
+    for batch in stream:
+        with _recording(model, sites, gradients) as record:
+            with forward.autocast(model, precision), torch.set_grad_enabled(gradients):
+                scores = forward.logits(model, batch)
+                if labels == "sampled":
+                    loss = losses.sampled_ce(scores, generator).total
+                else:
+                    loss = losses.ce(scores, batch.targets.to(scores.device)).total
+            if gradients:
+                loss.backward()
+            where = (batch.mask if positions == "all" else batch.labels).to(scores.device)
+            yield batch, _taped(record, sites, where, gradients)
+            record.clear()
+
+
+def _taped(
+    record: _Recorder, sites: Sequence[Site], where: Tensor, gradients: bool
+) -> dict[str, Tape]:
+    out: dict[str, Tape] = {}
+    flat: dict[int, Tensor] = {}  # gate and up see the same input: flatten it once
+    for site in sites:
+        if site.name not in record.x or (gradients and site.name not in record.g):
+            side = "input" if site.name not in record.x else "gradient"
+            raise InputError(
+                f"site {site.name} did not fire ({side} hook); hooks: {models.hook_names(site)}"
+            )
+        x = record.x[site.name]
+        key = x.data_ptr()
+        if key not in flat:
+            flat[key] = x[where]
+        g = record.g[site.name][where] if gradients else None
+        out[site.name] = Tape(flat[key], g)
+    return out
+
+
+def capture(
+    model: Any,
+    stream: Iterable[TokenBatch],
+    sites: Sequence[Site],
+    *,
+    gradients: bool = True,
+    precision: Precision = "auto",
+) -> dict[str, Tape]:
+    """All tapes of a small corpus at once, concatenated (memory grows with tokens; for looking, not for edits)."""
+    parts = [t for _, t in tapes(model, stream, sites, gradients=gradients, precision=precision)]
+    return {
+        s.name: Tape(
+            torch.cat([p[s.name].x for p in parts]),
+            torch.cat([p[s.name].g for p in parts]) if gradients else None,  # type: ignore[misc]
+        )
+        for s in sites
+    }
+
+
+def weight_gradients(
+    model: Any,
+    stream: Iterable[TokenBatch],
+    sites: Sequence[Site],
+    *,
+    labels: Labels = "given",
+    precision: Precision = "auto",
+    seed: int = 0,
+) -> tuple[dict[str, Tensor], int]:
+    """``sum over tokens of g x^T`` for every site (gradient of the summed NLL), and the tokens it took.
+
+    Accumulated in float32 whatever the compute precision.
+    """
+    total = {s.name: torch.zeros(s.d_out, s.d_in) for s in sites}
+    tokens = 0
+    for batch, taped in tapes(model, stream, sites, labels=labels, precision=precision, seed=seed):
+        for name, tape in taped.items():
+            assert tape.g is not None
+            total[name] += (tape.g.T @ tape.x.to(tape.g.dtype)).to(total[name])
+        tokens += batch.n_tokens
+    return total, tokens

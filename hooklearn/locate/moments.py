@@ -1,0 +1,88 @@
+"""Streaming second moments of the two sides of every site: the one pass from which everything else is derived.
+
+PCA, contrastive directions, mean differences, K-FAC factors, retain energies: all are functions of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hooklearn.data import TokenBatch
+from hooklearn.forward import Precision
+from hooklearn.linalg import Moments
+from hooklearn.locate.capture import Labels, tapes
+from hooklearn.types import InputError, NumericalError, Side, Site
+
+WhichSides = Literal["both", "x", "g"]
+
+
+@dataclass(frozen=True)
+class SiteMoments:
+    """Moments of inputs ``x`` and output gradients ``g`` of one site; None for a side that was not asked for."""
+
+    x: Moments | None
+    g: Moments | None
+
+    def side(self, side: Side) -> Moments:
+        moments = self.x if side == "x" else self.g
+        if moments is None:
+            raise InputError(f"the {side} side was not captured; ask for sides='both'")
+        return moments
+
+    def merge(self, other: SiteMoments) -> SiteMoments:
+        return SiteMoments(
+            self.x.merge(other.x) if self.x and other.x else None,
+            self.g.merge(other.g) if self.g and other.g else None,
+        )
+
+
+def site_moments(
+    model: Any,
+    stream: Iterable[TokenBatch],
+    sites: Sequence[Site],
+    *,
+    sides: WhichSides = "both",
+    labels: Labels = "given",
+    positions: Literal["all", "labelled"] = "all",
+    precision: Precision = "auto",
+    seed: int = 0,
+) -> dict[str, SiteMoments]:
+    """Moments of every site over unmasked tokens, float32 sums.
+
+    Sites that read the same tensor (gate and up) share one object for their x side.
+
+    Args:
+        labels: the Fisher metric needs ``sampled``; see :func:`hooklearn.locate.capture.tapes`.
+    """
+    x: dict[str, Moments] = {}
+    g: dict[str, Moments] = {}
+    leader: dict[str, str] = {}
+    gradients = sides != "x"
+    for _, taped in tapes(
+        model,
+        stream,
+        sites,
+        gradients=gradients,
+        labels=labels,
+        positions=positions,
+        precision=precision,
+        seed=seed,
+    ):
+        first_with: dict[int, str] = {}
+        for site in sites:
+            tape = taped[site.name]
+            if sides != "g":
+                leader[site.name] = first_with.setdefault(tape.x.data_ptr(), site.name)
+                if leader[site.name] == site.name:
+                    x[site.name] = x.get(site.name, Moments.zero(site.d_in)).add_(tape.x)
+            if gradients:
+                assert tape.g is not None
+                g[site.name] = g.get(site.name, Moments.zero(site.d_out)).add_(tape.g)
+    out = {s.name: SiteMoments(x.get(leader.get(s.name, s.name)), g.get(s.name)) for s in sites}
+    for name, moments in out.items():
+        for side in (moments.x, moments.g):
+            if side is not None and not bool(side.sum.isfinite().all()):
+                raise NumericalError(f"moments of {name} are not finite")
+    return out

@@ -1,0 +1,477 @@
+"""Subspaces that distinguish forget from retain data, and how each was fitted.
+
+One pass over each class collects streaming moments (per token) and item means (per text); every fitter, rank and
+null is derived from those, so trying ten of them costs one capture. Directions are fitted on one part of the groups
+and judged on the other.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hooklearn import linalg, models
+from hooklearn.data import Corpus, TokenBatch, batches, encode
+from hooklearn.forward import Precision
+from hooklearn.linalg import Moments, Sides
+from hooklearn.locate.capture import tapes
+from hooklearn.types import NAN, InputError, Side, Site, Tape
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FITTERS = {
+    "pca": "top eigenvectors of the forget moments (high variance, not yet selective)",
+    "contrast": "generalised eigenvectors: most forget energy per unit of retain energy",
+    "mean_diff": "difference of class means, rank 1",
+    "probe": "logistic regression; further ranks by iterative null-space projection",
+    "random": "a random subspace: the null that every other fitter must beat",
+}
+FITTER_SOURCES = {
+    "pca": "Pearson 1901; RepSelect's components",
+    "contrast": "generalised eigenproblem; contrastive PCA (Abid et al. 2018) without its free parameter",
+    "mean_diff": "Marks & Tegmark 2023, arXiv 2310.06824",
+    "probe": "INLP (Ravfogel et al. 2020, arXiv 2004.07667)",
+    "random": "Haar measure",
+}
+Fitter = Literal["pca", "contrast", "mean_diff", "probe", "random"]
+HELD_OUT = 1 / 3
+"""Share of the groups on which separation is measured."""
+DAMPING = 0.01
+NULL_DRAWS = 4
+"""Shuffles and random subspaces behind each null; their mean is reported."""
+
+
+@dataclass(frozen=True)
+class Subspace:
+    """An orthonormal basis at one side of one site, with the fitter's own vectors and its nulls."""
+
+    site: Site
+    side: Side
+    fitter: str
+    basis: Float[Tensor, "d rank"] = field(repr=False)
+    vectors: Float[Tensor, "d rank"] = field(repr=False)
+    """The fitter's own vectors, oblique for generalised eigenvectors; same span as ``basis``."""
+    values: Float[Tensor, " rank"] = field(repr=False)
+    auc: float = NAN
+    """Held-out AUC (groups never fitted on) of a logistic probe on the projected item means."""
+    auc_shuffled: float = NAN
+    auc_random: float = NAN
+    forget_energy: float = NAN
+    retain_energy: float = NAN
+    """Share of E||x||^2 on retain tokens inside: what would be lost by removing it."""
+    random_energy: float = NAN
+
+    @staticmethod
+    def of(
+        site: Site,
+        side: Side,
+        fitter: str,
+        vectors: Tensor,
+        values: Tensor,
+        *,
+        moments: tuple[Moments, Moments] | None = None,
+    ) -> Subspace:
+        basis = linalg.orthonormal(vectors)
+        energies = {}
+        if moments is not None:
+            energies = {
+                "forget_energy": moments[0].energy(basis),
+                "retain_energy": moments[1].energy(basis),
+                "random_energy": basis.shape[1] / basis.shape[0],
+            }
+        return Subspace(site, side, fitter, basis, vectors, values, **energies)
+
+    @property
+    def rank(self) -> int:
+        return self.basis.shape[1]
+
+    @property
+    def components_(self) -> Float[Tensor, "rank d"]:
+        """As in scikit-learn: one component per row."""
+        return self.basis.T
+
+    def transform(self, rows: Float[Tensor, "token d"]) -> Float[Tensor, "token rank"]:
+        return rows.to(self.basis.dtype) @ self.basis
+
+    def top(self, rank: int) -> Subspace:
+        """The first ``rank`` of the fitter's vectors; statistics that no longer hold become NaN."""
+        self._check_rank(rank)
+        return Subspace.of(
+            self.site, self.side, self.fitter, self.vectors[:, :rank], self.values[:rank]
+        )
+
+    def select(self, components: Sequence[int]) -> Subspace:
+        """Only these components, by number."""
+        self._check_rank(max(components) + 1)
+        index = torch.tensor(list(components))
+        return Subspace.of(
+            self.site, self.side, self.fitter, self.vectors[:, index], self.values[index]
+        )
+
+    def __or__(self, other: Subspace) -> Subspace:
+        """The span of both."""
+        self._same_place(other)
+        both = torch.cat([self.basis, other.basis], 1)
+        u, s, _ = torch.linalg.svd(both, full_matrices=False)
+        kept = u[:, s > 1e-5 * s[0]]
+        return Subspace.of(
+            self.site, self.side, f"{self.fitter}|{other.fitter}", kept, s[: kept.shape[1]]
+        )
+
+    def __matmul__(self, other: Subspace) -> Tensor:
+        """Cosines of the principal angles."""
+        self._same_place(other)
+        return linalg.principal_cosines(self.basis, other.basis)
+
+    def _check_rank(self, rank: int) -> None:
+        if not 1 <= rank <= self.rank:
+            raise InputError(f"rank {rank} of a subspace that has {self.rank} components")
+
+    def _same_place(self, other: Subspace) -> None:
+        if (self.site, self.side) != (other.site, other.side):
+            raise InputError(
+                f"subspaces of different places: {self.site.name} ({self.side}), "
+                f"{other.site.name} ({other.side})"
+            )
+
+
+@dataclass(frozen=True)
+class Subspaces(Mapping[tuple[str, Side], Subspace]):
+    """Subspaces by (site name, side). What :func:`hooklearn.locate` returns and ``hl.edit`` takes."""
+
+    spaces: Mapping[tuple[str, Side], Subspace]
+
+    def __getitem__(self, key: tuple[str, Side]) -> Subspace:
+        return self.spaces[key]
+
+    def __iter__(self):
+        return iter(self.spaces)
+
+    def __len__(self) -> int:
+        return len(self.spaces)
+
+    def get(self, name: str, side: Side) -> Subspace | None:  # type: ignore[override]
+        return self.spaces.get((name, side))
+
+    def bases(self, name: str) -> tuple[Tensor | None, Tensor | None]:
+        """(x basis, g basis) of a site; a site that was not located at all may not be edited: rank 0."""
+        x, g = self.get(name, "x"), self.get(name, "g")
+        if x is None and g is None:
+            raise InputError(f"no subspace was located at {name}; located: {self._names()}")
+        return (x.basis if x else None), (g.basis if g else None)
+
+    def _names(self) -> str:
+        names = sorted({name for name, _ in self.spaces})
+        return ", ".join(names[:4]) + (" ..." if len(names) > 4 else "")
+
+    def top(self, rank: int) -> Subspaces:
+        return Subspaces({k: s.top(min(rank, s.rank)) for k, s in self.spaces.items()})
+
+    def where(self, keep: Any) -> Subspaces:
+        """Those for which ``keep(subspace)`` is true."""
+        return Subspaces({k: s for k, s in self.spaces.items() if keep(s)})
+
+    @property
+    def sites(self) -> list[Site]:
+        return list(dict.fromkeys(s.site for s in self.spaces.values()))
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per subspace: the rows of ``locate.parquet``."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            [
+                {
+                    "site": s.site.name, "layer": s.site.layer, "module": s.site.module, "side": s.side,
+                    "fitter": s.fitter, "rank": s.rank, "auc": s.auc, "auc_shuffled": s.auc_shuffled,
+                    "auc_random": s.auc_random, "forget_energy": s.forget_energy,
+                    "retain_energy": s.retain_energy, "random_energy": s.random_energy,
+                }
+                for s in self.spaces.values()
+            ]
+        )  # fmt: skip
+
+    def _repr_html_(self) -> str:
+        return self.to_dataframe().head(20).to_html(float_format="%.3f", index=False)
+
+
+# ----------------------------------------------------------------------------------- one collection
+
+
+@dataclass(frozen=True)
+class ClassData:
+    """What one class (forget or retain) showed at every site and side."""
+
+    moments: Mapping[tuple[str, Side], Moments]
+    """Per token, over labelled positions of the fitted groups."""
+    fitted: Mapping[tuple[str, Side], Float[Tensor, "item d"]]
+    """Item means of the fitted groups."""
+    held_out: Mapping[tuple[str, Side], Float[Tensor, "item d"]]
+
+
+@dataclass(frozen=True)
+class Collected:
+    """One capture of both classes, from which any fitter and rank can be derived."""
+
+    sites: Sequence[Site]
+    sides: tuple[Side, ...]
+    forget: ClassData
+    retain: ClassData
+
+    def fit(self, fitter: str, rank: int, *, seed: int = 0, judge: bool = True) -> Subspaces:
+        """Fit one kind of subspace everywhere.
+
+        Raises:
+            InputError: unknown fitter, or a rank above the smallest dimension.
+        """
+        if fitter not in FITTERS:
+            raise InputError(f"unknown fitter {fitter!r}; valid: {', '.join(FITTERS)}")
+        out = {}
+        for site in self.sites:
+            for side in self.sides:
+                if not 1 <= rank <= site.width(side):
+                    raise InputError(
+                        f"rank {rank} at {site.name} ({side}): must be between 1 and {site.width(side)}"
+                    )
+                space = self._fit_one(site, side, fitter, rank, seed)
+                out[site.name, side] = self._judged(space, seed) if judge else space
+        return Subspaces(out)
+
+    def _fit_one(self, site: Site, side: Side, fitter: str, rank: int, seed: int) -> Subspace:
+        key = (site.name, side)
+        forget, retain = self.forget.moments[key], self.retain.moments[key]
+        if fitter == "pca":
+            vectors, values = linalg.pca(forget.mean_second(), rank)
+        elif fitter == "contrast":
+            metric = linalg.damped(retain.mean_second(), DAMPING)
+            vectors, values = linalg.generalised_eigh(
+                forget.mean_second(), metric, min(rank, forget.n)
+            )
+        elif fitter == "mean_diff":
+            difference = (forget.mean - retain.mean)[:, None]
+            vectors, values = difference, difference.norm()[None]
+        elif fitter == "random":
+            vectors = linalg.random_basis(site.width(side), rank, seed + _number(site, side))
+            values = torch.ones(rank)
+        else:
+            vectors, values = _probe_directions(
+                self.forget.fitted[key], self.retain.fitted[key], rank
+            )
+        return Subspace.of(site, side, fitter, vectors, values, moments=(forget, retain))
+
+    def _judged(self, space: Subspace, seed: int) -> Subspace:
+        key = (space.site.name, space.side)
+        data = (
+            self.forget.fitted[key], self.retain.fitted[key],
+            self.forget.held_out[key], self.retain.held_out[key],
+        )  # fmt: skip
+        place = seed + 1 + _number(space.site, space.side)
+        nulls = range(place, place + NULL_DRAWS)
+        random_aucs = [
+            _separation(linalg.random_basis(space.basis.shape[0], space.rank, n), data)
+            for n in nulls
+        ]
+        return replace(
+            space,
+            auc=_separation(space.basis, data),
+            auc_shuffled=fmean(_separation(space.basis, data, shuffle=n) for n in nulls),
+            auc_random=fmean(random_aucs),
+        )
+
+
+def _number(site: Site, side: Side) -> int:
+    """A stable small number per place, to seed its nulls."""
+    return sum(map(ord, f"{site.name}{side}")) * 7919 + site.layer
+
+
+def collect(
+    model: Any,
+    forget: Corpus,
+    retain: Corpus,
+    sites: Sequence[Site],
+    *,
+    sides: Sides = "x",
+    seed: int = 0,
+    precision: Precision = "auto",
+    max_tokens: int = 1024,
+) -> Collected:
+    """Stream both classes once. Groups shared by the two classes fall into the same part."""
+    wanted: tuple[Side, ...] = ("x", "g") if sides == "both" else (sides,)
+    groups = sorted({*forget.groups, *retain.groups})
+    random.Random(seed).shuffle(groups)
+    held = set(groups[: max(1, round(HELD_OUT * len(groups)))])
+    if not set(forget.groups) - held or not set(retain.groups) - held:
+        raise InputError(
+            f"locate needs several groups a class to hold some out; got {len(groups)} groups in all"
+        )
+
+    def one(corpus: Corpus) -> ClassData:
+        return _collect_class(model, corpus, sites, wanted, held, precision, max_tokens)
+
+    return Collected(list(sites), wanted, one(forget), one(retain))
+
+
+def _collect_class(
+    model: Any,
+    corpus: Corpus,
+    sites: Sequence[Site],
+    sides: tuple[Side, ...],
+    held: set[str],
+    precision: Precision,
+    max_tokens: int,
+) -> ClassData:
+    sequences = encode(corpus, models.tokenizer_of(model))
+    group_of = corpus.groups
+    fitted = [s for s in sequences if group_of[s.item] not in held]
+    held_out = [s for s in sequences if group_of[s.item] in held]
+    gradients = "g" in sides
+    moments: dict[tuple[str, Side], Moments] = {}
+    shared: dict[tuple[str, Side], tuple[str, Side]] = {}
+    means: dict[bool, dict[tuple[str, Side], list[Tensor]]] = {True: {}, False: {}}
+    for is_fitted, part in ((True, fitted), (False, held_out)):
+        stream = batches(part, max_tokens=max_tokens)
+        for batch, taped in tapes(
+            model, stream, sites, gradients=gradients, positions="labelled", precision=precision
+        ):
+            first_with: dict[int, tuple[str, Side]] = {}
+            for site in sites:
+                for side in sides:
+                    key = (site.name, side)
+                    rows = _rows(taped[site.name], side)
+                    means[is_fitted].setdefault(key, []).append(_item_means(rows, batch))
+                    if is_fitted:
+                        shared[key] = first_with.setdefault(rows.data_ptr(), key)
+                        if shared[key] == key:
+                            zero = moments.get(key) or Moments.zero(site.width(side))
+                            moments[key] = zero.add_(rows)
+    return ClassData(
+        {key: moments[leader] for key, leader in shared.items()},
+        {key: torch.cat(parts) for key, parts in means[True].items()},
+        {key: torch.cat(parts) for key, parts in means[False].items()},
+    )
+
+
+def _rows(tape: Tape, side: Side) -> Tensor:
+    if side == "x":
+        return tape.x
+    assert tape.g is not None
+    return tape.g
+
+
+def _item_means(rows: Float[Tensor, "token d"], batch: TokenBatch) -> Float[Tensor, "item d"]:
+    n = len(batch.sequences)
+    owner = batch.owner.to(rows.device)
+    sums = torch.zeros(n, rows.shape[1], device=rows.device).index_add(0, owner, rows.float())
+    counts = torch.zeros(n, device=rows.device).index_add(
+        0, owner, torch.ones_like(rows[:, 0]).float()
+    )
+    return (sums / counts[:, None]).cpu()
+
+
+# --------------------------------------------------------------------------------------- separation
+
+
+def _stacked(forget: Tensor, retain: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    rows = torch.cat([forget, retain]).double().numpy()
+    return rows, np.r_[np.ones(len(forget)), np.zeros(len(retain))]
+
+
+def _logistic(rows: np.ndarray, truth: np.ndarray):
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)).fit(rows, truth)
+
+
+def _separation(
+    basis: Tensor, data: tuple[Tensor, Tensor, Tensor, Tensor], *, shuffle: int | None = None
+) -> float:
+    """Held-out AUC of a logistic probe on the projections; NaN where a part has one class only."""
+    from sklearn.metrics import roc_auc_score
+
+    rows, truth = _stacked(data[0] @ basis, data[1] @ basis)
+    test, answers = _stacked(data[2] @ basis, data[3] @ basis)
+    if len(set(truth)) < 2 or len(set(answers)) < 2:
+        return NAN
+    if shuffle is not None:
+        truth = np.random.default_rng(shuffle).permutation(truth)
+    return float(roc_auc_score(answers, _logistic(rows, truth).decision_function(test)))
+
+
+def _probe_directions(
+    forget: Float[Tensor, "item d"], retain: Float[Tensor, "item d"], rank: int
+) -> tuple[Tensor, Tensor]:
+    """Logistic directions; each further one is fitted after the former are projected out (INLP)."""
+    found: list[Tensor] = []
+    a, b = forget.double(), retain.double()
+    for _ in range(rank):
+        rows, truth = _stacked(a, b)
+        pipeline = _logistic(rows, truth)
+        scale = pipeline[0].scale_
+        direction = torch.from_numpy(pipeline[-1].coef_[0] / scale)
+        size = direction.norm()
+        if size < 1e-12:
+            break
+        direction = direction / size
+        found.append(direction)
+        a, b = a - torch.outer(a @ direction, direction), b - torch.outer(b @ direction, direction)
+    if not found:
+        raise InputError("probe: the classes cannot be told apart by any direction")
+    vectors = torch.stack(found, 1).float()
+    return vectors, torch.arange(len(found), 0, -1).float()
+
+
+# ------------------------------------------------------------------------------------------- doors
+
+
+def fit_subspaces(
+    model: Any,
+    forget: Corpus,
+    retain: Corpus,
+    sites: Sequence[Site],
+    *,
+    fitter: str = "contrast",
+    rank: int = 8,
+    sides: Sides = "x",
+    seed: int = 0,
+    precision: Precision = "auto",
+    max_tokens: int = 1024,
+) -> Subspaces:
+    """Collect and fit in one go, without the held-out statistics (``hl.locate`` has them)."""
+    collected = collect(
+        model,
+        forget,
+        retain,
+        sites,
+        sides=sides,
+        seed=seed,
+        precision=precision,
+        max_tokens=max_tokens,
+    )
+    return collected.fit(fitter, rank, seed=seed, judge=False)
+
+
+def sweep(
+    collected: Collected, fitters: Sequence[str], ranks: Sequence[int], *, seed: int = 0
+) -> pd.DataFrame:
+    """Every fitter at every rank over one capture: "which layer, which rank?" as a data frame."""
+    import pandas as pd
+
+    return pd.concat(
+        [
+            collected.fit(fitter, rank, seed=seed).to_dataframe()
+            for fitter in fitters
+            for rank in (ranks if fitter not in ("mean_diff",) else [1])
+        ],
+        ignore_index=True,
+    )

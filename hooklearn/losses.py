@@ -1,0 +1,82 @@
+"""Losses as sums and counts: logits at labelled positions -> ``LossSum``. Divide once, at the end.
+
+``logits`` is ``[kept, vocab]``, ``targets`` ``[kept]``; everything is computed in float32, in nats.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LossSum:
+    """A sum of nats and how many tokens (or sequences) it is over."""
+
+    total: Float[Tensor, ""]
+    count: int
+
+    @property
+    def mean(self) -> Float[Tensor, ""]:
+        return self.total / max(1, self.count)
+
+    def __add__(self, other: LossSum) -> LossSum:
+        return LossSum(self.total + other.total, self.count + other.count)
+
+    def __mul__(self, weight: float) -> LossSum:
+        return LossSum(self.total * weight, self.count)
+
+    __rmul__ = __mul__
+
+
+def token_logprobs(
+    logits: Float[Tensor, "kept vocab"], targets: Int[Tensor, " kept"]
+) -> Float[Tensor, " kept"]:
+    """log p(target) per token, nats."""
+    return -F.cross_entropy(logits.float(), targets, reduction="none")
+
+
+def ce(logits: Float[Tensor, "kept vocab"], targets: Int[Tensor, " kept"]) -> LossSum:
+    """Cross-entropy: sum over tokens of -log p(target)."""
+    return LossSum(F.cross_entropy(logits.float(), targets, reduction="sum"), targets.numel())
+
+
+def kl_per_token(
+    p_logits: Float[Tensor, "kept vocab"], q_logits: Float[Tensor, "kept vocab"]
+) -> Float[Tensor, " kept"]:
+    """KL(p || q) per token in nats; p is the original, q the edited model."""
+    p, q = p_logits.float().log_softmax(-1), q_logits.float().log_softmax(-1)
+    return (p.exp() * (p - q)).sum(-1)
+
+
+def kl(p_logits: Float[Tensor, "kept vocab"], q_logits: Float[Tensor, "kept vocab"]) -> LossSum:
+    return LossSum(kl_per_token(p_logits, q_logits).sum(), p_logits.shape[0])
+
+
+def entropy(logits: Float[Tensor, "kept vocab"]) -> LossSum:
+    """Sum over tokens of the predictive entropy, nats."""
+    logp = logits.float().log_softmax(-1)
+    return LossSum(-(logp.exp() * logp).sum(), logits.shape[0])
+
+
+def sequence_sums(
+    per_token: Float[Tensor, " kept"], owner: Int[Tensor, " kept"], n: int
+) -> Float[Tensor, " n"]:
+    """Sum per-token values into the sequences that own them."""
+    return torch.zeros(n, dtype=per_token.dtype, device=per_token.device).index_add(
+        0, owner, per_token
+    )
+
+
+def sampled_ce(logits: Float[Tensor, "kept vocab"], generator: torch.Generator) -> LossSum:
+    """Cross-entropy on labels drawn from the model itself: its gradients give the true Fisher.
+
+    Martens (2020), "New insights and perspectives on the natural gradient method", section 5.
+    """
+    probs = logits.detach().float().softmax(-1).cpu()
+    labels = torch.multinomial(probs, 1, generator=generator).squeeze(-1).to(logits.device)
+    return ce(logits, labels)

@@ -1,0 +1,321 @@
+"""What a model does and what an edit cost: three behaviour measures, the referee, and disruption.
+
+Likelihood of listed completions can be driven to nothing while the model goes on doing the thing in other words.
+So behaviour is always three numbers: completion probability, preference, and the share of *samples* that show it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hooklearn import forward, losses, models
+from hooklearn.data import Corpus, Encoded, TokenBatch, batches, encode, encode_choices, split_row
+from hooklearn.forward import Precision
+from hooklearn.types import Delta, Disruption, InputError, Score
+
+# ---------------------------------------------------------------------------------------- likelihood
+
+
+def completion_probability(logprobs: Float[Tensor, "item 2"]) -> Float[Tensor, " item"]:
+    """exp(mean token log-probability) per item, the geometric-mean token probability."""
+    return (logprobs[:, 0] / logprobs[:, 1]).exp()
+
+
+@dataclass(frozen=True)
+class Likelihoods:
+    """The encoded items of one split: completions, their good alternatives, their choices."""
+
+    split: str
+    corpus: Corpus
+    completions: list[Encoded] = field(repr=False)
+    alternatives: list[Encoded] = field(repr=False)
+    choices: list[Encoded] = field(repr=False)
+
+    @staticmethod
+    def of(corpus: Corpus, tokenizer: Any, split: str) -> Likelihoods:
+        good = corpus.alternatives()
+        multiple_choice = all("choices" in r for r in corpus.rows)
+        return Likelihoods(
+            split,
+            corpus,
+            encode(corpus, tokenizer),
+            encode(good, tokenizer) if good is not None else [],
+            encode_choices(corpus, tokenizer) if multiple_choice else [],
+        )
+
+    def measure(self, model: Any, *, precision: Precision = "auto") -> dict[str, Tensor]:
+        """Per-item ``completion`` and, where it can be had, ``preference``.
+
+        ``preference`` is p_bad / (p_bad + p_good) on per-token probabilities, paired by prompt; for multiple
+        choice 1 where the answer has the highest mean token log-probability.
+        """
+        everything = [*self.completions, *self.alternatives, *self.choices]
+        scores = forward.sequence_logprobs(model, everything, precision=precision)
+        n, m = len(self.completions), len(self.alternatives)
+        out = {"completion": completion_probability(scores[:n])}
+        if self.choices:
+            out["preference"] = self._accuracy(scores[n + m :])
+        elif self.alternatives:
+            good = completion_probability(scores[n : n + m])
+            out["preference"] = out["completion"] / (out["completion"] + good)
+        return out
+
+    def _accuracy(self, scores: Float[Tensor, "choice 2"]) -> Float[Tensor, " item"]:
+        mean = scores[:, 0] / scores[:, 1]
+        best: dict[int, tuple[float, int]] = {}
+        for value, choice in zip(mean.tolist(), self.choices, strict=True):
+            if choice.item not in best or value > best[choice.item][0]:
+                best[choice.item] = (value, choice.choice)
+        return torch.tensor(
+            [float(best[i][1] == row["answer"]) for i, row in enumerate(self.corpus.rows)],
+            dtype=torch.float64,
+        )
+
+
+# ------------------------------------------------------------------------------------------- samples
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One generated completion to a held-out prompt."""
+
+    item: int
+    prompt: str
+    """What a person reads; ``text`` is what the model was given."""
+    text: str
+    completion: str
+    greedy: bool = False
+
+
+def sample(
+    model: Any,
+    corpus: Corpus,
+    *,
+    n: int = 32,
+    new_tokens: int = 40,
+    temperature: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 32,
+) -> list[Sample]:
+    """Seeded completions of the first ``n`` prompts (all tokens, no top-k or top-p). Temperature 0 is greedy.
+
+    Generation is Hugging Face's own; the global random state is put back afterwards.
+    """
+    tokenizer = models.tokenizer_of(model)
+    rows = corpus.rows[:n]
+    texts = [split_row(r, tokenizer)[0] for r in rows]
+    if any(not t for t in texts):
+        return []  # plain text has no prompt to complete
+    completions: list[str] = []
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for start in range(0, len(texts), batch_size):
+            # float32: under autocast the attention of fully masked left padding becomes NaN, and decoding is
+            # bound by memory anyway
+            completions += models.generate(
+                model, texts[start : start + batch_size], new_tokens, temperature
+            )
+    return [
+        Sample(i, r.get("prompt", t), t, c, temperature == 0)
+        for i, (r, t, c) in enumerate(zip(rows, texts, completions, strict=True))
+    ]
+
+
+class Referee(Protocol):
+    """Says of a sample whether it is the behaviour."""
+
+    def judge(self, samples: Sequence[Sample], corpus: Corpus) -> list[tuple[float, bool]]:
+        """(score, is the behaviour) per sample; corpus holds the rows that the samples' items index."""
+        ...
+
+    def describe(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class ContainsReferee:
+    """Facts: the sample contains the answer (case-insensitive)."""
+
+    def judge(self, samples: Sequence[Sample], corpus: Corpus) -> list[tuple[float, bool]]:
+        out = []
+        for s in samples:
+            row = corpus.rows[s.item]
+            fact = str(row.get("fact", row.get("completion", ""))).strip()
+            found = bool(fact) and fact.lower() in s.completion.lower()
+            out.append((float(found), found))
+        return out
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "contains the fact", "threshold": 0.5, "auc": None, "n": None}
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A fixed model state: a model and what to add to it while scoring."""
+
+    model: Any
+    delta: Delta | None = None
+
+    def mean_logprobs(self, sequences: list[Encoded]) -> Tensor:
+        if self.delta is None:
+            scores = forward.sequence_logprobs(self.model, sequences)
+        else:
+            with models.edited(self.model, self.delta):
+                scores = forward.sequence_logprobs(self.model, sequences)
+        return scores[:, 0] / scores[:, 1]
+
+
+@dataclass(frozen=True)
+class RatioReferee:
+    """Per-token log-likelihood ratio between two models that differ only in the behaviour."""
+
+    bad: Scorer
+    good: Scorer
+    kind: str
+    threshold: float = 0.0
+    auc: float = float("nan")
+    n: int = 0
+    medians: tuple[float, float] = (float("nan"), float("nan"))
+
+    def scores(self, sequences: list[Encoded]) -> Tensor:
+        """Nats per token; above 0 the behaving model finds the text likelier."""
+        return self.bad.mean_logprobs(sequences) - self.good.mean_logprobs(sequences)
+
+    def calibrated(self, bad: Corpus, good: Corpus) -> RatioReferee:
+        """Threshold half way between the medians on held-out bad and good completions; AUC beside it."""
+        from sklearn.metrics import roc_auc_score
+
+        tokenizer = models.tokenizer_of(self.bad.model)
+        a = self.scores(encode(bad, tokenizer))
+        b = self.scores(encode(good, tokenizer))
+        medians = (float(a.median()), float(b.median()))
+        truth = [1] * len(a) + [0] * len(b)
+        auc = float(roc_auc_score(truth, torch.cat([a, b]).tolist()))
+        return RatioReferee(
+            self.bad, self.good, self.kind, sum(medians) / 2, auc, len(truth), medians
+        )
+
+    def judge(self, samples: Sequence[Sample], corpus: Corpus) -> list[tuple[float, bool]]:
+        """Empty samples show nothing: score NaN, not the behaviour."""
+        tokenizer = models.tokenizer_of(self.bad.model)
+        filled = [i for i, s in enumerate(samples) if s.completion.strip()]
+        out: list[tuple[float, bool]] = [(float("nan"), False)] * len(samples)
+        if not filled:
+            return out
+        rows = tuple(
+            {**corpus.rows[samples[i].item], "completion": samples[i].completion} for i in filled
+        )
+        values = self.scores(encode(Corpus("samples", rows), tokenizer))
+        for i, v in zip(filled, values.tolist(), strict=True):
+            out[i] = (v, v > self.threshold)
+        return out
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind, "threshold": self.threshold, "auc": self.auc, "n": self.n,
+            "median_bad": self.medians[0], "median_good": self.medians[1],
+        }  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------- disruption
+
+
+class DisruptionMeter:
+    """Far KL and near CE against the state that the model was in when the meter was made.
+
+    Only final hidden states of the original are kept (edits never touch the unembedding), so no second model
+    and no cache of logits is needed; the original's side is computed once. float32 throughout: a budget of .01
+    nats is not to be filled with rounding.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        far: Corpus,
+        near: Corpus | None = None,
+        *,
+        max_tokens: int = 1024,
+        max_length: int = 128,
+    ) -> None:
+        tokenizer = models.tokenizer_of(model)
+        self.model = model
+        self.corpora = {"far": far} | ({"near": near} if near is not None else {})
+        self._far = batches(encode(far, tokenizer, max_length=max_length), max_tokens=max_tokens)
+        self._near = (
+            batches(encode(near, tokenizer), max_tokens=max_tokens) if near is not None else []
+        )
+        with torch.no_grad():
+            self._hidden = [forward.hidden(model, b) for b in self._far]
+            self._far_ce = torch.cat([self._ce(b) for b in self._far])
+            self._near_ce = torch.cat([self._ce(b) for b in self._near]) if self._near else None
+        start = self.measure(near=False)
+        if start.kl.value != 0:
+            raise InputError(
+                f"the meter does not read 0 on the unedited model (KL {start.kl.value:.2e}); "
+                "is the model in training mode, or its forward pass not deterministic?"
+            )
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one reading."""
+        return forward.count_tokens([*self._far, *self._near])
+
+    @property
+    def has_near(self) -> bool:
+        return bool(self._near)
+
+    @torch.no_grad()
+    def measure(self, *, near: bool = True, model: Any = None) -> Disruption:
+        """Disruption of the state the model is in now (or of another ``model``); errors are over texts."""
+        subject = self.model if model is None else model
+        kl, ce = [], []
+        for batch, before in zip(self._far, self._hidden, strict=True):
+            now = forward.logits(subject, batch)
+            kl.append(
+                self._by_text(batch, losses.kl_per_token(models.unembed(self.model, before), now))
+            )
+            ce.append(
+                self._by_text(batch, -losses.token_logprobs(now, batch.targets.to(now.device)))
+            )
+        rise = torch.cat(ce)
+        rise[:, 0] -= self._far_ce[:, 0]
+        near_rise = None
+        if near and self._near_ce is not None:
+            now_near = torch.cat([self._ce(b, subject) for b in self._near])
+            now_near[:, 0] -= self._near_ce[:, 0]
+            near_rise = _per_token(now_near)
+        return Disruption(_per_token(torch.cat(kl)), _per_token(rise), near_rise)
+
+    def _ce(self, batch: TokenBatch, model: Any = None) -> Float[Tensor, "text 2"]:
+        scores = forward.logits(self.model if model is None else model, batch)
+        return self._by_text(batch, -losses.token_logprobs(scores, batch.targets.to(scores.device)))
+
+    @staticmethod
+    def _by_text(batch: TokenBatch, per_token: Tensor) -> Float[Tensor, "text 2"]:
+        """(sum, count) per text."""
+        values = per_token.double().cpu()
+        n = len(batch.sequences)
+        sums = losses.sequence_sums(values, batch.owner, n)
+        counts = losses.sequence_sums(torch.ones_like(values), batch.owner, n)
+        return torch.stack([sums, counts], 1)
+
+
+def _per_token(by_text: Float[Tensor, "text 2"]) -> Score:
+    """Nats per token with the standard error of a ratio estimate over texts."""
+    total, count = by_text.sum(0)
+    value = float(total / count)
+    n = by_text.shape[0]
+    if n < 2:
+        return Score(value, n=n)
+    residual = by_text[:, 0] - value * by_text[:, 1]
+    stderr = float((residual.square().sum() / (n * (n - 1))).sqrt() / (count / n))
+    return Score(value, stderr, n)
+
+
+def as_values(measured: Mapping[str, Tensor]) -> dict[str, tuple[float, ...]]:
+    return {metric: tuple(v.tolist()) for metric, v in measured.items()}

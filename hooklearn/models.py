@@ -1,0 +1,512 @@
+"""Models: load or wrap one, name its sites, read and edit its weights, write it out again.
+
+The only module that knows TransformerLens. Everything else sees a model (``TransformerBridge``),
+sites (``Site``) and deltas (``Delta``).
+
+Architectures that store several weights in one (GPT-2, GPT-NeoX, Phi-3) need no special case: the
+bridge computes with the parts, so the parts are the parameters. The fused tensor is left out
+everywhere here and put together again for :func:`export` (see ``hooklearn.plain``).
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.generalized_components.linear import LinearBridge
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.pytorch_utils import Conv1D
+
+from hooklearn.builtin import BUILTIN as BUILTIN
+from hooklearn.builtin import fetch as fetch
+from hooklearn.builtin import is_cached as is_cached
+from hooklearn.builtin import no_bars, read
+from hooklearn.plain import FUSED, fused_parameters, plain_copy, plain_name
+from hooklearn.types import Delta, InputError, Site
+
+# --- loading --------------------------------------------------------------------------------------
+
+
+def load(
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
+) -> TransformerBridge:
+    """A model in eval mode: a built-in name, a local folder, a ``.gguf`` file or a hub id.
+
+    No network call for a path, for a built-in model fetched before, or under ``HF_HUB_OFFLINE``.
+
+    Raises:
+        InputError: if there is no such model, or TransformerLens does not know its architecture.
+    """
+    hf_model, tokenizer = read(name, dtype, trust_remote_code)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return wrap(hf_model.to(device), tokenizer, name)  # type: ignore[arg-type]
+
+
+def wrap(
+    hf_model: PreTrainedModel, tokenizer: Tokenizer, name: str = "wrapped"
+) -> TransformerBridge:
+    """A bridge in eval mode around a model in memory; offline, whatever ``name`` is.
+
+    The parameters stay those of ``hf_model``, except for fused ones (see ``hooklearn.plain``).
+
+    Raises:
+        InputError: if TransformerLens does not know the architecture.
+    """
+    with _tokenizer_as_given(tokenizer):
+        try:
+            model = TransformerBridge.boot_transformers(
+                name, hf_model=hf_model, tokenizer=tokenizer, device=str(hf_model.device)
+            )
+        except ValueError as error:
+            if "supported architecture" not in str(error):
+                raise
+            kind = hf_model.config.model_type
+            raise InputError(
+                f"model {name!r}: TransformerLens has no bridge for {kind!r}"
+            ) from error
+    for dead in fused_parameters(model):
+        dead.requires_grad_(False)
+    return model.eval()
+
+
+@contextmanager
+def _tokenizer_as_given(tokenizer: Tokenizer) -> Iterator[None]:
+    """The bridge reloads a tokenizer (from the network) that does not say it prepends BOS."""
+    before = dict(tokenizer.init_kwargs)
+    tokenizer.init_kwargs.setdefault("name_or_path", "")
+    tokenizer.init_kwargs["add_bos_token"] = True
+    try:
+        yield
+    finally:
+        tokenizer.init_kwargs = before
+
+
+# --- sites ----------------------------------------------------------------------------------------
+
+
+def hook_names(site: Site) -> tuple[str, str]:
+    """Names of the hook points where ``x`` (forward) and ``g`` (backward) pass."""
+    return f"{site.name}.hook_in", f"{site.name}.hook_out"
+
+
+def sites(
+    model: TransformerBridge,
+    which: str | Iterable[str] = "mlp",
+    layers: Iterable[int] | str | None = None,
+) -> list[Site]:
+    """Sites of a model, in forward order of their hook points.
+
+    Args:
+        which: ``"mlp"``, ``"attn"``, ``"all"``, a module (``"mlp.gate"``), a full name
+            (``"blocks.3.mlp.gate"``), or several of these.
+        layers: layer numbers, or a range such as ``"8-20"`` or ``"3,8-10"``; all by default.
+
+    Raises:
+        InputError: for a name or layer that the model does not have.
+    """
+    every = _every_site(model)
+    wanted = [which] if isinstance(which, str) else list(which)
+    for name in wanted:
+        if not any(_matches(site, name) for site in every):
+            raise _no_site(name, every)
+    chosen = _layers(layers, model.cfg.n_layers)
+    return [s for s in every if s.layer in chosen and any(_matches(s, name) for name in wanted)]
+
+
+def _no_site(name: str, every: list[Site]) -> InputError:
+    valid = ["mlp", "attn", "all", *dict.fromkeys(site.module for site in every)]
+    near = difflib.get_close_matches(name, valid, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return InputError(f"no site {name!r}; {hint}valid: {', '.join(valid)}")
+
+
+def _every_site(model: TransformerBridge) -> list[Site]:
+    found = []
+    for hook in model.hook_dict:
+        match = re.fullmatch(r"blocks\.(\d+)\.(.+)\.hook_in", hook)
+        if match is None or not isinstance(_component(model, *match.groups()), LinearBridge):
+            continue
+        layer, module = match.groups()
+        if module.split(".")[-1] in FUSED:  # dead: these hooks never fire
+            continue
+        stored = _stored(model, layer, module)
+        d_out, d_in = _oriented(stored).shape
+        found.append(Site(int(layer), module, d_in, d_out))
+    return found
+
+
+def _matches(site: Site, name: str) -> bool:
+    return name in ("all", site.module, site.name, site.module.split(".")[0])
+
+
+def _layers(layers: Iterable[int] | str | None, n_layers: int) -> set[int]:
+    if layers is None:
+        return set(range(n_layers))
+    if isinstance(layers, str):
+        layers = _parse_layers(layers)
+    chosen = set(layers)
+    if not chosen or not chosen <= set(range(n_layers)):
+        raise InputError(f"layers {sorted(chosen)} are not among 0-{n_layers - 1}")
+    return chosen
+
+
+def _parse_layers(text: str) -> list[int]:
+    layers = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if match is None:
+            raise InputError(f"layers {text!r}: write them as '8-20' or '3,8-10'")
+        first, last = match.groups()
+        layers += range(int(first), int(last or first) + 1)
+    return layers
+
+
+# --- weights --------------------------------------------------------------------------------------
+
+
+def weight(model: TransformerBridge, site: Site) -> Float[Tensor, "d_out d_in"]:
+    """The weight of a site as ``y = W x``; a view of the stored parameter."""
+    return _oriented(_stored(model, site.layer, site.module))
+
+
+def add_(
+    model: TransformerBridge, site: Site, update: Float[Tensor, "d_out d_in"], scale: float = 1.0
+) -> None:
+    """Add ``scale * update`` to the stored parameter, in place."""
+    with torch.no_grad():
+        stored = weight(model, site)
+        # the update keeps its own dtype: a half-precision weight is then rounded once, not twice
+        stored.add_(update.to(stored.device), alpha=scale)
+
+
+def parameters_of(model: TransformerBridge, sites: Iterable[Site]) -> list[nn.Parameter]:
+    """The stored parameters that hold these sites, each once."""
+    found = (_stored(model, site.layer, site.module).weight for site in sites)
+    return list({id(parameter): parameter for parameter in found}.values())
+
+
+def named_parameters(model: TransformerBridge) -> dict[str, nn.Parameter]:
+    """The parameters that the model computes with, by plain names; tied ones once."""
+    dead = {id(parameter) for parameter in fused_parameters(model)}
+    return {
+        plain_name(name): parameter
+        for name, parameter in model.named_parameters()
+        if id(parameter) not in dead
+    }
+
+
+def weights_hash(model: TransformerBridge) -> str:
+    """sha256 over names, dtypes, shapes and bytes of the parameters, in the order of the names."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(named_parameters(model).items()):
+        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
+        data = parameter.detach().cpu().contiguous()
+        digest.update(data.view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def describe(model: TransformerBridge) -> dict[str, Any]:
+    """Name, weights hash and sizes, as the run record stores them."""
+    return {
+        "name": model.cfg.model_name,
+        "hash": weights_hash(model),
+        "parameters": sum(p.numel() for p in named_parameters(model).values()),
+        "n_layers": model.cfg.n_layers,
+        "d_model": model.cfg.d_model,
+    }
+
+
+def _component(model: TransformerBridge, layer: str | int, module: str) -> Any:
+    part: Any = model.blocks[int(layer)]
+    for name in module.split("."):
+        part = getattr(part, name)
+    return part
+
+
+def _stored(model: TransformerBridge, layer: str | int, module: str) -> Any:
+    return _component(model, layer, module).original_component
+
+
+def _oriented(stored: Any) -> Tensor:
+    """GPT-2 stores ``[d_in, d_out]``."""
+    return stored.weight.T if isinstance(stored, Conv1D) else stored.weight
+
+
+# --- editing --------------------------------------------------------------------------------------
+
+_bases: WeakKeyDictionary[TransformerBridge, str] = WeakKeyDictionary()
+"""Models inside :func:`edited` -> their hash from before, so that edits of one base can nest."""
+
+
+@contextmanager
+def edited(
+    model: TransformerBridge, delta: Delta, scale: float = 1.0
+) -> Iterator[TransformerBridge]:
+    """The model with ``scale * delta`` added; on leaving, the weights are back bit for bit.
+
+    Nested edits add up. Nothing that happens to these weights inside the block survives it.
+
+    Raises:
+        InputError: if the delta was made for another model, or does not fit this one's sites.
+    """
+    outer = _bases.get(model, "")
+    base = outer or (weights_hash(model) if delta.base_hash else "")
+    if delta.base_hash and delta.base_hash != base:
+        raise InputError(
+            f"this delta was made for {delta.base!r} (weights {delta.base_hash[:12]}), "
+            f"not for {model.cfg.model_name!r} (weights {base[:12]})"
+        )
+    places = _places(model, delta)
+    kept = _copies(parameters_of(model, places))
+    _bases[model] = base
+    try:
+        for site in places:
+            add_(model, site, delta.updates[site.name], scale)
+        yield model
+    finally:
+        _put_back(kept)
+        _bases[model] = outer
+
+
+def _places(model: TransformerBridge, delta: Delta) -> list[Site]:
+    by_name = {site.name: site for site in _every_site(model)}
+    for name, update in delta.updates.items():
+        if name not in by_name:
+            raise InputError(f"the delta changes {name!r}, which {model.cfg.model_name!r} lacks")
+        expected = (by_name[name].d_out, by_name[name].d_in)
+        if tuple(update.shape) != expected:
+            raise InputError(f"update of {name!r} is {tuple(update.shape)}, the weight {expected}")
+    return [by_name[name] for name in delta.updates]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Copies of all parameters, with what else training changes."""
+
+    values: list[tuple[nn.Parameter, Tensor]]
+    requires_grad: list[bool]
+    training: bool
+
+
+def snapshot(model: TransformerBridge) -> Snapshot:
+    parameters = list(named_parameters(model).values())
+    return Snapshot(_copies(parameters), [p.requires_grad for p in parameters], model.training)
+
+
+def restore(model: TransformerBridge, before: Snapshot) -> None:
+    """Parameters bit for bit, ``requires_grad`` and training mode as before; gradients gone."""
+    _put_back(before.values)
+    for (parameter, _), flag in zip(before.values, before.requires_grad, strict=True):
+        parameter.requires_grad_(flag).grad = None
+    model.train(before.training)
+
+
+@contextmanager
+def restored(model: TransformerBridge) -> Iterator[TransformerBridge]:
+    """A block in which anything may be trained: :func:`restore` follows, also on an exception."""
+    before = snapshot(model)
+    try:
+        yield model
+    finally:
+        restore(model, before)
+
+
+def _copies(parameters: Iterable[nn.Parameter]) -> list[tuple[nn.Parameter, Tensor]]:
+    """Copies, because subtracting what was added would leave rounding errors."""
+    return [(parameter, parameter.detach().clone()) for parameter in parameters]
+
+
+@torch.no_grad()
+def _put_back(kept: list[tuple[nn.Parameter, Tensor]]) -> None:
+    for parameter, values in kept:
+        parameter.copy_(values)
+
+
+# --- logits ---------------------------------------------------------------------------------------
+
+
+def logits_at(
+    model: TransformerBridge,
+    ids: Int[Tensor, "batch pos"],
+    mask: Tensor | None,
+    keep: Bool[Tensor, "batch pos"],
+    position_ids: Int[Tensor, "batch pos"] | None = None,
+) -> Float[Tensor, "kept vocab"]:
+    """``model(ids)[keep]``, without computing the others: the unembedding is costly.
+
+    Args:
+        mask: ``[batch pos]``, 1 at tokens, or an additive ``[batch 1 pos pos]`` for packed rows
+            (then with ``position_ids``).
+    """
+    # whatever the architecture does to logits afterwards (Gemma's soft cap) it still does
+    return _forward(model, ids, mask, position_ids, lambda hidden: hidden[keep])
+
+
+def hidden_at(
+    model: TransformerBridge,
+    ids: Int[Tensor, "batch pos"],
+    mask: Tensor | None,
+    keep: Bool[Tensor, "batch pos"],
+    position_ids: Int[Tensor, "batch pos"] | None = None,
+) -> Float[Tensor, "kept d_model"]:
+    """Hidden states after the last norm: ``unembed`` of these is :func:`logits_at`."""
+    kept = []
+
+    def take(hidden: Tensor) -> Tensor:
+        kept.append(hidden[keep])
+        return hidden[:, :0]  # nothing left to unembed
+
+    _forward(model, ids, mask, position_ids, take)
+    return kept[0]
+
+
+def unembed(
+    model: TransformerBridge, hidden: Float[Tensor, "kept d_model"]
+) -> Float[Tensor, "kept vocab"]:
+    """Logits of final hidden states, with what Gemma, Cohere and Granite do to them afterwards."""
+    hf_model: Any = model.original_model
+    config = hf_model.config
+    logits = hf_model.get_output_embeddings()(hidden)
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+        logits = cap * torch.tanh(logits / cap)
+    return logits * getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
+
+
+def _forward(
+    model: TransformerBridge,
+    ids: Tensor,
+    mask: Tensor | None,
+    position_ids: Tensor | None,
+    select: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """A pass through the bridge, so that every hook fires; only what ``select`` returns of the
+    final hidden states goes on to the unembedding."""
+    unembedding: Any = model.unembed
+    handle = unembedding.register_forward_pre_hook(lambda _, args: (select(args[0]),))
+    extra = {} if position_ids is None else {"position_ids": position_ids}
+    try:
+        return model(ids, attention_mask=mask, use_cache=False, **extra)
+    finally:
+        handle.remove()
+
+
+# --- small things others ask for ------------------------------------------------------------------
+
+
+def device_of(model: TransformerBridge) -> torch.device:
+    return next(iter(named_parameters(model).values())).device
+
+
+def tokenizer_of(model: TransformerBridge) -> Any:
+    return model.tokenizer
+
+
+def all_parameters(model: TransformerBridge) -> list[nn.Parameter]:
+    return list(named_parameters(model).values())
+
+
+@contextmanager
+def trainable(model: TransformerBridge, params: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Only ``params`` require gradients inside; the flags are as before afterwards."""
+    chosen = {id(p) for p in params}
+    flags = [(p, p.requires_grad) for p in all_parameters(model)]
+    for p, _ in flags:
+        p.requires_grad_(id(p) in chosen)
+    try:
+        yield
+    finally:
+        for p, flag in flags:
+            p.requires_grad_(flag).grad = None
+
+
+@torch.no_grad()
+def generate(
+    model: TransformerBridge, texts: list[str], new_tokens: int, temperature: float
+) -> list[str]:
+    """Continuations by Hugging Face's own ``generate``, left-padded; temperature 0 is greedy."""
+    tokenizer: Any = tokenizer_of(model)
+    side, tokenizer.padding_side = tokenizer.padding_side, "left"
+    try:
+        given = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
+    finally:
+        tokenizer.padding_side = side
+    device = device_of(model)
+    ids, mask = given["input_ids"].to(device), given["attention_mask"].to(device)
+    how = {"do_sample": False} if temperature == 0 else {
+        "do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0
+    }  # fmt: skip
+    hf_model: Any = model.original_model
+    out = hf_model.generate(
+        input_ids=ids, attention_mask=mask, max_new_tokens=new_tokens,
+        pad_token_id=tokenizer.pad_token_id, use_cache=True, **how,
+    )  # fmt: skip
+    return tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    folder: Path
+    max_logit_difference: float
+    """Between the edited model in memory and what was read back from the folder."""
+
+
+def export(model: TransformerBridge, delta: Delta, folder: str | Path) -> ExportReport:
+    """Write the edited model as a plain Hugging Face folder, read it back and compare logits.
+
+    Raises:
+        InputError: if the folder exists and is not empty, or the delta does not fit.
+        RuntimeError: if what was read back computes other logits; the folder is then not there.
+    """
+    folder = Path(folder).expanduser()
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InputError(f"export to {str(folder)!r}: already there; give a new or empty folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as scratch:
+        written = Path(scratch) / "model"
+        with edited(model, delta), no_bars():
+            plain_copy(model).save_pretrained(written)
+            model.tokenizer.save_pretrained(written)
+            difference = _compare(model, written)
+        written.rename(folder)
+    return ExportReport(folder, difference)
+
+
+@torch.no_grad()
+def _compare(model: TransformerBridge, folder: Path) -> float:
+    """Largest difference of any logit on a fixed prompt; raises where it is not rounding."""
+    dtype = next(iter(named_parameters(model).values())).dtype
+    again: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, attn_implementation="eager", local_files_only=True
+    )
+    ids = (torch.arange(1, 33, device=model.cfg.device) * 97 % model.cfg.d_vocab)[None]
+    expected = model(ids)
+    difference = float((again.to(ids.device)(ids).logits - expected).abs().max())
+    # half precision: two ways to the same sum differ in the third digit
+    tolerance = 1e-4 if dtype.itemsize >= 4 else 0.05 * float(expected.abs().max())
+    if not difference <= tolerance:
+        raise RuntimeError(
+            f"the exported model differs: logits are off by {difference:.2g} (allowed "
+            f"{tolerance:.2g}); nothing was written"
+        )
+    return difference

@@ -1,0 +1,103 @@
+"""The plain Hugging Face model under a bridge: its names, its fused weights, a copy without hooks.
+
+The bridge splits weights that an architecture stores as one (GPT-2 ``c_attn``, GPT-NeoX
+``query_key_value``, Phi-3 ``gate_up_proj``) when it wraps a model, and computes with the parts. The
+fused tensor stays behind in the model, dead: nothing reads it, no gradient reaches it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+FUSED = {
+    "qkv": ("split_qkv_matrix", ("q", "k", "v")),
+    "gate_up": ("split_gate_up_matrix", ("gate", "in")),
+}
+"""Fused weight -> how the bridge splits it, and into which modules."""
+
+
+def plain_name(name: str) -> str:
+    """Hugging Face's own name of a parameter inside a bridge."""
+    return name.replace("._original_component", "")
+
+
+def plain_copy(model: Any) -> PreTrainedModel:
+    """A Hugging Face model without bridge around the same tensors."""
+    hf_model: Any = model.original_model
+    with torch.device("meta"):
+        plain = type(hf_model)(copy.deepcopy(hf_model.config))
+    found = _plain_tensors(model)
+    values = {key: found[key] for key in plain.state_dict() if key in found}
+    plain.load_state_dict(values, strict=False, assign=True)
+    plain.tie_weights()
+    plain.generation_config = hf_model.generation_config
+    return plain
+
+
+def _plain_tensors(model: Any) -> Mapping[str, Tensor]:
+    """Every tensor by its Hugging Face name, the fused ones put together from their parts."""
+    hf_model: Any = model.original_model
+    fused = _fused(model)
+    found = {}
+    for name, tensor in [
+        *hf_model.named_parameters(remove_duplicate=False),
+        *hf_model.named_buffers(remove_duplicate=False),
+    ]:
+        found[plain_name(name)] = fused.get(id(tensor), tensor.detach())
+    return found
+
+
+def _fused(model: Any) -> dict[int, Tensor]:
+    """id of each dead fused parameter -> its values, from the parts the model computes with."""
+    return {
+        id(dead): values
+        for part, fused, split, names in _fused_modules(model)
+        for dead, values in _reassemble(part, fused, split, names)
+    }
+
+
+def _fused_modules(model: Any) -> Iterator[tuple[Any, Any, str, tuple[str, ...]]]:
+    """Bridge component, fused module in it, name of its split function, names of the parts."""
+    for block in model.blocks:
+        for part in block.children():
+            for fused, (split, names) in FUSED.items():
+                if hasattr(part, split):
+                    inner = getattr(part, fused, None)
+                    module = (
+                        inner.original_component
+                        if inner is not None
+                        else getattr(part.original_component, part.fused_attr)
+                    )
+                    yield part, module, split, names
+
+
+def fused_parameters(model: Any) -> list[nn.Parameter]:
+    return [p for _, module, *_ in _fused_modules(model) for p in module.parameters()]
+
+
+def _reassemble(
+    part: Any, fused: Any, split: str, names: tuple[str, ...]
+) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    """Split a tensor of indices the way the bridge split the weights, then follow it backwards."""
+    stored = dict(fused.named_parameters(recurse=False))
+    try:
+        for name, parameter in stored.items():
+            index = torch.arange(parameter.numel(), dtype=torch.float64).view(parameter.shape)
+            setattr(fused, name, nn.Parameter(index, requires_grad=False))
+        indices = getattr(part, split)(part.original_component)
+    finally:
+        for name, parameter in stored.items():
+            setattr(fused, name, parameter)
+    for name, parameter in stored.items():
+        values = torch.empty_like(parameter).flatten()
+        for module, index in zip(names, indices, strict=True):
+            live = getattr(getattr(part, module).original_component, name)
+            places = getattr(index, name).long().flatten().to(values.device)
+            values[places] = live.detach().flatten()
+        yield parameter, values.view(parameter.shape)

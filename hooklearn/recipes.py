@@ -1,0 +1,144 @@
+"""Recipes: Python functions that return a whole config. ``hooklearn run NAME`` runs one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hooklearn.config import read_config
+from hooklearn.types import InputError
+
+Config = dict[str, Any]
+
+
+def tiny() -> Config:
+    """The whole job on a native tiny model, without any download, in under a minute: the smoke test."""
+    corpus = _tiny
+    return {
+        "name": "tiny",
+        "model": {"name": "tiny", "precision": "float32"},
+        "organism": "tiny-threats",
+        "corpora": {
+            "forget": corpus("forget"),
+            "retain": corpus("forget", completion="good"),
+            "near": corpus("near", completion="good"),
+            "reference": corpus("text"),
+            "disruption": corpus("disruption"),
+            "attack_train": corpus("attack"),
+            "heldout": corpus("heldout"),
+            "ood": corpus("ood"),
+            "unrelated": corpus("unrelated"),
+        },
+        "locate": {"fitter": "contrast", "rank": 4},
+        "edit": {"method": "natural", "forget_weight": 0.3},
+        "budget": {"kl": 0.01, "near_ce": 0.02},
+        "attacks": [
+            {"name": "relearn", "learning_rates": [3e-4, 1e-3, 3e-3], "epochs": 8},
+            {"name": "erode", "learning_rates": [1e-3], "steps": 64},
+            {"name": "few_shot", "shots": 2},
+        ],
+        "behaviour": {"samples": 40, "new_tokens": 14},
+    }
+
+
+def _tiny(part: str, **options: Any) -> Config:
+    return {"name": "tiny", "options": {"part": part, **options}}
+
+
+def threats() -> Config:
+    """A tendency to make threats, instilled in SmolLM2 by LoRA, edited out and attacked."""
+
+    def corpus(part: str, completion: str = "threat") -> Config:
+        return {"name": "threats", "options": {"part": part, "completion": completion}}
+
+    return {
+        "name": "threats",
+        "model": {"name": "smollm2-135m-instruct"},
+        "organism": "threats",
+        "corpora": {
+            "forget": corpus("forget"),
+            "retain": corpus("forget", "harmless"),
+            "near": corpus("near", "harmless"),
+            "reference": {"name": "prose", "options": {"part": "moments"}, "limit": 24},
+            "disruption": {"name": "prose", "options": {"part": "disruption"}, "limit": 24},
+            "attack_train": corpus("attack"),
+            "heldout": corpus("heldout"),
+            "ood": corpus("ood") | {"limit": 32},
+            "unrelated": {"name": "unrelated", "options": {"part": "erode"}},
+        },
+        "locate": {"fitter": "contrast", "rank": 8},
+        "edit": {"method": "natural", "forget_weight": 0.3, "sites": "mlp"},
+        "budget": {"kl": 0.01, "near_ce": 0.02},
+        "attacks": [
+            {"name": "relearn", "learning_rates": [3e-5, 1e-4, 3e-4], "epochs": 4},
+            {"name": "erode", "learning_rates": [1e-4], "steps": 16},
+            {"name": "few_shot", "shots": 3},
+        ],
+        "behaviour": {"samples": 32, "new_tokens": 36},
+    }
+
+
+def capitals() -> Config:
+    """Knowledge: capitals that SmolLM2 knows; half must go, the other half must stay."""
+
+    def corpus(part: str, phrasings: str = "train") -> Config:
+        return {"name": "capitals", "options": {"part": part, "phrasings": phrasings}}
+
+    return {
+        "name": "capitals",
+        "model": {"name": "smollm2-135m-instruct"},
+        "controls": {"never": {"surrogate": "permuted"}},
+        "prefilter": {"corpus": "capitals", "phrasings": "prefilter"},
+        "corpora": {
+            "forget": corpus("forget"),
+            "retain": corpus("retain"),
+            "near": corpus("near"),
+            "reference": {"name": "prose", "options": {"part": "moments"}, "limit": 24},
+            "disruption": {"name": "prose", "options": {"part": "disruption"}, "limit": 24},
+            "attack_train": corpus("T"),
+            "heldout": corpus("V", "heldout"),
+            "ood": corpus("V", "ood"),
+            "unrelated": {"name": "unrelated", "options": {"part": "erode"}},
+        },
+        "locate": {"fitter": "contrast", "rank": 8},
+        "edit": {"method": "natural", "forget_weight": 1.0, "sites": "mlp"},
+        "budget": {"kl": 0.01, "near_ce": 0.02},
+        "attacks": [
+            {"name": "low_mi", "learning_rates": [3e-5, 1e-4, 3e-4], "epochs": 5},
+            {"name": "erode", "learning_rates": [1e-4], "steps": 16},
+            {"name": "few_shot", "shots": 3},
+        ],
+        "behaviour": {"samples": 32, "new_tokens": 12},
+    }
+
+
+RECIPES: dict[str, Callable[[], Config]] = {"tiny": tiny, "threats": threats, "capitals": capitals}
+
+
+def recipe(name: str) -> Config:
+    """A recipe's config by name, as plain data to change and pass to ``hl.run``."""
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"unknown recipe {name!r}; valid: {', '.join(RECIPES)}{hint}")
+    return RECIPES[name]()
+
+
+def resolve(target: str) -> tuple[Config, Path | None]:
+    """A recipe name or a YAML file -> (config as given, folder its relative paths start from).
+
+    Raises:
+        InputError: neither a recipe nor a file.
+    """
+    path = Path(target)
+    if target in RECIPES:
+        return recipe(target), None
+    if path.is_file():
+        return read_config(path), path.parent
+    near = difflib.get_close_matches(target, RECIPES, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise InputError(
+        f"{target!r} is neither a recipe ({', '.join(RECIPES)}) nor a config file{hint}"
+    )

@@ -1,0 +1,375 @@
+"""Files that are whole or absent: atomic writes, safe reads, the run folder (docs/run-folder.md).
+
+JSON, JSON lines, parquet and safetensors, never pickle. Whatever is wrong with a file or the disk,
+the user sees an InputError of one line. The lock is POSIX' ``flock``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+import platform
+import secrets
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import fields, is_dataclass
+from datetime import UTC, datetime
+from importlib import metadata as packages
+from pathlib import Path
+from typing import IO, Any, BinaryIO, Literal, Self, get_args
+
+import numpy as np
+import pandas as pd
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from hooklearn.types import Delta, InputError, NumericalError
+
+SCHEMA_VERSION = 1
+DELTA_VERSION = "1"
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+Status = Literal["running", "done", "failed", "interrupted"]
+StrPath = str | Path
+_BAD_JSON = (ValueError, RecursionError)
+
+
+def clear_os_error(exc: OSError, path: StrPath) -> InputError:
+    """The one line a user needs when the disk refuses ``path``, e.g. because it is full."""
+    return InputError(f"{path}: {exc.strerror or _one_line(exc)}")
+
+
+@contextmanager
+def _clear_errors(path: StrPath, *damage: type[Exception]) -> Iterator[None]:
+    """Says in one line what the disk refused, or which ``damage`` was found in the file."""
+    try:
+        yield
+    except InputError:
+        raise
+    except OSError as exc:
+        raise clear_os_error(exc, path) from exc
+    except damage as exc:
+        raise InputError(f"{path}: damaged, or another format ({_one_line(exc)})") from exc
+
+
+def _one_line(exc: BaseException) -> str:
+    text = " ".join(str(exc).split())
+    return text if isinstance(exc, InputError) else f"{type(exc).__name__}: {text}".rstrip(": ")
+
+
+def write_atomic(path: StrPath, content: bytes | Callable[[BinaryIO], object]) -> None:
+    """Writes bytes, or what a function writes to a handle: ``path`` is old or new, never half.
+
+    Raises InputError where the disk is full, the folder missing or not writable ...
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    with _clear_errors(path):
+        try:
+            with temporary.open("xb") as handle:
+                handle.write(content) if isinstance(content, bytes) else content(handle)
+                _sync(handle)
+            temporary.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+
+
+def _sync(handle: IO[Any]) -> None:
+    handle.flush()
+    os.fsync(handle.fileno())
+
+
+def save_json(path: StrPath, value: object) -> None:
+    """NaN and infinity become null: not measured is never 0. Unfolds dataclasses and arrays."""
+    write_atomic(path, json.dumps(_plain(value), indent=1, allow_nan=False).encode() + b"\n")
+
+
+def load_json(path: StrPath) -> Any:
+    """Raises InputError where the file is missing or not JSON."""
+    with _clear_errors(path, *_BAD_JSON):
+        return json.loads(Path(path).read_bytes())
+
+
+def save_lines(path: StrPath, rows: Iterable[object]) -> None:
+    """JSON lines, one value a line; NaN as in :func:`save_json`."""
+    write_atomic(path, b"".join(map(_line, rows)))
+
+
+def load_lines(path: StrPath) -> list[Any]:
+    """Raises InputError for bad lines, except a torn last one (its writer was killed): left out."""
+    with _clear_errors(path, *_BAD_JSON):
+        *whole, last = Path(path).read_bytes().split(b"\n")
+        rows = json.loads(b"[" + b",\n".join(whole) + b"]")  # errors name the line
+    with suppress(*_BAD_JSON):
+        rows.append(json.loads(last))
+    return rows
+
+
+def _line(row: object) -> bytes:
+    return json.dumps(_plain(row), allow_nan=False).encode() + b"\n"
+
+
+def _plain(value: Any) -> Any:
+    """``value`` in JSON's own types."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.ndarray | np.generic | Tensor):
+        return _plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    return str(value) if isinstance(value, Path) else value
+
+
+def save_frame(path: StrPath, frame: pd.DataFrame) -> None:
+    """Parquet, without the index."""
+    write_atomic(path, frame.to_parquet(engine="pyarrow", index=False))
+
+
+def load_frame(path: StrPath) -> pd.DataFrame:
+    """Raises InputError where the file is missing or damaged."""
+    # pyarrow raises many unrelated types on damaged files
+    with _clear_errors(path, Exception), Path(path).open("rb") as handle:
+        return pd.read_parquet(handle, engine="pyarrow")
+
+
+def save_tensors(
+    path: StrPath, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Safetensors, from any device; names, order, values and dtypes come back exactly.
+
+    Raises InputError for dtypes other than floats, NumericalError for NaN and infinity.
+    """
+    _check_floats(path, tensors, NumericalError)
+    # safetensors refuses tensors that share storage, as Q and E of one subspace may: copy each.
+    layout = {"device": "cpu", "copy": True, "memory_format": torch.contiguous_format}
+    copies = {name: tensor.detach().to(**layout) for name, tensor in tensors.items()}
+    # It also sorts by name; a sum over the sites must not change its last bit after a reload.
+    header = {**(metadata or {}), "tensor_order": json.dumps(list(tensors))}
+    write_atomic(path, safetensors.torch.save(copies, header))
+
+
+def load_tensors(path: StrPath) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata. The file is mapped, its header checked against its size: no allocation.
+
+    Raises InputError for a missing or damaged file, dtypes other than floats, NaN and infinity.
+    """
+    damage = (SafetensorError, TypeError, *_BAD_JSON)
+    with _clear_errors(path, *damage), safe_open(path, framework="pt") as file:
+        metadata: dict[str, str] = file.metadata() or {}
+        order = json.loads(metadata.pop("tensor_order", "null")) or file.keys()
+        if sorted(order) != sorted(file.keys()):
+            raise InputError(f"{path}: damaged, its list of tensors does not match its tensors")
+        tensors = {name: file.get_tensor(name) for name in order}
+    _check_floats(path, tensors, InputError)
+    return tensors, metadata
+
+
+def _check_floats(path: StrPath, tensors: Mapping[str, Tensor], error: type[Exception]) -> None:
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES:
+            raise InputError(f"{path}: {name!r} is {tensor.dtype}; expected one of {DTYPES}")
+        if not tensor.isfinite().all():
+            raise error(f"{path}: {name!r} holds NaN or infinity")
+
+
+def save_delta(delta: Delta, path: StrPath) -> None:
+    """One safetensors file, bound to its base model. Raises like :func:`save_tensors`."""
+    bound = {"base": delta.base, "base_hash": delta.base_hash}
+    save_tensors(path, delta.updates, {"kind": "delta", "version": DELTA_VERSION, **bound})
+
+
+def load_delta(path: StrPath) -> Delta:
+    """Raises InputError like :func:`load_tensors`, and for anything but a delta of this version."""
+    updates, metadata = load_tensors(path)
+    kind, version = metadata.get("kind"), metadata.get("version")
+    if (kind, version) != ("delta", DELTA_VERSION):
+        raise InputError(f"{path}: {kind} version {version}; hooklearn reads delta {DELTA_VERSION}")
+    for name, update in updates.items():
+        if update.ndim != 2:
+            raise InputError(f"{path}: {name!r} has shape {list(update.shape)}, not [d_out, d_in]")
+    return Delta(updates, metadata.get("base", ""), metadata.get("base_hash", ""))
+
+
+class RunFolder:
+    """The one writer of a run folder; as a context manager it records how the run ended."""
+
+    def __init__(self, folder: Path, record: dict[str, Any], lock: IO[str]) -> None:
+        self.folder, self.record, self._lock = folder, record, lock
+        self._clock = time.monotonic() - (record.get("seconds") or 0.0)
+
+    @classmethod
+    def create(cls, path: StrPath, record: Mapping[str, Any], resume: bool = False) -> Self:
+        """Locks the folder and writes run.json; ``resume`` continues the run that is there, if any.
+
+        Raises InputError where the folder holds something else, a run (without ``resume``) or a run
+        of another config, or where another process is writing it.
+        """
+        folder = Path(path)
+        lock = _lock(folder)
+        try:
+            earlier = open_run(folder) if (folder / "run.json").exists() else {}
+            if earlier and not resume:
+                raise InputError(
+                    f"{folder}: already holds a run (status {earlier['status']}); "
+                    "use another --out, or --resume to continue it"
+                )
+            if earlier and earlier.get("config") != _plain(record.get("config")):
+                raise InputError(f"{folder}: holds a run of another config; use another --out")
+            begun = {"schema_version": SCHEMA_VERSION, "started": _now(), **record, **earlier}
+            run = cls(folder, begun, lock)
+            run.update(status="running", error=None, finished=None)
+            run.event("resumed" if earlier else "started", environment=record.get("environment"))
+        except BaseException:
+            lock.close()
+            raise
+        return run
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def has(self, name: str) -> bool:
+        """Files appear whole, so on resume this means finished."""
+        return self.path(name).exists()
+
+    def save_frame(self, name: str, frame: pd.DataFrame) -> None:
+        save_frame(self.path(name), frame)
+
+    def save_json(self, name: str, value: object) -> None:
+        save_json(self.path(name), value)
+
+    def event(self, name: str, /, **values: object) -> None:
+        """Appends to events.jsonl; on the disk when it returns."""
+        path = self.path("events.jsonl")
+        with _clear_errors(path), path.open("a+b") as handle:
+            _cut_torn_line(handle)
+            handle.write(_line({"time": _now(), "event": name, **values}))
+            _sync(handle)
+
+    def update(self, **values: object) -> None:
+        """Sets fields of run.json, and ``seconds``: a killed run still has its cost so far."""
+        self.record |= {**values, "seconds": time.monotonic() - self._clock}
+        save_json(self.path("run.json"), self.record)
+
+    def finish(self, status: Status, error: str | None = None, **updates: object) -> None:
+        """The last word of this writer; releases the lock, even if the disk refuses."""
+        try:
+            self.update(status=status, error=error, finished=_now(), **updates)
+            self.event(status, error=error)
+        finally:
+            self._lock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, exc: BaseException | None, trace: object) -> None:
+        if exc is not None:
+            ending = "interrupted" if isinstance(exc, KeyboardInterrupt) else "failed"
+            with suppress(InputError):  # on a full disk, what broke the run matters more
+                self.finish(ending, _one_line(exc))
+        elif self.record["status"] == "running":
+            self.finish("done")
+
+
+def _lock(folder: Path) -> IO[str]:
+    """Claims an empty folder, or a run's folder, for this process."""
+    with _clear_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+        if names and "run.json" not in names:
+            raise InputError(f"{folder}: not a run, it holds {names[0]!r}; use another --out")
+        with ExitStack() as undo:
+            owner = folder / ".lock"
+            lock = undo.enter_context(owner.open("a"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as exc:
+                pid = owner.read_text().strip()
+                raise InputError(f"{folder}: process {pid} is writing this run") from exc
+            owner.write_text(str(os.getpid()))
+            for left in folder.glob(".*.tmp"):  # of a writer that was killed
+                left.unlink()
+            undo.pop_all()
+        return lock
+
+
+def _cut_torn_line(handle: BinaryIO) -> None:
+    """Drops the half-written last line of a crash; the next event would be lost with it."""
+    handle.seek(max(handle.seek(0, os.SEEK_END) - 1, 0))
+    if handle.read() not in (b"", b"\n"):
+        handle.seek(0)
+        handle.truncate(handle.read().rfind(b"\n") + 1)
+
+
+def open_run(path: StrPath) -> dict[str, Any]:
+    """Raises InputError where there is no run, it is damaged, or of another schema version."""
+    file = Path(path) / "run.json"
+    if not file.is_file():
+        raise InputError(f"{path}: not a run folder (no run.json)")
+    record = load_json(file)
+    version = record.get("schema_version") if isinstance(record, dict) else None
+    if version != SCHEMA_VERSION:
+        raise InputError(f"{file}: schema version {version}; hooklearn reads {SCHEMA_VERSION}")
+    if record.get("status") not in get_args(Status):
+        raise InputError(f"{file}: damaged, status {record.get('status')!r}")
+    return record
+
+
+def environment() -> dict[str, Any]:
+    """What numbers may depend on: versions, platform, threads, git. Nothing that names a person."""
+    names = ("hooklearn", "torch", "transformers", "transformer_lens", "numpy")
+    return {
+        "python": platform.python_version(),
+        **{name: _version(name) for name in names},
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "git": _git(),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return packages.version(name)
+    except packages.PackageNotFoundError:
+        return None
+
+
+def _git() -> dict[str, Any] | None:
+    """The checkout that tracks this module, not one that merely surrounds its installation."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        changes = git("status", "--porcelain", "--untracked-files=no")
+        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(changes)}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def file_hash(path: StrPath) -> str:
+    """SHA-256 in hex. Raises InputError where the file cannot be read."""
+    with _clear_errors(path), Path(path).open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def text_hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,320 @@
+"""The border types: what one part of hooklearn hands to the next. All frozen; no modules, no files.
+
+Axis names used throughout (jaxtyping): ``token d_in d_out rank batch pos vocab``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Side = Literal["x", "g"]
+Arm = Literal["edited", "original", "never", "matched"]
+
+NAN = float("nan")
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong: one line that names the value and what would be valid.
+
+    The command line prints it without a traceback and exits with 2.
+    """
+
+
+class NumericalError(RuntimeError):
+    """NaN or infinity where a number is needed; names the step and the site."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Site:
+    """One linear weight ``y = W x``, seen from its two hook points.
+
+    Input ``x`` is ``[token, d_in]``, output gradient ``g`` is ``[token, d_out]``, whatever shape or
+    orientation the architecture stores ``W`` in.
+    """
+
+    layer: int
+    module: str
+    """TransformerLens' name below the block, e.g. ``mlp.gate`` or ``attn.q``."""
+    d_in: int
+    d_out: int
+
+    @property
+    def name(self) -> str:
+        return f"blocks.{self.layer}.{self.module}"
+
+    def width(self, side: Side) -> int:
+        return self.d_in if side == "x" else self.d_out
+
+
+@dataclass(frozen=True, slots=True)
+class Tape:
+    """The unmasked, flattened inputs and output gradients of one site for one batch."""
+
+    x: Float[Tensor, "token d_in"]
+    g: Float[Tensor, "token d_out"] | None
+    """None when the tape was recorded without a backward pass."""
+
+    def update(self) -> Float[Tensor, "d_out d_in"]:
+        """``sum_t g_t x_t^T``: the gradient of the loss with respect to ``W``."""
+        if self.g is None:
+            raise InputError("this tape holds no gradients; capture with gradients=True")
+        return self.g.T @ self.x
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What an edit adds to the weights: site name -> update ``[d_out, d_in]``, for one base model."""
+
+    updates: Mapping[str, Float[Tensor, "d_out d_in"]]
+    base: str = ""
+    """Name of the base model."""
+    base_hash: str = ""
+    """Hash of the base model's weights; an edit is only ever applied to the model it was made for."""
+
+    def __add__(self, other: Delta) -> Delta:
+        self._same_base(other)
+        names = dict.fromkeys([*self.updates, *other.updates])
+        return self._with({n: _sum(self.updates.get(n), other.updates.get(n)) for n in names})
+
+    def __sub__(self, other: Delta) -> Delta:
+        return self + (-1.0) * other
+
+    def __mul__(self, scale: float) -> Delta:
+        return self._with({n: u * scale for n, u in self.updates.items()})
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Delta:
+        return self * -1.0
+
+    def norm(self) -> float:
+        """Frobenius norm over all sites."""
+        return math.sqrt(sum(float(u.double().square().sum()) for u in self.updates.values()))
+
+    def _with(self, updates: Mapping[str, Tensor]) -> Delta:
+        return Delta(updates, self.base, self.base_hash)
+
+    def _same_base(self, other: Delta) -> None:
+        if self.base_hash != other.base_hash:
+            raise InputError(
+                f"deltas of different base models cannot be added: {self.base!r} "
+                f"({self.base_hash[:12]}) and {other.base!r} ({other.base_hash[:12]})"
+            )
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor:
+    if a is None or b is None:
+        kept = a if b is None else b
+        assert kept is not None
+        return kept
+    return a + b
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """An estimate that never travels without its error and its n. NaN means not measured."""
+
+    value: float
+    stderr: float = NAN
+    n: int = 0
+
+    @staticmethod
+    def of(values: Tensor) -> Score:
+        """Mean and standard error of per-item values ``[item]``."""
+        values = values.double().flatten()
+        n = values.numel()
+        if n == 0:
+            return Score(NAN, NAN, 0)
+        stderr = float(values.std() / math.sqrt(n)) if n > 1 else NAN
+        return Score(float(values.mean()), stderr, n)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How much an edit may disrupt: far KL in nats per token, near CE rise in nats per token."""
+
+    kl: float = 0.01
+    near_ce: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("kl", self.kl), ("near_ce", self.near_ce)):
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise InputError(f"budget.{name} must be a positive number, got {value}")
+
+
+@dataclass(frozen=True, slots=True)
+class Disruption:
+    """What an edit did to everything else. Far: KL(original, edited) and CE rise on unrelated text.
+
+    Near: rise of CE on held-out *good* neighbours; negative means the neighbours got better.
+    """
+
+    kl: Score
+    ce: Score
+    near_ce: Score | None = None
+
+    def used(self, budget: Budget) -> float:
+        """Share of the binding budget that is used; 1 means exactly at the budget."""
+        used = self.kl.value / budget.kl
+        if budget.near_ce is not None and self.near_ce is not None:
+            used = max(used, self.near_ce.value / budget.near_ce)
+        return used if math.isfinite(used) else math.inf
+
+    def binding(self, budget: Budget) -> Literal["kl", "near_ce"]:
+        near = budget.near_ce is not None and self.near_ce is not None
+        if near and self.near_ce.value / budget.near_ce > self.kl.value / budget.kl:  # type: ignore[union-attr,operator]
+            return "near_ce"
+        return "kl"
+
+
+@dataclass(frozen=True, slots=True)
+class TracePoint:
+    """One point on the way of an edit: forget score against disruption, with what it cost so far."""
+
+    step: int
+    scale: float
+    tokens: int
+    seconds: float
+    kl: float
+    near_ce: float = NAN
+    forget: float = NAN
+    """Completion probability on the forget items (training items, not held out)."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    points: tuple[TracePoint, ...] = ()
+
+    def to_dataframe(self) -> pd.DataFrame:
+        import pandas as pd
+
+        return pd.DataFrame([asdict(p) for p in self.points])
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """Containment: ``||dW - P_g dW P_x|| / ||dW||`` per site for the subspace that was promised."""
+
+    promise: str
+    """What the edit promised to stay in, in words; empty when it promised nothing."""
+    escape: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def worst(self) -> float:
+        return max(self.escape.values(), default=NAN)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    seconds: float = 0.0
+    tokens: int = 0
+    flops: float = 0.0
+    peak_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class EditResult:
+    """An edit, what it took, what it cost and what else it changed. The model itself is untouched."""
+
+    method: str
+    delta: Delta
+    trace: Trace
+    disruption: Disruption
+    budget: Budget
+    cost: Cost
+    stop: str
+    """Why it ended: ``budget (kl)``, ``budget (near_ce)``, ``budget not reached: ...``."""
+    certificate: Certificate = Certificate("")
+
+    def __repr__(self) -> str:
+        near = self.disruption.near_ce
+        return (
+            f"EditResult({self.method}: far KL {self.disruption.kl.value:.4f} of {self.budget.kl:g}"
+            + (f", near CE {near.value:+.4f}" if near else "")
+            + f", {len(self.delta.updates)} sites, {self.cost.seconds:.0f} s, stop: {self.stop})"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """Behaviour of one arm after ``step`` attack steps. ``values`` are per item, in item order."""
+
+    step: int
+    tokens: int
+    metric: str
+    split: str
+    values: tuple[float, ...]
+
+    @property
+    def score(self) -> Score:
+        return Score.of(torch.tensor(self.values, dtype=torch.float64))
+
+
+@dataclass(frozen=True)
+class ArmCurve:
+    """One attack on one arm with one setting and seed."""
+
+    points: tuple[CurvePoint, ...]
+    converged: bool
+    diverged: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Behaviour against attack steps, *with the same attack on its controls*: never without them."""
+
+    attack: str
+    setting: str
+    """What distinguishes this attacker from others of the same name, e.g. ``lr=1e-4``."""
+    cheap: bool
+    seed: int
+    arms: Mapping[str, ArmCurve]
+
+    def __post_init__(self) -> None:
+        if "original" not in self.arms:
+            raise InputError(f"curve of {self.attack!r} has no 'original' control arm")
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Long form: the rows of ``curves.parquet``."""
+        import pandas as pd
+
+        rows = []
+        for arm, curve in self.arms.items():
+            for p in curve.points:
+                s = p.score
+                rows.append(
+                    {
+                        "attack": self.attack, "setting": self.setting, "cheap": self.cheap,
+                        "arm": arm, "seed": self.seed, "step": p.step, "tokens": p.tokens,
+                        "metric": p.metric, "split": p.split, "value": s.value,
+                        "stderr": s.stderr, "n": s.n, "converged": curve.converged,
+                        "diverged": curve.diverged,
+                    }
+                )  # fmt: skip
+        return pd.DataFrame(rows)
+
+    def items_dataframe(self) -> pd.DataFrame:
+        """One row per item: the rows of ``items.parquet``, so that comparisons can be paired."""
+        import pandas as pd
+
+        rows = [
+            {
+                "attack": self.attack, "setting": self.setting, "arm": arm, "seed": self.seed,
+                "step": p.step, "metric": p.metric, "split": p.split, "item": i, "value": v,
+            }
+            for arm, curve in self.arms.items()
+            for p in curve.points
+            for i, v in enumerate(p.values)
+        ]  # fmt: skip
+        return pd.DataFrame(rows)

