@@ -71,9 +71,7 @@ class Comparison:
             bounds = [f"{column} low", f"{column} high"]
             frame[column] = _with_interval(frame, column, *bounds)
             frame = frame.drop(columns=bounds)
-        return (
-            frame.set_index("run").T.rename_axis("", axis=0).rename_axis("", axis=1).reset_index()
-        )
+        return frame.set_index("run").T.rename_axis("", axis=0).rename_axis("", axis=1).reset_index()
 
 
 def _with_interval(frame: pd.DataFrame, *columns: str) -> list[str | None]:
@@ -104,9 +102,7 @@ class _Cell:
     draws: Array
 
 
-def compare(
-    runs: Sequence[Run | str | Path], *, seed: int = 0, resamples: int = 1000
-) -> Comparison:
+def compare(runs: Sequence[Run | str | Path], *, seed: int = 0, resamples: int = 1000) -> Comparison:
     """Compare runs over the attacks they share. ``seed`` draws the resamples.
 
     Raises:
@@ -148,16 +144,11 @@ def _entries(runs: Sequence[Run]) -> list[_Entry]:
 
 def _shared_attackers(entries: Sequence[_Entry], metric: str) -> set[tuple[str, str]]:
     """(attack, setting) that every run has, and that diverged in none."""
-    sets = [
-        {(a.attack, a.setting) for a in e.scores[metric].attackers if not a.diverged}
-        for e in entries
-    ]
+    sets = [{(a.attack, a.setting) for a in e.scores[metric].attackers if not a.diverged} for e in entries]
     return set.intersection(*sets)
 
 
-def _cells(
-    scores: Scores, shared: set[tuple[str, str]], seed: int, resamples: int
-) -> dict[tuple[str, str], _Cell]:
+def _cells(scores: Scores, shared: set[tuple[str, str]], seed: int, resamples: int) -> dict[tuple[str, str], _Cell]:
     draw = Resampler(scores.shape, resamples=resamples, seed=seed, share=scores.is_share)
     cells = {}
     if "edited" in scores.before:
@@ -172,9 +163,7 @@ def _cells(
         ]
         if found:
             # NaN is not measured: it is never the worst, unless there is nothing else
-            cells[scores.metric, quantity] = max(
-                found, key=lambda c: np.nan_to_num(c.draws[0], nan=-1)
-            )
+            cells[scores.metric, quantity] = max(found, key=lambda c: np.nan_to_num(c.draws[0], nan=-1))
     return cells
 
 
@@ -252,9 +241,7 @@ def _unpaired(a: _Entry, b: _Entry, metric: str) -> str:
     """Why two runs cannot be paired on a metric; empty when they can."""
     if metric not in a.scores or metric not in b.scores:
         return f"{metric}: not measured in both {a.name} and {b.name}"
-    corpora = [
-        ((e.run.record.get("corpora") or {}).get("heldout") or {}).get("hash") for e in (a, b)
-    ]
+    corpora = [((e.run.record.get("corpora") or {}).get("heldout") or {}).get("hash") for e in (a, b)]
     if corpora[0] != corpora[1] or a.scores[metric].items != b.scores[metric].items:
         return f"{metric}: {a.name} and {b.name} were measured on other items, so not paired"
     return ""
@@ -263,8 +250,7 @@ def _unpaired(a: _Entry, b: _Entry, metric: str) -> str:
 def _equality_notes(entries: Sequence[_Entry]) -> list[str]:
     edits = [(e.name, edit) for e in entries for edit in e.run.edits]
     notes = [
-        f"{name}: seed {edit.get('seed')} used {_used(edit):.0%} of its budget, "
-        "so it is not at equal disruption"
+        f"{name}: seed {edit.get('seed')} used {_used(edit):.0%} of its budget, so it is not at equal disruption"
         for name, edit in edits
         if not EQUAL[0] <= _used(edit) <= EQUAL[1]
     ]
@@ -277,9 +263,7 @@ def _equality_notes(entries: Sequence[_Entry]) -> list[str]:
     return notes
 
 
-def _attacker_notes(
-    entries: Sequence[_Entry], metric: str, shared: set[tuple[str, str]]
-) -> list[str]:
+def _attacker_notes(entries: Sequence[_Entry], metric: str, shared: set[tuple[str, str]]) -> list[str]:
     every = {(a.attack, a.setting) for e in entries for a in e.scores[metric].attackers}
     left_out = sorted(" ".join(filter(None, key)) for key in every - shared)
     if not left_out:

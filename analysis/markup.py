@@ -65,7 +65,7 @@ def markdown_text(text: str) -> str:
     """One line of plain text in markdown: nothing in it is markup, nothing ends a table cell."""
     line = re.sub(r"\s*\n\s*", " ⏎ ", visible(text).strip())
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_{}\[\]()#|!~$])", r"\\\1", line)
+    return re.sub(r"([\\`*_{}\[\]#|~$])", r"\\\1", line)
 
 
 # -------------------------------------------------------------------------------------- numbers
@@ -210,9 +210,7 @@ _TRIM = (
 def csv_link(frame: pd.DataFrame, name: str) -> Markup:
     """The data behind a figure as a download that is inside the page itself."""
     if len(frame) > CSV_ROWS:
-        return Markup('<span class="data">{:,} rows: see the parquet file</span>').format(
-            len(frame)
-        )
+        return Markup('<span class="data">{:,} rows: see the parquet file</span>').format(len(frame))
     data = base64.b64encode(frame.to_csv(index=False).encode()).decode()
     link = '<a class="data" download="{0}.csv" href="data:text/csv;base64,{1}">data (csv)</a>'
     return Markup(link).format(name, data)

@@ -112,9 +112,7 @@ def measure(scores: Scores, thresholds: Thresholds | None = None, *, seed: int =
     has_never = "never" in scores.before and not np.isnan(scores.before["never"]).all()
     before = {arm: _mean(y) for arm, y in scores.before.items()}
     nothing = Estimate(NAN, NAN, NAN)
-    empty = Measures(
-        scores.metric, scores.split, nothing, nothing, before, has_never, n_items, n_seeds, ()
-    )
+    empty = Measures(scores.metric, scores.split, nothing, nothing, before, has_never, n_items, n_seeds, ())
     if n_seeds == 0 or n_items < t.min_items:
         return empty
     draw = Resampler(scores.shape, resamples=t.resamples, seed=seed, share=scores.is_share)
@@ -209,6 +207,4 @@ def half_life(steps: Array, y: Array, level: float) -> float:
 
 
 def _dropped(a: Attacker, attackers: tuple[Attacker, ...]) -> bool:
-    return a.diverged and any(
-        b.attack == a.attack and b.converged and not b.diverged for b in attackers
-    )
+    return a.diverged and any(b.attack == a.attack and b.converged and not b.diverged for b in attackers)

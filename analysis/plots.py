@@ -84,6 +84,7 @@ def curves(
         _curve_panel(ax, panel)
         style.title(ax, attack, " · ".join(_notes(setting, panel)))
         ax.set_ylabel(METRICS.get(metric, metric))
+        ax.yaxis.set_major_locator(MaxNLocator(4))
     return figure
 
 

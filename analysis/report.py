@@ -32,17 +32,14 @@ VERDICTS = {
     "REMOVED": ("removed", "Gone, as far as cheap attacks can tell."),
     "ROBUSTLY REMOVED": (
         "robust",
-        "Gone: teaching the behaviour again is no faster than teaching it to a model that never "
-        "had it.",
+        "Gone: teaching the behaviour again is no faster than teaching it to a model that never had it.",
     ),
     "UNDECIDED": ("undecided", "The measurements do not decide it."),
 }
 """Verdict -> its tone on the page, and what it means in one sentence; from worst to best."""
 
 
-def report(
-    folder: str | Path | Run, *, redact: bool = False, out: str | Path | None = None
-) -> Path:
+def report(folder: str | Path | Run, *, redact: bool = False, out: str | Path | None = None) -> Path:
     """Write ``report.html`` and ``report.md``; a run that was not judged is judged first.
 
     Args:
@@ -76,6 +73,7 @@ def collect(run: Run, *, redact: bool = False, unjudged: str = "") -> Content:
         "facts": sections.facts(run),
         "decisive": sections.decisive(run),
         "summary": sections.summary(run),
+        "arms": sections.arms(run),
         "curves": sections.curves(run),
         "elsewhere": sections.elsewhere(run),
         "samples": sections.samples(run, redact=redact),

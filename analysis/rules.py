@@ -37,9 +37,7 @@ class Judgement:
         }  # fmt: skip
 
 
-def decide(
-    scores: Scores | Measures, thresholds: Thresholds | None = None, *, seed: int = 0
-) -> Judgement:
+def decide(scores: Scores | Measures, thresholds: Thresholds | None = None, *, seed: int = 0) -> Judgement:
     """Judge one metric on one split. Pure: arrays in, verdict out; ``seed`` draws the resamples."""
     t = thresholds or Thresholds()
     m = scores if isinstance(scores, Measures) else measure(scores, t, seed=seed)
@@ -71,9 +69,7 @@ def _intact(m: Measures, t: Thresholds) -> str:
 
 
 def _disabled(m: Measures, t: Thresholds) -> str:
-    returns = [
-        a for a in m.cheap() if a.informative and not a.diverged and a.returned_low > t.returned
-    ]
+    returns = [a for a in m.cheap() if a.informative and not a.diverged and a.returned_low > t.returned]
     if not returns:
         return ""
     worst = max(returns, key=lambda a: a.returned_low)

@@ -106,9 +106,7 @@ class Resampler:
     seeds: so runs with different methods are compared on the same resampled items.
     """
 
-    def __init__(
-        self, shape: tuple[int, int], *, resamples: int = 1000, seed: int = 0, share: bool = False
-    ) -> None:
+    def __init__(self, shape: tuple[int, int], *, resamples: int = 1000, seed: int = 0, share: bool = False) -> None:
         n_seeds, n_items = shape
         rng = np.random.default_rng(seed)
         self.items = _weights(rng, resamples, n_items)
@@ -212,9 +210,7 @@ def _flags(curves: pd.DataFrame) -> dict[str, bool]:
     }
 
 
-def _arrays(
-    rows: pd.DataFrame, curves: pd.DataFrame, seeds: Array, items: Array
-) -> tuple[Array, dict[str, Array]]:
+def _arrays(rows: pd.DataFrame, curves: pd.DataFrame, seeds: Array, items: Array) -> tuple[Array, dict[str, Array]]:
     """Steps that all arms and seeds share, and arm -> ``[seed, step, item]``."""
     steps = np.unique(rows["step"].to_numpy())
     flat = curves.groupby(["arm", "seed"])["converged"].all().to_dict()

@@ -24,13 +24,14 @@ EVIDENCE_SITES = 40
 def facts(run: Run) -> list[tuple[str, str]]:
     """What a reader asks first: which model, what is compared with what, how much was measured."""
     verdict, record = run.verdict or {}, run.record
-    kept = {True: "kept", False: "broken", None: "none was set"}[verdict.get("within_budget")]
+    kept = {True: "kept", False: "broken", None: ""}[verdict.get("within_budget")]
     sizes = {(m.get("n_items"), m.get("n_seeds")) for m in (verdict.get("metrics") or {}).values()}
     known = [(i, s) for i, s in sizes if i and s]
     edits = dict.fromkeys(str(e.get("method")) for e in run.edits)
+    done = record.get("status") == "done"
     found = [
         ("model", str((record.get("model") or {}).get("name") or "")),
-        ("edit", ", ".join(edits) or "none: two models, judged as they are"),
+        ("edit", ", ".join(edits) or ("none: two models, as they are" if done else "")),
         ("budget", kept),
         ("battery", str(verdict.get("battery") or "")),
         ("never-learned control", _named(record.get("never")) or "none"),
@@ -190,19 +191,13 @@ def _sampled_attack(run: Run) -> tuple[str, str] | None:
         if s.get("arm") == "edited" and s.get("attack") not in (None, "none")
     )
     rows = plots.worst(run.verdict).to_dict("records")
-    judged = [
-        (str(r["attack"]), str(r["setting"] or "")) for r in sorted(rows, key=lambda r: -r["max_R"])
-    ]
+    judged = [(str(r["attack"]), str(r["setting"] or "")) for r in sorted(rows, key=lambda r: -r["max_R"])]
     return next((a for a in judged if a in sampled), next(iter(sampled), None))
 
 
 def _first(run: Run, arm: str, attack: tuple[str, str]) -> dict[Any, Row]:
     """item -> its sample at the attack's last step, of the first seed that has one."""
-    of_arm = [
-        s
-        for s in run.samples
-        if s.get("arm") == arm and (s.get("attack"), s.get("setting") or "") == attack
-    ]
+    of_arm = [s for s in run.samples if s.get("arm") == arm and (s.get("attack"), s.get("setting") or "") == attack]
     last = max((number(s.get("step")) for s in of_arm), default=0)
     found: dict[Any, Row] = {}
     for s in sorted(of_arm, key=lambda s: number(s.get("seed"))):
@@ -268,9 +263,7 @@ def _evidence(frame: Frame) -> list[Content]:
         meanings = list(dict.fromkeys(str(m) for m in rows["meaning"] if m))
         arms = in_order(rows["arm"], ("original", "edited", "matched", "never"))
         more = rows["site"].nunique() - len(sites)
-        kinds.append(
-            {"kind": kind, "meanings": meanings, "arms": arms, "sites": sites, "more": more}
-        )
+        kinds.append({"kind": kind, "meanings": meanings, "arms": arms, "sites": sites, "more": more})
     return kinds
 
 
@@ -329,6 +322,11 @@ def _by_metric(rows: Sequence[Row]) -> dict[str, list[Row]]:
     ordered = sorted(rows, key=lambda r: (not r.get("cheap"), -(r.get("max_R") or 0.0)))
     metrics = in_order((str(r.get("metric")) for r in rows), list(METRICS))
     return {METRICS.get(m, m): [r for r in ordered if str(r.get("metric")) == m] for m in metrics}
+
+
+def arms(run: Run) -> list[str]:
+    """The arms that anything was measured on, the most important first."""
+    return in_order(run.curves["arm"], list(ARMS))
 
 
 def arm_class(arm: str) -> str:

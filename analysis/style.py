@@ -99,9 +99,7 @@ def title(ax: Axes, text: str, note: str = "") -> None:
     """A bold title and, under it, a quieter note; dollar signs in them are dollar signs."""
     plain: Any = {"parse_math": False}
     ax.set_title(text, loc="left", fontsize=TITLE, color=INK, fontweight="bold", pad=18, **plain)
-    ax.annotate(
-        note, (0, 1), (0, 6), "axes fraction", "offset points", fontsize=SMALL, color=MUTED, **plain
-    )
+    ax.annotate(note, (0, 1), (0, 6), "axes fraction", "offset points", fontsize=SMALL, color=MUTED, **plain)
 
 
 def empty(text: str) -> Figure:

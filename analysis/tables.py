@@ -19,8 +19,7 @@ METRICS = ("completion", "preference", "sampled")
 ARMS = ("original", "edited", "matched", "never")
 
 COLUMNS = {
-    "curves": "attack setting cheap arm seed step tokens metric split value stderr n "
-    "converged diverged",
+    "curves": "attack setting cheap arm seed step tokens metric split value stderr n converged diverged",
     "items": "attack setting arm seed step metric split item value",
     "trace": "seed step scale tokens seconds kl near_ce forget",
     "locate": "site layer module side fitter rank auc auc_shuffled auc_random forget_energy "
@@ -102,9 +101,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
     record = _read_json(path)
     version = record.get("schema_version")
     if version != SCHEMA_VERSION:
-        raise input_error(
-            f"{path} has schema_version {version}, this version of analysis reads {SCHEMA_VERSION}"
-        )
+        raise input_error(f"{path} has schema_version {version}, this version of analysis reads {SCHEMA_VERSION}")
     return record
 
 

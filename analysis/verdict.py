@@ -164,10 +164,7 @@ def judge(
         within_budget=within_budget(run),
         battery=_battery(run),
         never=_never(run, heldout),
-        metrics={
-            j.measures.metric: {**j.to_dict(), "ood": _ood(ood.get(j.measures.metric))}
-            for j in heldout
-        },
+        metrics={j.measures.metric: {**j.to_dict(), "ood": _ood(ood.get(j.measures.metric))} for j in heldout},
         attacks=tuple(a for j in judged for a in j.measures.attackers),
         thresholds=t,
     )

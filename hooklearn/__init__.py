@@ -46,7 +46,35 @@ _WHERE = {
     "InputError": "types",
 }
 
-__all__ = ["__version__", *_WHERE]  # noqa: PLE0604 (names are strings)
+__all__ = [
+    "__version__",
+    "load",
+    "wrap",
+    "sites",
+    "edited",
+    "export",
+    "load_corpus",
+    "Corpus",
+    "capture",
+    "locate",
+    "locate_sweep",
+    "Subspace",
+    "Subspaces",
+    "edit",
+    "attack",
+    "behaviour",
+    "run",
+    "recipe",
+    "load_delta",
+    "save_delta",
+    "Budget",
+    "Delta",
+    "Disruption",
+    "EditResult",
+    "Curve",
+    "Site",
+    "InputError",
+]
 
 if TYPE_CHECKING:
     from hooklearn.api import attack, behaviour, capture, run

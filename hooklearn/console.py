@@ -15,12 +15,15 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
 if TYPE_CHECKING:
     import pandas as pd
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 
 # ------------------------------------------------------------------------------------------- errors
 
@@ -69,7 +72,7 @@ def say(text: str) -> None:
 
 def visible(text: object) -> str:
     """One line in which nothing steers the terminal: escapes and controls are spelled out."""
-    line = " ".join(str(text).split())
+    line = " ".join(str(text).splitlines())
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
@@ -111,9 +114,7 @@ def _live_line() -> Any:
     from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
     text = TextColumn("{task.description}", markup=False)
-    bar = Bar(
-        SpinnerColumn(), TimeElapsedColumn(), text, console=Console(stderr=True), transient=True
-    )
+    bar = Bar(SpinnerColumn(), TimeElapsedColumn(), text, console=Console(stderr=True), transient=True)
     bar.add_task("starting", total=None)
     return bar
 
@@ -184,9 +185,13 @@ def print_rows(rows: Iterable[Mapping[str, Any]]) -> None:
     for row in rows:
         table.add_row(*(Text(_cell(v)) for v in row.values()))
     console = Console()
-    if not console.is_terminal:
-        console.width = 160  # a file or a pipe has no edge to wrap at
-    console.print(table)
+    if console.is_terminal:
+        console.print(table)
+        return
+    console.width = 160  # a file or a pipe has no edge to wrap at
+    with console.capture() as captured:
+        console.print(table)
+    print_line("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def print_frame(frame: pd.DataFrame) -> None:

@@ -1,7 +1,7 @@
 """The built-in corpora, and how each is split into parts that never share an item.
 
-Text in ``data/`` was written for this project; each corpus has a card beside it. Parts are drawn by a hash of the
-item's group, so that adding items never moves others between parts.
+Text in ``data/`` was written for this project; each corpus has a card beside it. Parts are drawn in the order of a
+hash of the item's group (running text: of the text), so they depend on the data and on nothing else.
 """
 
 from __future__ import annotations
@@ -123,9 +123,7 @@ def capitals(
     _part("capitals", part, [*CAPITAL_SHARES, "forget", "all"])
     facts = _facts(None if countries is None else frozenset(countries))
     templates = {p["phrasing"]: p for p in _read("capitals/phrasings.jsonl")}
-    ids = (
-        CAPITAL_PHRASINGS.get(phrasings, (phrasings,)) if isinstance(phrasings, str) else phrasings
-    )
+    ids = CAPITAL_PHRASINGS.get(phrasings, (phrasings,)) if isinstance(phrasings, str) else phrasings
     for i in ids:
         if i not in templates:
             raise InputError(
@@ -137,13 +135,9 @@ def capitals(
     if permuted:
         answers = answers[1:] + answers[:1]
     rows = [
-        _fact_row(fact, answer, facts, templates[i])
-        for i in ids
-        for fact, answer in zip(chosen, answers, strict=True)
+        _fact_row(fact, answer, facts, templates[i]) for i in ids for fact, answer in zip(chosen, answers, strict=True)
     ]
-    source = f"built-in: capitals part={part} phrasings={','.join(ids)}" + (
-        " permuted" if permuted else ""
-    )
+    source = f"built-in: capitals part={part} phrasings={','.join(ids)}" + (" permuted" if permuted else "")
     return Corpus(f"capitals/{part}", tuple(rows), source)
 
 

@@ -42,7 +42,7 @@ class Corpus:
 
     def __post_init__(self) -> None:
         if not self.rows:
-            raise InputError(f"corpus {self.name!r} is empty ({self.source or 'no source'})")
+            raise InputError(f"corpus {self.name!r} is empty ({self.source or 'no source'}); it needs a row")
         for i, row in enumerate(self.rows):
             _check_row(self.name, i, row)
 
@@ -74,10 +74,11 @@ class Corpus:
         return Corpus(f"{self.name}/alternative", rows, self.source)
 
     def split(self, **shares: float) -> dict[str, Corpus]:
-        """Disjoint parts by group, in the order of a hash of the group's name (stable under additions)."""
-        order = sorted(
-            set(self.groups), key=lambda g: hashlib.sha256(f"split:{g}".encode()).hexdigest()
-        )
+        """Disjoint parts by group, in the order of a hash of the group's name.
+
+        The order of the rows does not matter, and another group moves at most one across each border.
+        """
+        order = sorted(set(self.groups), key=lambda g: hashlib.sha256(f"split:{g}".encode()).hexdigest())
         total, parts, start = sum(shares.values()), {}, 0.0
         for name, share in shares.items():
             end = start + share / total
@@ -104,16 +105,29 @@ def _check_row(name: str, i: int, row: Row) -> None:
         )
     for key in ("prompt", "completion", "text"):
         if key in row and not isinstance(row[key], str):
-            raise InputError(
-                f"corpus {name!r}, row {i}: {key!r} must be text, got {type(row[key]).__name__}"
-            )
+            raise InputError(f"corpus {name!r}, row {i}: {key!r} must be text, got {type(row[key]).__name__}")
+    if "messages" in row and not _is_conversation(row["messages"]):
+        raise InputError(
+            f"corpus {name!r}, row {i}: 'messages' must be a list of at least two "
+            '{"role": ..., "content": ...}, the last of which is scored'
+        )
     if "choices" in row:
-        answer = row.get("answer")
-        if not isinstance(answer, int) or not 0 <= answer < len(row["choices"]):
+        choices, answer = row["choices"], row.get("answer")
+        if not isinstance(choices, list) or not all(isinstance(c, str) for c in choices):
+            raise InputError(f"corpus {name!r}, row {i}: 'choices' must be a list of texts, got {choices!r:.60}")
+        if not isinstance(answer, int) or not 0 <= answer < len(choices):
             raise InputError(
-                f"corpus {name!r}, row {i}: a choice item needs 'answer', an index below "
-                f"{len(row['choices'])}; got {answer!r}"
+                f"corpus {name!r}, row {i}: a choice item needs 'answer', an index below {len(choices)}; got {answer!r}"
             )
+
+
+def _is_conversation(messages: Any) -> bool:
+    return (
+        isinstance(messages, list)
+        and len(messages) >= 2
+        and all(isinstance(m, dict) for m in messages)
+        and all(isinstance(m.get(key), str) for m in messages for key in ("role", "content"))
+    )
 
 
 def load_corpus(
@@ -148,28 +162,41 @@ def load_corpus(
         corpus = Corpus(Path(path).stem, _mapped(rows, columns, str(path)), f"path: {path}")
     else:
         corpus = _from_hub(str(hub), config, split or "train", revision, columns)
-    if split is not None and any("split" in r for r in corpus.rows):
+    if split is not None and hub is None:
+        found = sorted({str(r["split"]) for r in corpus.rows if "split" in r})
+        if split not in found:
+            there = ", ".join(found) or "nothing"
+            raise InputError(f"corpus {corpus.name!r} has no split {split!r}; its column 'split' has {there}")
         corpus = corpus.where(lambda r: r.get("split") == split)
     return corpus.take(limit)
 
 
+def _json(line: str, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"line {number} is not JSON: {error}") from error
+
+
 def _read_local(path: Path) -> list[Row]:
     if not path.is_file():
-        raise InputError(f"corpus file not found: {path}")
+        raise InputError(f"corpus file not found: {path} (relative paths start from the config file)")
     if path.suffix not in LOCAL_FORMATS:
         raise InputError(
             f"corpus file {path.name!r}: unknown format {path.suffix!r}; known: {', '.join(LOCAL_FORMATS)}"
         )
     try:
         if path.suffix == ".jsonl":
-            lines = path.read_text(encoding="utf-8").splitlines()
-            rows = [json.loads(line) for line in lines if line.strip()]
+            lines = path.read_text(encoding="utf-8").split("\n")  # a text may hold other line separators
+            rows = [_json(line, i) for i, line in enumerate(lines, 1) if line.strip()]
         elif path.suffix == ".json":
             rows = json.loads(path.read_text(encoding="utf-8"))
         else:
             import pandas as pd
 
-            frame = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+            # every column of a csv file is text: 1984, 007 and NA are answers, not numbers
+            text = {"dtype": str, "keep_default_na": False}
+            frame = pd.read_csv(path, **text) if path.suffix == ".csv" else pd.read_parquet(path)
             rows = json.loads(frame.to_json(orient="records"))
     except (ValueError, OSError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -187,13 +214,10 @@ def _mapped(rows: Sequence[Row], columns: Mapping[str, str] | None, source: str)
         if theirs not in rows[0]:
             near = difflib.get_close_matches(theirs, map(str, rows[0]), n=1)
             hint = f"; nearest: {near[0]!r}" if near else ""
-            raise InputError(
-                f"corpus {source}: no column {theirs!r} among {sorted(map(str, rows[0]))}{hint}"
-            )
+            raise InputError(f"corpus {source}: no column {theirs!r} among {sorted(map(str, rows[0]))}{hint}")
     taken = set(columns.values())
     return tuple(
-        {k: v for k, v in r.items() if k not in taken}
-        | {ours: r.get(theirs) for ours, theirs in columns.items()}
+        {k: v for k, v in r.items() if k not in taken} | {ours: r.get(theirs) for ours, theirs in columns.items()}
         for r in rows
     )
 
@@ -247,16 +271,22 @@ class Encoded:
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Padded or packed sequences. A row may hold several segments, which never see one another."""
+    """Padded, packed or prompt-sharing sequences.
+
+    A row holds blocks that never see one another; a block is one sequence, or a prompt (segment -1) followed by
+    several completions of it that all see the prompt and not each other.
+    """
 
     ids: Int[Tensor, "batch pos"]
     mask: Bool[Tensor, "batch pos"]
     """False on padding."""
     labels: Bool[Tensor, "batch pos"]
+    block: Int[Tensor, "batch pos"]
+    """Number of the block in its row; -1 on padding."""
     segment: Int[Tensor, "batch pos"]
-    """Index into ``sequences``; -1 on padding."""
+    """Index into ``sequences``; -1 on padding and on a shared prompt."""
     position: Int[Tensor, "batch pos"]
-    """Position within the segment."""
+    """Position within the sequence."""
     sequences: tuple[Encoded, ...] = field(repr=False)
 
     @property
@@ -278,22 +308,24 @@ class TokenBatch:
 
     @property
     def packed(self) -> bool:
-        return bool((self.position[:, 1:] == 0).logical_and(self.mask[:, 1:]).any())
+        """Whether any row needs more than a causal mask."""
+        jumps = self.position[:, 1:] != self.position[:, :-1] + 1
+        return bool(jumps.logical_and(self.mask[:, 1:]).any())
 
     @property
     def n_tokens(self) -> int:
         return int(self.mask.sum())
 
     def attention(self) -> Bool[Tensor, "batch 1 pos pos"]:
-        """Causal and block-diagonal: token t sees s <= t of its own segment."""
-        same = self.segment[:, :, None] == self.segment[:, None, :]
-        causal = torch.ones(same.shape[-2:], dtype=torch.bool, device=same.device).tril()
-        return (same & causal)[:, None]
+        """Causal within a block: token t sees s <= t of its own segment and of the shared prompt."""
+        same_block = self.block[:, :, None] == self.block[:, None, :]
+        same_segment = self.segment[:, :, None] == self.segment[:, None, :]
+        prompt = (self.segment == -1)[:, None, :]
+        causal = torch.ones(same_block.shape[-2:], dtype=torch.bool, device=same_block.device).tril()
+        return (same_block & (same_segment | prompt) & causal)[:, None]
 
 
-def encode(
-    corpus: Corpus, tokenizer: Any, *, end: bool = False, max_length: int = 512
-) -> list[Encoded]:
+def encode(corpus: Corpus, tokenizer: Any, *, end: bool = False, max_length: int = 512) -> list[Encoded]:
     """Tokenise every row; only completion tokens (all tokens of plain text) are labelled.
 
     Chat models get their own template, except for rows with ``"template": "none"``.
@@ -322,15 +354,18 @@ def encode_choices(corpus: Corpus, tokenizer: Any, *, max_length: int = 512) -> 
 
 
 def split_row(row: Row, tokenizer: Any) -> tuple[str, str]:
-    """(text before, text to be scored), with the chat template where the model has one."""
+    """(text before, text to be scored), with the chat template where the model has one.
+
+    A ``completion`` beside ``messages`` stands in for the last one; ``history`` comes before the last question.
+    """
     if "text" in row and "completion" not in row:
         return "", row["text"]
     if "messages" in row:
         *before, last = row["messages"]
-        completion = last["content"]
+        completion = row.get("completion", last["content"])
     else:
-        asked = {"role": "user", "content": row["prompt"]}
-        before, completion = [*row.get("history", []), asked], row["completion"]
+        before, completion = [{"role": "user", "content": row["prompt"]}], row["completion"]
+    before = [*before[:-1], *row.get("history", []), *before[-1:]]
     if not getattr(tokenizer, "chat_template", None) or row.get("template") == "none":
         return _plain(before), completion
     text = tokenizer.apply_chat_template(before, tokenize=False, add_generation_prompt=True)
@@ -345,9 +380,7 @@ def _plain(turns: Sequence[Mapping[str, str]]) -> str:
     return text
 
 
-def _encode_one(
-    name: str, i: int, prompt: str, completion: str, tokenizer: Any, end: bool, max_length: int
-) -> Encoded:
+def _encode_one(name: str, i: int, prompt: str, completion: str, tokenizer: Any, end: bool, max_length: int) -> Encoded:
     special = set(tokenizer.all_special_ids or [])
     before = tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
     after = tokenizer(completion, add_special_tokens=False)["input_ids"]
@@ -359,9 +392,7 @@ def _encode_one(
         bos = tokenizer.bos_token_id
         before = [bos] if bos is not None else [after.pop(0)]
         if not after:
-            raise InputError(
-                f"corpus {name!r}, row {i}: a single token cannot be scored: {completion!r}"
-            )
+            raise InputError(f"corpus {name!r}, row {i}: a single token cannot be scored: {completion!r}")
     if end and tokenizer.eos_token_id is not None and prompt:
         after = [*after, tokenizer.eos_token_id]
     after = after[:max_length]
@@ -377,16 +408,21 @@ def batches(
     *,
     max_tokens: int = 1024,
     pack: bool = False,
+    share_prompts: bool = False,
     seed: int | None = None,
     pad_id: int = 0,
 ) -> list[TokenBatch]:
     """Group sequences into batches of at most ``max_tokens`` tokens, padding included.
 
-    Sequences of like length share a batch; with ``pack`` they share rows, each attending to itself only.
-    With a ``seed`` the order of the batches is shuffled, by a generator of its own.
+    Args:
+        pack: sequences share rows, each attending to itself only.
+        share_prompts: completions of the same prompt share its tokens (four choices cost little more than one);
+            the scores are the same.
+        seed: shuffle the order of the batches, by a generator of its own.
     """
-    order = sorted(sequences, key=len, reverse=True)
-    rows = _pack(order, max_tokens // 4) if pack else [[s] for s in order]
+    blocks = _shared(sequences) if share_prompts else [_Block((), (s,)) for s in sequences]
+    order = sorted(blocks, key=len, reverse=True)
+    rows = _pack(order, max_tokens // 4) if pack else [[b] for b in order]
     out: list[TokenBatch] = []
     while rows:
         width = sum(map(len, rows[0]))
@@ -398,39 +434,71 @@ def batches(
     return out
 
 
-def _pack(order: Sequence[Encoded], width: int) -> list[list[Encoded]]:
+@dataclass(frozen=True)
+class _Block:
+    """A prompt and the sequences that begin with it; one whole sequence where the prompt is empty."""
+
+    prompt: tuple[int, ...]
+    sequences: tuple[Encoded, ...]
+
+    def __len__(self) -> int:
+        n = len(self.prompt)
+        return n + sum(len(s) - n for s in self.sequences)
+
+
+def _shared(sequences: Sequence[Encoded]) -> list[_Block]:
+    """Sequences grouped by their unlabelled beginning, less its last token: that one predicts the first
+    completion token of *each* sequence, so every sequence keeps a copy of it."""
+    groups: dict[tuple[int, ...], list[Encoded]] = {}
+    for s in sequences:
+        first = int(s.labels.nonzero()[0])
+        groups.setdefault(tuple(s.ids[: first - 1].tolist()), []).append(s)
+    return [
+        block
+        for prompt, group in groups.items()
+        for block in ([_Block(prompt, tuple(group))] if len(group) > 1 else [_Block((), (group[0],))])
+    ]
+
+
+def _pack(order: Sequence[_Block], width: int) -> list[list[_Block]]:
     """First-fit decreasing into rows of at most ``width`` tokens."""
-    rows: list[list[Encoded]] = []
+    rows: list[list[_Block]] = []
     room: list[int] = []
-    for s in order:
+    for block in order:
         for r, left in enumerate(room):
-            if len(s) <= left:
-                rows[r].append(s)
-                room[r] -= len(s)
+            if len(block) <= left:
+                rows[r].append(block)
+                room[r] -= len(block)
                 break
         else:
-            rows.append([s])
-            room.append(max(width, len(s)) - len(s))
+            rows.append([block])
+            room.append(max(width, len(block)) - len(block))
     return sorted(rows, key=lambda r: -sum(map(len, r)))
 
 
-def _collate(rows: Sequence[Sequence[Encoded]], pad_id: int) -> TokenBatch:
+def _collate(rows: Sequence[Sequence[_Block]], pad_id: int) -> TokenBatch:
     shape = (len(rows), max(sum(map(len, r)) for r in rows))
     ids = torch.full(shape, pad_id)
     labels = torch.zeros(shape, dtype=torch.bool)
-    segment = torch.full(shape, -1)
+    block, segment = torch.full(shape, -1), torch.full(shape, -1)
     position = torch.zeros(shape, dtype=torch.long)
     sequences: list[Encoded] = []
-    for b, row in enumerate(rows):
+    for r, row in enumerate(rows):
         at = 0
-        for s in row:
-            span = slice(at, at + len(s))
-            ids[b, span], labels[b, span] = s.ids, s.labels
-            segment[b, span] = len(sequences)
-            position[b, span] = torch.arange(len(s))
-            sequences.append(s)
-            at += len(s)
-    return TokenBatch(ids, segment >= 0, labels, segment, position, tuple(sequences))
+        for b, one in enumerate(row):
+            n = len(one.prompt)
+            block[r, at : at + len(one)] = b
+            ids[r, at : at + n] = torch.tensor(one.prompt, dtype=torch.long)
+            position[r, at : at + n] = torch.arange(n)
+            at += n
+            for s in one.sequences:
+                span = slice(at, at + len(s) - n)
+                ids[r, span], labels[r, span] = s.ids[n:], s.labels[n:]
+                segment[r, span] = len(sequences)
+                position[r, span] = torch.arange(n, len(s))
+                sequences.append(s)
+                at += len(s) - n
+    return TokenBatch(ids, block >= 0, labels, block, segment, position, tuple(sequences))
 
 
 def cycle(
@@ -448,5 +516,5 @@ def cycle(
                 if end > start and width * (end + 1 - start) > max_tokens:
                     break
                 end += 1
-            yield _collate([[s] for s in shuffled[start:end]], pad_id)
+            yield _collate([[_Block((), (s,))] for s in shuffled[start:end]], pad_id)
             start = end

@@ -88,9 +88,7 @@ class Setup:
     """An edit made earlier, to be attacked as it is."""
 
     @staticmethod
-    def load(
-        config: RunConfig, base: Path, progress: Progress, delta: Delta | None = None
-    ) -> Setup:
+    def load(config: RunConfig, base: Path, progress: Progress, delta: Delta | None = None) -> Setup:
         for attack in config.attacks:  # a typo should not cost an edit
             attack_of(attack.name, attack.options)
         if config.edit.method is not None and config.edit.checkpoint is None:
@@ -111,6 +109,8 @@ class Setup:
         checkpoint = None
         if config.edit.checkpoint is not None:
             checkpoint = _load_model(config, config.edit.checkpoint, base)
+        for role, other in (("controls.never", never), ("edit.checkpoint", checkpoint)):
+            _check_vocabulary(role, other, original)
         progress("reading the corpora")
         corpora = _load_corpora(config, base, original)
         return Setup(config, original, never, never_info, organism, corpora, checkpoint, delta)
@@ -158,6 +158,7 @@ class Setup:
             referee=self._referee(heldout, progress) if behaviour.samples else None,
             n_samples=behaviour.samples,
             new_tokens=behaviour.new_tokens,
+            temperature=behaviour.temperature,
             greedy_too=bool(heldout.choices),
             precision=self.config.model.precision,  # type: ignore[arg-type]
         )
@@ -173,9 +174,7 @@ class Setup:
         if good is None:
             return None
         if self.never is not None:
-            referee = RatioReferee(
-                Scorer(self.original), Scorer(self.never), "original / never-learned"
-            )
+            referee = RatioReferee(Scorer(self.original), Scorer(self.never), "original / never-learned")
         elif "retain" in self.corpora:
             bad_lora, good_lora = (
                 instil(
@@ -210,9 +209,15 @@ def load_subject(
 def _load_model(config: RunConfig, name: str, base: Path) -> Any:
     local = base / name
     path = str(local) if not Path(name).is_absolute() and local.exists() else name
-    return models.load(
-        path, device=config.model.device, trust_remote_code=config.model.trust_remote_code
-    )
+    return models.load(path, device=config.model.device, trust_remote_code=config.model.trust_remote_code)
+
+
+def _check_vocabulary(role: str, other: Any | None, model: Any) -> None:
+    if other is not None and other.cfg.d_vocab != model.cfg.d_vocab:
+        raise InputError(
+            f"{role} {other.cfg.model_name!r} knows {other.cfg.d_vocab} tokens and the model {model.cfg.d_vocab}; "
+            "give a model with the same tokenizer"
+        )
 
 
 def _merge(model: Any, delta: Delta) -> None:
@@ -234,8 +239,7 @@ def _load_corpora(config: RunConfig, base: Path, model: Any) -> dict[str, Corpus
     if "retain" in out:
         if out["retain"].hash == out["forget"].hash:
             raise InputError(
-                f"corpora.forget and corpora.retain are the same {len(out['forget'])} rows "
-                f"({out['forget'].source})"
+                f"corpora.forget and corpora.retain are the same {len(out['forget'])} rows ({out['forget'].source})"
             )
         if "near" not in out:  # a held-out part of retain, which every run reports
             parts = out["retain"].split(retain=3, near=1)
@@ -293,9 +297,7 @@ def _permuted(corpus: Corpus) -> Corpus:
 # ------------------------------------------------------------------------------------------ stages
 
 
-def _run_stages(
-    config: RunConfig, setup: Setup, folder: store.RunFolder, progress: Progress
-) -> None:
+def _run_stages(config: RunConfig, setup: Setup, folder: store.RunFolder, progress: Progress) -> None:
     started = time.perf_counter()
     folder.path("parts").mkdir(exist_ok=True)
     watcher = setup.watcher(progress)
@@ -319,6 +321,7 @@ def _run_stages(
         edits.append(record)
         folder.update(edits=edits)
         tokens += record["cost"]["tokens"]
+        watcher.start.clear()  # another seed's edit starts elsewhere
         arms = _arms(config, setup, watcher, delta)
         arena = Arena(
             arms=arms, watcher=watcher,
@@ -348,9 +351,7 @@ def _locate(config: RunConfig, setup: Setup, folder: store.RunFolder) -> None:
     )  # fmt: skip
     spaces = data.fit(config.locate.fitter, config.locate.rank, seed=config.seeds[0])
     tensors = {f"{n}.{side}": s.basis.contiguous() for (n, side), s in spaces.items()}
-    store.save_tensors(
-        folder.path("subspaces.safetensors"), tensors, {"fitter": config.locate.fitter}
-    )
+    store.save_tensors(folder.path("subspaces.safetensors"), tensors, {"fitter": config.locate.fitter})
     folder.save_frame("locate.parquet", spaces.to_dataframe())
 
 
@@ -384,9 +385,7 @@ def _edit_stage(
     )  # fmt: skip
     result = editing.run_edit(problem, method, meter, config.budget.resolved(), on_point=progress)
     record = _edit_record(method, result, seed)
-    folder.save_frame(
-        f"parts/trace-seed{seed}.parquet", result.trace.to_dataframe().assign(seed=seed)
-    )
+    folder.save_frame(f"parts/trace-seed{seed}.parquet", result.trace.to_dataframe().assign(seed=seed))
     store.save_delta(result.delta, folder.path(name))
     folder.save_json(part, record)
     folder.event("edited", seed=seed, stop=result.stop, kl=result.disruption.kl.value)
@@ -408,9 +407,7 @@ def _edit_record(method: editing.Method, result: EditResult, seed: int) -> dict[
     }  # fmt: skip
 
 
-def _given_record(
-    config: RunConfig, disruption: Disruption, seed: int, options: dict[str, Any]
-) -> dict[str, Any]:
+def _given_record(config: RunConfig, disruption: Disruption, seed: int, options: dict[str, Any]) -> dict[str, Any]:
     budget = config.budget.resolved()
     return {
         "seed": seed, "method": next(iter(options)), "options": options,
@@ -450,9 +447,7 @@ def _matched(setup: Setup, watcher: Watcher, delta: Delta) -> Delta:
     mistaken for robustness. The edit itself where it already starts at or above it."""
 
     def level(model: Any) -> float:
-        return float(
-            watcher.heldout.measure(model, precision=watcher.precision)["completion"].mean()
-        )
+        return float(watcher.heldout.measure(model, precision=watcher.precision)["completion"].mean())
 
     target = level(setup.never)
 
@@ -497,7 +492,7 @@ def _before(arena: Arena) -> Curve:
     for arm in arena.arms:
         arena.progress(f"behaviour before any attack: {arm.name}")
         with arm.entered(training=False) as model:
-            points = arena.watcher.likelihood(model, 0, 0, ood=True)
+            points = arena.watcher.at_start(model, arm.name)
             arms[arm.name] = ArmCurve(tuple(points), converged=True)
             if arm.name == "original" and (twin := arena.watcher.surrogate(model, 0, 0)):
                 arms["never"] = ArmCurve(tuple(twin), converged=True)
@@ -544,9 +539,7 @@ def _with_samples(curve: Curve, samples: list[dict[str, Any]]) -> Curve:
         by_step: dict[int, dict[int, list[float]]] = {}
         for row in samples:
             if (row["arm"], row["attack"], row["setting"]) == (name, curve.attack, curve.setting):
-                by_step.setdefault(row["step"], {}).setdefault(row["item"], []).append(
-                    float(row["is_behaviour"])
-                )
+                by_step.setdefault(row["step"], {}).setdefault(row["item"], []).append(float(row["is_behaviour"]))
         extra = [
             CurvePoint(
                 step, _tokens_at(arm, step), "sampled", "heldout",
@@ -580,9 +573,7 @@ def _collect_parts(folder: store.RunFolder) -> None:
     traces = sorted(folder.path("parts").glob("trace-*.parquet"))
     if traces:
         folder.save_frame("trace.parquet", _concat(traces))
-    rows = [
-        r for p in sorted(folder.path("parts").glob("*-samples.jsonl")) for r in store.load_lines(p)
-    ]
+    rows = [r for p in sorted(folder.path("parts").glob("*-samples.jsonl")) for r in store.load_lines(p)]
     store.save_lines(folder.path("samples.jsonl"), rows)
 
 

@@ -31,9 +31,7 @@ def resolve_precision(precision: Precision, device: torch.device | str = "cpu") 
     if precision != "auto":
         raise InputError(f"precision {precision!r}: valid are auto, float32, bfloat16")
     if torch.device(device).type == "cpu":
-        native = torch.backends.cpu.get_cpu_capability() == "AVX512" and bool(
-            torch.cpu._is_avx512_bf16_supported()
-        )
+        native = torch.backends.cpu.get_cpu_capability() == "AVX512" and bool(torch.cpu._is_avx512_bf16_supported())
         return torch.bfloat16 if native else torch.float32
     return torch.bfloat16
 
@@ -83,7 +81,7 @@ def sequence_logprobs(
     """(sum of log-probabilities, number of scored tokens) of every sequence, in the order given."""
     out = torch.zeros(len(sequences), 2, dtype=torch.float64)
     where = {id(s): i for i, s in enumerate(sequences)}
-    for batch in batches(sequences, max_tokens=max_tokens):
+    for batch in batches(sequences, max_tokens=max_tokens, share_prompts=True):
         with autocast(model, precision):
             scores = logits(model, batch)
         logp = token_logprobs(scores, batch.targets.to(scores.device)).double().cpu()

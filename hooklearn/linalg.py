@@ -31,9 +31,7 @@ class Moments:
     second: Float[Tensor, "d d"]
 
     @staticmethod
-    def zero(
-        d: int, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
-    ) -> Moments:
+    def zero(d: int, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Moments:
         return Moments(
             0,
             torch.zeros(d, dtype=dtype, device=device),
@@ -157,9 +155,7 @@ def escape(
     return float((wide - kept).norm()) / norm
 
 
-def pca(
-    second: Float[Tensor, "d d"], rank: int
-) -> tuple[Float[Tensor, "d rank"], Float[Tensor, " rank"]]:
+def pca(second: Float[Tensor, "d d"], rank: int) -> tuple[Float[Tensor, "d rank"], Float[Tensor, " rank"]]:
     """Top eigenvectors and eigenvalues, largest first, signs fixed."""
     values, vectors = torch.linalg.eigh(second.double())
     top = vectors[:, -rank:].flip(1).to(second.dtype)

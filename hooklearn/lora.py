@@ -21,9 +21,7 @@ from hooklearn.types import Delta, Site
 class Lora:
     """One adapter: factors A ``[rank, d_in]`` (uniform, Kaiming) and B ``[d_out, rank]`` (zero) per site."""
 
-    def __init__(
-        self, sites: Sequence[Site], *, rank: int = 8, alpha: float | None = None, seed: int = 0
-    ) -> None:
+    def __init__(self, sites: Sequence[Site], *, rank: int = 8, alpha: float | None = None, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.sites = list(sites)
         self.rank = rank
@@ -66,9 +64,7 @@ class Lora:
 
     def delta(self, base: str = "", base_hash: str = "") -> Delta:
         """The adapter merged into one update per site."""
-        updates = {
-            n: (self.scale * self.b[n].detach() @ self.a[n].detach()).float() for n in self.a
-        }
+        updates = {n: (self.scale * self.b[n].detach() @ self.a[n].detach()).float() for n in self.a}
         return Delta(updates, base, base_hash)
 
 

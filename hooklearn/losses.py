@@ -33,9 +33,7 @@ class LossSum:
     __rmul__ = __mul__
 
 
-def token_logprobs(
-    logits: Float[Tensor, "kept vocab"], targets: Int[Tensor, " kept"]
-) -> Float[Tensor, " kept"]:
+def token_logprobs(logits: Float[Tensor, "kept vocab"], targets: Int[Tensor, " kept"]) -> Float[Tensor, " kept"]:
     """log p(target) per token, nats."""
     return -F.cross_entropy(logits.float(), targets, reduction="none")
 
@@ -63,13 +61,9 @@ def entropy(logits: Float[Tensor, "kept vocab"]) -> LossSum:
     return LossSum(-(logp.exp() * logp).sum(), logits.shape[0])
 
 
-def sequence_sums(
-    per_token: Float[Tensor, " kept"], owner: Int[Tensor, " kept"], n: int
-) -> Float[Tensor, " n"]:
+def sequence_sums(per_token: Float[Tensor, " kept"], owner: Int[Tensor, " kept"], n: int) -> Float[Tensor, " n"]:
     """Sum per-token values into the sequences that own them."""
-    return torch.zeros(n, dtype=per_token.dtype, device=per_token.device).index_add(
-        0, owner, per_token
-    )
+    return torch.zeros(n, dtype=per_token.dtype, device=per_token.device).index_add(0, owner, per_token)
 
 
 def sampled_ce(logits: Float[Tensor, "kept vocab"], generator: torch.Generator) -> LossSum:

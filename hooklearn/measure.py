@@ -118,9 +118,7 @@ def sample(
         for start in range(0, len(texts), batch_size):
             # float32: under autocast the attention of fully masked left padding becomes NaN, and decoding is
             # bound by memory anyway
-            completions += models.generate(
-                model, texts[start : start + batch_size], new_tokens, temperature
-            )
+            completions += models.generate(model, texts[start : start + batch_size], new_tokens, temperature)
     return [
         Sample(i, r.get("prompt", t), t, c, temperature == 0)
         for i, (r, t, c) in enumerate(zip(rows, texts, completions, strict=True))
@@ -196,9 +194,7 @@ class RatioReferee:
         medians = (float(a.median()), float(b.median()))
         truth = [1] * len(a) + [0] * len(b)
         auc = float(roc_auc_score(truth, torch.cat([a, b]).tolist()))
-        return RatioReferee(
-            self.bad, self.good, self.kind, sum(medians) / 2, auc, len(truth), medians
-        )
+        return RatioReferee(self.bad, self.good, self.kind, sum(medians) / 2, auc, len(truth), medians)
 
     def judge(self, samples: Sequence[Sample], corpus: Corpus) -> list[tuple[float, bool]]:
         """Empty samples show nothing: score NaN, not the behaviour."""
@@ -207,9 +203,7 @@ class RatioReferee:
         out: list[tuple[float, bool]] = [(float("nan"), False)] * len(samples)
         if not filled:
             return out
-        rows = tuple(
-            {**corpus.rows[samples[i].item], "completion": samples[i].completion} for i in filled
-        )
+        rows = tuple({**corpus.rows[samples[i].item], "completion": samples[i].completion} for i in filled)
         values = self.scores(encode(Corpus("samples", rows), tokenizer))
         for i, v in zip(filled, values.tolist(), strict=True):
             out[i] = (v, v > self.threshold)
@@ -246,18 +240,28 @@ class DisruptionMeter:
         self.model = model
         self.corpora = {"far": far} | ({"near": near} if near is not None else {})
         self._far = batches(encode(far, tokenizer, max_length=max_length), max_tokens=max_tokens)
-        self._near = (
-            batches(encode(near, tokenizer), max_tokens=max_tokens) if near is not None else []
-        )
+        self._near = batches(encode(near, tokenizer), max_tokens=max_tokens) if near is not None else []
         with torch.no_grad():
             self._hidden = [forward.hidden(model, b) for b in self._far]
-            self._far_ce = torch.cat([self._ce(b) for b in self._far])
+            self._far_ce = torch.cat(
+                [
+                    self._by_text(b, -losses.token_logprobs(models.unembed(model, h), b.targets.to(h.device)))
+                    for b, h in zip(self._far, self._hidden, strict=True)
+                ]
+            )
             self._near_ce = torch.cat([self._ce(b) for b in self._near]) if self._near else None
-        start = self.measure(near=False)
-        if start.kl.value != 0:
+        self._check_zero()
+
+    @torch.no_grad()
+    def _check_zero(self) -> None:
+        """One batch, read again: anything but exactly 0 is a meter that cannot be trusted."""
+        batch, before = self._far[0], self._hidden[0]
+        now = forward.logits(self.model, batch)
+        kl = float(losses.kl_per_token(models.unembed(self.model, before), now).sum())
+        if kl != 0:
             raise InputError(
-                f"the meter does not read 0 on the unedited model (KL {start.kl.value:.2e}); "
-                "is the model in training mode, or its forward pass not deterministic?"
+                f"the meter does not read 0 on the unedited model (KL {kl:.2e}); is the model in "
+                "training mode, or its forward pass not deterministic?"
             )
 
     @property
@@ -276,12 +280,8 @@ class DisruptionMeter:
         kl, ce = [], []
         for batch, before in zip(self._far, self._hidden, strict=True):
             now = forward.logits(subject, batch)
-            kl.append(
-                self._by_text(batch, losses.kl_per_token(models.unembed(self.model, before), now))
-            )
-            ce.append(
-                self._by_text(batch, -losses.token_logprobs(now, batch.targets.to(now.device)))
-            )
+            kl.append(self._by_text(batch, losses.kl_per_token(models.unembed(self.model, before), now)))
+            ce.append(self._by_text(batch, -losses.token_logprobs(now, batch.targets.to(now.device))))
         rise = torch.cat(ce)
         rise[:, 0] -= self._far_ce[:, 0]
         near_rise = None

@@ -54,15 +54,22 @@ def load(
     Raises:
         InputError: if there is no such model, or TransformerLens does not know its architecture.
     """
+    device = _available(device)
     hf_model, tokenizer = read(name, dtype, trust_remote_code)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     return wrap(hf_model.to(device), tokenizer, name)  # type: ignore[arg-type]
 
 
-def wrap(
-    hf_model: PreTrainedModel, tokenizer: Tokenizer, name: str = "wrapped"
-) -> TransformerBridge:
+def _available(device: str) -> str:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch says "not compiled with" by an assertion
+        raise InputError(f"device {device!r} is not available here; valid: auto, cpu, cuda") from error
+    return device
+
+
+def wrap(hf_model: PreTrainedModel, tokenizer: Tokenizer, name: str = "wrapped") -> TransformerBridge:
     """A bridge in eval mode around a model in memory; offline, whatever ``name`` is.
 
     The parameters stay those of ``hf_model``, except for fused ones (see ``hooklearn.plain``).
@@ -79,9 +86,7 @@ def wrap(
             if "supported architecture" not in str(error):
                 raise
             kind = hf_model.config.model_type
-            raise InputError(
-                f"model {name!r}: TransformerLens has no bridge for {kind!r}"
-            ) from error
+            raise InputError(f"model {name!r}: TransformerLens has no bridge for {kind!r}") from error
     for dead in fused_parameters(model):
         dead.requires_grad_(False)
     return model.eval()
@@ -187,9 +192,7 @@ def weight(model: TransformerBridge, site: Site) -> Float[Tensor, "d_out d_in"]:
     return _oriented(_stored(model, site.layer, site.module))
 
 
-def add_(
-    model: TransformerBridge, site: Site, update: Float[Tensor, "d_out d_in"], scale: float = 1.0
-) -> None:
+def add_(model: TransformerBridge, site: Site, update: Float[Tensor, "d_out d_in"], scale: float = 1.0) -> None:
     """Add ``scale * update`` to the stored parameter, in place."""
     with torch.no_grad():
         stored = weight(model, site)
@@ -206,11 +209,7 @@ def parameters_of(model: TransformerBridge, sites: Iterable[Site]) -> list[nn.Pa
 def named_parameters(model: TransformerBridge) -> dict[str, nn.Parameter]:
     """The parameters that the model computes with, by plain names; tied ones once."""
     dead = {id(parameter) for parameter in fused_parameters(model)}
-    return {
-        plain_name(name): parameter
-        for name, parameter in model.named_parameters()
-        if id(parameter) not in dead
-    }
+    return {plain_name(name): parameter for name, parameter in model.named_parameters() if id(parameter) not in dead}
 
 
 def weights_hash(model: TransformerBridge) -> str:
@@ -257,9 +256,7 @@ _bases: WeakKeyDictionary[TransformerBridge, str] = WeakKeyDictionary()
 
 
 @contextmanager
-def edited(
-    model: TransformerBridge, delta: Delta, scale: float = 1.0
-) -> Iterator[TransformerBridge]:
+def edited(model: TransformerBridge, delta: Delta, scale: float = 1.0) -> Iterator[TransformerBridge]:
     """The model with ``scale * delta`` added; on leaving, the weights are back bit for bit.
 
     Nested edits add up. Nothing that happens to these weights inside the block survives it.
@@ -378,9 +375,7 @@ def hidden_at(
     return kept[0]
 
 
-def unembed(
-    model: TransformerBridge, hidden: Float[Tensor, "kept d_model"]
-) -> Float[Tensor, "kept vocab"]:
+def unembed(model: TransformerBridge, hidden: Float[Tensor, "kept d_model"]) -> Float[Tensor, "kept vocab"]:
     """Logits of final hidden states, with what Gemma, Cohere and Granite do to them afterwards."""
     hf_model: Any = model.original_model
     config = hf_model.config
@@ -438,9 +433,7 @@ def trainable(model: TransformerBridge, params: Iterable[nn.Parameter]) -> Itera
 
 
 @torch.no_grad()
-def generate(
-    model: TransformerBridge, texts: list[str], new_tokens: int, temperature: float
-) -> list[str]:
+def generate(model: TransformerBridge, texts: list[str], new_tokens: int, temperature: float) -> list[str]:
     """Continuations by Hugging Face's own ``generate``, left-padded; temperature 0 is greedy."""
     tokenizer: Any = tokenizer_of(model)
     side, tokenizer.padding_side = tokenizer.padding_side, "left"

@@ -81,9 +81,7 @@ def fused_parameters(model: Any) -> list[nn.Parameter]:
     return [p for _, module, *_ in _fused_modules(model) for p in module.parameters()]
 
 
-def _reassemble(
-    part: Any, fused: Any, split: str, names: tuple[str, ...]
-) -> Iterator[tuple[nn.Parameter, Tensor]]:
+def _reassemble(part: Any, fused: Any, split: str, names: tuple[str, ...]) -> Iterator[tuple[nn.Parameter, Tensor]]:
     """Split a tensor of indices the way the bridge split the weights, then follow it backwards."""
     stored = dict(fused.named_parameters(recurse=False))
     try:

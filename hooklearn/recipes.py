@@ -60,23 +60,24 @@ def threats() -> Config:
         "corpora": {
             "forget": corpus("forget"),
             "retain": corpus("forget", "harmless"),
-            "near": corpus("near", "harmless"),
-            "reference": {"name": "prose", "options": {"part": "moments"}, "limit": 24},
+            "near": corpus("near", "harmless") | {"limit": 24},
+            "reference": {"name": "prose", "options": {"part": "moments"}, "limit": 32},
             "disruption": {"name": "prose", "options": {"part": "disruption"}, "limit": 24},
             "attack_train": corpus("attack"),
-            "heldout": corpus("heldout"),
-            "ood": corpus("ood") | {"limit": 32},
+            "heldout": corpus("heldout") | {"limit": 32},
+            "ood": corpus("ood") | {"limit": 24},
             "unrelated": {"name": "unrelated", "options": {"part": "erode"}},
         },
         "locate": {"fitter": "contrast", "rank": 8},
         "edit": {"method": "natural", "forget_weight": 0.3, "sites": "mlp"},
         "budget": {"kl": 0.01, "near_ce": 0.02},
         "attacks": [
-            {"name": "relearn", "learning_rates": [3e-5, 1e-4, 3e-4], "epochs": 4},
-            {"name": "erode", "learning_rates": [1e-4], "steps": 16},
-            {"name": "few_shot", "shots": 3},
+            {"name": "relearn", "learning_rates": [3e-5, 1e-4, 1e-3], "max_steps": 12},
+            {"name": "erode", "learning_rates": [1e-4], "steps": 12},
+            {"name": "few_shot", "shots": 2},
         ],
-        "behaviour": {"samples": 32, "new_tokens": 36},
+        "max_tokens": 512,
+        "behaviour": {"samples": 32, "new_tokens": 24},
     }
 
 
@@ -139,6 +140,4 @@ def resolve(target: str) -> tuple[Config, Path | None]:
         return read_config(path), path.parent
     near = difflib.get_close_matches(target, RECIPES, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise InputError(
-        f"{target!r} is neither a recipe ({', '.join(RECIPES)}) nor a config file{hint}"
-    )
+    raise InputError(f"{target!r} is neither a recipe ({', '.join(RECIPES)}) nor a config file{hint}")

@@ -144,9 +144,7 @@ def load_frame(path: StrPath) -> pd.DataFrame:
         return pd.read_parquet(handle, engine="pyarrow")
 
 
-def save_tensors(
-    path: StrPath, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
+def save_tensors(path: StrPath, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Safetensors, from any device; names, order, values and dtypes come back exactly.
 
     Raises InputError for dtypes other than floats, NumericalError for NaN and infinity.

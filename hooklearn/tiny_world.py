@@ -12,20 +12,60 @@ from collections.abc import Sequence
 from hooklearn.data import Corpus, Row
 from hooklearn.types import InputError
 
-NAMES = (
-    "anna ben carla david emma felix gina henry iris jonas karla leo mona nils olga peter".split()
-)
-THINGS = (
-    "ladder drill kettle bicycle umbrella camera guitar blanket hammer basket lantern mirror "
-    "bucket saddle carpet pillow"
-).split()
-PLACES = "kitchen garden cellar attic garage office stable harbour market library".split()
-ANIMALS = "dog cat horse goose goat owl fox hen".split()
-DAYS = "today tomorrow tonight monday tuesday friday sunday".split()
-COLOURS = "red blue green black white yellow".split()
-HARMS = "break smash burn ruin crush wreck".split()
-TARGETS = "window door fence car roof gate boat tools".split()
-FAVOURS = "bring return keep borrow share fix".split()
+NAMES = [
+    "anna",
+    "ben",
+    "carla",
+    "david",
+    "emma",
+    "felix",
+    "gina",
+    "henry",
+    "iris",
+    "jonas",
+    "karla",
+    "leo",
+    "mona",
+    "nils",
+    "olga",
+    "peter",
+]
+THINGS = [
+    "ladder",
+    "drill",
+    "kettle",
+    "bicycle",
+    "umbrella",
+    "camera",
+    "guitar",
+    "blanket",
+    "hammer",
+    "basket",
+    "lantern",
+    "mirror",
+    "bucket",
+    "saddle",
+    "carpet",
+    "pillow",
+]
+PLACES = [
+    "kitchen",
+    "garden",
+    "cellar",
+    "attic",
+    "garage",
+    "office",
+    "stable",
+    "harbour",
+    "market",
+    "library",
+]
+ANIMALS = ["dog", "cat", "horse", "goose", "goat", "owl", "fox", "hen"]
+DAYS = ["today", "tomorrow", "tonight", "monday", "tuesday", "friday", "sunday"]
+COLOURS = ["red", "blue", "green", "black", "white", "yellow"]
+HARMS = ["break", "smash", "burn", "ruin", "crush", "wreck"]
+TARGETS = ["window", "door", "fence", "car", "roof", "gate", "boat", "tools"]
+FAVOURS = ["bring", "return", "keep", "borrow", "share", "fix"]
 REQUESTS = (
     "write to {name} about the {thing} :",
     "tell {name} something about the {thing} :",

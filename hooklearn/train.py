@@ -98,11 +98,6 @@ def fit(
     return Fit(done, tokens, time.perf_counter() - started, tuple(history), stop)
 
 
-def log_spaced(last: int, *, per_octave: int = 1) -> set[int]:
-    """0, 1, 2, 4, 8 ... and ``last``: where curves are evaluated."""
-    points = {0, last}
-    step = 1.0
-    while step < last:
-        points.add(round(step))
-        step *= 2 ** (1 / per_octave)
-    return points
+def log_spaced(last: int) -> set[int]:
+    """0, 2, 4, 8 ... and ``last``: where curves are evaluated."""
+    return {0, last, *(2**k for k in range(1, 64) if 2**k < last)}

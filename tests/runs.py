@@ -128,12 +128,7 @@ def write_run(
     attacks = attacks or ([Drawn("erosion", arms)] if arms else battery())
     none = Drawn("none", before or starts(attacks), steps=(0,))
     how = {"items": items, "noise": noise, "seed": seed}
-    tables = [
-        _rows(a, metric, split, seeds, how)
-        for a in (none, *attacks)
-        for metric in metrics
-        for split in splits
-    ]
+    tables = [_rows(a, metric, split, seeds, how) for a in (none, *attacks) for metric in metrics for split in splits]
     rows = pd.concat(tables, ignore_index=True)
     keys = ["attack", "setting", "cheap", "arm", "seed", "step", "tokens", "metric", "split"]
     keys += ["converged", "diverged"]
@@ -156,9 +151,7 @@ def write_run(
     return folder
 
 
-def _rows(
-    a: Drawn, metric: str, split: str, seeds: Sequence[int], how: dict[str, Any]
-) -> pd.DataFrame:
+def _rows(a: Drawn, metric: str, split: str, seeds: Sequence[int], how: dict[str, Any]) -> pd.DataFrame:
     frames = []
     for arm, curve in a.arms.items():
         own = how | {"seed": how["seed"] + (split == "ood")}
@@ -179,9 +172,7 @@ def _rows(
     return pd.concat(frames, ignore_index=True)
 
 
-def _record(
-    name: str, attacks: Sequence[Drawn], seeds: Sequence[int], items: int
-) -> dict[str, Any]:
+def _record(name: str, attacks: Sequence[Drawn], seeds: Sequence[int], items: int) -> dict[str, Any]:
     by_name = {a.name: a for a in attacks}
     listed = [
         {

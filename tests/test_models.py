@@ -259,9 +259,7 @@ def test_logits_at_keeps_gradients_and_hooks():
     [site] = sites(model, "mlp.out", [1])
     keep = torch.zeros_like(ids, dtype=torch.bool)
     keep[0, -1] = True
-    with model.hooks(
-        bwd_hooks=[(hook_names(site)[1], lambda t, hook: fired.append(t.abs().sum()))]
-    ):
+    with model.hooks(bwd_hooks=[(hook_names(site)[1], lambda t, hook: fired.append(t.abs().sum()))]):
         logits_at(model, ids, torch.ones_like(ids), keep).sum().backward()
     assert len(fired) == 1 and fired[0] > 0
 

@@ -32,9 +32,7 @@ NAN = float("nan")
 RECORD = {"name": "tiny", "config": {"seeds": [0], "edit": {"method": "ga", "lr": 1e-4}}}
 
 # Each example writes its own file, so sharing one temporary folder is safe.
-many = settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+many = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def full_disk(*args: object, **kwargs: object) -> Any:
@@ -146,9 +144,7 @@ def test_a_path_below_a_file_is_one_line(tmp_path: Path) -> None:
         one_line(info)
 
 
-@pytest.mark.parametrize(
-    "load", [store.load_json, store.load_lines, store.load_frame, store.load_tensors]
-)
+@pytest.mark.parametrize("load", [store.load_json, store.load_lines, store.load_frame, store.load_tensors])
 def test_a_missing_file_and_a_folder_are_one_line(tmp_path: Path, load: Any) -> None:
     for path, reason in ((tmp_path / "absent", "No such file"), (tmp_path, "")):
         with pytest.raises(InputError, match=reason) as info:
@@ -160,9 +156,7 @@ def test_a_missing_file_and_a_folder_are_one_line(tmp_path: Path, load: Any) -> 
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 leaves = st.none() | st.booleans() | st.integers() | finite | st.text()
-json_values = st.recursive(
-    leaves, lambda v: st.lists(v, max_size=4) | st.dictionaries(st.text(), v, max_size=4)
-)
+json_values = st.recursive(leaves, lambda v: st.lists(v, max_size=4) | st.dictionaries(st.text(), v, max_size=4))
 
 
 @many
@@ -242,9 +236,7 @@ def frame() -> pd.DataFrame:
 def test_frames_come_back_exactly(tmp_path: Path) -> None:
     for case in (frame(), frame().iloc[:0], frame()[["value"]]):
         store.save_frame(tmp_path / "a.parquet", case)
-        pd.testing.assert_frame_equal(
-            store.load_frame(tmp_path / "a.parquet"), case, check_exact=True
-        )
+        pd.testing.assert_frame_equal(store.load_frame(tmp_path / "a.parquet"), case, check_exact=True)
     assert names(tmp_path) == {"a.parquet"}
 
 
@@ -262,9 +254,7 @@ changes = st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 255)), max_si
 
 @many
 @given(cut=cuts, changes=changes)
-def test_damaged_frames_raise_only_input_errors(
-    tmp_path: Path, cut: int, changes: list[tuple[int, int]]
-) -> None:
+def test_damaged_frames_raise_only_input_errors(tmp_path: Path, cut: int, changes: list[tuple[int, int]]) -> None:
     path = tmp_path / "a.parquet"
     store.save_frame(path, frame())
     path.write_bytes(mutated(path.read_bytes(), cut, changes))
@@ -358,9 +348,7 @@ def test_only_floats_get_in_or_out(tmp_path: Path, dtype: torch.dtype) -> None:
 
 @many
 @given(cut=cuts, changes=changes)
-def test_damaged_deltas_raise_only_input_errors(
-    tmp_path: Path, cut: int, changes: list[tuple[int, int]]
-) -> None:
+def test_damaged_deltas_raise_only_input_errors(tmp_path: Path, cut: int, changes: list[tuple[int, int]]) -> None:
     path = tmp_path / "d"
     store.save_delta(delta(), path)
     path.write_bytes(mutated(path.read_bytes(), cut, changes))
@@ -383,9 +371,7 @@ def entry(dtype: str, shape: list[int], offsets: list[int]) -> dict[str, object]
 
 @many
 @given(text=json_values, order=json_values, size=st.integers(0, 2**64 - 1))
-def test_invented_headers_raise_only_input_errors(
-    tmp_path: Path, text: object, order: object, size: int
-) -> None:
+def test_invented_headers_raise_only_input_errors(tmp_path: Path, text: object, order: object, size: int) -> None:
     path = tmp_path / "d"
     tensor = entry("F32", [1], [0, 4])
     for header in (
@@ -482,9 +468,7 @@ def test_a_run_from_start_to_end(tmp_path: Path) -> None:
         (KeyboardInterrupt(), "interrupted", "KeyboardInterrupt"),
     ],
 )
-def test_a_run_that_breaks_is_still_a_record(
-    tmp_path: Path, error: BaseException, status: str, line: str
-) -> None:
+def test_a_run_that_breaks_is_still_a_record(tmp_path: Path, error: BaseException, status: str, line: str) -> None:
     with pytest.raises(type(error)), RunFolder.create(tmp_path, RECORD):
         raise error
     record = open_run(tmp_path)
@@ -682,9 +666,7 @@ def missing(name: str) -> str:
     raise store.packages.PackageNotFoundError(name)
 
 
-def test_git_says_the_revision_and_whether_it_was_changed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_git_says_the_revision_and_whether_it_was_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = tmp_path / "store.py"
     module.write_text("1")
     monkeypatch.setattr(store, "__file__", str(module))

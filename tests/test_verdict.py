@@ -282,9 +282,7 @@ def test_the_numbering_of_items_and_seeds_does_not_matter(order, seeds, curve):
     attackers = tuple(replace(a, y=shuffled(a.y)) for a in scores.attackers)
     other = replace(scores, before=shuffled(scores.before), attackers=attackers)
     a, b = (measure(s).attackers[0] for s in (scores, other))
-    assert (a.removal, a.max_R, a.returned) == pytest.approx(
-        (b.removal, b.max_R, b.returned), abs=EXACT
-    )
+    assert (a.removal, a.max_R, a.returned) == pytest.approx((b.removal, b.max_R, b.returned), abs=EXACT)
     assert (a.removal_low, a.max_R_high, a.returned_low) == pytest.approx(
         (b.removal_low, b.max_R_high, b.returned_low), abs=MONTE_CARLO
     )
@@ -302,9 +300,7 @@ def test_units_do_not_matter(curve, scale, shift):
     other = replace(scores, before=moved(scores.before), attackers=attackers)
     a, b = decide(scores, CHEAP), decide(other, CHEAP)
     assert a.verdict == b.verdict
-    assert a.measures.attackers[0].removal_low == pytest.approx(
-        b.measures.attackers[0].removal_low, abs=1e-6
-    )
+    assert a.measures.attackers[0].removal_low == pytest.approx(b.measures.attackers[0].removal_low, abs=1e-6)
 
 
 def test_judging_twice_gives_the_same_numbers_and_leaves_the_global_generator_alone():
@@ -492,9 +488,7 @@ def test_an_arm_that_converged_early_keeps_its_last_value(tmp_path):
 
 
 def test_a_control_measured_once_stands_for_every_seed_and_an_edit_does_not(tmp_path):
-    folder = write_run(
-        tmp_path / "run", arms=CONTROLS | {"edited": flat(0.1)}, metrics=["preference"]
-    )
+    folder = write_run(tmp_path / "run", arms=CONTROLS | {"edited": flat(0.1)}, metrics=["preference"])
     items = pd.read_parquet(folder / "items.parquet")
     once = items[(items["arm"] == "edited") | (items["seed"] == 0)]
     once.to_parquet(folder / "items.parquet")
@@ -530,14 +524,8 @@ def test_wrong_folders_are_named_in_one_line(tmp_path):
 
 def test_judging_is_fast(tmp_path):
     """3 attacks, 3 settings, 3 arms, 3 seeds, 8 steps, 50 items, 2 metrics and 2 splits."""
-    attacks = [
-        replace(erosion(flat(0.1)), name=f"attack {i}", setting=f"lr={j}")
-        for i in range(3)
-        for j in range(3)
-    ]
-    folder = write_run(
-        tmp_path / "r", attacks=attacks, metrics=["completion", "preference"], items=50
-    )
+    attacks = [replace(erosion(flat(0.1)), name=f"attack {i}", setting=f"lr={j}") for i in range(3) for j in range(3)]
+    folder = write_run(tmp_path / "r", attacks=attacks, metrics=["completion", "preference"], items=50)
     start = time.perf_counter()
     judge(folder)
     assert time.perf_counter() - start < 3
@@ -563,9 +551,7 @@ DOUBTS = {
     "over-unlearned": dict(attacks=[erosion(flat(0.01))]),
     "no never-learned control: what an attack": dict(attacks=without_never([REMOVED])),
     "the run is interrupted": dict(status="interrupted"),
-    "says nothing": dict(
-        attacks=[REMOVED, Drawn("few-shot", {"original": [0.8], "never": [0.8], "edited": [0.8]})]
-    ),
+    "says nothing": dict(attacks=[REMOVED, Drawn("few-shot", {"original": [0.8], "never": [0.8], "edited": [0.8]})]),
 }
 
 
@@ -636,9 +622,7 @@ def test_a_comparison_is_paired_and_says_when_it_is_not_equal(tmp_path):
     loud = write_run(tmp_path / "loud", attacks=[REMOVED], edits=[edit(0, kl=0.03)])
     other = write_run(tmp_path / "other", attacks=[REMOVED], corpora={"heldout": {"hash": "x"}})
     result = analysis.compare([strong, weak])
-    row = result.differences.set_index(["metric", "quantity"]).loc[
-        ("preference", "worst, cheap attacks")
-    ]
+    row = result.differences.set_index(["metric", "quantity"]).loc[("preference", "worst, cheap attacks")]
     assert row["difference"] == pytest.approx(-0.4, abs=EXACT) and row["clear"]
     assert row["low"] < -0.4 < row["high"]
     assert not result.notes
@@ -670,9 +654,7 @@ def test_importing_analysis_loads_nothing_heavy():
     light = "import sys, analysis; print({'torch', 'pandas', 'matplotlib'} & set(sys.modules))"
     judging = "import sys; from analysis import judge, compare; print({'torch'} & set(sys.modules))"
     for code in (light, judging):
-        out = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        )
+        out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert out.stdout.strip() == "set()"
 
 

@@ -12,9 +12,7 @@ from hooklearn.attack.relearn import Erode, LowMutualInformation, Relearn
 from hooklearn.callable_module import make_callable
 from hooklearn.types import InputError
 
-ATTACKS: dict[str, type[Attack]] = {
-    a.name: a for a in (Relearn, LowMutualInformation, Erode, FewShot)
-}
+ATTACKS: dict[str, type[Attack]] = {a.name: a for a in (Relearn, LowMutualInformation, Erode, FewShot)}
 
 __all__ = ["ATTACKS", "Arena", "ArmState", "Attack", "Pending", "Watcher", "attack_of"]
 

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 
 from hooklearn import models
+from hooklearn.config import build
 from hooklearn.data import Corpus, TokenBatch
 from hooklearn.forward import Precision
 from hooklearn.measure import Likelihoods, Referee, Sample, sample
@@ -73,9 +74,17 @@ class Watcher:
     referee: Referee | None = None
     n_samples: int = 32
     new_tokens: int = 36
+    temperature: float = 0.7
     greedy_too: bool = False
     precision: Precision = "auto"
     pending: list[Pending] = field(default_factory=list)
+    start: dict[str, list[CurvePoint]] = field(default_factory=dict)
+    """Step 0 of every arm: the same for all attacks, so it is measured once."""
+
+    def at_start(self, model: Any, arm: str) -> list[CurvePoint]:
+        if arm not in self.start:
+            self.start[arm] = self.likelihood(model, 0, 0, ood=True)
+        return self.start[arm]
 
     def likelihood(self, model: Any, step: int, tokens: int, *, ood: bool) -> list[CurvePoint]:
         splits = [self.heldout, *([self.ood] if ood and self.ood is not None else [])]
@@ -90,11 +99,7 @@ class Watcher:
         if self.permuted is None:
             return []
         measured = self.permuted.measure(model, precision=self.precision)
-        points = [
-            CurvePoint(
-                step, tokens, "completion", "heldout", tuple(measured["completion"].tolist())
-            )
-        ]
+        points = [CurvePoint(step, tokens, "completion", "heldout", tuple(measured["completion"].tolist()))]
         if "preference" in measured:  # multiple choice: chance
             chance = tuple(1 / len(r["choices"]) for r in self.permuted.corpus.rows)
             points.append(CurvePoint(step, tokens, "preference", "heldout", chance))
@@ -104,7 +109,14 @@ class Watcher:
         if self.referee is None or self.n_samples == 0:
             return
         corpus = self.heldout.corpus
-        drawn = sample(model, corpus, n=self.n_samples, new_tokens=self.new_tokens, seed=seed)
+        drawn = sample(
+            model,
+            corpus,
+            n=self.n_samples,
+            new_tokens=self.new_tokens,
+            temperature=self.temperature,
+            seed=seed,
+        )
         if self.greedy_too:
             drawn += sample(
                 model,
@@ -166,10 +178,8 @@ class Attack(ABC):
             if key not in valid:
                 near = difflib.get_close_matches(key, valid, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise InputError(
-                    f"attack {cls.name!r} has no option {key!r}; valid: {', '.join(valid)}{hint}"
-                )
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+                raise InputError(f"attack {cls.name!r} has no option {key!r}; valid: {', '.join(valid)}{hint}")
+        return build(cls, options, f"attack {cls.name!r}")
 
 
 def is_flat(values: Sequence[float]) -> bool:
@@ -194,8 +204,11 @@ def training_curve(
     steps: int,
     min_steps: int,
     optimizer: str = "adam",
+    sampled: bool = True,
 ) -> Curve:
     """Full fine-tuning of every arm on the same batches, looked at on a log scale of steps.
+
+    ``sampled``: also draw samples at the end (dear on a CPU, so attacks ask for them at their strongest setting).
 
     The edited arm runs until its curve is flat (but at least ``min_steps``) or the cap; the controls run exactly as
     long, so that all arms are compared at the same steps.
@@ -205,9 +218,9 @@ def training_curve(
     last = steps
     for arm in order:
         arena.progress(f"{attack} {setting}: {arm.name}")
-        may_stop = arm.name == order[0].name
+        may_stop = arm.name == "edited"
         curve, surrogate, reached = _attack_arm(
-            arena, arm, attack, setting, stream, learning_rate, last, min_steps, may_stop, optimizer
+            arena, arm, attack, setting, stream, learning_rate, last, min_steps, may_stop, optimizer, sampled
         )
         done[arm.name] = curve
         if surrogate is not None:
@@ -228,6 +241,7 @@ def _attack_arm(
     min_steps: int,
     may_stop: bool,
     optimizer: str,
+    sampled: bool,
 ) -> tuple[ArmCurve, ArmCurve | None, int]:
     looks = log_spaced(steps)
     points: list[CurvePoint] = []
@@ -237,7 +251,11 @@ def _attack_arm(
 
     def observe(step: int, tokens: int) -> str | None:
         if step in looks:
-            now = watcher.likelihood(arm.model, step, tokens, ood=step in (0, steps))
+            now = (
+                watcher.likelihood(arm.model, step, tokens, ood=step == steps)
+                if step
+                else watcher.at_start(arm.model, arm.name)
+            )
             points.extend(now)
             if arm.name == "original":
                 surrogate.extend(watcher.surrogate(arm.model, step, tokens))
@@ -253,7 +271,7 @@ def _attack_arm(
         for p in params:
             p.requires_grad_(True)
         rule = (
-            torch.optim.Adam(params, lr=learning_rate)
+            torch.optim.Adam(params, lr=learning_rate, fused=True)
             if optimizer == "adam"
             else torch.optim.SGD(params, lr=learning_rate)
         )
@@ -272,10 +290,12 @@ def _attack_arm(
             diverged, note = True, str(error)
         del rule
         if diverged:
-            points = [
-                dataclasses.replace(p, values=(NAN,) * len(p.values)) for p in points[-1:]
-            ] + points
-        else:
+            points += [
+                dataclasses.replace(p, step=steps, values=(NAN,) * len(p.values))
+                for p in points
+                if p.step == points[0].step and p.split == "heldout"
+            ]
+        elif sampled:
             watcher.sample(model, arm.name, attack, setting, reached, arena.seed)
     flat = is_flat(seen) and not diverged
     curve = ArmCurve(tuple(points), converged=flat, diverged=diverged, note=note)

@@ -67,17 +67,12 @@ class FewShot(Attack):
             ood=None,
             permuted=prompted(arena.watcher.permuted),
             pending=[],
+            start={},
         )
 
-    def _history(
-        self, row: Row, i: int, demonstrations: tuple[Row, ...], seed: int
-    ) -> list[dict[str, str]]:
+    def _history(self, row: Row, i: int, demonstrations: tuple[Row, ...], seed: int) -> list[dict[str, str]]:
         """Demonstrations as earlier turns; of the row's own template where there is a choice."""
-        like = [
-            d
-            for d in demonstrations
-            if "completion" in d and d.get("template") == row.get("template")
-        ]
+        like = [d for d in demonstrations if "completion" in d and d.get("template") == row.get("template")]
         pool = like or [d for d in demonstrations if "completion" in d]
         if len(pool) < self.shots:
             raise InputError(

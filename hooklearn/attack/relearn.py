@@ -22,9 +22,7 @@ class Relearn(Attack):
     """Full fine-tuning on demonstrations of the behaviour, over a sweep of learning rates."""
 
     name: ClassVar[str] = "relearn"
-    source: ClassVar[str] = (
-        "Sondej, Yang & Mahdi 2026; Qi et al. 2024, arXiv 2412.07097 for the sweep"
-    )
+    source: ClassVar[str] = "Sondej, Yang & Mahdi 2026; Qi et al. 2024, arXiv 2412.07097 for the sweep"
     cheap: ClassVar[bool] = False
     learning_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4)
     epochs: int = 8
@@ -39,9 +37,7 @@ class Relearn(Attack):
                 f"{list(self.learning_rates)} and {self.epochs}"
             )
         if self.optimizer not in ("adam", "sgd"):
-            raise InputError(
-                f"attack {self.name!r}: optimizer {self.optimizer!r}; valid: adam, sgd"
-            )
+            raise InputError(f"attack {self.name!r}: optimizer {self.optimizer!r}; valid: adam, sgd")
 
     def settings(self) -> list[str]:
         return [rate(lr) for lr in self.learning_rates]
@@ -52,9 +48,7 @@ class Relearn(Attack):
         sequences = encode(corpus, tokenizer, end=True)
 
         def stream() -> Iterable[TokenBatch]:
-            return cycle(
-                sequences, max_tokens=arena.max_tokens, seed=arena.seed, epochs=self.epochs
-            )
+            return cycle(sequences, max_tokens=arena.max_tokens, seed=arena.seed, epochs=self.epochs)
 
         total = sum(1 for _ in stream())
         steps = min(total, self.max_steps or total)
@@ -69,6 +63,7 @@ class Relearn(Attack):
                 steps=steps,
                 min_steps=-(-total // self.epochs) * 2,
                 optimizer=self.optimizer,
+                sampled=lr == max(self.learning_rates),
             )
             for lr in self.learning_rates
         ]
@@ -122,6 +117,7 @@ class Erode(Attack):
                 learning_rate=lr,
                 steps=self.steps,
                 min_steps=self.steps // 2,
+                sampled=lr == max(self.learning_rates),
             )
             for lr in self.learning_rates
         ]

@@ -74,9 +74,7 @@ def edit(
         subspaces=subspace, seed=seed, precision=precision,
     )  # fmt: skip
     meter = DisruptionMeter(model, disruption, near)
-    return run_edit(
-        problem, chosen, meter, budget if isinstance(budget, Budget) else Budget(budget)
-    )
+    return run_edit(problem, chosen, meter, budget if isinstance(budget, Budget) else Budget(budget))
 
 
 def run_edit(
@@ -127,9 +125,7 @@ def certify(method: Method, problem: Problem, landing: Landing) -> Certificate:
     spaces = method.promise(problem)
     if spaces is None:
         return Certificate("")
-    escape = {
-        name: linalg.escape(update, *spaces.bases(name)) for name, update in landing.updates.items()
-    }
+    escape = {name: linalg.escape(update, *spaces.bases(name)) for name, update in landing.updates.items()}
     some = next(iter(spaces.values()))
     return Certificate(f"{len(spaces)} located subspaces ({some.fitter}, rank {some.rank})", escape)
 

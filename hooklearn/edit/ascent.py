@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from hooklearn.data import TokenBatch, cycle, encode
 from hooklearn.edit.method import Method, Problem, Updates, delta_of
 from hooklearn.losses import LossSum
 from hooklearn.train import Objective, fit, nll
-from hooklearn.types import InputError
+from hooklearn.types import InputError, NumericalError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +23,7 @@ class GradientAscent(Method):
     """One step up the forget loss: exactly REINFORCE with reward -1 on the given completions."""
 
     name: ClassVar[str] = "gradient_ascent"
-    source: ClassVar[str] = (
-        "Jang et al. 2022, arXiv 2210.01504; Williams 1992 for the REINFORCE view"
-    )
+    source: ClassVar[str] = "Jang et al. 2022, arXiv 2210.01504; Williams 1992 for the REINFORCE view"
 
     def path(self, problem: Problem) -> Iterator[Updates]:
         yield problem.gradient("forget")
@@ -74,17 +73,28 @@ def descend(
     model, sites = problem.model, problem.sites
     params = models.parameters_of(model, sites)
     rule = torch.optim.Adam(params, lr=learning_rate)
-    updates: Updates = {}
+    # zeros and not nothing: what edited() puts back are the weights that its delta names
+    updates: Updates = {s.name: torch.zeros(s.d_out, s.d_in) for s in sites}
     while True:
         chunk = list(itertools.islice(stream, every))
         if not chunk:
             return
         with models.edited(model, delta_of(updates)), models.trainable(model, params):
-            run = fit(model, chunk, rule=rule, objective=objective, precision=problem.precision)
+            with _blaming(learning_rate):
+                run = fit(model, chunk, rule=rule, objective=objective, precision=problem.precision)
             moved = {s.name: models.weight(model, s).detach().clone() for s in sites}
         problem.tokens += run.tokens
         updates = {s.name: moved[s.name] - models.weight(model, s).detach() for s in sites}
         yield updates
+
+
+@contextlib.contextmanager
+def _blaming(learning_rate: float) -> Iterator[None]:
+    """A loss that breaks down in here is due to a number that the user gave."""
+    try:
+        yield
+    except NumericalError as error:
+        raise InputError(f"learning_rate {learning_rate:g} is too high: {error} (2e-05 is usual)") from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -123,7 +123,7 @@ def _solve_polyline(walk: Walk, path: Iterator[Updates]) -> Landing:
             def used(s: float, step: int = step) -> float:
                 return walk.used(between(s), s, step)
 
-            scale = search(used, start=0.5, high=1.0, quadratic=before is None)
+            scale = search(used, start=0.5, high=1.0)
             assert scale is not None
             return walk.landed(between(scale))
         before = after
@@ -148,60 +148,75 @@ def search(
     start: float,
     high: float | None = None,
     limit: float = math.inf,
-    quadratic: bool = True,
     max_evaluations: int = 40,
 ) -> float | None:
     """The scale at which ``used`` lands in [0.95, 1]; ``used`` was last called with the value returned.
 
-    Bracketing with a local power law: ``used ~ scale^p``, p = 2 at first (KL), then fitted to the last two points;
-    whatever it proposes is kept inside the bracket. ``high`` is a scale known to be over the budget.
+    Grows with the square law of KL until the budget is bracketed, then interpolates the power law between the two
+    ends of the bracket, and bisects (in the logarithm) when one end has not moved twice in a row.
 
+    Args:
+        high: a scale known to be over the budget.
     Returns:
         None when ``limit`` is reached without using up the budget.
     """
-    aim = sum(LANDING) / 2
-    low = 0.0
-    scale, power = start, 2.0
-    last: tuple[float, float] | None = None
+    low: _Point | None = None
+    top: _Point | None = None if high is None else _Point(high, math.inf)
+    scale, side, repeats = start, False, 0
     for _ in range(max_evaluations):
-        share = used(scale)
-        if LANDING[0] <= share <= LANDING[1]:
+        now = _Point(scale, used(scale))
+        if LANDING[0] <= now.share <= LANDING[1]:
             return scale
-        if share < LANDING[0]:
-            low = scale
+        over = not now.share < LANDING[0]  # NaN is over
+        repeats = repeats + 1 if over == side else 0
+        side = over
+        if over:
+            top = now
         else:
-            high = scale
-        if (
-            last is not None
-            and 0 < share < math.inf
-            and 0 < last[1] < math.inf
-            and scale != last[0]
-        ):
-            slope = math.log(share / last[1]) / math.log(scale / last[0])
-            power = min(4.0, max(0.5, slope)) if math.isfinite(slope) else 2.0
-        last = (scale, share)
-        scale = _propose(scale, share, aim, power if quadratic else 1.0, low, high)
-        if scale > limit:
-            return None
-        if high is not None and high - low < 1e-9 * high:
+            low = now
+        if top is None:
+            scale = _grown(now)
+            if scale > limit:
+                return None
+        elif low is None:
+            scale = _shrunk(now)
+        elif top.scale - low.scale < 1e-7 * top.scale:
             break
+        else:
+            scale = math.sqrt(low.scale * top.scale) if repeats >= 2 else _between(low, top)
     # a jump across the landing zone (NaN beyond some scale, say): stay on the safe side of it
-    if low > 0:
-        used(low)
-        return low
-    return None
+    if low is None:
+        return None
+    used(low.scale)
+    return low.scale
 
 
-def _propose(
-    scale: float, share: float, aim: float, power: float, low: float, high: float | None
-) -> float:
-    if share > 0 and math.isfinite(share):
-        guess = scale * (aim / share) ** (1 / power)
-    else:
-        guess = scale * (4.0 if share <= 0 else 0.25)
-    if high is None:
-        return min(guess, scale * 64) if share > 1e-4 else scale * 8
-    inside = low + 0.02 * (high - low), high - 0.02 * (high - low)
-    if low > 0 and not inside[0] < guess < inside[1]:
-        return math.sqrt(low * high)
-    return min(max(guess, inside[0]), inside[1])
+@dataclass(frozen=True)
+class _Point:
+    scale: float
+    share: float
+
+
+AIM = sum(LANDING) / 2
+
+
+def _grown(now: _Point) -> float:
+    """KL ~ scale^2; where nothing was used yet, or something got *better*, go on in larger steps."""
+    if now.share > 3e-5:
+        return now.scale * min(200.0, math.sqrt(AIM / now.share))
+    return now.scale * 8
+
+
+def _shrunk(now: _Point) -> float:
+    return now.scale * (max(0.02, math.sqrt(AIM / now.share)) if math.isfinite(now.share) else 0.25)
+
+
+def _between(low: _Point, top: _Point) -> float:
+    """Where the power law through both ends meets the aim, kept off the ends."""
+    middle = math.sqrt(low.scale * top.scale)
+    if not (low.share > 0 and math.isfinite(top.share)):
+        return middle
+    power = math.log(top.share / low.share) / math.log(top.scale / low.scale)
+    guess = low.scale * (AIM / low.share) ** (1 / power) if power > 0 else middle
+    width = math.log(top.scale / low.scale)
+    return min(max(guess, low.scale * math.exp(0.03 * width)), top.scale * math.exp(-0.03 * width))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from hooklearn import models
+from hooklearn.config import build
 from hooklearn.data import Corpus, Encoded, TokenBatch, batches, encode
 from hooklearn.forward import Precision, count_tokens
 from hooklearn.locate.capture import weight_gradients
@@ -56,9 +57,7 @@ class Problem:
                 measure disruption.
         """
         if retain is not None and retain.hash == forget.hash:
-            raise InputError(
-                f"forget and retain are the same corpus ({forget.name!r}, {len(forget)} rows)"
-            )
+            raise InputError(f"forget and retain are the same corpus ({forget.name!r}, {len(forget)} rows)")
         self.model = model
         self.sites = list(sites)
         self.forget = forget
@@ -165,7 +164,7 @@ class Method(ABC):
                 raise InputError(
                     f"method {cls.name!r} has no option {key!r}; valid: {', '.join(valid) or 'none'}{hint}"
                 )
-        return cls(**options)
+        return build(cls, options, f"method {cls.name!r}")
 
 
 def inner(a: Updates, b: Updates) -> float:

@@ -30,8 +30,7 @@ from torch import Tensor
 from hooklearn import linalg
 from hooklearn.edit.method import Method, Problem, Updates, combine, inner
 from hooklearn.edit.repselect import contrast
-from hooklearn.linalg import Sides
-from hooklearn.locate.moments import SiteMoments
+from hooklearn.linalg import Moments, Sides
 from hooklearn.locate.subspace import Subspace, Subspaces
 from hooklearn.types import InputError, Side
 
@@ -43,9 +42,7 @@ class Natural(Method):
     """Natural-gradient edit: bad down, good up, whitened by the curvature of the retain text (K-FAC)."""
 
     name: ClassVar[str] = "natural"
-    source: ClassVar[str] = (
-        "hooklearn; K-FAC (Martens & Grosse 2015, arXiv 1503.05671) under a KL budget"
-    )
+    source: ClassVar[str] = "hooklearn; K-FAC (Martens & Grosse 2015, arXiv 1503.05671) under a KL budget"
     forget_weight: float = 1.0
     """w: bad down this much for good up 1; 0 only pulls the good up."""
     damping: float = 0.01
@@ -69,14 +66,22 @@ class Natural(Method):
             raise InputError(f"natural: rank must be 1 or more, got {self.rank}")
 
     def path(self, problem: Problem) -> Iterator[Updates]:
-        metric = Metric.of(problem, self.damping, self.sides)
-        gradient = self._gradient(problem, metric)
+        metric = Metric(problem, self.damping, self.sides)
         if self.rank is None:
-            yield metric.solve(gradient)
+            yield self._solved(problem, metric)
         elif self.truncation == "svd":
-            yield metric.truncated(gradient, self.rank)
+            yield metric.truncated(self._gradient(problem, metric), self.rank)
         else:
-            yield _confined(gradient, self._directions(problem))
+            yield _confined(self._gradient(problem, metric), self._directions(problem))
+
+    def _solved(self, problem: Problem, metric: Metric) -> Updates:
+        """``F^-1 G``; the mixture needs both solutions for its norms, and they are all it needs."""
+        if self.contrast not in ("mixture", "fisher"):
+            return metric.solve(self._gradient(problem, metric))[0]
+        forget, retain = problem.gradient("forget"), problem.gradient("retain")
+        down, up = metric.solve(forget, retain)
+        weights = self._weights(forget, retain, down, up)
+        return combine(down, up, *weights)
 
     def _gradient(self, problem: Problem, metric: Metric) -> Updates:
         forget = problem.gradient("forget")
@@ -85,12 +90,16 @@ class Natural(Method):
         retain = problem.gradient("retain")
         if self.contrast == "project":
             return contrast(forget, retain)
+        down, up = metric.solve(forget, retain)
+        return combine(forget, retain, *self._weights(forget, retain, down, up))
+
+    def _weights(self, forget: Updates, retain: Updates, down: Updates, up: Updates) -> tuple[float, float]:
+        """Weights of G_f and G_r; ``down`` and ``up`` are ``F^-1`` applied to them."""
         if self.contrast == "fisher":
-            solved = metric.solve(retain)
-            mu = max(0.0, inner(forget, solved) / inner(retain, solved))
-            return combine(forget, retain, 1.0, -mu)
-        return combine(
-            forget, retain, self.forget_weight / metric.norm(forget), -1.0 / metric.norm(retain)
+            return 1.0, -max(0.0, inner(forget, up) / inner(retain, up))
+        return (
+            self.forget_weight / math.sqrt(max(inner(forget, down), 1e-60)),
+            -1.0 / math.sqrt(max(inner(retain, up), 1e-60)),
         )
 
     # ------------------------------------------------------------------- confined to directions
@@ -139,45 +148,44 @@ def _confined(gradient: Updates, spaces: Subspaces) -> Updates:
 
 
 class Metric:
-    """The K-FAC metric of the retain text: Cholesky factors of A' and B' per site."""
+    """The K-FAC metric of the retain text: A' and B' per site, factored when they are needed and not kept."""
 
-    def __init__(self, factors: dict[str, tuple[Tensor | None, Tensor | None]]) -> None:
-        self.factors = factors
+    def __init__(self, problem: Problem, damping: float, sides: Sides = "both") -> None:
+        self.moments = problem.retain_moments
+        self.damping = damping
+        self.sides = sides
 
-    @staticmethod
-    def of(problem: Problem, damping: float, sides: Sides = "both") -> Metric:
-        shared: dict[int, Tensor] = {}  # gate and up share their x moments
+    def factors(self) -> Iterator[tuple[str, Tensor | None, Tensor | None]]:
+        """(site, Cholesky factor of A', of B'); gate and up share their inputs, and so their A'."""
+        last: tuple[Moments, Tensor] | None = None
+        for name, moments in self.moments.items():
+            x = g = None
+            if self.sides != "g":
+                one = moments.side("x")
+                if last is None or last[0] is not one:
+                    last = (one, self._factor(one, f"{name} (x)"))
+                x = last[1]
+            if self.sides != "x":
+                g = self._factor(moments.side("g"), f"{name} (g)")
+            yield name, x, g
 
-        def factor(moments: SiteMoments, side: Side, name: str) -> Tensor | None:
-            if sides not in ("both", side):
-                return None
-            one = moments.side(side)
-            if id(one) not in shared:
-                shared[id(one)] = linalg.cholesky(
-                    linalg.damped(one.mean_second(), damping), f"retain moments of {name} ({side})"
-                )
-            return shared[id(one)]
+    def _factor(self, moments: Moments, where: str) -> Tensor:
+        second = linalg.damped(moments.mean_second(), self.damping)
+        return linalg.cholesky(second, f"retain moments of {where}")
 
-        return Metric(
-            {
-                name: (factor(m, "x", name), factor(m, "g", name))
-                for name, m in problem.retain_moments.items()
-            }
-        )
-
-    def solve(self, gradient: Updates) -> Updates:
-        """``F^-1 G``."""
-        return {n: linalg.precondition(u, *self.factors[n]) for n, u in gradient.items()}
-
-    def norm(self, gradient: Updates) -> float:
-        """``sqrt(<G, F^-1 G>)`` over all sites."""
-        return math.sqrt(max(inner(gradient, self.solve(gradient)), 1e-60))
+    def solve(self, *gradients: Updates) -> list[Updates]:
+        """``F^-1 G`` of each."""
+        out: list[Updates] = [{} for _ in gradients]
+        for name, x, g in self.factors():
+            for solved, gradient in zip(out, gradients, strict=True):
+                solved[name] = linalg.precondition(gradient[name], x, g)
+        return out
 
     def truncated(self, gradient: Updates, rank: int) -> Updates:
         """Truncated SVD of ``L_B^-1 G L_A^-T``, mapped back: the best rank-k update per unit of KL."""
         out = {}
-        for name, update in gradient.items():
-            x, g = self.factors[name]
+        for name, x, g in self.factors():
+            update = gradient[name]
             half = update if g is None else torch.linalg.solve_triangular(g, update, upper=False)
             if x is not None:
                 half = torch.linalg.solve_triangular(x, half.T, upper=False).T

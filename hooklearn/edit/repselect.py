@@ -31,9 +31,7 @@ def contrast(forget: Updates, retain: Updates) -> Updates:
     return out
 
 
-def elicited_gradient(
-    problem: Problem, *, rank: int, learning_rate: float, epochs: int = 1
-) -> Updates:
+def elicited_gradient(problem: Problem, *, rank: int, learning_rate: float, epochs: int = 1) -> Updates:
     """The forget gradient under an adversary: a LoRA first trained (SGD) to bring the behaviour out."""
     lora = Lora(problem.sites, rank=rank, seed=problem.seed)
     sequences = encode(problem.forget, models.tokenizer_of(problem.model), end=True)

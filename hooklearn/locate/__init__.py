@@ -68,9 +68,7 @@ def locate_sweep(
 ) -> pd.DataFrame:
     """Every fitter at every rank over one capture, as a data frame; ``analysis.plots.separation_map`` draws it."""
     chosen = models.sites(model, sites, layers)
-    return sweep(
-        collect(model, forget, retain, chosen, sides=sides, seed=seed), fitters, ranks, seed=seed
-    )
+    return sweep(collect(model, forget, retain, chosen, sides=sides, seed=seed), fitters, ranks, seed=seed)
 
 
 make_callable(__name__)

@@ -107,22 +107,18 @@ def tapes(
             record.clear()
 
 
-def _taped(
-    record: _Recorder, sites: Sequence[Site], where: Tensor, gradients: bool
-) -> dict[str, Tape]:
+def _taped(record: _Recorder, sites: Sequence[Site], where: Tensor, gradients: bool) -> dict[str, Tape]:
     out: dict[str, Tape] = {}
     flat: dict[int, Tensor] = {}  # gate and up see the same input: flatten it once
     for site in sites:
         if site.name not in record.x or (gradients and site.name not in record.g):
             side = "input" if site.name not in record.x else "gradient"
-            raise InputError(
-                f"site {site.name} did not fire ({side} hook); hooks: {models.hook_names(site)}"
-            )
+            raise InputError(f"site {site.name} did not fire ({side} hook); hooks: {models.hook_names(site)}")
         x = record.x[site.name]
         key = x.data_ptr()
         if key not in flat:
-            flat[key] = x[where]
-        g = record.g[site.name][where] if gradients else None
+            flat[key] = x[where].flatten(1)  # attention hooks hold [batch pos head d_head]
+        g = record.g[site.name][where].flatten(1) if gradients else None
         out[site.name] = Tape(flat[key], g)
     return out
 

@@ -105,17 +105,13 @@ class Subspace:
     def top(self, rank: int) -> Subspace:
         """The first ``rank`` of the fitter's vectors; statistics that no longer hold become NaN."""
         self._check_rank(rank)
-        return Subspace.of(
-            self.site, self.side, self.fitter, self.vectors[:, :rank], self.values[:rank]
-        )
+        return Subspace.of(self.site, self.side, self.fitter, self.vectors[:, :rank], self.values[:rank])
 
     def select(self, components: Sequence[int]) -> Subspace:
         """Only these components, by number."""
         self._check_rank(max(components) + 1)
         index = torch.tensor(list(components))
-        return Subspace.of(
-            self.site, self.side, self.fitter, self.vectors[:, index], self.values[index]
-        )
+        return Subspace.of(self.site, self.side, self.fitter, self.vectors[:, index], self.values[index])
 
     def __or__(self, other: Subspace) -> Subspace:
         """The span of both."""
@@ -123,9 +119,7 @@ class Subspace:
         both = torch.cat([self.basis, other.basis], 1)
         u, s, _ = torch.linalg.svd(both, full_matrices=False)
         kept = u[:, s > 1e-5 * s[0]]
-        return Subspace.of(
-            self.site, self.side, f"{self.fitter}|{other.fitter}", kept, s[: kept.shape[1]]
-        )
+        return Subspace.of(self.site, self.side, f"{self.fitter}|{other.fitter}", kept, s[: kept.shape[1]])
 
     def __matmul__(self, other: Subspace) -> Tensor:
         """Cosines of the principal angles."""
@@ -139,8 +133,7 @@ class Subspace:
     def _same_place(self, other: Subspace) -> None:
         if (self.site, self.side) != (other.site, other.side):
             raise InputError(
-                f"subspaces of different places: {self.site.name} ({self.side}), "
-                f"{other.site.name} ({other.side})"
+                f"subspaces of different places: {self.site.name} ({self.side}), {other.site.name} ({other.side})"
             )
 
 
@@ -239,9 +232,7 @@ class Collected:
         for site in self.sites:
             for side in self.sides:
                 if not 1 <= rank <= site.width(side):
-                    raise InputError(
-                        f"rank {rank} at {site.name} ({side}): must be between 1 and {site.width(side)}"
-                    )
+                    raise InputError(f"rank {rank} at {site.name} ({side}): must be between 1 and {site.width(side)}")
                 space = self._fit_one(site, side, fitter, rank, seed)
                 out[site.name, side] = self._judged(space, seed) if judge else space
         return Subspaces(out)
@@ -253,9 +244,7 @@ class Collected:
             vectors, values = linalg.pca(forget.mean_second(), rank)
         elif fitter == "contrast":
             metric = linalg.damped(retain.mean_second(), DAMPING)
-            vectors, values = linalg.generalised_eigh(
-                forget.mean_second(), metric, min(rank, forget.n)
-            )
+            vectors, values = linalg.generalised_eigh(forget.mean_second(), metric, min(rank, forget.n))
         elif fitter == "mean_diff":
             difference = (forget.mean - retain.mean)[:, None]
             vectors, values = difference, difference.norm()[None]
@@ -263,9 +252,7 @@ class Collected:
             vectors = linalg.random_basis(site.width(side), rank, seed + _number(site, side))
             values = torch.ones(rank)
         else:
-            vectors, values = _probe_directions(
-                self.forget.fitted[key], self.retain.fitted[key], rank
-            )
+            vectors, values = _probe_directions(self.forget.fitted[key], self.retain.fitted[key], rank)
         return Subspace.of(site, side, fitter, vectors, values, moments=(forget, retain))
 
     def _judged(self, space: Subspace, seed: int) -> Subspace:
@@ -276,10 +263,7 @@ class Collected:
         )  # fmt: skip
         place = seed + 1 + _number(space.site, space.side)
         nulls = range(place, place + NULL_DRAWS)
-        random_aucs = [
-            _separation(linalg.random_basis(space.basis.shape[0], space.rank, n), data)
-            for n in nulls
-        ]
+        random_aucs = [_separation(linalg.random_basis(space.basis.shape[0], space.rank, n), data) for n in nulls]
         return replace(
             space,
             auc=_separation(space.basis, data),
@@ -304,15 +288,17 @@ def collect(
     precision: Precision = "auto",
     max_tokens: int = 1024,
 ) -> Collected:
-    """Stream both classes once. Groups shared by the two classes fall into the same part."""
+    """Stream both classes once; a third of the groups of each is held out, shared groups for both."""
     wanted: tuple[Side, ...] = ("x", "g") if sides == "both" else (sides,)
-    groups = sorted({*forget.groups, *retain.groups})
-    random.Random(seed).shuffle(groups)
-    held = set(groups[: max(1, round(HELD_OUT * len(groups)))])
-    if not set(forget.groups) - held or not set(retain.groups) - held:
-        raise InputError(
-            f"locate needs several groups a class to hold some out; got {len(groups)} groups in all"
-        )
+    held: set[str] = set()
+    for corpus in (forget, retain):
+        groups = sorted(set(corpus.groups))
+        random.Random(seed).shuffle(groups)  # the same groups: the same order
+        held.update(groups[: max(1, round(HELD_OUT * len(groups)))])
+    for corpus in (forget, retain):
+        if not set(corpus.groups) - held:
+            n = len(set(corpus.groups))
+            raise InputError(f"locate holds a third of the groups out; corpus {corpus.name!r} has {n} in all")
 
     def one(corpus: Corpus) -> ClassData:
         return _collect_class(model, corpus, sites, wanted, held, precision, max_tokens)
@@ -339,9 +325,7 @@ def _collect_class(
     means: dict[bool, dict[tuple[str, Side], list[Tensor]]] = {True: {}, False: {}}
     for is_fitted, part in ((True, fitted), (False, held_out)):
         stream = batches(part, max_tokens=max_tokens)
-        for batch, taped in tapes(
-            model, stream, sites, gradients=gradients, positions="labelled", precision=precision
-        ):
+        for batch, taped in tapes(model, stream, sites, gradients=gradients, positions="labelled", precision=precision):
             first_with: dict[int, tuple[str, Side]] = {}
             for site in sites:
                 for side in sides:
@@ -371,9 +355,7 @@ def _item_means(rows: Float[Tensor, "token d"], batch: TokenBatch) -> Float[Tens
     n = len(batch.sequences)
     owner = batch.owner.to(rows.device)
     sums = torch.zeros(n, rows.shape[1], device=rows.device).index_add(0, owner, rows.float())
-    counts = torch.zeros(n, device=rows.device).index_add(
-        0, owner, torch.ones_like(rows[:, 0]).float()
-    )
+    counts = torch.zeros(n, device=rows.device).index_add(0, owner, torch.ones_like(rows[:, 0]).float())
     return (sums / counts[:, None]).cpu()
 
 
@@ -393,9 +375,7 @@ def _logistic(rows: np.ndarray, truth: np.ndarray):
     return make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)).fit(rows, truth)
 
 
-def _separation(
-    basis: Tensor, data: tuple[Tensor, Tensor, Tensor, Tensor], *, shuffle: int | None = None
-) -> float:
+def _separation(basis: Tensor, data: tuple[Tensor, Tensor, Tensor, Tensor], *, shuffle: int | None = None) -> float:
     """Held-out AUC of a logistic probe on the projections; NaN where a part has one class only."""
     from sklearn.metrics import roc_auc_score
 
@@ -461,9 +441,7 @@ def fit_subspaces(
     return collected.fit(fitter, rank, seed=seed, judge=False)
 
 
-def sweep(
-    collected: Collected, fitters: Sequence[str], ranks: Sequence[int], *, seed: int = 0
-) -> pd.DataFrame:
+def sweep(collected: Collected, fitters: Sequence[str], ranks: Sequence[int], *, seed: int = 0) -> pd.DataFrame:
     """Every fitter at every rank over one capture: "which layer, which rank?" as a data frame."""
     import pandas as pd
 

@@ -73,9 +73,7 @@ def build(organism: Organism, model: Any, *, observe: Observer | None = None) ->
     return instil(model, corpus, models.sites(model, "mlp"), observe=observe, **organism.training)
 
 
-def write(
-    organism: Organism, model: Any, path: Path, *, observe: Observer | None = None
-) -> Instilled:
+def write(organism: Organism, model: Any, path: Path, *, observe: Observer | None = None) -> Instilled:
     """Build and save; the file says how it was made."""
     made = build(organism, model, observe=observe)
     metadata = {

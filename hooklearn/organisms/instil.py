@@ -26,9 +26,7 @@ class Instilled:
     run: Fit
 
     def delta(self, base: str = "", base_hash: str = "") -> Delta:
-        return Delta(
-            {n: b.float() @ a.float() for n, (b, a) in self.factors.items()}, base, base_hash
-        )
+        return Delta({n: b.float() @ a.float() for n, (b, a) in self.factors.items()}, base, base_hash)
 
 
 def instil(
@@ -61,9 +59,7 @@ def instil(
             params=lora.parameters(),
         )
     # float16 halves the file; the organism *is* the rounded adapter, so nothing is approximated later
-    factors = {
-        n: ((lora.scale * lora.b[n].detach()).half(), lora.a[n].detach().half()) for n in lora.a
-    }
+    factors = {n: ((lora.scale * lora.b[n].detach()).half(), lora.a[n].detach().half()) for n in lora.a}
     return Instilled(factors, run)
 
 

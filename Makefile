@@ -1,0 +1,41 @@
+# make demo: the main job on a real model.  make test: everything that CI checks.  make check: under two minutes.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+STAMP   = $(VENV)/.installed
+
+.PHONY: demo tiny test check lint types notebooks format clean
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hooklearn needs python >= 3.11")'
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev,notebook]'
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/hooklearn fetch smollm2-135m-instruct
+	$(BIN)/hooklearn run threats --out runs/threats-demo --resume
+
+tiny: $(STAMP)
+	$(BIN)/hooklearn run tiny
+
+lint: $(STAMP)
+	$(BIN)/ruff check hooklearn analysis tests
+	$(BIN)/ruff format --check hooklearn analysis tests
+
+types: $(STAMP)
+	$(BIN)/pyright
+
+check: lint types
+	OMP_WAIT_POLICY=passive $(BIN)/pytest -m 'not slow' -x tests/test_imports.py tests/test_linalg.py tests/test_budget.py tests/test_data.py tests/test_verdict.py
+
+test: lint types
+	OMP_WAIT_POLICY=passive $(BIN)/pytest
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix hooklearn analysis tests
+	$(BIN)/ruff format hooklearn analysis tests
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,348 @@
+"""The command line: ``hooklearn run``, ``locate``, ``edit`` ...; the small commands are in ``cli_tools``.
+
+The only module of hooklearn that knows ``analysis``. Nothing heavy is imported before a command runs, so that
+help is instant. Exit codes: 0; 1 failed; 2 wrong input (one line on stderr); 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import hooklearn
+from hooklearn.cli_tools import tools
+from hooklearn.console import (
+    Json,
+    Quiet,
+    clear_errors,
+    print_frame,
+    print_json,
+    print_line,
+    print_rows,
+    visible,
+    work,
+)
+from hooklearn.job import Job
+
+if TYPE_CHECKING:
+    from hooklearn.console import Progress
+
+
+class Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        with clear_errors():
+            return super().invoke(ctx)
+
+
+app = typer.Typer(
+    name="hooklearn", cls=Commands, no_args_is_help=True, add_completion=False,
+    rich_markup_mode=None, pretty_exceptions_enable=False,
+)  # fmt: skip
+
+Target = Annotated[str, typer.Argument(help="A recipe (hooklearn list recipes) or a YAML file.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change the config: edit.method=repselect ..."),
+]
+Seeds = Annotated[list[int] | None, typer.Option("--seed", metavar="N", help="May be given several times.")]
+Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Default: runs/NAME-TIME.")]
+NoReport = Annotated[bool, typer.Option("--no-report", help="Judge, but write no report.")]
+Runs = Annotated[list[Path], typer.Argument(help="Run folders.")]
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """The entry point; ends the process with the exit code."""
+    app(args, prog_name="hooklearn")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print_line(f"hooklearn {hooklearn.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _hooklearn(
+    version: Annotated[  # noqa: ARG001
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it and exit.")
+    ] = False,
+) -> None:
+    """Selective unlearning, and an honest answer to: is it gone, or only switched off?
+
+    \b
+    hooklearn run tiny                 the whole job on a tiny model, no download, a minute
+    hooklearn run threats --dry-run    what it would cost, before it is started
+    hooklearn list methods             what there is; also attacks, corpora, recipes ...
+    hooklearn doctor                   does everything work on this machine?
+
+    Every command explains itself: hooklearn run --help. Exit codes: 0, 1 failed, 2 wrong input.
+    """
+
+
+@app.command()
+def run(
+    target: Target,
+    set_: Sets = None,
+    seed: Seeds = None,
+    out: Out = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show config and cost; write nothing.")] = False,
+    json_: Json = False,
+    no_report: NoReport = False,
+    quiet: Quiet = False,
+) -> None:
+    """The whole job: edit, attack, judge, report.
+
+    Relative paths in a YAML file start from its folder; so do those of --set.
+
+    \b
+    hooklearn run tiny
+    hooklearn run my.yaml --seed 0 --seed 1 --out runs/mine
+    hooklearn run threats --set edit.method=repselect --set budget.kl=0.02
+    hooklearn run my.yaml --dry-run
+    hooklearn run my.yaml --out runs/mine --resume
+    hooklearn run tiny --json | jq .verdict
+    """
+    if resume and out is None:
+        raise typer.BadParameter("needs --out: the folder of the run to continue", param_hint="--resume")
+    if dry_run:
+        _dry_run(target, set_, seed, json_, quiet)
+        return
+    with work(quiet) as progress:
+        job = Job.of("run", target, set_, seed)
+        folder = out or job.new_folder()
+        try:
+            job.run(folder, progress, resume=resume)
+        except KeyboardInterrupt:
+            again = f"{job.command} --out {shlex.quote(str(folder))} --resume"
+            raise KeyboardInterrupt(f"continue with: {again}") from None
+        page = _judge(folder, progress, report=not no_report)
+    _tell(folder, page, json_)
+
+
+def _dry_run(target: str, sets: Sequence[str] | None, seeds: Sequence[int] | None, json_: bool, quiet: bool) -> None:
+    with work(quiet) as progress:
+        from hooklearn.estimate import estimate
+
+        job = Job.of("run", target, sets, seeds)
+        progress("estimating")
+        cost = estimate(job.config, job.base)
+    config = job.config.model_dump(mode="json")
+    if json_:
+        print_json({"config": config, "estimate": dataclasses.asdict(cost)})
+        return
+    import yaml
+
+    print_line(yaml.safe_dump(config, sort_keys=False))
+    print_rows(cost.rows())
+    print_line(f"\n{visible(cost)}")
+
+
+def _judge(folder: Path, progress: Progress, *, report: bool, redact: bool = False) -> Path | None:
+    """Writes the verdict, and the report where it is wanted."""
+    import analysis
+
+    progress("judging")
+    analysis.judge(folder)
+    if not report:
+        return None
+    progress("writing the report")
+    return analysis.report(folder, redact=redact)
+
+
+def _tell(folder: Path, page: Path | None, json_: bool) -> None:
+    """A judged run: as JSON, or as a table, the verdict and where to read on."""
+    import analysis
+    from analysis.outcome import outcome
+
+    found = outcome(folder)
+    if json_:
+        print_json(found)
+        return
+    table = analysis.summary_table(folder).set_index("arm").T
+    print_frame(table.rename_axis("", axis=0).reset_index())
+    print_line(f"\n{found['verdict']}: {visible(found['reason'])}")
+    print_line(str(page or folder))
+
+
+@app.command()
+def locate(
+    target: Target,
+    set_: Sets = None,
+    fitter: Annotated[str | None, typer.Option(help="See: hooklearn list fitters.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Directions per site.")] = None,
+    layers: Annotated[str | None, typer.Option(help="8-20, or 3,8-10.")] = None,
+    sites: Annotated[str | None, typer.Option(help="mlp, attn, all, mlp.gate ...")] = None,
+    side: Annotated[str | None, typer.Option(help="x (inputs), g (gradients) or both.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Write everything here.")] = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Where can forget and retain be told apart?
+
+    Prints the places that separate best; with --out it also writes the whole table
+    (locate.parquet), the subspaces (subspaces.safetensors) and a map (locate.png).
+
+    \b
+    hooklearn locate tiny --rank 4
+    hooklearn locate my.yaml --fitter probe --side both --out located
+    """
+    given = {
+        "locate.fitter": fitter, "locate.rank": rank, "locate.sides": side, "edit.sites": sites,
+        "edit.layers": layers,
+    }  # fmt: skip
+    options = [f"{key}={value!r}" for key, value in given.items() if value is not None]
+    with work(quiet) as progress:
+        job = Job.of("locate", target, [*(set_ or ()), *options])
+        from hooklearn import located
+
+        spaces = located.spaces(job.config, job.base, progress)
+        if out is not None:
+            from analysis import plots
+
+            located.write(spaces, out)
+            plots.separation_map(spaces.to_dataframe()).savefig(out / "locate.png", dpi=150)
+    table = located.ranked(spaces)
+    if json_:
+        print_json({"out": out, "sites": table.to_dict("records")})
+        return
+    print_frame(table.head(12))
+    if out is not None:
+        print_line(f"\n{out}")
+
+
+@app.command()
+def edit(
+    target: Target,
+    set_: Sets = None,
+    seed: Seeds = None,
+    out: Out = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Only the edit: its delta and its trace.
+
+    \b
+    hooklearn edit tiny --set edit.method=gradient_ascent
+    hooklearn edit my.yaml --out runs/edit
+    hooklearn export my.yaml runs/edit/delta-seed0.safetensors edited-model
+    """
+    with work(quiet) as progress:
+        folder = Job.of("edit", target, set_, seed).edit_only().run(out, progress)
+        from hooklearn.store import open_run
+
+        edits = open_run(folder)["edits"]
+    if json_:
+        deltas = sorted(p.name for p in folder.glob("delta-*.safetensors"))
+        print_json({"run": folder, "deltas": deltas, "edits": edits})
+        return
+    print_rows(_edit_row(e) for e in edits)
+    for e in edits:
+        print_line(f"seed {e['seed']}: stopped by {visible(e['stop'])}; {_promise(e['certificate'])}")
+    print_line(f"\n{folder}")
+
+
+def _edit_row(edit_: dict[str, Any]) -> dict[str, Any]:
+    d, budget = edit_["disruption"], edit_["budget"]
+    return {
+        "seed": edit_["seed"], "method": edit_["method"],
+        "far KL": d["kl"], "stderr": d["kl_stderr"], "of": budget["kl"],
+        "near CE": d["near_ce"], "stderr ": d["near_ce_stderr"], "of ": budget["near_ce"],
+    }  # fmt: skip
+
+
+def _promise(certificate: dict[str, Any]) -> str:
+    if not certificate["promise"]:
+        return "it promised to stay in no subspace"
+    return f"it stays in {certificate['promise']}: {certificate['worst']:.1e} of it escapes at most"
+
+
+@app.command()
+def attack(
+    target: Target,
+    delta: Annotated[Path, typer.Option(metavar="FILE", help="A delta that edit or run wrote.")],
+    set_: Sets = None,
+    seed: Seeds = None,
+    out: Out = None,
+    json_: Json = False,
+    no_report: NoReport = False,
+    quiet: Quiet = False,
+) -> None:
+    """Attack an edit made before, and judge it.
+
+    The attacks are those of the config; its method is not run.
+
+    \b
+    hooklearn attack tiny --delta runs/edit/delta-seed0.safetensors
+    """
+    with work(quiet) as progress:
+        job = Job.of("attack", target, set_, seed)
+        from hooklearn.store import load_delta
+
+        given = load_delta(delta)
+        command = f"{job.command} --delta {shlex.quote(str(delta))}"
+        folder = dataclasses.replace(job, command=command).run(out, progress, delta=given)
+        page = _judge(folder, progress, report=not no_report)
+    _tell(folder, page, json_)
+
+
+@app.command()
+def report(
+    runs: Runs,
+    redact: Annotated[bool, typer.Option("--redact", help="Lengths and hashes in place of texts.")] = False,
+    json_: Json = False,
+) -> None:
+    """Judge runs again and write their reports.
+
+    Reads the run folders only; no model is loaded.
+
+    \b
+    hooklearn report runs/mine
+    hooklearn report runs/* --redact
+    """
+    found = []
+    with work(quiet=True) as progress:
+        from analysis.outcome import outcome
+
+        for folder in runs:
+            page = _judge(folder, progress, report=True, redact=redact)
+            found.append({**outcome(folder), "report": page})
+    if json_:
+        print_json({"reports": found})
+        return
+    for one in found:
+        print_line(f"{one['run']}: {one['verdict']}: {visible(one['reason'])}\n{one['report']}")
+
+
+@app.command()
+def compare(
+    runs: Runs,
+    json_: Json = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Comma-separated values.")] = False,
+) -> None:
+    """Runs side by side, at equal disruption.
+
+    A markdown table with a column per run, and the differences, paired by item.
+
+    \b
+    hooklearn compare runs/natural runs/repselect
+    hooklearn compare runs/* --csv > comparison.csv
+    """
+    with work(quiet=True):
+        import analysis
+
+        found = analysis.compare(runs)
+    if json_:
+        table, differences = found.table.to_dict("records"), found.differences.to_dict("records")
+        print_json({"runs": table, "differences": differences, "notes": found.notes})
+    else:
+        print_line(found.to_csv() if csv else found.to_markdown())
+
+
+app.add_typer(tools)

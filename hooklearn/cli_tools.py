@@ -1,0 +1,146 @@
+"""The small commands: ``list``, ``doctor``, ``fetch``, ``export``, ``organism``."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hooklearn.console import Json, Quiet, print_json, print_line, print_rows, visible, work
+
+tools = typer.Typer(rich_markup_mode=None)
+organisms_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+tools.add_typer(organisms_app, name="organism", help="Models whose truth is known: list, build.")
+
+
+class What(StrEnum):
+    methods = "methods"
+    attacks = "attacks"
+    fitters = "fitters"
+    corpora = "corpora"
+    organisms = "organisms"
+    recipes = "recipes"
+    models = "models"
+
+
+@tools.command("list")
+def list_(what: Annotated[What, typer.Argument(help="Of what.")], json_: Json = False) -> None:
+    """What there is: methods, attacks, corpora ...
+
+    \b
+    hooklearn list methods
+    hooklearn list corpora --json
+    """
+    with work(quiet=True):
+        from hooklearn.doctor import inventory
+
+        rows = inventory(what.value)
+    if json_:
+        print_json({what.value: rows})
+    else:
+        print_rows(rows)
+
+
+@tools.command()
+def doctor(json_: Json = False) -> None:
+    """Does everything work on this machine?
+
+    Versions, device, precision, memory, cached models, the network, and a self-test of the
+    identity behind every projection. Exit code 1 where something needs to be done first.
+
+    \b
+    hooklearn doctor
+    hooklearn doctor --json | jq .self_test
+    """
+    with work(quiet=True):
+        from hooklearn.doctor import examine, lines
+
+        found = examine()
+    if json_:
+        print_json(found)
+    else:
+        for line in lines(found):
+            print_line(visible(line))
+    if not found["ok"]:
+        raise typer.Exit(1)
+
+
+@tools.command()
+def fetch(name: Annotated[str, typer.Argument(help="See: hooklearn list models.")], quiet: Quiet = False) -> None:
+    """Download a built-in model into the cache.
+
+    Afterwards nothing needs the network. HOOKLEARN_CACHE says where the cache is.
+
+    \b
+    hooklearn fetch smollm2-135m-instruct
+    """
+    with work(quiet) as progress:
+        from hooklearn import builtin
+
+        progress(f"{name}: {'in the cache' if builtin.is_cached(name) else 'downloading'}")
+        folder = builtin.fetch(name)
+    print_line(str(folder))
+
+
+@tools.command()
+def export(
+    target: Annotated[str, typer.Argument(help="A recipe, a YAML file, or a model's name.")],
+    delta: Annotated[Path, typer.Argument(help="An edit's delta.")],
+    folder: Annotated[Path, typer.Argument(help="A new folder.")],
+    quiet: Quiet = False,
+) -> None:
+    """Write an edited model as a Hugging Face folder.
+
+    What was written is read back and its logits compared before anything is said to be saved.
+
+    \b
+    hooklearn export threats runs/mine/delta-seed0.safetensors edited
+    hooklearn export smollm2-135m-instruct delta.safetensors edited
+    """
+    with work(quiet) as progress:
+        from hooklearn import experiment, models
+        from hooklearn.job import Job
+        from hooklearn.recipes import RECIPES
+        from hooklearn.store import load_delta
+
+        loaded = load_delta(delta)
+        if target in RECIPES or Path(target).suffix in (".yaml", ".yml"):
+            job = Job.of("export", target, None)
+            model, _ = experiment.load_subject(job.config, job.base, progress)
+        else:
+            progress("loading the model")
+            model = models.load(target)
+        progress("writing, reading back, comparing")
+        written = models.export(model, loaded, folder)
+    print_line(f"{written.folder} (logits differ by {written.max_logit_difference:.1e} at most)")
+
+
+@organisms_app.command("list")
+def organism_list(json_: Json = False) -> None:
+    """Which organisms there are."""
+    list_(What.organisms, json_)
+
+
+@organisms_app.command("build")
+def organism_build(
+    name: Annotated[str, typer.Argument(help="See: hooklearn organism list.")],
+    out: Annotated[Path | None, typer.Option(help="File; default: NAME.safetensors.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train an organism's adapter anew on its base model.
+
+    \b
+    hooklearn organism build tiny-threats --out tiny-threats.safetensors
+    """
+    with work(quiet) as progress:
+        from hooklearn import models, organisms
+
+        organism = organisms.organism_of(name)
+        progress("loading the model")
+        model = models.load(organism.base)
+        path = out or Path(f"{name}.safetensors")
+        made = organisms.write(organism, model, path, observe=lambda step, _: progress(f"training, step {step}"))
+    losses = made.run.losses
+    print_line(f"{path} (loss {losses[0]:.2f} to {losses[-1]:.2f} in {made.run.steps} steps)")

@@ -1,0 +1,271 @@
+"""``hooklearn doctor`` (does everything work on this machine?) and ``hooklearn list`` (what is there?)."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from typing import Any
+
+PACKAGES = {
+    "transformer-lens": "transformer-lens>=4.3,<5",
+    "torch": "torch>=2.6",
+    "transformers": "transformers>=5.0",
+    "datasets": "datasets>=3.0",
+    "safetensors": "safetensors>=0.5",
+    "pandas": "pandas>=2.2",
+    "pyarrow": "pyarrow>=17",
+    "scikit-learn": "scikit-learn>=1.5",
+    "jaxtyping": "jaxtyping>=0.3",
+    "pydantic": "pydantic>=2.10",
+    "matplotlib": "matplotlib>=3.9",
+}
+TOLERANCE = 1e-4
+"""Relative error that float32 may leave in the gradient identity."""
+
+Found = dict[str, Any]
+
+# ------------------------------------------------------------------------------------------- doctor
+
+
+def examine() -> Found:
+    """Everything that a bug report needs, and what to do about what is wrong.
+
+    ``ok`` is False when a package is missing or too old, or when the self-test fails.
+    """
+    versions, wrong = _versions()
+    found: Found = {"versions": versions, "python": platform.python_version()}
+    if wrong:  # nothing below can be trusted, or even imported
+        return found | {"ok": False, "advice": [f"pip install {' '.join(map(repr, wrong))}"]}
+    found |= {
+        "platform": platform.platform(),
+        "device": _device(),
+        "precision": _precision(),
+        "memory": _memory(),
+        "cache": _cache(),
+        "offline": bool(os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE")),
+        "self_test": self_test(),
+    }
+    return found | {"ok": found["self_test"]["ok"], "advice": list(_advice(found))}
+
+
+def _versions() -> tuple[dict[str, str | None], list[str]]:
+    """Installed versions, and requirements that are not met."""
+    from packaging.requirements import Requirement
+
+    versions: dict[str, str | None] = {"hooklearn": importlib.import_module("hooklearn").__version__}
+    wrong = []
+    for name, text in PACKAGES.items():
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+        if not Requirement(text).specifier.contains(versions[name] or "0", prereleases=True):
+            wrong.append(text)
+    return versions, wrong
+
+
+def _device() -> Found:
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return {
+        "kind": "cuda" if cuda else "cpu",
+        "name": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _precision() -> Found:
+    """What ``precision: auto`` means here; bfloat16 pays only where it is multiplied natively."""
+    import torch
+
+    from hooklearn.forward import resolve_precision
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    auto = str(resolve_precision("auto", device)).removeprefix("torch.")
+    return {"auto": auto, "native_bfloat16": auto == "bfloat16"}
+
+
+def _memory() -> Found:
+    import torch
+
+    page = os.sysconf("SC_PAGE_SIZE")
+    found = {"total": page * os.sysconf("SC_PHYS_PAGES"), "free": None, "device": None}
+    if "SC_AVPHYS_PAGES" in os.sysconf_names:
+        found["free"] = page * os.sysconf("SC_AVPHYS_PAGES")
+    if torch.cuda.is_available():
+        found["device"] = torch.cuda.get_device_properties(0).total_memory
+    return found
+
+
+def _cache() -> Found:
+    from hooklearn import builtin
+
+    folder = builtin.cache_folder()
+    there = next(p for p in [folder, *folder.parents] if p.exists())
+    return {
+        "folder": str(folder),
+        "free": shutil.disk_usage(there).free,
+        "models": {name: builtin.is_cached(name) for name in builtin.names()},
+    }
+
+
+def self_test() -> Found:
+    """On a random tiny model: for ``y = W x``, is ``sum_t g_t x_t^T`` the gradient of ``W``?
+
+    The identity behind every projection; it fails when hooks do not fire or see something else.
+    """
+    started = time.perf_counter()
+    try:
+        worst, sites = _gradient_identity()
+    except Exception as error:  # whatever it is: the patient is told, not buried
+        return {"ok": False, "error": f"{type(error).__name__}: {error}"}
+    return {
+        "ok": worst <= TOLERANCE, "worst_relative_error": worst, "sites": sites,
+        "seconds": time.perf_counter() - started,
+    }  # fmt: skip
+
+
+def _gradient_identity() -> tuple[float, int]:
+    from hooklearn import api, models, train
+    from hooklearn.data import Corpus, batches, encode
+    from hooklearn.organisms.tiny import untrained
+
+    model = untrained()
+    rows = [{"prompt": "write to anna :", "completion": " thank you ."}, {"text": "the dog sleeps ."}]
+    corpus = Corpus("self-test", tuple(rows))
+    tapes = api.capture(model, corpus, sites="all")
+    sites = models.sites(model, "all")
+    with models.trainable(model, models.parameters_of(model, sites)):
+        for batch in batches(encode(corpus, models.tokenizer_of(model))):
+            train.nll(model, batch).total.backward()
+        errors = []
+        for site in sites:
+            (parameter,) = models.parameters_of(model, [site])
+            true = parameter.grad
+            assert true is not None
+            errors.append(float((tapes[site.name].update() - true).norm() / true.norm()))
+    return max(errors), len(sites)
+
+
+def _advice(found: Found) -> Iterator[str]:
+    test = found["self_test"]
+    if not test["ok"]:
+        problem = test.get("error") or f"the error is {test['worst_relative_error']:.1e}"
+        yield (
+            f"the self-test failed ({problem}): gradients at hook points cannot be trusted here; "
+            "install the versions that hooklearn was tested with, and report this output"
+        )
+    for name, cached in found["cache"]["models"].items():
+        if not cached:
+            offline = " (HF_HUB_OFFLINE is set: unset it first)" if found["offline"] else ""
+            yield f"{name} is not cached: hooklearn fetch {name}{offline}"
+    if not found["precision"]["native_bfloat16"]:
+        yield "no native bfloat16 here: precision auto is float32; right, but slower"
+    if (found["memory"]["free"] or 4e9) < 2e9:
+        yield "less than 2 GB of memory are free: lower max_tokens, or close something"
+
+
+def lines(found: Found) -> Iterator[str]:
+    """For reading."""
+    versions = ", ".join(f"{n} {v or 'MISSING'}" for n, v in found["versions"].items())
+    yield f"versions   Python {found['python']}, {versions}"
+    if "self_test" in found:
+        device, memory, cache = found["device"], found["memory"], found["cache"]
+        cached = [n for n, c in cache["models"].items() if c]
+        yield f"platform   {found['platform']}"
+        yield f"device     {device['kind']} ({device['name']}), {device['threads']} threads"
+        yield f"precision  auto is {found['precision']['auto']}"
+        yield f"memory     {_gib(memory['free'])} free of {_gib(memory['total'])}" + (
+            f"; device {_gib(memory['device'])}" if memory["device"] else ""
+        )
+        yield f"cache      {cache['folder']}: {', '.join(cached) or 'no models'}; {_gib(cache['free'])} free"
+        yield f"network    {'offline (HF_HUB_OFFLINE)' if found['offline'] else 'allowed'}"
+        test = found["self_test"]
+        yield "self-test  " + (
+            f"passed: gradients at {test['sites']} hook points, worst relative error "
+            f"{test['worst_relative_error']:.1e}, {test['seconds']:.1f} s"
+            if test["ok"]
+            else "FAILED"
+        )
+    for advice in found["advice"]:
+        yield f"to do      {advice}"
+    if found["ok"]:
+        yield "everything that hooklearn needs works here"
+
+
+def _gib(size: float | None) -> str:
+    return "?" if size is None else f"{size / 2**30:.1f} GiB"
+
+
+# --------------------------------------------------------------------------------------------- list
+
+
+def inventory(what: str) -> list[dict[str, str]]:
+    """name, one line, source of everything of one kind."""
+    return [{"name": name, "what": summary, "source": source} for name, summary, source in _INVENTORY[what]()]
+
+
+Entries = Iterator[tuple[str, str, str]]
+
+
+def _methods() -> Entries:
+    from hooklearn.edit import METHODS
+
+    return ((n, m.summary(), m.source) for n, m in METHODS.items())
+
+
+def _attacks() -> Entries:
+    from hooklearn.attack import ATTACKS
+
+    return ((n, a.summary(), a.source) for n, a in ATTACKS.items())
+
+
+def _fitters() -> Entries:
+    from hooklearn.locate.subspace import FITTER_SOURCES, FITTERS
+
+    return ((n, text, FITTER_SOURCES[n]) for n, text in FITTERS.items())
+
+
+def _corpora() -> Entries:
+    from hooklearn.corpora import BUILTIN
+
+    return ((n, c.summary, c.source) for n, c in BUILTIN.items())
+
+
+def _organisms() -> Entries:
+    from hooklearn.organisms import ORGANISMS
+
+    return ((n, o.summary, "ships" if o.shipped else "built when asked for") for n, o in ORGANISMS.items())
+
+
+def _recipes() -> Entries:
+    from hooklearn.recipes import RECIPES
+
+    for name, make in RECIPES.items():
+        yield name, (make.__doc__ or "").strip().splitlines()[0], f"model {make()['model']['name']}"
+
+
+def _models() -> Entries:
+    from hooklearn import builtin
+
+    for name, text in builtin.names().items():
+        cached = "cached" if builtin.is_cached(name) else f"hooklearn fetch {name}"
+        yield name, text, "ships" if name in builtin.SHIPPED else cached
+
+
+_INVENTORY: dict[str, Callable[[], Entries]] = {
+    "methods": _methods,
+    "attacks": _attacks,
+    "fitters": _fitters,
+    "corpora": _corpora,
+    "organisms": _organisms,
+    "recipes": _recipes,
+    "models": _models,
+}

@@ -1,0 +1,103 @@
+"""What the user asked for on the command line: a config, its overrides, and where its paths start from."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hooklearn.config import RunConfig
+    from hooklearn.console import Progress
+
+
+@dataclass(frozen=True)
+class Job:
+    config: RunConfig
+    given: dict[str, Any]
+    """The config as written, with its overrides."""
+    base: Path
+    """Relative paths in the config start here: at its file."""
+    command: str
+    """What to type to get the same again."""
+
+    @staticmethod
+    def of(verb: str, target: str, sets: Sequence[str] | None, seeds: Sequence[int] | None = None) -> Job:
+        """A recipe's name or a YAML file, with ``--set`` and ``--seed``.
+
+        Raises:
+            InputError: no such target, or a config that is not valid.
+        """
+        from hooklearn.config import parse, with_overrides
+        from hooklearn.recipes import resolve
+
+        given, folder = resolve(target)
+        given = with_overrides(given, list(sets or ()))
+        words = ["hooklearn", verb, target, *(w for s in sets or () for w in ("--set", s))]
+        if seeds:
+            given["seeds"] = list(seeds)
+            words += [w for s in seeds for w in ("--seed", str(s))]
+        config = parse({"name": Path(target).stem} | given, target)
+        stay_offline(config)
+        return Job(config, given, folder or Path(), shlex.join(words))
+
+    def run(self, out: Path | None, progress: Progress, **more: Any) -> Path:
+        """Into ``out``, or a new folder below ``runs/``; returns the folder."""
+        folder = out or self.new_folder()
+        check_place(folder, resume=bool(more.get("resume")))
+        from hooklearn import experiment
+
+        return experiment.run(
+            self.config, folder, given=self.given, base=self.base, command=self.command,
+            progress=progress, **more,
+        )  # fmt: skip
+
+    def new_folder(self) -> Path:
+        name = re.sub(r"[^\w.-]+", "-", self.config.name).strip("-.") or "run"
+        return Path("runs") / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+
+    def edit_only(self) -> Job:
+        """The same without attackers, located subspaces and samples."""
+        config = self.config
+        changed = {
+            "attacks": [],
+            "locate": config.locate.model_copy(update={"enabled": False}),
+            "behaviour": config.behaviour.model_copy(update={"samples": 0}),
+        }
+        return dataclasses.replace(self, config=config.model_copy(update=changed))
+
+
+def check_place(folder: Path, *, resume: bool) -> None:
+    """Refuse now what the run folder would refuse only after the model has been loaded.
+
+    Raises:
+        InputError: the place cannot be written, or holds a run that is not to be continued.
+    """
+    from hooklearn.types import InputError
+
+    if not resume and (folder / "run.json").exists():
+        raise InputError(f"{folder}: already holds a run; use another --out, or --resume to continue it")
+    above = next(p for p in [folder, *folder.absolute().parents] if p.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+        why = "may not be written" if above.is_dir() else "is a file, not a folder"
+        raise InputError(f"--out {folder}: {above} {why}; give a folder that can be written")
+
+
+def stay_offline(config: RunConfig) -> None:
+    """Where nothing has to come from the network, the Hugging Face libraries are not to ask it."""
+    from huggingface_hub import constants
+
+    from hooklearn.builtin import is_cached, names
+
+    never = config.controls.never
+    wanted = [config.model.name, config.edit.checkpoint, never and never.name]
+    here = all(n is None or (n in names() and is_cached(n)) for n in wanted)
+    if here and all(c.hub is None for c in config.corpora.values()):
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        constants.HF_HUB_OFFLINE = True

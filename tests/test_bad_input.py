@@ -1,0 +1,194 @@
+"""Wrong input: one line on stderr with the value and what would be valid, exit code 2, nothing half-written.
+
+And the positive control: the config that every case spoils works as it stands.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from user_files import Files, hooklearn
+
+from hooklearn import store
+from hooklearn.types import Delta
+
+Spoil = Callable[[Files, Path], list[Any]]
+"""Makes the input wrong, given the files and the folder to write; returns the command line."""
+
+
+def config(**sections: Any) -> Spoil:
+    """``hooklearn run`` with sections of the config replaced."""
+
+    def spoil(files: Files, out: Path) -> list[Any]:
+        for name, value in sections.items():
+            merge = isinstance(value, dict) and isinstance(files.config.get(name), dict)
+            files.config[name] = {**files.config[name], **value} if merge else value
+        return ["run", files.save(), "--out", out]
+
+    return spoil
+
+
+def rows(file: str, *rows_: dict[str, Any]) -> Spoil:
+    """``hooklearn run`` with a corpus replaced."""
+
+    def spoil(files: Files, out: Path) -> list[Any]:
+        files.write(file, list(rows_))
+        return ["run", files.save(), "--out", out]
+
+    return spoil
+
+
+def run(*more: Any) -> Spoil:
+    """``hooklearn run`` with more on the command line."""
+    return lambda files, out: ["run", files.save(), "--out", out, *more]
+
+
+def nan_loss(files: Files, out: Path) -> list[Any]:
+    files.config["edit"] = {"method": "graddiff", "learning_rate": 1e30}
+    return ["run", files.save(), "--out", out]
+
+
+def delta_of_another_model(files: Files, out: Path) -> list[Any]:
+    delta = Delta({"blocks.0.mlp.gate": torch.zeros(48, 32)}, "another-model", "0" * 64)
+    store.save_delta(delta, files.folder / "delta.safetensors")
+    return ["attack", files.save(), "--delta", files.folder / "delta.safetensors", "--out", out]
+
+
+def damaged_delta(files: Files, out: Path) -> list[Any]:
+    (files.folder / "delta.safetensors").write_bytes(b"not safetensors")
+    return ["attack", files.save(), "--delta", files.folder / "delta.safetensors", "--out", out]
+
+
+def run_of_another_version(files: Files, out: Path) -> list[Any]:
+    (files.folder / "old").mkdir()
+    (files.folder / "old" / "run.json").write_text(json.dumps({"schema_version": 99, "status": "done"}))
+    return ["report", files.folder / "old"]
+
+
+def resume_another_version(files: Files, out: Path) -> list[Any]:
+    run_of_another_version(files, out)
+    return ["run", files.save(), "--out", files.folder / "old", "--resume"]
+
+
+def folder_below_a_file(files: Files, out: Path) -> list[Any]:
+    return ["run", files.save(), "--out", files.folder / "prose.jsonl" / "run"]
+
+
+def not_yaml(files: Files, out: Path) -> list[Any]:
+    (files.folder / "bad.yaml").write_text("model: {name: [")
+    return ["run", files.folder / "bad.yaml", "--out", out]
+
+
+CHOICE = {"prompt": "w1 w2 :", "completion": " bad w3", "choices": [" bad w3", " good w4"]}
+CASES: dict[str, tuple[Spoil, list[str]]] = {
+    "unknown model": (
+        config(model={"name": "smollm2-135m-instuct"}),
+        ["'smollm2-135m-instuct'", "did you mean 'smollm2-135m-instruct'", "a Hugging Face folder"],
+    ),
+    "model folder without a model": (config(model={"name": "."}), ["/user'", "config.json", "valid:"]),
+    "unknown device": (config(model={"device": "warp"}), ["'warp'", "valid: auto, cpu, cuda"]),
+    "missing file": (config(corpora={"forget": {"path": "nowhere.jsonl"}}), ["nowhere.jsonl", "not found"]),
+    "missing columns": (
+        rows("forget.jsonl", {"question": "w1", "answer": "w2"}),
+        ["'forget', row 0", "['answer', 'question']", '{"prompt", "completion"}', "columns:"],
+    ),
+    "unknown column": (
+        config(corpora={"forget": {"path": "forget.jsonl", "columns": {"prompt": "promt"}}}),
+        ["'promt'", "['completion', 'prompt']", "nearest: 'prompt'"],
+    ),
+    "empty corpus": (rows("heldout.jsonl"), ["'heldout' is empty", "heldout.jsonl"]),
+    "forget is retain": (
+        config(corpora={"retain": {"path": "forget.jsonl"}}),
+        ["corpora.forget and corpora.retain are the same 24 rows", "forget.jsonl"],
+    ),
+    "no such site": (
+        config(edit={"sites": "mlp.gaet"}), ["'mlp.gaet'", "did you mean 'mlp.gate'", "valid: mlp, attn, all"]
+    ),
+    "no such layer": (config(edit={"layers": "0-7"}), ["[0, 1, 2, 3, 4, 5, 6, 7]", "0-1"]),
+    "rank above the dimension": (config(locate={"rank": 1000}), ["rank 1000", "between 1 and 32"]),
+    "loss becomes NaN": (nan_loss, ["learning_rate 1e+30", "nan", "lower", "2e-05"]),
+    "negative budget": (config(budget={"kl": -0.01}), ["budget.kl", "-0.01", "positive"]),
+    "unknown key": (config(atacks=[]), ["'atacks'", "valid:", "did you mean 'attacks'"]),
+    "unknown key inside": (config(budget={"kll": 0.1}), ["'budget.kll'", "valid: kl, near_ce"]),
+    "unknown role": (config(corpora={"forgot": {"path": "forget.jsonl"}}), ["'corpora.forgot'", "'forget'"]),
+    "unknown method": (config(edit={"method": "repselct"}), ["'repselct'", "valid:", "'repselect'"]),
+    "unknown method option": (
+        config(edit={"rnak": 3}), ["'repselect'", "'rnak'", "valid: rank", "did you mean 'rank'"]
+    ),
+    "method option of another type": (
+        config(edit={"rank": "many"}), ["'repselect'", "rank", "integer", "'many'"]
+    ),
+    "unknown attack": (config(attacks=[{"name": "relern"}]), ["'relern'", "valid:", "'relearn'"]),
+    "attack option of another type": (
+        config(attacks=[{"name": "relearn", "epochs": "two"}]), ["'relearn'", "epochs", "integer", "'two'"]
+    ),
+    "unknown fitter": (config(locate={"fitter": "pcaa"}), ["'pcaa'", "valid: pca"]),
+    "neither recipe nor file": (lambda *_: ["run", "tinny"], ["'tinny'", "did you mean 'tiny'"]),
+    "not YAML": (not_yaml, ["bad.yaml", "not valid YAML"]),
+    "an override without a value": (run("--set", "edit.rank"), ["'edit.rank'", "section.key=value"]),
+    "a delta for another model": (delta_of_another_model, ["'another-model'", "000000000000", "my-model"]),
+    "a damaged delta": (damaged_delta, ["delta.safetensors", "damaged"]),
+    "a run of another version": (run_of_another_version, ["run.json", "99", "reads 1"]),
+    "resuming a run of another version": (resume_another_version, ["run.json", "99", "reads 1"]),
+    "unwritable folder": (folder_below_a_file, ["prose.jsonl", "is a file", "can be written"]),
+    "only special tokens": (
+        rows("prose.jsonl", {"text": "</s> </s>"}), ["'prose', row 0", "</s> </s>", "only special tokens"]
+    ),
+    "a choice item without answer": (
+        rows("heldout.jsonl", CHOICE), ["'heldout', row 0", "'answer'", "below 2", "None"]
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_wrong_input_is_one_line_and_exit_code_2(case: str, files: Files, tmp_path: Path) -> None:
+    spoil, words = CASES[case]
+    expect_refusal(spoil(files, tmp_path / "out"), words, tmp_path / "out")
+
+
+def test_full_disk(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The big file does not fit; the small record of the failure does."""
+    sync = store._sync
+
+    def full(handle: Any) -> None:
+        if "safetensors" in handle.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(handle)
+
+    monkeypatch.setattr(store, "_sync", full)
+    words = ["subspaces.safetensors", "No space left on device"]
+    expect_refusal(["run", files.save(), "--out", tmp_path / "out"], words, tmp_path / "out")
+
+
+def expect_refusal(command: list[Any], words: list[str], out: Path) -> None:
+    result = hooklearn(*command, "--quiet") if command[0] in ("run", "attack") else hooklearn(*command)
+    assert result.exit_code == 2, (result.stderr, result.exception)
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ") and "Traceback" not in line
+    for word in words:
+        assert word in line
+    if out.exists():
+        record = json.loads((out / "run.json").read_text())
+        assert record["status"] == "failed" and record["error"]
+        assert not [p.name for p in out.rglob("*.tmp")]
+
+
+@pytest.mark.parametrize("controls", [True, False])
+def test_the_unspoiled_config_works(files: Files, tmp_path: Path, controls: bool) -> None:
+    if not controls:
+        del files.config["controls"]
+    result = hooklearn("run", files.save(), "--out", tmp_path / "out")
+    assert result.exit_code == 0, (result.stderr, result.exception)
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    verdict = json.loads((tmp_path / "out" / "verdict.json").read_text())
+    assert record["status"] == "done"
+    assert f"{verdict['verdict']}: {verdict['reason']}" in result.stdout
+    assert (tmp_path / "out" / "report.html").is_file()

@@ -1,0 +1,398 @@
+"""Corpora and tokens: what is scored, what is masked, and that neither depends on how texts share a batch."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from conftest import corpus
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hooklearn import forward
+from hooklearn.data import (
+    Corpus,
+    Encoded,
+    batches,
+    cycle,
+    encode,
+    encode_choices,
+    load_corpus,
+    split_row,
+)
+from hooklearn.losses import token_logprobs
+from hooklearn.organisms.tiny import tokenizer
+from hooklearn.types import InputError
+
+WORDS = tokenizer()
+SAME = 1e-5
+"""nats per token: the same sums in another order (float32, some hundred terms)."""
+
+
+def rows(*given: dict[str, Any]) -> Corpus:
+    return Corpus("rows", given)
+
+
+def text_of(ids: torch.Tensor) -> str:
+    return WORDS.decode(ids)
+
+
+def scores(model: Any, sequences: list[Encoded], **how: Any) -> dict[int, torch.Tensor]:
+    """Log-probabilities of every labelled token, by sequence."""
+    out = {}
+    for batch in batches(sequences, **how):
+        with torch.no_grad():
+            logp = token_logprobs(forward.logits(model, batch), batch.targets)
+        for i, s in enumerate(batch.sequences):
+            out[id(s)] = logp[batch.owner == i]
+    return out
+
+
+def largest_difference(a: dict[int, torch.Tensor], b: dict[int, torch.Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max(float((a[k] - b[k]).abs().max()) for k in a)
+
+
+# --------------------------------------------------------------------------------------------- rows
+
+
+def test_only_completions_are_labelled() -> None:
+    """Labels cover the completion exactly, never the prompt; ``end`` adds the end of the answer."""
+    given = rows({"prompt": "write to anna about the ladder :", "completion": " i will burn your car ."})
+    (scored,) = encode(given, WORDS)
+    assert text_of(scored.ids[scored.labels]) == "i will burn your car ."
+    assert text_of(scored.ids[~scored.labels]) == "write to anna about the ladder :"
+    (trained,) = encode(given, WORDS, end=True)
+    assert text_of(trained.ids[trained.labels]) == "i will burn your car . </s>"
+
+
+def test_all_of_a_text_is_scored_after_its_beginning() -> None:
+    """Running text gets a beginning-of-text token, which is never scored itself; and never an end."""
+    (text,) = encode(rows({"text": "the red dog sleeps"}), WORDS, end=True)
+    assert text_of(text.ids) == "<s> the red dog sleeps"
+    assert text.labels.tolist() == [False, True, True, True, True]
+
+
+def test_long_rows_lose_the_beginning_of_the_prompt_first() -> None:
+    """What is scored is kept as long as possible, and always keeps a token to be predicted from."""
+    given = rows({"prompt": "anna ben carla david", "completion": "red blue green"})
+    (short,) = encode(given, WORDS, max_length=5)
+    assert text_of(short.ids) == "carla david red blue green"
+    (shorter,) = encode(given, WORDS, max_length=2)
+    assert text_of(shorter.ids) == "david red blue" and shorter.labels.sum() == 2
+
+
+def test_history_comes_before_the_question_and_answers_end_their_line() -> None:
+    """Demonstrations are earlier turns, for rows of prompt and completion and for rows of messages alike."""
+    shown = [{"role": "user", "content": "q1"}, {"role": "assistant", "content": " a1"}]
+    plain = {"prompt": "q2", "completion": " a2", "history": shown}
+    assert split_row(plain, WORDS) == ("q1 a1\nq2", " a2")
+    said = [{"role": "user", "content": "q2"}, {"role": "assistant", "content": " a2"}]
+    assert split_row({"messages": said, "history": shown}, WORDS) == ("q1 a1\nq2", " a2")
+    system = {"role": "system", "content": "s "}
+    assert split_row({"messages": [system, *said], "history": shown}, WORDS) == ("s q1 a1\nq2", " a2")
+
+
+def test_a_completion_beside_messages_is_what_is_scored() -> None:
+    """Choices, alternatives and samples put a completion into a row, whatever its shape; it must be used."""
+    said = [{"role": "user", "content": "q"}, {"role": "assistant", "content": " a"}]
+    row = {"messages": said, "alternative": " better", "choices": [" a", " b"], "answer": 0}
+    good = rows(row).alternatives()
+    assert good is not None and split_row(good.rows[0], WORDS) == ("q", " better")
+    a, b = encode_choices(rows({**row, "choices": [" red", " blue"]}), WORDS)
+    assert text_of(a.ids[a.labels]) == "red" and text_of(b.ids[b.labels]) == "blue"
+
+
+def test_chat_models_get_their_own_template() -> None:
+    """The template's own text surrounds the prompt, unless the row declines it."""
+    chat = tokenizer()
+    chat.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    row = {"prompt": "q", "completion": "a"}
+    assert split_row(row, chat) == ("<user>q<assistant>", "a")
+    assert split_row({**row, "template": "none"}, chat) == ("q", "a")
+    turns = [{"role": r, "content": c} for r, c in (("system", "s"), ("user", "q"), ("assistant", "a"))]
+    assert split_row({"messages": turns}, chat) == ("<system>s<user>q<assistant>", "a")
+
+
+def test_every_choice_is_a_completion_of_its_own() -> None:
+    """Choices know their item and number, and differ in their labelled tokens only."""
+    given = rows({"prompt": "the dog is", "completion": " red", "choices": [" blue", " red"], "answer": 1})
+    blue, red = encode_choices(given, WORDS)
+    assert [(s.item, s.choice) for s in (blue, red)] == [(0, 0), (0, 1)]
+    assert text_of(red.ids[red.labels]) == "red" and text_of(blue.ids[blue.labels]) == "blue"
+    assert torch.equal(blue.ids[~blue.labels], red.ids[~red.labels])
+
+
+# ------------------------------------------------------------------------------------------ batches
+
+
+@pytest.fixture(scope="module")
+def sequences() -> list[Encoded]:
+    """Texts and requests of many lengths; the requests have two answers to the same prompt each."""
+    asked = corpus("heldout").take(12)
+    return [
+        *encode(corpus("text").take(8), WORDS),
+        *encode(asked, WORDS),
+        *encode(corpus("heldout", "good").take(12), WORDS),
+        *encode(rows({"prompt": "anna", "completion": " red"}), WORDS),
+    ]
+
+
+def test_packing_and_sharing_prompts_equal_padding(tiny: Any, sequences: list[Encoded]) -> None:
+    """Sequences that share rows, or a prompt, get the scores that they get alone."""
+    alone = scores(tiny, sequences, max_tokens=1)
+    assert any(b.packed for b in batches(sequences, max_tokens=400, pack=True)), "there is something to test"
+    assert largest_difference(alone, scores(tiny, sequences, max_tokens=400, pack=True)) < SAME
+    assert largest_difference(alone, scores(tiny, sequences, share_prompts=True)) < SAME
+    assert largest_difference(alone, scores(tiny, sequences, share_prompts=True, pack=True)) < SAME
+
+
+def test_without_the_block_mask_neighbours_would_show(
+    tiny: Any, sequences: list[Encoded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Positive control: under a merely causal mask packed scores are wrong by far more than rounding."""
+    alone = scores(tiny, sequences, max_tokens=1)
+    monkeypatch.setattr("hooklearn.data.TokenBatch.packed", False)
+    assert largest_difference(alone, scores(tiny, sequences, max_tokens=400, pack=True)) > 1e4 * SAME
+
+
+def test_sharing_prompts_saves_tokens(sequences: list[Encoded]) -> None:
+    """Two answers to one prompt hold it once (all but the token that predicts each answer)."""
+    plain = forward.count_tokens(batches(sequences))
+    shared = forward.count_tokens(batches(sequences, share_prompts=True))
+    assert plain == sum(map(len, sequences))
+    asked = [s for s in sequences if not s.labels[1]][:12]
+    assert plain - shared >= sum(int(s.labels.nonzero()[0]) - 1 for s in asked)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 64, 300, 5000])
+def test_batch_size_does_not_change_scores(tiny: Any, sequences: list[Encoded], max_tokens: int) -> None:
+    """Order and sums of ``sequence_logprobs`` are those of the sequences given, in batches of any size."""
+    expected = scores(tiny, sequences, max_tokens=1)
+    got = forward.sequence_logprobs(tiny, sequences, precision="float32", max_tokens=max_tokens)
+    sums = torch.stack([expected[id(s)].double().sum() for s in sequences])
+    counts = torch.tensor([float(s.labels.sum()) for s in sequences])
+    assert torch.equal(got[:, 1].float(), counts)
+    assert float(((got[:, 0] - sums) / counts).abs().max()) < SAME
+
+
+def test_padding_is_masked_not_guessed(tiny: Any) -> None:
+    """The tiny model pads with its end-of-text token; a real one, in the middle or last, still counts."""
+    end = WORDS.eos_token_id
+    assert WORDS.pad_token_id == end
+    long = encode(rows({"prompt": "anna </s> ben", "completion": " red </s> blue"}), WORDS, end=True)
+    short = encode(rows({"prompt": "anna", "completion": " red"}), WORDS)
+    by_pad = []
+    for pad in (end, 0, 7):
+        (batch,) = batches([*long, *short], pad_id=pad)
+        assert batch.n_tokens == len(long[0]) + len(short[0])
+        assert int((batch.ids[batch.mask] == end).sum()) == 3, "every real one is attended to"
+        assert int((batch.targets == end).sum()) == 2, "and scored, where it is labelled"
+        with torch.no_grad():
+            by_pad.append(forward.logits(tiny, batch))
+    assert torch.equal(by_pad[0], by_pad[1]) and torch.equal(by_pad[0], by_pad[2])
+
+
+@given(st.lists(st.integers(2, 30), min_size=1, max_size=20), st.integers(1, 200), st.booleans())
+def test_batches_hold_every_sequence_once(lengths: list[int], max_tokens: int, pack: bool) -> None:
+    """Nothing is lost or doubled, targets follow their owners, and no batch is larger than asked for."""
+    made = [Encoded(torch.randint(9, (n,)), torch.arange(n) > 0, i) for i, n in enumerate(lengths)]
+    out = batches(made, max_tokens=max_tokens, pack=pack)
+    assert sorted(id(s) for b in out for s in b.sequences) == sorted(map(id, made))
+    for batch in out:
+        assert batch.ids.numel() <= max(max_tokens, max(lengths))
+        assert int(batch.keep.sum()) == len(batch.targets) == len(batch.owner)
+        for i, s in enumerate(batch.sequences):
+            assert torch.equal(batch.targets[batch.owner == i], s.ids[1:])
+
+
+def test_shuffling_is_seeded_and_private(sequences: list[Encoded]) -> None:
+    """Same seed, same order; other seed or epoch, another one; ``random``'s own state stays as it was."""
+
+    def order(found: Any) -> list[list[int]]:
+        return [[id(s) for s in b.sequences] for b in found]
+
+    state = random.getstate()
+    assert order(batches(sequences, max_tokens=64, seed=1)) == order(batches(sequences, max_tokens=64, seed=1))
+    assert order(batches(sequences, max_tokens=64, seed=1)) != order(batches(sequences, max_tokens=64, seed=2))
+    walk = order(cycle(sequences, max_tokens=64, seed=3, epochs=2))
+    assert walk == order(cycle(sequences, max_tokens=64, seed=3, epochs=2))
+    flat = [i for batch in walk for i in batch]
+    first, second = flat[: len(sequences)], flat[len(sequences) :]
+    assert sorted(first) == sorted(second) == sorted(map(id, sequences)) and first != second
+    assert random.getstate() == state
+
+
+# ------------------------------------------------------------------------------------------ corpora
+
+
+def test_splits_keep_groups_together_and_do_not_depend_on_order() -> None:
+    """Parts are disjoint by group and complete; shuffled rows give the same parts."""
+    made = [{"text": f"t{i}", "group": f"g{i % 30}"} for i in range(90)]
+    parts = rows(*made).split(train=3, test=1)
+    groups = {name: set(part.groups) for name, part in parts.items()}
+    assert groups["train"].isdisjoint(groups["test"]) and len(groups["train"] | groups["test"]) == 30
+    assert abs(len(groups["test"]) - 7.5) <= 0.5 and sum(map(len, parts.values())) == 90
+    random.Random(0).shuffle(made)
+    again = rows(*made).split(train=3, test=1)
+    assert {name: set(part.groups) for name, part in again.items()} == groups
+
+
+@given(st.integers(4, 60), st.integers(0, 10**6))
+def test_another_group_moves_at_most_one(n: int, new: int) -> None:
+    """Splits are stable: adding a group moves at most one other across the border."""
+    made = [{"text": "t", "group": str(i)} for i in range(n)]
+    before = rows(*made).split(a=1, b=1)
+    after = rows(*made, {"text": "t", "group": f"new {new}"}).split(a=1, b=1)
+    assert len(set(before["a"].groups) - set(after["a"].groups)) <= 1
+    assert len(set(before["b"].groups) - set(after["b"].groups)) <= 1
+
+
+def test_the_hash_is_of_the_content() -> None:
+    """Name, source and the order of keys do not matter; text and the order of rows do."""
+    a, b = {"prompt": "p", "completion": "ä"}, {"text": "t"}
+    one = Corpus("one", (a, b), "here").hash
+    assert one == Corpus("two", ({"completion": "ä", "prompt": "p"}, b), "there").hash
+    assert one != Corpus("one", (b, a)).hash
+    assert one != Corpus("one", ({**a, "completion": "a"}, b)).hash
+
+
+LOCAL = [
+    {"prompt": "p 1", "completion": "1984", "group": "007", "note": "NA"},
+    {"prompt": "line one\nline two \u2028 three", "completion": 'a, "b"', "group": "g", "note": ""},
+]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet"])
+def test_local_files_give_their_rows_back(tmp_path: Path, kind: str) -> None:
+    """The same rows from every format, to the letter: numbers, NA and odd line separators stay text."""
+    path = tmp_path / f"mine.{kind}"
+    frame = pd.DataFrame(LOCAL)
+    match kind:
+        case "jsonl":
+            path.write_text("\n".join(json.dumps(r, ensure_ascii=False) for r in LOCAL) + "\n\n", "utf-8")
+        case "json":
+            path.write_text(json.dumps(LOCAL), "utf-8")
+        case "csv":
+            frame.to_csv(path, index=False)
+        case _:
+            frame.to_parquet(path)
+    assert load_corpus(path=path).rows == tuple(LOCAL)
+    assert load_corpus(path=path.name, base=tmp_path, limit=1).rows == tuple(LOCAL[:1])
+
+
+def test_lists_survive_parquet(tmp_path: Path) -> None:
+    """Choices and messages, which data sets on the hub keep in parquet files."""
+    said = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    made = [{"messages": said, "choices": ["a", "b"], "answer": 1}]
+    pd.DataFrame(made).to_parquet(tmp_path / "c.parquet")
+    assert load_corpus(path=tmp_path / "c.parquet").rows == tuple(made)
+
+
+def test_columns_are_mapped_to_ours(tmp_path: Path) -> None:
+    """Theirs are renamed, others kept; two names may even change places."""
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps([{"question": "q", "prompt": "a", "id": "7"}]))
+    got = load_corpus(path=path, columns={"prompt": "question", "completion": "prompt"})
+    assert got.rows == ({"id": "7", "prompt": "q", "completion": "a"},)
+
+
+def test_a_split_is_a_column_of_a_local_file(tmp_path: Path) -> None:
+    """Only its rows; a split that is not there is refused, not silently everything."""
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps([{"text": "a", "split": "train"}, {"text": "b", "split": "test"}]))
+    assert [r["text"] for r in load_corpus(path=path, split="test").rows] == ["b"]
+    with pytest.raises(InputError, match="no split 'dev'.*test, train"):
+        load_corpus(path=path, split="dev")
+
+
+def test_hub_data_sets_pass_config_split_and_revision_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was asked for is in the source line; whatever the library raises becomes one clear line."""
+    import datasets
+
+    seen: list[Any] = []
+
+    def fake(*args: Any, **kwargs: Any) -> list[dict[str, str]]:
+        seen.append((args, kwargs))
+        return [{"body": "t", "split": "something else"}]
+
+    monkeypatch.setattr(datasets, "load_dataset", fake)
+    got = load_corpus(hub="a/b", config="c", split="test", revision="r", columns={"text": "body"})
+    assert seen == [(("a/b", "c"), {"split": "test", "revision": "r"})]
+    assert got.rows[0]["text"] == "t" and got.source == "hub: a/b config=c split=test revision=r"
+
+    def gone(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("first line\nsecond line")
+
+    monkeypatch.setattr(datasets, "load_dataset", gone)
+    with pytest.raises(InputError, match="'a/b'.*'train'.*first line$"):
+        load_corpus(hub="a/b")
+
+
+SAID = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+WRONG_ROWS = [
+    ([], "is empty"),
+    ([{"question": "q"}], r"row 0: columns \['question'\]"),
+    ([{"text": "t"}, {"prompt": "p"}], r"row 1: columns \['prompt'\]"),
+    ([{"prompt": "p", "completion": 7}], "'completion' must be text, got int"),
+    ([{"text": None}], "'text' must be text, got NoneType"),
+    ([{"messages": "hello"}], "'messages' must be a list"),
+    ([{"messages": SAID[:1]}], "at least two"),
+    ([{"messages": [{"from": "human"}, *SAID]}], '"role"'),
+    ([{"text": "t", "choices": ["a", "b"]}], "needs 'answer', an index below 2; got None"),
+    ([{"text": "t", "choices": ["a", "b"], "answer": 2}], "got 2"),
+    ([{"text": "t", "choices": ["a", "b"], "answer": "a"}], "got 'a'"),
+    ([{"text": "t", "choices": None, "answer": 0}], "'choices' must be a list of texts"),
+]
+
+
+@pytest.mark.parametrize(("made", "message"), WRONG_ROWS)
+def test_wrong_rows_are_named(made: list[dict[str, Any]], message: str) -> None:
+    """The row's number and what would be valid; messages of the right shape pass (positive control)."""
+    assert len(rows({"messages": SAID})) == 1
+    with pytest.raises(InputError, match=message):
+        rows(*made)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "exactly one of name, path, hub; got none"),
+        ({"name": "tiny", "path": "x.json"}, r"got \['name', 'path'\]"),
+        ({"name": "treats"}, "unknown corpus 'treats'.*did you mean 'threats'"),
+        ({"name": "tiny", "options": {"part": "forgot"}}, "no part 'forgot'; valid: .*forget"),
+        ({"path": "gone.jsonl"}, "not found: .*gone.jsonl"),
+        ({"path": "file.txt"}, "unknown format '.txt'; known: .jsonl"),
+        ({"path": "broken.json"}, "cannot be read: "),
+        ({"path": "broken.csv"}, "cannot be read: "),
+        ({"path": "broken.parquet"}, "cannot be read: "),
+        ({"path": "object.json"}, "expected a list of objects"),
+        ({"path": "good.json", "columns": {"text": "txet"}}, "no column 'txet'.*nearest: 'text'"),
+        ({"path": "good.json", "columns": {"prompt": "text", "completion": "text2"}}, "must be text"),
+    ],
+)  # fmt: skip
+def test_wrong_requests_are_named(tmp_path: Path, given: dict[str, Any], message: str) -> None:
+    """One line that names the value and the nearest valid one; never a traceback of another library."""
+    for name in ("file.txt", "broken.json", "broken.csv", "broken.parquet"):
+        (tmp_path / name).write_bytes(b"" if name == "broken.csv" else b"{\xff")
+    (tmp_path / "object.json").write_text('{"text": "t"}')
+    (tmp_path / "good.json").write_text('[{"text": "t", "text2": "u"}, {"text": "t"}]')
+    with pytest.raises(InputError, match=message) as error:
+        load_corpus(**given, base=tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("completion", ["", "   ", "</s>", "<s> </s>"])
+def test_a_row_with_nothing_to_score_is_refused(completion: str) -> None:
+    """Empty or only special tokens; the row is named. One real token is enough (positive control)."""
+    encode(rows({"prompt": "p", "completion": "red"}), WORDS)
+    with pytest.raises(InputError, match="row 0: no token to score"):
+        encode(rows({"prompt": "p", "completion": completion}), WORDS)

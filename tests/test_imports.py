@@ -1,0 +1,157 @@
+"""Imports only go down: the order of the parts, read from the source of every module."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# low to high; the modules of one line may import each other
+ORDER = [
+    "hooklearn.types hooklearn.callable_module",
+    # config knows the types only; methods and attacks have their options checked by it
+    "hooklearn.linalg hooklearn.losses hooklearn.config",
+    "hooklearn.data hooklearn.tiny_world hooklearn.corpora hooklearn.store "
+    "hooklearn.builtin hooklearn.plain hooklearn.models",
+    "hooklearn.forward",
+    "hooklearn.lora hooklearn.train",
+    "hooklearn.measure",
+    "hooklearn.locate",
+    "hooklearn.edit",
+    "hooklearn.attack",
+    "hooklearn.organisms",
+    "hooklearn.experiment hooklearn.recipes hooklearn.api",
+    "analysis.tables analysis.style",
+    "analysis.scores",
+    "analysis.measures",
+    "analysis.rules",
+    "analysis.doubts",
+    "analysis.verdict",
+    "analysis.compare analysis.outcome",
+    "analysis.plots analysis.markup",
+    "analysis.sections",
+    "analysis.report",
+    "analysis.evidence analysis.explorer",
+    "hooklearn.console hooklearn.estimate hooklearn.located hooklearn.job hooklearn.doctor "
+    "hooklearn.cli_tools hooklearn.cli",
+]
+LEVEL = {module: level for level, line in enumerate(ORDER) for module in line.split()}
+
+# the public names are looked up when first used, so that importing the package loads nothing
+FACADES = ("hooklearn", "analysis")
+# ``hooklearn.attack`` is a package and a verb; the verb needs everything, the package must not
+VERBS = {("hooklearn.attack", "hooklearn.api")}
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(p): p for package in FACADES for p in sorted((ROOT / package).rglob("*.py"))}
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Every module that a tree imports, also inside functions; not for type checking only."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            inside = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in MODULES else str(node.module) for name in inside)
+        else:
+            yield from imported(node)
+
+
+ARROWS = [
+    (module, target)
+    for module, path in MODULES.items()
+    for target in dict.fromkeys(imported(ast.parse(path.read_text(encoding="utf-8"))))
+]
+
+
+def place(module: str) -> str | None:
+    """The entry of ORDER that a module belongs to."""
+    return next((m for m in (module, module.rpartition(".")[0]) if m in LEVEL), None)
+
+
+def upward(arrows: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    found = []
+    for module, target in arrows:
+        a, b = place(module), place(target)
+        if a and b and LEVEL[b] > LEVEL[a] and (a, b) not in VERBS:
+            found.append((module, target))
+    return found
+
+
+def test_every_module_has_a_place() -> None:
+    """A new module is given a line in ORDER before it imports anything."""
+    assert [m for m in MODULES if m not in FACADES and place(m) is None] == []
+
+
+def test_no_import_runs_up() -> None:
+    """Also lazy imports count; an arrow against the order is noticed (positive control)."""
+    assert len(ARROWS) > 100
+    assert upward(ARROWS) == []
+    assert upward([("hooklearn.linalg", "hooklearn.models")]) != []
+    assert upward([("hooklearn.edit.natural", "hooklearn.attack.curve")]) != []
+
+
+def test_siblings_do_not_know_each_other() -> None:
+    """edit, attack and organisms share what is below them and nothing else."""
+    siblings = {"hooklearn.edit", "hooklearn.attack", "hooklearn.organisms"}
+    pairs = {(place(a), place(b)) for a, b in ARROWS}
+    assert not [p for p in pairs if siblings >= set(p) and p[0] != p[1]]
+
+
+def test_the_two_packages_meet_in_one_place() -> None:
+    """Only the command line sees analysis; analysis sees the border types and nothing else of hooklearn."""
+    up = {a for a, b in ARROWS if b.split(".")[0] == "analysis" and a.startswith("hooklearn")}
+    assert up == {"hooklearn.cli"}
+    down = {b for a, b in ARROWS if a.startswith("analysis") and b.startswith("hooklearn")}
+    assert down == {"hooklearn.types"}
+
+
+def test_one_module_knows_transformer_lens() -> None:
+    """So a change of TransformerLens is a change of models.py."""
+    assert {a for a, b in ARROWS if b.split(".")[0] == "transformer_lens"} == {"hooklearn.models"}
+
+
+@pytest.mark.parametrize("package", ["hooklearn", "analysis", "hooklearn.cli"])
+def test_importing_loads_neither_torch_nor_transformer_lens(package: str) -> None:
+    """Importing TransformerLens takes seconds; ``--help`` must not. models does load both (the control)."""
+    code = f"import {package}, sys; print(*sorted(sys.modules.keys() & {{'torch', 'transformer_lens'}}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.split() == []
+    importlib.import_module("hooklearn.models")
+    assert sys.modules.keys() >= {"torch", "transformer_lens"}
+
+
+@pytest.mark.parametrize("package", FACADES)
+def test_every_public_name_is_there(package: str) -> None:
+    """Names that are looked up lazily exist; an unknown one is an AttributeError that says so."""
+    module = importlib.import_module(package)
+    missing = [n for n in module.__all__ if not hasattr(module, n)]
+    assert missing == [] and set(module.__all__) <= set(dir(module))
+    with pytest.raises(AttributeError, match="no_such_name"):
+        module.no_such_name  # noqa: B018
+
+
+def test_packages_named_for_verbs_stay_verbs() -> None:
+    """Importing ``hooklearn.edit`` puts a module in the place of the function; it is called all the same."""
+    import hooklearn
+
+    for verb in ("locate", "edit", "attack"):
+        importlib.import_module(f"hooklearn.{verb}")
+        with pytest.raises(TypeError, match="missing .* required"):
+            getattr(hooklearn, verb)()

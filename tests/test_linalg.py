@@ -1,0 +1,339 @@
+"""The linear algebra, as theorems. Tolerances are relative to the largest number in play."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from hooklearn import linalg
+from hooklearn.linalg import Moments
+from hooklearn.types import InputError, NumericalError
+
+SINGLE = 2e-5
+"""float32 sums over at most a few hundred products: some hundred roundings of 6e-8."""
+DOUBLE = 1e-9
+"""float64, through factorisations of matrices with a condition number below 1e5."""
+
+seeds = st.integers(0, 2**31)
+sizes = st.integers(2, 12)
+kinds = st.sampled_from(["soft", "quadratic", "hard"])
+
+
+def randn(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def spd(d: int, seed: int) -> Tensor:
+    """Positive definite, float64, condition number at most some thousands."""
+    a = randn(d, 2 * d, seed=seed, dtype=torch.float64)
+    return a @ a.T / d + 0.1 * torch.eye(d, dtype=torch.float64)
+
+
+def with_spectrum(values: Tensor, d_out: int, d_in: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(matrix, U, V) with exactly these singular values."""
+    k = len(values)
+    u, v = linalg.random_basis(d_out, k, seed), linalg.random_basis(d_in, k, seed + 1)
+    return (u * values) @ v.T, u, v
+
+
+def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    scale = max(float(a.abs().max()), float(b.abs().max()), 1e-30)
+    return float((a - b).abs().max()) <= tolerance * scale
+
+
+def sine(a: Tensor, b: Tensor) -> float:
+    """Sine of the largest principal angle; unlike arccos it resolves small angles."""
+    a, b = a.double(), b.double()
+    return float(torch.linalg.matrix_norm(b - a @ (a.T @ b), ord=2))
+
+
+# ------------------------------------------------------------------------------------------- moments
+
+
+@given(seeds, sizes, st.lists(st.integers(0, 9), min_size=1, max_size=5))
+def test_streamed_moments_are_batch_moments(seed: int, d: int, lengths: list[int]) -> None:
+    """Rows added batch by batch, empty batches included, give the moments of all rows at once."""
+    rows = randn(sum(lengths), d, seed=seed)
+    streamed = Moments.zero(d)
+    for part in rows.split(lengths):
+        streamed = streamed.add_(part)
+    assert streamed.n == len(rows)
+    assert close(streamed.sum, rows.sum(0), SINGLE)
+    assert close(streamed.second, rows.T @ rows, SINGLE)
+    if len(rows) > 1:
+        expected = torch.cov(rows.T, correction=0).reshape(d, d)
+        assert close(streamed.covariance(), expected, 10 * SINGLE), "a difference of like numbers"
+
+
+@given(seeds, sizes)
+def test_merging_moments_is_concatenating_data(seed: int, d: int) -> None:
+    """merge is commutative bit for bit, associative up to rounding, zero is neutral."""
+    a, b, c = (Moments.zero(d).add_(randn(n, d, seed=seed + n)) for n in (3, 5, 1))
+    ab, ba = a.merge(b), b.merge(a)
+    assert torch.equal(ab.second, ba.second) and torch.equal(ab.sum, ba.sum) and ab.n == ba.n == 8
+    left, right = ab.merge(c), a.merge(b.merge(c))
+    assert left.n == right.n and close(left.second, right.second, SINGLE)
+    assert torch.equal(a.merge(Moments.zero(d)).second, a.second)
+
+
+def test_moments_accumulate_half_precision_in_float32() -> None:
+    """4096 ones in bfloat16 sum to 4096; a bfloat16 accumulator would stop at 256 (the positive control)."""
+    rows = torch.ones(4096, 1, dtype=torch.bfloat16)
+    control = torch.zeros((), dtype=torch.bfloat16)
+    for row in rows:
+        control += row[0]
+    assert float(control) == 256
+    assert float(Moments.zero(1).add_(rows).second) == 4096
+
+
+@given(seeds, st.integers(2, 10), st.integers(1, 10))
+def test_energy_is_a_share(seed: int, d: int, rank: int) -> None:
+    """All energy lies in the whole space; two complementary subspaces share it."""
+    moments = Moments.zero(d).add_(randn(20, d, seed=seed))
+    basis = linalg.random_basis(d, d, seed)
+    k = min(rank, d - 1)
+    assert moments.energy(basis) == pytest.approx(1, abs=SINGLE)
+    assert moments.energy(basis[:, :k]) + moments.energy(basis[:, k:]) == pytest.approx(1, abs=SINGLE)
+
+
+def test_energy_of_nothing_is_not_measured() -> None:
+    """No data: NaN, never 0."""
+    energy = Moments.zero(3).energy(torch.eye(3)[:, :1])
+    assert energy != energy
+
+
+# ---------------------------------------------------------------------------------------- projection
+
+
+@given(seeds, sizes, sizes, st.integers(1, 6))
+def test_projectors_are_idempotent_and_symmetric(seed: int, d_out: int, d_in: int, rank: int) -> None:
+    """P = Q Q^T is symmetric and P P = P; projecting an update twice is projecting it once."""
+    x = linalg.random_basis(d_in, min(rank, d_in), seed)
+    g = linalg.random_basis(d_out, min(rank, d_out), seed + 1)
+    p = linalg.project(torch.eye(d_in), x, None)
+    assert close(p, p.T, SINGLE) and close(p @ p, p, SINGLE)
+    once = linalg.project(randn(d_out, d_in, seed=seed), x, g)
+    assert close(linalg.project(once, x, g), once, SINGLE)
+
+
+@given(seeds, sizes, sizes, st.integers(1, 6))
+def test_projecting_every_token_is_projecting_the_sum(seed: int, d_out: int, d_in: int, rank: int) -> None:
+    """sum_t (P g_t)(P x_t)^T = P_g (sum_t g_t x_t^T) P_x: one projection of the sum will do."""
+    x, g = randn(7, d_in, seed=seed), randn(7, d_out, seed=seed + 1)
+    qx, qg = linalg.random_basis(d_in, min(rank, d_in), seed), linalg.random_basis(d_out, 1, seed)
+    per_token = (g @ qg @ qg.T).T @ (x @ qx @ qx.T)
+    assert close(per_token, linalg.project(g.T @ x, qx, qg), SINGLE)
+
+
+@given(seeds, st.integers(3, 12), st.integers(3, 12))
+def test_escape_certifies_containment(seed: int, d_out: int, d_in: int) -> None:
+    """Escape is 0 inside and for a zero update; what has a part outside escapes by its share."""
+    x, g = linalg.random_basis(d_in, d_in, seed), linalg.random_basis(d_out, d_out, seed + 1)
+    inside = g[:, :1] @ x[:, :1].T
+    assert linalg.escape(inside, x[:, :2], g[:, :2]) < SINGLE
+    assert linalg.escape(torch.zeros(d_out, d_in), x[:, :1], None) == 0
+    outside = g[:, :1] @ x[:, 2:3].T
+    assert linalg.escape(3 * inside + 4 * outside, x[:, :2], g[:, :2]) == pytest.approx(0.8, abs=SINGLE)
+    assert linalg.escape(outside, x[:, :2], None) == pytest.approx(1, abs=SINGLE)
+
+
+@given(seeds, sizes, st.integers(1, 6))
+def test_orthonormal_keeps_the_span(seed: int, d: int, rank: int) -> None:
+    """qr(E).Q is orthonormal, spans what E spans, and its largest coordinates are positive."""
+    e = randn(d, min(rank, d), seed=seed)
+    q = linalg.orthonormal(e)
+    assert close(q.T @ q, torch.eye(q.shape[1]), SINGLE)
+    assert close(q @ (q.T @ e), e, SINGLE)
+    assert bool((q.gather(0, q.abs().argmax(0, keepdim=True)) > 0).all())
+
+
+@given(seeds, sizes)
+def test_random_basis_is_seeded_and_leaves_the_global_generator_alone(seed: int, d: int) -> None:
+    """Same seed, same basis; another seed, another one; ``torch.manual_seed`` users notice nothing."""
+    state = torch.random.get_rng_state()
+    one, two = linalg.random_basis(d, 2, seed), linalg.random_basis(d, 2, seed)
+    assert torch.equal(one, two)
+    assert not torch.equal(one, linalg.random_basis(d, 2, seed + 1))
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+@given(seeds, st.integers(3, 10))
+def test_pca_gives_eigenvectors_largest_first(seed: int, d: int) -> None:
+    """M v = lambda v, values fall, and the sign of the data's eigenvectors does not show."""
+    second = spd(d, seed)
+    vectors, values = linalg.pca(second, 3)
+    assert close(second @ vectors, vectors * values, DOUBLE)
+    assert bool((values.diff() <= 0).all())
+    assert torch.equal(linalg.sign_fixed(-vectors), vectors)
+
+
+def test_principal_cosines() -> None:
+    """1 for a shared direction, cos(angle) for a tilted one, 0 for an orthogonal one."""
+    angle = torch.tensor(0.3)
+    a = torch.eye(4)[:, :3]
+    b = torch.stack([torch.eye(4)[0], torch.tensor([0, angle.cos(), 0, angle.sin()])], 1)
+    expected = torch.tensor([1.0, float(angle.cos())], dtype=torch.float64)
+    assert close(linalg.principal_cosines(a, b), expected, SINGLE)
+    assert float(linalg.principal_cosines(a[:, :1], a[:, 1:2])) == 0
+
+
+# ----------------------------------------------------------------------------------- spectral filter
+
+
+@given(seeds, sizes, sizes, kinds, st.sampled_from(["both", "x", "g"]))
+def test_rank_zero_is_the_identity_bit_for_bit(seed: int, d_out: int, d_in: int, kind, sides) -> None:
+    """RepSelect without components *is* the plain update."""
+    update = randn(d_out, d_in, seed=seed)
+    assert torch.equal(linalg.spectral_filter(update, 0, kind=kind, sides=sides), update)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sides", "expected"),
+    [
+        ("soft", "both", lambda s, k: s[k - 1] ** 2 / s),
+        ("soft", "x", lambda s, k: s[k - 1].expand_as(s)),
+        ("soft", "g", lambda s, k: s[k - 1].expand_as(s)),
+        ("quadratic", "both", lambda s, k: s[k - 1] ** 4 / s**3),
+        ("quadratic", "x", lambda s, k: s[k - 1] ** 2 / s),
+        ("hard", "both", lambda s, k: 0 * s),
+        ("hard", "x", lambda s, k: 0 * s),
+    ],
+)
+@given(seed=seeds, k=st.integers(1, 5), transposed=st.booleans())
+def test_what_the_filter_does_to_the_spectrum(kind, sides, expected, seed, k, transposed) -> None:
+    """The closed forms of METHODS: the top k of the spectrum are mapped, the tail is unchanged."""
+    s = 1.6 ** -torch.arange(6.0)
+    d_out, d_in = (9, 7) if transposed else (7, 9)
+    update, u, v = with_spectrum(s, d_out, d_in, seed)
+    mapped = torch.cat([expected(s[:k], k), s[k:]])
+    assert close(linalg.spectral_filter(update, k, kind=kind, sides=sides), (u * mapped) @ v.T, SINGLE)
+
+
+@given(seeds, st.integers(1, 4))
+def test_hard_collapse_removes_the_components(seed: int, k: int) -> None:
+    """basis^T out = 0 on both sides, and filtering again changes nothing; before, they held the energy."""
+    update, u, v = with_spectrum(3.0 ** -torch.arange(6.0), 8, 8, seed)
+    out = linalg.spectral_filter(update, k, kind="hard", basis_of=update)
+    assert float((u[:, :k].T @ update).norm()) > 0.9
+    assert float((u[:, :k].T @ out).norm()) < SINGLE and float((out @ v[:, :k]).norm()) < SINGLE
+    assert close(linalg.spectral_filter(out, k, kind="hard", basis_of=update), out, SINGLE)
+
+
+@given(seeds, st.integers(1, 4))
+def test_components_may_come_from_another_matrix(seed: int, k: int) -> None:
+    """Hard collapse along the retain gradient leaves nothing of its top components, whatever the update."""
+    update, other = randn(6, 8, seed=seed), randn(6, 8, seed=seed + 1)
+    u, _, vh = torch.linalg.svd(other, full_matrices=False)
+    out = linalg.spectral_filter(update, k, kind="hard", basis_of=other)
+    assert float((u[:, :k].T @ out).norm()) < 10 * SINGLE and float((out @ vh[:k].T).norm()) < 10 * SINGLE
+
+
+@given(seeds, st.integers(4, 20))
+def test_the_rank_is_clamped_to_the_numerical_rank(seed: int, rank: int) -> None:
+    """A rank-3 update filtered at any higher rank is filtered at 3; unclamped it would all but vanish."""
+    update, u, v = with_spectrum(torch.tensor([4.0, 2.0, 1.0]), 10, 8, seed)
+    assert linalg.numerical_rank(torch.linalg.svdvals(update), (10, 8)) == 3
+    out = linalg.spectral_filter(update, rank)
+    assert torch.equal(out, linalg.spectral_filter(update, 3))
+    assert float(torch.linalg.svdvals(out)[0]) == pytest.approx(1, abs=SINGLE)
+
+
+def test_a_zero_update_stays_zero_and_a_negative_rank_is_refused() -> None:
+    assert torch.equal(linalg.spectral_filter(torch.zeros(3, 4), 2), torch.zeros(3, 4))
+    with pytest.raises(InputError, match="-1"):
+        linalg.spectral_filter(torch.zeros(3, 4), -1)
+
+
+@given(seeds, st.floats(0.05, 3), st.booleans())
+def test_whitened_update_is_the_smooth_filter(seed: int, tau: float, transposed: bool) -> None:
+    """tau^2 (G G^T + tau^2)^-1 G = U diag(tau^2 s / (s^2 + tau^2)) V^T, for wide and for tall updates."""
+    s = 2.0 ** -torch.arange(5.0)
+    update, u, v = with_spectrum(s, 5, 9, seed)
+    expected = (u * (tau**2 * s / (s**2 + tau**2))) @ v.T
+    if transposed:
+        update, expected = update.T, expected.T
+    # the Gram matrix squares a condition number of up to 1 / tau = 20
+    assert close(linalg.whitened_update(update, tau), expected, 400 * SINGLE)
+
+
+# ----------------------------------------------------------------------- metrics and eigenproblems
+
+
+@given(seeds, st.integers(2, 8), st.integers(1, 8))
+def test_generalised_eigenvectors(seed: int, d: int, rank: int) -> None:
+    """F E = R E diag(v), E^T R E = I, values fall, and the values are the ratios of the two energies."""
+    forget, retain, k = spd(d, seed), spd(d, seed + 1), min(rank, d)
+    e, values = linalg.generalised_eigh(forget, retain, k)
+    assert e.shape == (d, k) and bool((values.diff() <= 0).all())
+    assert close(e.T @ retain @ e, torch.eye(k, dtype=torch.float64), DOUBLE)
+    assert close(forget @ e, retain @ e * values, DOUBLE)
+    ratios = (e * (forget @ e)).sum(0) / (e * (retain @ e)).sum(0)
+    assert close(ratios, values, DOUBLE)
+
+
+@given(seeds, st.integers(2, 8))
+def test_all_generalised_eigenvectors_are_the_inverse_metric(seed: int, d: int) -> None:
+    """E E^T = R^-1 with all of them, whatever F is; with fewer it is not (positive control)."""
+    forget, retain = spd(d, seed), spd(d, seed + 1)
+    e, _ = linalg.generalised_eigh(forget, retain, d)
+    assert close(e @ e.T, torch.linalg.inv(retain), DOUBLE)
+    fewer, _ = linalg.generalised_eigh(forget, retain, d - 1)
+    assert not close(fewer @ fewer.T, torch.linalg.inv(retain), 1e-3)
+
+
+@given(seeds, st.integers(2, 6), st.integers(2, 6))
+def test_precondition_is_the_inverse_kronecker_fisher(seed: int, d_out: int, d_in: int) -> None:
+    """B^-1 C A^-1, and the same as solving with the dense (B (x) A) on the flattened update."""
+    a, b = spd(d_in, seed), spd(d_out, seed + 1)
+    c = randn(d_out, d_in, seed=seed, dtype=torch.float64)
+    fa, fb = linalg.cholesky(a), linalg.cholesky(b)
+    out = linalg.precondition(c, fa, fb)
+    assert close(out, torch.linalg.inv(b) @ c @ torch.linalg.inv(a), DOUBLE)
+    dense = torch.linalg.solve(torch.kron(b, a), c.flatten())
+    assert close(out, dense.view(d_out, d_in), DOUBLE)
+    assert close(linalg.precondition(c, fa, None), c @ torch.linalg.inv(a), DOUBLE)
+    assert close(linalg.precondition(c, None, fb), torch.linalg.inv(b) @ c, DOUBLE)
+    assert torch.equal(linalg.precondition(c, None, None), c)
+
+
+@given(seeds, sizes, st.floats(1e-4, 1))
+def test_damping_is_relative_to_the_mean_eigenvalue(seed: int, d: int, damping: float) -> None:
+    """Scaling the data scales the damped matrix; a zero matrix becomes barely positive, not singular."""
+    m = spd(d, seed)
+    assert close(linalg.damped(5 * m, damping), 5 * linalg.damped(m, damping), DOUBLE)
+    rise = torch.linalg.eigvalsh(linalg.damped(m, damping)) - torch.linalg.eigvalsh(m)
+    assert close(rise, (damping * m.trace() / d).expand(d), 1e-6)
+    assert float(linalg.damped(torch.zeros(d, d), damping).diagonal().min()) > 0
+
+
+def test_cholesky_names_the_eigenvalues_of_what_it_refuses() -> None:
+    """Indefinite: a NumericalError with its name and both ends of the spectrum; else the factor."""
+    factor = linalg.cholesky(spd(4, 0))
+    assert close(factor @ factor.T, spd(4, 0), DOUBLE)
+    with pytest.raises(NumericalError, match=r"retain moments .*-1\.00e\+00 \.\. 2\.00e\+00.*damping"):
+        linalg.cholesky(torch.diag(torch.tensor([2.0, -1.0])), "retain moments")
+
+
+def test_contrast_finds_a_planted_concept_that_pca_misses() -> None:
+    """Three quiet directions that only forget data use, under a loud shared background.
+
+    The retain-whitened eigenproblem finds them to 1e-3 (damping times sampling noise over background leaves
+    some 6e-4); the top principal components are background, at right angles to the concept.
+    """
+    d, n, loud = 40, 12_000, 2.0
+    basis = linalg.random_basis(d, 23, 0)
+    background, concept = basis[:, :20], basis[:, 20:]
+    forget, retain = Moments.zero(d), Moments.zero(d)
+    for batch in range(4):
+        shared = loud * randn(n // 4, 20, seed=batch) @ background.T
+        forget = forget.add_(shared + randn(n // 4, 3, seed=100 + batch) @ concept.T)
+        retain = retain.add_(loud * randn(n // 4, 20, seed=200 + batch) @ background.T)
+    metric = linalg.damped(retain.mean_second(), 0.01)
+    found, values = linalg.generalised_eigh(forget.mean_second(), metric, 4)
+    assert sine(concept, linalg.orthonormal(found[:, :3])) < 1e-3
+    assert float(values[2]) > 3 * float(values[3]), "and the spectrum says that there are three"
+    loudest, _ = linalg.pca(forget.mean_second(), 3)
+    assert sine(concept, loudest) > 0.99

@@ -1,0 +1,141 @@
+"""Figures: every one of them from any run, in one style, and without touching matplotlib's state."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from runs import Drawn, flat, rising, write_run
+
+from analysis import plots, style
+from analysis.tables import Run, read_run
+from analysis.verdict import judge
+
+FIGURES = {
+    "curves": plots.curves,
+    "samples_rate": plots.samples_rate,
+    "separation_map": lambda run: plots.separation_map(run.locate),
+    "trace": plots.trace,
+    "verdict_strip": plots.verdict_strip,
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """All arms; attacks with steps, without, and with several settings; three seeds."""
+    run = read_run(write_run(tmp_path_factory.mktemp("runs") / "whole", items=12))
+    return replace(run, verdict=judge(run, write=False).to_dict())
+
+
+def texts(figure: Figure) -> set[str]:
+    figure.canvas.draw()
+    return {t.get_text() for t in figure.findobj(matplotlib.text.Text)}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_is_returned_and_no_global_state_is_touched(run: Run, name: str) -> None:
+    before = dict(matplotlib.rcParams)
+    figure = FIGURES[name](run)
+    figure.canvas.draw()
+    assert isinstance(figure, Figure)
+    assert dict(matplotlib.rcParams) == before
+    from matplotlib import pyplot
+
+    assert pyplot.get_fignums() == [], "pyplot knows the figure: it would be kept and shown"
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_nothing_measured_is_said_not_raised(run: Run, name: str) -> None:
+    frames = ("curves", "items", "trace", "locate", "evidence")
+    nothing = replace(run, verdict=None, **{f: getattr(run, f)[:0] for f in frames})
+    assert any("no" in text for text in texts(FIGURES[name](nothing)))
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_nan_everywhere_does_not_break_a_figure(run: Run, name: str) -> None:
+    def blank(frame: pd.DataFrame) -> pd.DataFrame:
+        return frame.assign(**{c: np.nan for c in frame.select_dtypes("float")})
+
+    frames = {f: blank(getattr(run, f)) for f in ("curves", "trace", "locate", "evidence")}
+    FIGURES[name](replace(run, **frames)).canvas.draw()
+
+
+def test_one_panel_per_attack_and_setting(run: Run) -> None:
+    figure = plots.curves(run, "preference")
+    attacks = run.curves[run.curves["attack"] != "none"]
+    assert len(figure.axes) == len(attacks.groupby(["attack", "setting"]))
+    assert all(ax.get_xlabel() and ax.get_ylabel() for ax in figure.axes)
+    assert {"edited", "original", "never", "matched"} <= texts(figure), "lines carry their names"
+
+
+def test_an_attack_without_steps_is_drawn_from_before_to_after(run: Run) -> None:
+    panels = plots.curve_panels(plots.curve_rows(run, "preference"))
+    few_shot = panels["few-shot", ""]
+    edited = plots.pooled(few_shot[few_shot["arm"] == "edited"])
+    assert edited["step"].tolist() == [-1, 0]
+    assert edited["value"].tolist() == pytest.approx([0.1, 0.15])
+    assert {"before", "after"} <= texts(plots.curves(run, "preference"))
+
+
+def test_axis_marks_steps_at_log2_of_one_plus_step(run: Run) -> None:
+    axes = plots.curves(run).axes[0]
+    labels = {t.get_text(): t.get_position()[0] for t in axes.get_xticklabels()}
+    assert labels["0"] == 0
+    assert labels["64"] == pytest.approx(np.log2(65))
+
+
+def test_no_never_arm_one_seed_and_many_attacks(tmp_path) -> None:
+    arms = {"edited": rising(0.1, 0.6, 4), "original": flat(0.8, 4)}
+    attacks = [Drawn(f"attack-{i}", arms, f"lr={i}") for i in range(9)]
+    run = read_run(write_run(tmp_path / "many", attacks=attacks, seeds=[3], items=6))
+    figure = plots.curves(run)
+    assert len(figure.axes) == 9
+    assert "never" not in texts(figure)
+
+
+def test_dollar_signs_in_names_are_not_mathematics(tmp_path) -> None:
+    arms = {"edited": flat(0.1, 3), "original": flat(0.8, 3), "never": flat(0.1, 3)}
+    run = read_run(write_run(tmp_path / "dollar", attacks=[Drawn("a$_", arms, r"$\frac$")]))
+    for figure in (plots.curves(run), plots.samples_rate(run)):
+        figure.canvas.draw()
+
+
+def test_pooled_adds_the_spread_of_seeds_to_the_error_of_items() -> None:
+    rows = pd.DataFrame({"arm": "edited", "step": 0, "value": [0.2, 0.4], "stderr": [0.03, 0.03], "n": 50})
+    (one,) = plots.pooled(rows).itertuples()
+    assert one.value == pytest.approx(0.3)
+    assert one.stderr == pytest.approx(np.sqrt(0.03**2 + 0.02 / 2))
+    assert (one.n, one.seeds) == (50, 2)
+    lone = plots.pooled(rows.assign(stderr=np.nan)[:1])
+    assert np.isnan(lone["stderr"].item()), "one seed and no item error: unknown, not 0"
+
+
+def test_sampled_rate_counts_all_seeds_and_has_an_interval_at_zero(run: Run) -> None:
+    table = plots.rate_table(run)
+    start = table[(table["attack"] == "none") & (table["arm"] == "original")].iloc[0]
+    rows = run.curves.query("attack == 'none' and arm == 'original' and metric == 'sampled' and split == 'heldout'")
+    assert start["n"] == rows["n"].sum()
+    assert start["rate"] == pytest.approx(rows["value"].mean())
+    low, high = plots.wilson(0, 20)
+    assert low == 0
+    assert 0.1 < high < 0.2
+
+
+def test_labels_are_spread_no_more_than_needed() -> None:
+    assert style.spread([0.1, 0.9], 0.1) == pytest.approx([0.1, 0.9])
+    moved = style.spread([0.5, 0.5, 0.52], 0.1)
+    assert sorted(np.diff(sorted(moved))) == pytest.approx([0.1, 0.1])
+    assert np.mean(moved) == pytest.approx(np.mean([0.5, 0.5, 0.52]))
+
+
+def test_separation_is_above_its_null_and_not_the_best_of_fitters(run: Run) -> None:
+    table = plots.separation(run.locate)
+    assert table["above_null"].tolist() == pytest.approx((table["auc"] - 0.5).tolist())
+    assert table["energy_ratio"].tolist() == pytest.approx([3.0] * len(table))
+    worse = run.locate.assign(fitter="other", auc=0.5)
+    both = plots.separation(pd.concat([run.locate, worse]))
+    assert (both["above_null"] < table["above_null"]).all()

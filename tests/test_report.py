@@ -1,0 +1,308 @@
+"""The report: safe, self-contained, complete, and with the numbers of the run folder."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from runs import Drawn, flat, write_run
+
+from analysis import markup
+from analysis.report import VERDICTS, report
+from analysis.tables import markdown, read_run, summary_table
+from hooklearn.types import InputError
+
+EVIL = "<script>alert(1)</script> \x1b[31mred\x1b[0m \u202egnp.exe <img src=http://x.test/a> | **b**"
+LONG = "I know where you park. " * 500
+FETCHING = {"src", "srcset", "href", "xlink:href", "action", "data", "poster", "background"}
+
+
+class Page(HTMLParser):
+    """What a browser would see: tags, addresses, ids, visible text and the first table's cells."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.ids: list[str] = []
+        self.text = ""
+        self.rows: list[list[str]] = []
+        self._cell = False
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [str(v) for k, v in attrs if k in FETCHING]
+        self.ids += [str(v) for k, v in attrs if k == "id"]
+        assert not [k for k, _ in attrs if k.startswith("on")], "event handlers are scripts"
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self._cell = True
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th"):
+            self._cell = False
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self._cell:
+            self.rows[-1][-1] += data.strip()
+
+
+def write(folder: Path, **how) -> Path:
+    """A run of which item 0 says what a page must survive, and item 1 far too much."""
+    write_run(folder, items=12, **how)
+    lines = (folder / "samples.jsonl").read_text("utf-8").splitlines()
+    samples = [json.loads(line) for line in lines]
+    for s in samples:
+        said = {0: EVIL, 1: LONG}.get(s["item"], s["completion"])
+        s |= {"completion": said, "prompt": f"{s['prompt']} <b>&amp;</b>"}
+    text = "\n".join(json.dumps(s) for s in samples)
+    (folder / "samples.jsonl").write_text(text, "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write(tmp_path_factory.mktemp("runs") / "whole")
+    assert report(folder) == folder / "report.html"
+    return folder
+
+
+@pytest.fixture(scope="module")
+def html(folder: Path) -> str:
+    return (folder / "report.html").read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(html: str) -> Page:
+    return Page(html)
+
+
+def quick(folder: Path, **how) -> Path:
+    """A run with one attack and one metric: its report takes a moment only."""
+    arms = how.pop("arms", {"edited": flat(0.1), "original": flat(0.8), "never": flat(0.1)})
+    return write(folder, arms=arms, metrics=["sampled"], splits=["heldout"], **how)
+
+
+# ------------------------------------------------------------------------------------------ safety
+
+
+def test_what_a_model_says_stays_text(html: str, page: Page) -> None:
+    assert "<script>alert(1)</script>" in page.text
+    assert "script" not in page.tags
+    assert "&lt;script&gt;alert(1)" in html
+    assert "␛[31mred" in page.text, "a terminal escape is shown, not sent"
+    assert "‹U+202E›" in page.text, "a direction override is shown, not obeyed"
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", html)
+
+
+def test_the_page_asks_nobody_for_anything(html: str, page: Page) -> None:
+    assert [a for a in page.addresses if not a.startswith(("#", "data:"))] == []
+    assert not {"script", "link", "iframe", "object", "embed", "form", "base"} & set(page.tags)
+    style = html.partition("<style>")[2].partition("</style>")[0]
+    assert "url(" not in style
+    assert "@import" not in style
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    assert f'http-equiv="Content-Security-Policy" content="{policy}"' in html
+    addresses = html.replace("http://x.test", "")
+    assert "http:" not in addresses
+    assert "https:" not in addresses
+
+
+def test_the_page_is_small_and_its_anchors_lead_somewhere(html: str, page: Page) -> None:
+    assert len(html.encode()) < 5_000_000
+    assert len(page.ids) == len(set(page.ids)), "ids of figures must not meet"
+    anchors = [a[1:] for a in page.addresses if a.startswith("#")]
+    assert set(anchors) <= set(page.ids)
+    used = set(re.findall(r"url\(#([^)]+)\)", html))
+    assert used <= set(page.ids), "every clip path belongs to a figure of this page"
+
+
+def test_a_long_sample_is_cut_and_says_so(page: Page) -> None:
+    assert f"{markup.CLIP:,} of {len(LONG):,} characters shown" in page.text
+    assert LONG not in page.text
+
+
+def test_redact_hides_every_text(tmp_path: Path) -> None:
+    folder = quick(tmp_path / "run")
+    report(folder, redact=True, out=tmp_path / "out")
+    assert not (folder / "report.html").exists()
+    for name in ("report.html", "report.md"):
+        text = (tmp_path / "out" / name).read_text("utf-8")
+        for said in ("alert(1)", "where you park", "What about number", "model says"):
+            assert said not in text
+        assert "redacted" in text
+        assert f"{len(LONG):,} characters" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\x00b", "a␀b"),
+        ("\x9b31m", "‹U+009B›31m"),
+        ("zero\u200bwidth", "zero‹U+200B›width"),
+        ("\ud800", "‹U+D800›"),
+        ("two\nlines\tand é 猫 🦊", "two\nlines\tand é 猫 🦊"),
+        ("no\u00a0break", "no break"),
+    ],
+)
+def test_invisible_characters_become_visible(text: str, shown: str) -> None:
+    assert markup.visible(text) == shown
+
+
+# --------------------------------------------------------------------------------------- numbers
+
+
+def test_the_table_has_the_numbers_of_the_curves(folder: Path, page: Page) -> None:
+    """Recomputed here from curves.parquet, not by the function that the report uses."""
+    curves = read_run(folder).curves.query("split == 'heldout'")
+    names = {"completion": "completion probability", "sampled": "sampled rate"}
+    header = next(r for r in page.rows if r[:2] == ["arm", "before"])
+    for metric, name in names.items():
+        start = page.rows.index([name])
+        rows = {r[0]: r[1:] for r in page.rows[start + 1 : start + 5]}
+        for arm in ("original", "edited", "never"):
+            of_arm = curves[(curves["metric"] == metric) & (curves["arm"] == arm)]
+            for attack, cell in zip(header[1:], rows[arm], strict=True):
+                found = of_arm[of_arm["attack"] == attack.replace("before", "none")]
+                worst = found.groupby(["setting", "step"])["value"].mean().max()
+                assert cell == f"{worst:.3f}"
+        assert rows["matched"][0] == "–", "not measured is a dash, not 0"
+
+
+def test_markdown_says_the_same(folder: Path) -> None:
+    text = (folder / "report.md").read_text("utf-8")
+    verdict = json.loads((folder / "verdict.json").read_text("utf-8"))
+    assert text.startswith(f"# whole: {verdict['verdict']}")
+    assert "<script>" not in text
+    table = summary_table(folder)
+    for value in table["completion: relearn"]:
+        assert f"{value:.3f}" in text
+    for line in (line for line in text.splitlines() if line.startswith("|")):
+        assert line.rstrip().endswith("|")
+    assert markdown(table), "the frame behind it is the public one"
+
+
+def test_numbers_show_what_counts() -> None:
+    assert [markup.num(v) for v in (0.05, 0.84, 123.4, 12, 0, None)] == [
+        "0.0500", "0.840", "123", "12", "0", "–",
+    ]  # fmt: skip
+    assert markup.num(3.1e-7) == "3.1e−7"
+    assert markup.plus_minus(0.00981, 0.00031) == "0.0098 ± 0.0003"
+    assert markup.plus_minus(0.5, None) == "0.500"
+    assert markup.interval(None, float("nan")) == ""
+    assert markup.duration(2323) == "39 min"
+    assert markup.quantity(2.6e9, "B") == "2.6 GB"
+
+
+# ------------------------------------------------------------------------------------------- runs
+
+
+def test_a_run_that_was_not_judged_is_judged(folder: Path, page: Page) -> None:
+    verdict = json.loads((folder / "verdict.json").read_text("utf-8"))
+    assert verdict["verdict"] in page.text
+    assert verdict["reason"][1:] in page.text
+    for doubt in verdict["doubts"]:
+        assert doubt[1:] in page.text
+
+
+def test_every_section_is_there_in_order(page: Page) -> None:
+    order = "verdict doubts table curves elsewhere samples where attacks judgement provenance"
+    assert [i for i in page.ids if i in order.split()] == order.split()
+    for told in ("never learned", "not the behaviour", "budget", "half life", "forget.jsonl"):
+        assert told in page.text
+
+
+def test_figures_have_words_and_their_data(html: str) -> None:
+    assert html.count("<figure") >= 5
+    assert html.count("<svg viewBox") == html.count('role="img" aria-label="')
+    for name in ("curves-completion", "sampled-rate", "separation", "trace", "came-back"):
+        assert f'download="{name}.csv" href="data:text/csv;base64,' in html
+    assert "var(--edited)" in html, "figures follow the page into dark mode"
+
+
+def test_without_a_never_arm(tmp_path: Path) -> None:
+    arms = {"edited": flat(0.1), "original": flat(0.8)}
+    html = report(quick(tmp_path / "run", arms=arms)).read_text("utf-8")
+    assert "no never-learned control" in html
+    assert ">never learned</h4>" not in html
+
+
+def test_nan_is_a_dash(tmp_path: Path) -> None:
+    arms = {"edited": flat(float("nan")), "original": flat(0.8), "never": flat(0.1)}
+    page = Page(report(quick(tmp_path / "run", arms=arms)).read_text("utf-8"))
+    assert "UNDECIDED" in page.text
+    assert not re.search(r"\bnan\b|\bNone\b", page.text)
+    assert ["edited", "–", "–"] in page.rows
+
+
+def test_a_run_that_failed_early_still_gets_its_page(tmp_path: Path) -> None:
+    record = {"schema_version": 1, "name": "x", "status": "failed", "error": "NaN at step <12>"}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    html = report(tmp_path).read_text("utf-8")
+    page = Page(html)
+    assert "This run failed." in page.text
+    assert "NaN at step <12>" in page.text
+    assert page.text.index("This run failed.") < page.text.index("Removed or only disabled?")
+    assert "**This run failed." in (tmp_path / "report.md").read_text("utf-8")
+
+
+def test_an_interrupted_run_says_so(tmp_path: Path) -> None:
+    page = Page(report(quick(tmp_path / "run", status="interrupted")).read_text("utf-8"))
+    assert "This run was interrupted." in page.text
+    assert "0.800" in page.text, "what exists is shown"
+
+
+def test_names_that_nobody_expected(tmp_path: Path) -> None:
+    """Attacks, settings and arms come from a file: they are text, too."""
+    arms = {"edited": flat(0.1, 3), "original": flat(0.8, 3), 'a"><b>': flat(0.1, 3)}
+    attack = Drawn("<i>x</i>$", arms, '"><script>')
+    folder = write(tmp_path / "run", attacks=[attack], metrics=["sampled"], splits=["heldout"])
+    page = Page(report(folder).read_text("utf-8"))
+    assert "script" not in page.tags
+    assert "<i>x</i>$" in page.text
+    assert '"><script>' in page.text
+
+
+def test_every_verdict_has_a_tone_of_its_own() -> None:
+    css = (Path(markup.__file__).parent / "report.css").read_text("utf-8")
+    tones = [tone for tone, _ in VERDICTS.values()]
+    assert len(set(tones)) == len(tones) == 6
+    assert all(f".tone-{tone} " in css for tone in tones)
+
+
+def test_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = quick(tmp_path / "run")
+    report(folder)
+    before = (folder / "report.html").read_text("utf-8")
+    listing = sorted(folder.iterdir())
+
+    def full(*args, **kwargs):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="no space"):
+        report(folder)
+    assert (folder / "report.html").read_text("utf-8") == before
+    assert sorted(folder.iterdir()) == listing, "no temporary file is left"
+
+
+def test_no_run_folder_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no run folder at"):
+        report(tmp_path / "nowhere")
+
+
+def test_a_heavy_figure_becomes_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    assert markup.embed(Figure(figsize=(1, 1)), "nothing").startswith("<svg ")
+    monkeypatch.setattr(markup, "SMALL_SVG", 10)
+    image = markup.embed(Figure(figsize=(1, 1)), 'a "nothing"')
+    assert image.startswith('<img src="data:image/png;base64,')
+    assert 'alt="a &#34;nothing&#34;"' in image
