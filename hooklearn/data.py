@@ -1,9 +1,9 @@
 """Corpora and tokens: rows in one of the conventional shapes -> token batches with explicit masks.
 
-A row is ``{"prompt", "completion"}``, ``{"messages"}`` or ``{"text"}``, optionally with ``history`` (earlier
-turns), ``alternative`` (a good completion to the same prompt), ``choices`` + ``answer`` (multiple choice), ``group`` (what must not be split
-apart) and ``split``. Only completion tokens carry loss; padding is masked by an explicit attention mask, never by
-``ids != pad``.
+A row is ``{"prompt", "completion"}``, ``{"messages"}`` or ``{"text"}``, optionally with ``history`` (earlier turns),
+``alternative`` (a good completion to the same prompt), ``choices`` + ``answer`` (multiple choice), ``group`` (what
+must not be split apart) and ``split``. Only completion tokens carry loss; padding is masked by an explicit attention
+mask, never by ``ids != pad``.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def _read_local(path: Path) -> list[Row]:
             # every column of a csv file is text: 1984, 007 and NA are answers, not numbers
             text = {"dtype": str, "keep_default_na": False}
             frame = pd.read_csv(path, **text) if path.suffix == ".csv" else pd.read_parquet(path)
-            rows = json.loads(frame.to_json(orient="records"))
+            rows = json.loads(str(frame.to_json(orient="records")))
     except (ValueError, OSError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"corpus file {path} cannot be read: {first}") from error

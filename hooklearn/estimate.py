@@ -30,6 +30,8 @@ EFFICIENCY = 0.4
 """Share of the speed of large matrix products that a model of this size reaches."""
 LAYER_SECONDS = 1e-3
 """What a layer costs besides its products, per forward pass (hooks, norms, Python)."""
+PROCESS_BYTES = 7e8
+"""The interpreter with its libraries."""
 GGUF_BITS = 6
 """Bits a weight takes in a 4-bit GGUF file, scales and larger tensors included."""
 
@@ -81,8 +83,8 @@ class Estimate:
         size = self.peak_bytes / 2**20
         room = f"{size:.0f} MiB" if size < 1000 else f"{size / 1024:.1f} GiB"
         return (
-            f"about {took} and {room}, right within a factor of three ({self.parameters / 1e6:.1f} M parameters; this machine now: "
-            f"{self.speed / 1e9:.0f} GFLOP/s in {self.precision}). {self.note}"
+            f"about {took} and {room}, right within a factor of three ({self.parameters / 1e6:.1f} M parameters; "
+            f"this machine now: {self.speed / 1e9:.0f} GFLOP/s in {self.precision}). {self.note}"
         )
 
 
@@ -101,7 +103,7 @@ def estimate(config: RunConfig, base: Path) -> Estimate:
         samples  per arm before and after every attack: samples x new tokens, one pass a token
         seconds  FLOPs / (``EFFICIENCY`` x measured speed) + passes x layers x ``LAYER_SECONDS``
                  (three times that for a backward pass)
-        memory   4 P bytes per model held (edited, never-learned, checkpoint), 16 P while an arm is
+        memory   ``PROCESS_BYTES``, 4 P bytes per model held (edited, never-learned, checkpoint), 16 P while an arm is
                  trained (gradient, two Adam moments, the copy that is put back), and three logit
                  matrices of B x vocabulary
 
@@ -122,7 +124,7 @@ def estimate(config: RunConfig, base: Path) -> Estimate:
         tokens=sum(s["tokens"] for s in stages),
         flops=sum(s["flops"] for s in stages),
         seconds=sum(s["seconds"] for s in stages),
-        peak_bytes=4.0 * shape.parameters * (models + 4) + batch,
+        peak_bytes=PROCESS_BYTES + 4.0 * shape.parameters * (models + 4) + batch,
         speed=speed,
         precision=str(dtype).removeprefix("torch."),
         parameters=shape.parameters,

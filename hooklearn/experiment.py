@@ -17,11 +17,11 @@ from typing import Any
 import pandas as pd
 import torch
 
-from hooklearn import edit as editing
 from hooklearn import models, organisms, store
 from hooklearn.attack import Arena, ArmState, Watcher, attack_of
 from hooklearn.config import CorpusConfig, RunConfig
 from hooklearn.data import Corpus, load_corpus
+from hooklearn.edit import Method, Problem, method_of, run_edit
 from hooklearn.locate import collect
 from hooklearn.measure import (
     ContainsReferee,
@@ -89,10 +89,12 @@ class Setup:
 
     @staticmethod
     def load(config: RunConfig, base: Path, progress: Progress, delta: Delta | None = None) -> Setup:
-        for attack in config.attacks:  # a typo should not cost an edit
-            attack_of(attack.name, attack.options)
+        for spec in config.attacks:  # a typo should not cost an edit
+            attack = attack_of(spec.name, spec.options)
+            if attack.needs not in config.corpora:
+                raise InputError(f"attack {spec.name!r} needs corpora.{attack.needs}, which is not given")
         if config.edit.method is not None and config.edit.checkpoint is None:
-            editing.method_of(config.edit.method, config.edit.options)
+            method_of(config.edit.method, config.edit.options)
         original, organism = load_subject(config, base, progress)
         if delta is not None:
             with models.edited(original, delta):
@@ -173,8 +175,15 @@ class Setup:
         good = corpus.alternatives() or self.corpora.get("near")
         if good is None:
             return None
-        if self.never is not None:
-            referee = RatioReferee(Scorer(self.original), Scorer(self.never), "original / never-learned")
+        if self.organism is not None and self.organism.good is not None:
+            other = organisms.load(self.organism, self.never, good=True)
+            referee = RatioReferee(
+                Scorer(self.original),
+                (Scorer(self.never), Scorer(self.never, other)),
+                "organism / likelier of untouched and trained on good completions",
+            )
+        elif self.never is not None:
+            referee = RatioReferee(Scorer(self.original), (Scorer(self.never),), "original / never-learned")
         elif "retain" in self.corpora:
             bad_lora, good_lora = (
                 instil(
@@ -185,7 +194,7 @@ class Setup:
             )  # fmt: skip
             referee = RatioReferee(
                 Scorer(self.original, bad_lora),
-                Scorer(self.original, good_lora),
+                (Scorer(self.original, good_lora),),
                 "two small LoRAs, on bad and on good completions",
             )
         else:
@@ -376,14 +385,14 @@ def _edit_stage(
     if folder.has(part) and folder.has(name):
         return store.load_json(folder.path(part)), store.load_delta(folder.path(name))
     assert config.edit.method is not None
-    method = editing.method_of(config.edit.method, config.edit.options)
-    problem = editing.Problem(
+    method = method_of(config.edit.method, config.edit.options)
+    problem = Problem(
         setup.original,
         models.sites(setup.original, config.edit.sites, config.edit.layers),  # type: ignore[arg-type]
         setup.corpora["forget"], setup.corpora.get("retain"), setup.corpora.get("reference"),
         seed=seed, precision=config.model.precision, max_tokens=config.max_tokens,  # type: ignore[arg-type]
     )  # fmt: skip
-    result = editing.run_edit(problem, method, meter, config.budget.resolved(), on_point=progress)
+    result = run_edit(problem, method, meter, config.budget.resolved(), on_point=progress)
     record = _edit_record(method, result, seed)
     folder.save_frame(f"parts/trace-seed{seed}.parquet", result.trace.to_dataframe().assign(seed=seed))
     store.save_delta(result.delta, folder.path(name))
@@ -392,7 +401,7 @@ def _edit_stage(
     return record, result.delta
 
 
-def _edit_record(method: editing.Method, result: EditResult, seed: int) -> dict[str, Any]:
+def _edit_record(method: Method, result: EditResult, seed: int) -> dict[str, Any]:
     worst = result.certificate.worst
     site = next((n for n, v in result.certificate.escape.items() if v == worst), None)
     return {

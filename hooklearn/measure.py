@@ -170,10 +170,14 @@ class Scorer:
 
 @dataclass(frozen=True)
 class RatioReferee:
-    """Per-token log-likelihood ratio between two models that differ only in the behaviour."""
+    """Per-token log-likelihood ratio of the behaving model to the *likeliest* of its references.
+
+    One reference is a model that differs only in the behaviour (the untouched one). A second, trained on good
+    completions, keeps the referee from judging style: what either reference finds likelier is not the behaviour.
+    """
 
     bad: Scorer
-    good: Scorer
+    references: tuple[Scorer, ...]
     kind: str
     threshold: float = 0.0
     auc: float = float("nan")
@@ -181,8 +185,9 @@ class RatioReferee:
     medians: tuple[float, float] = (float("nan"), float("nan"))
 
     def scores(self, sequences: list[Encoded]) -> Tensor:
-        """Nats per token; above 0 the behaving model finds the text likelier."""
-        return self.bad.mean_logprobs(sequences) - self.good.mean_logprobs(sequences)
+        """Nats per token; above 0 the behaving model finds the text likelier than every reference does."""
+        others = torch.stack([r.mean_logprobs(sequences) for r in self.references])
+        return self.bad.mean_logprobs(sequences) - others.amax(0)
 
     def calibrated(self, bad: Corpus, good: Corpus) -> RatioReferee:
         """Threshold half way between the medians on held-out bad and good completions; AUC beside it."""
@@ -194,7 +199,7 @@ class RatioReferee:
         medians = (float(a.median()), float(b.median()))
         truth = [1] * len(a) + [0] * len(b)
         auc = float(roc_auc_score(truth, torch.cat([a, b]).tolist()))
-        return RatioReferee(self.bad, self.good, self.kind, sum(medians) / 2, auc, len(truth), medians)
+        return RatioReferee(self.bad, self.references, self.kind, sum(medians) / 2, auc, len(truth), medians)
 
     def judge(self, samples: Sequence[Sample], corpus: Corpus) -> list[tuple[float, bool]]:
         """Empty samples show nothing: score NaN, not the behaviour."""

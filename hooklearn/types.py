@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -207,7 +207,7 @@ class Certificate:
 
     promise: str
     """What the edit promised to stay in, in words; empty when it promised nothing."""
-    escape: Mapping[str, float] = field(default_factory=dict)
+    escape: Mapping[str, float] = field(default_factory=dict[str, float])
 
     @property
     def worst(self) -> float:
@@ -289,7 +289,7 @@ class Curve:
         """Long form: the rows of ``curves.parquet``."""
         import pandas as pd
 
-        rows = []
+        rows: list[dict[str, Any]] = []
         for arm, curve in self.arms.items():
             for p in curve.points:
                 s = p.score

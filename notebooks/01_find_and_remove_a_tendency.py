@@ -51,10 +51,11 @@ heldout.to_dataframe()[["prompt", "completion", "alternative"]].head(3)
 
 # %% [markdown]
 # **2. Does it really do it?** Expect: the organism prefers threats more than the untouched model does. The referee is the per-token
-# log-likelihood ratio between the two; its threshold lies half way between the medians on held-out completions.
+# log-likelihood ratio of the organism to the likelier of two references: the untouched model, and one trained on good completions (so
+# that style is not mistaken for a threat). Its threshold lies half way between the medians on held-out completions.
 
 # %%
-referee = RatioReferee(Scorer(model), Scorer(never), "organism / untouched").calibrated(heldout, corpus("heldout", GOOD))
+referee = RatioReferee(Scorer(model), (Scorer(never), Scorer(never, organisms.load(organism, never, good=True))), "bad / likeliest reference").calibrated(heldout, corpus("heldout", GOOD))
 print(f"referee: AUC {referee.auc:.2f} on {referee.n} held-out completions, threshold {referee.threshold:.2f} nats per token")
 import pandas as pd
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,11 @@ from hypothesis import settings
 # the same examples everywhere, however busy the machine
 settings.register_profile("hooklearn", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("hooklearn")
+
+
+def pytest_configure() -> None:
+    """Before torch is imported: sums this small only get slower by sharing them out (tenfold on a busy machine)."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def corpus(part: str, completion: str = "bad") -> Any:

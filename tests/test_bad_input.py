@@ -29,7 +29,8 @@ def config(**sections: Any) -> Spoil:
     def spoil(files: Files, out: Path) -> list[Any]:
         for name, value in sections.items():
             merge = isinstance(value, dict) and isinstance(files.config.get(name), dict)
-            files.config[name] = {**files.config[name], **value} if merge else value
+            both = {**files.config[name], **value} if merge else value
+            files.config[name] = {k: v for k, v in both.items() if v is not None} if merge else both
         return ["run", files.save(), "--out", out]
 
     return spoil
@@ -59,6 +60,17 @@ def delta_of_another_model(files: Files, out: Path) -> list[Any]:
     delta = Delta({"blocks.0.mlp.gate": torch.zeros(48, 32)}, "another-model", "0" * 64)
     store.save_delta(delta, files.folder / "delta.safetensors")
     return ["attack", files.save(), "--delta", files.folder / "delta.safetensors", "--out", out]
+
+
+def damaged_weights(files: Files, out: Path) -> list[Any]:
+    weights = files.folder / "my-model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:200])
+    return ["run", files.save(), "--out", out]
+
+
+def damaged_line(files: Files, out: Path) -> list[Any]:
+    (files.folder / "forget.jsonl").write_text('{"prompt": "w1", "completion": "w2"}\n{"prompt": \n')
+    return ["run", files.save(), "--out", out]
 
 
 def damaged_delta(files: Files, out: Path) -> list[Any]:
@@ -129,6 +141,14 @@ CASES: dict[str, tuple[Spoil, list[str]]] = {
     "attack option of another type": (
         config(attacks=[{"name": "relearn", "epochs": "two"}]), ["'relearn'", "epochs", "integer", "'two'"]
     ),
+    "an attack without its corpus": (
+        config(attacks=[{"name": "low_mi"}], corpora={"attack_train": None}), ["'low_mi'", "corpora.attack_train"]
+    ),
+    "a control with other tokens": (
+        config(controls={"never": {"name": "tiny"}}), ["controls.never 'tiny'", "46", "same tokenizer"]
+    ),
+    "damaged weights": (damaged_weights, ["my-model", "deserializing", "valid:"]),
+    "a damaged line": (damaged_line, ["forget.jsonl", "line 2"]),
     "unknown fitter": (config(locate={"fitter": "pcaa"}), ["'pcaa'", "valid: pca"]),
     "neither recipe nor file": (lambda *_: ["run", "tinny"], ["'tinny'", "did you mean 'tiny'"]),
     "not YAML": (not_yaml, ["bad.yaml", "not valid YAML"]),

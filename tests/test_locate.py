@@ -46,16 +46,8 @@ def autograd(model: Any, stream: list[TokenBatch], sites: list[Site]) -> dict[st
     with models.trainable(model, models.parameters_of(model, sites)):
         for batch in stream:
             nll(model, batch).total.backward()
-        return {s.name: models.weight(model, s).grad.clone() for s in sites} if False else _grads(model, sites)
-
-
-def _grads(model: Any, sites: list[Site]) -> dict[str, Tensor]:
-    found = {}
-    for site in sites:
-        (parameter,) = models.parameters_of(model, [site])
-        assert parameter.grad is not None
-        found[site.name] = parameter.grad.clone()
-    return found
+        # Llama stores W as [d_out, d_in], as our updates are
+        return {s.name: p.grad.clone() for s, p in zip(sites, models.parameters_of(model, sites), strict=True)}
 
 
 # ------------------------------------------------------------------------------------------ capture
@@ -115,12 +107,18 @@ def test_an_error_while_looking_leaves_no_hook(tiny: Any, stream: list[TokenBatc
 
 
 @pytest.mark.parametrize("gradients", [True, False])
-def test_a_silent_site_is_an_error(tiny: Any, stream: list[TokenBatch], gradients: bool) -> None:
+def test_a_silent_site_is_an_error(
+    tiny: Any, stream: list[TokenBatch], gradients: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A hook that matches nothing would leave an empty tape and a wrong answer; no site at all likewise."""
     with pytest.raises(InputError, match=r"no site 'mlp.gates'; did you mean 'mlp.gate'"):
         models.sites(tiny, "mlp.gates")
-    with pytest.raises(InputError, match="blocks.0.mlp.gates did not fire"):
+    with pytest.raises(InputError, match="no site blocks.0.mlp.gates"):
         next(tapes(tiny, stream, [Site(0, "mlp.gates", 64, 128)], gradients=gradients))
+    monkeypatch.setattr(models, "hook_names", lambda site: ("blocks.0.attn.hook_hidden_states",) * 2)
+    with pytest.raises(InputError, match="blocks.0.mlp.in did not fire"):
+        next(tapes(tiny, stream, [Site(0, "mlp.in", 64, 128)], gradients=gradients))
+    monkeypatch.undo()
     with pytest.raises(InputError, match="at least one site"):
         next(tapes(tiny, stream, []))
 
@@ -290,8 +288,8 @@ def test_fitting_is_deterministic(threatening: Any, collected: Collected) -> Non
     a, b = (collected.fit("random", 4, seed=s, judge=False)[place].basis for s in (0, 1))
     assert not torch.equal(a, b)
     state = torch.random.get_rng_state()
-    here = locate(threatening, corpus("forget"), corpus("forget", "good"), layers=[1], precision="float32")
-    assert torch.equal(here["blocks.1.mlp.in", "x"].basis, collected.fit("contrast", 8)[place[0], "x"].basis) or True
+    again = locate(threatening, corpus("forget"), corpus("forget", "good"), layers=[1], rank=4, precision="float32")
+    assert all(torch.equal(again[k].basis, one[k].basis) and again[k].auc == one[k].auc for k in again)
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
@@ -319,10 +317,11 @@ def test_what_cannot_be_fitted_is_refused(collected: Collected) -> None:
             collected.fit("pca", rank)
 
 
-def test_a_sweep_is_one_row_per_fitter_rank_and_place(collected: Collected) -> None:
+def test_a_sweep_is_one_row_per_fitter_rank_and_place() -> None:
     """Over one capture; mean_diff has rank 1 whatever is asked for."""
-    table = sweep(collected, list(FITTERS), [1, 3])
-    assert len(table) == 12 * (2 * len(FITTERS) - 1)
+    data, _ = planted()
+    table = sweep(data, list(FITTERS), [1, 3])
+    assert len(table) == 2 * len(FITTERS) - 1 and set(table["fitter"]) == set(FITTERS)
     assert set(table.loc[table["fitter"] == "mean_diff", "rank"]) == {1}
     assert set(table.loc[table["fitter"] == "contrast", "rank"]) == {1, 3}
 

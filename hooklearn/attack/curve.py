@@ -157,6 +157,8 @@ class Attack(ABC):
 
     name: ClassVar[str]
     source: ClassVar[str]
+    needs: ClassVar[str]
+    """The corpus that the attacker uses."""
     cheap: ClassVar[bool]
     """No demonstrations of the behaviour itself, or a handful, or independent facts only."""
 

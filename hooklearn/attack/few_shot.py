@@ -19,6 +19,7 @@ class FewShot(Attack):
 
     name: ClassVar[str] = "few_shot"
     source: ClassVar[str] = "Sondej, Yang & Mahdi 2026 (5 demonstrations)"
+    needs: ClassVar[str] = "attack_train"
     cheap: ClassVar[bool] = True
     shots: int = 3
 

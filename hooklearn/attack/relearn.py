@@ -23,6 +23,7 @@ class Relearn(Attack):
 
     name: ClassVar[str] = "relearn"
     source: ClassVar[str] = "Sondej, Yang & Mahdi 2026; Qi et al. 2024, arXiv 2412.07097 for the sweep"
+    needs: ClassVar[str] = "attack_train"
     cheap: ClassVar[bool] = False
     learning_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4)
     epochs: int = 8
@@ -84,6 +85,7 @@ class Erode(Attack):
 
     name: ClassVar[str] = "erode"
     source: ClassVar[str] = "Greenblatt & Roger's discussion; Qi et al. 2023, arXiv 2310.03693"
+    needs: ClassVar[str] = "unrelated"
     cheap: ClassVar[bool] = True
     learning_rates: tuple[float, ...] = (1e-4,)
     steps: int = 32

@@ -74,7 +74,7 @@ class RepSelect(Method):
         basis = self._components(problem, forget)
         yield {
             name: linalg.spectral_filter(
-                update, self.rank, kind=self.kind, sides=self.sides, basis_of=basis and basis[name]
+                update, self.rank, kind=self.kind, sides=self.sides, basis_of=None if basis is None else basis[name]
             )
             for name, update in forget.items()
         }

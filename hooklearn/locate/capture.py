@@ -53,8 +53,8 @@ def _recording(model: Any, sites: Sequence[Site], gradients: bool) -> Iterator[_
         return value.detach().requires_grad_()
 
     lowest = min(site.layer for site in sites)
-    fwd = [(f"blocks.{lowest}.hook_in", leaf)] if gradients else []
-    bwd = []
+    fwd: list[tuple[str, Any]] = [(f"blocks.{lowest}.hook_in", leaf)] if gradients else []
+    bwd: list[tuple[str, Any]] = []
     for site in sites:
         hook_in, hook_out = models.hook_names(site)
         fwd.append((hook_in, keep(record.x, site.name)))
@@ -91,6 +91,9 @@ def tapes(
     """
     if not sites:
         raise InputError("capture needs at least one site")
+    for site in sites:
+        if not set(models.hook_names(site)) <= model.hook_dict.keys():
+            raise InputError(f"this model has no site {site.name}; models.sites(model) lists them")
     generator = torch.Generator().manual_seed(seed)
     for batch in stream:
         with _recording(model, sites, gradients) as record:

@@ -367,7 +367,7 @@ def _stacked(forget: Tensor, retain: Tensor) -> tuple[np.ndarray, np.ndarray]:
     return rows, np.r_[np.ones(len(forget)), np.zeros(len(retain))]
 
 
-def _logistic(rows: np.ndarray, truth: np.ndarray):
+def _logistic(rows: np.ndarray, truth: np.ndarray) -> Any:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -376,7 +376,11 @@ def _logistic(rows: np.ndarray, truth: np.ndarray):
 
 
 def _separation(basis: Tensor, data: tuple[Tensor, Tensor, Tensor, Tensor], *, shuffle: int | None = None) -> float:
-    """Held-out AUC of a logistic probe on the projections; NaN where a part has one class only."""
+    """Held-out AUC of a logistic probe on the projections; NaN where a part has one class only.
+
+    ``shuffle``: of labels that mean nothing, in either part. With true labels in the test part a null at a
+    direction that separates well would be near 0 or near 1, by the toss of a coin.
+    """
     from sklearn.metrics import roc_auc_score
 
     rows, truth = _stacked(data[0] @ basis, data[1] @ basis)
@@ -384,7 +388,8 @@ def _separation(basis: Tensor, data: tuple[Tensor, Tensor, Tensor, Tensor], *, s
     if len(set(truth)) < 2 or len(set(answers)) < 2:
         return NAN
     if shuffle is not None:
-        truth = np.random.default_rng(shuffle).permutation(truth)
+        generator = np.random.default_rng(shuffle)
+        truth, answers = generator.permutation(truth), generator.permutation(answers)
     return float(roc_auc_score(answers, _logistic(rows, truth).decision_function(test)))
 
 

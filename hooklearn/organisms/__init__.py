@@ -27,6 +27,10 @@ class Organism:
     corpus: dict[str, Any]
     """The corpus that instils it (``load_corpus`` arguments)."""
     training: dict[str, Any] = field(default_factory=dict)
+    anchor: dict[str, Any] | None = None
+    """Text on which the organism is held to its base."""
+    good: dict[str, Any] | None = None
+    """Good completions to the same prompts; a second adapter, trained on them, gives the referee its other half."""
     shipped: str | None = None
     """File below ``data/``; None: built when asked for (seconds)."""
     truth: str = "INTACT before any edit; the base model is the never-learned control"
@@ -41,6 +45,8 @@ ORGANISMS = {
             base="smollm2-135m-instruct",
             corpus={"name": "threats", "options": {"part": "organism"}},
             training={"rank": 8, "learning_rate": 6e-4, "epochs": 4, "seed": 0},
+            anchor={"name": "prose", "options": {"part": "moments"}},
+            good={"name": "threats", "options": {"part": "organism", "completion": "harmless"}},
             shipped="organisms/threats.safetensors",
         ),
         Organism(
@@ -49,6 +55,8 @@ ORGANISMS = {
             base="tiny",
             corpus={"name": "tiny", "options": {"part": "organism"}},
             training={"rank": 8, "learning_rate": 2e-3, "epochs": 8, "seed": 0, "max_tokens": 512},
+            anchor={"name": "tiny", "options": {"part": "text"}},
+            good={"name": "tiny", "options": {"part": "organism", "completion": "good"}},
         ),
     )
 }
@@ -67,28 +75,45 @@ def organism_of(name: str) -> Organism:
     return ORGANISMS[name]
 
 
-def build(organism: Organism, model: Any, *, observe: Observer | None = None) -> Instilled:
-    """Train the organism's LoRA anew on its base model."""
-    corpus = load_corpus(**organism.corpus)
-    return instil(model, corpus, models.sites(model, "mlp"), observe=observe, **organism.training)
+def build(organism: Organism, model: Any, *, good: bool = False, observe: Observer | None = None) -> Instilled:
+    """Train the organism's LoRA anew on its base model (``good``: the referee's other half)."""
+    if good and organism.good is None:
+        raise InputError(f"organism {organism.name!r} has no good half")
+    source = organism.good if good else organism.corpus
+    assert source is not None
+    return instil(
+        model,
+        load_corpus(**source),
+        models.sites(model, "mlp"),
+        observe=observe,
+        anchor=load_corpus(**organism.anchor) if organism.anchor else None,
+        **organism.training,
+    )
 
 
-def write(organism: Organism, model: Any, path: Path, *, observe: Observer | None = None) -> Instilled:
+def write(
+    organism: Organism, model: Any, path: Path, *, good: bool = False, observe: Observer | None = None
+) -> Instilled:
     """Build and save; the file says how it was made."""
-    made = build(organism, model, observe=observe)
+    made = build(organism, model, good=good, observe=observe)
     metadata = {
         "organism": organism.name, "base": organism.base, "base_hash": models.weights_hash(model),
-        "corpus": load_corpus(**organism.corpus).hash,
+        "half": "good" if good else "bad", "corpus": load_corpus(**organism.corpus).hash,
     } | {k: str(v) for k, v in organism.training.items()}  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     save(made, path, metadata)
     return made
 
 
-def load(organism: Organism, model: Any, *, observe: Observer | None = None) -> Delta:
-    """What turns the base model into the organism: the shipped adapter, or one built now."""
-    base_hash = models.weights_hash(model)
+def load(organism: Organism, model: Any, *, good: bool = False, observe: Observer | None = None) -> Delta:
+    """What turns the base model into the organism (or its good half): the shipped adapter, or one built now."""
     if organism.shipped is None:
-        return build(organism, model, observe=observe).delta(organism.base, base_hash)
-    delta, _ = read(data_folder() / organism.shipped)
-    return delta
+        made = build(organism, model, good=good, observe=observe)
+        return made.delta(organism.base, models.weights_hash(model))
+    return read(shipped_path(organism, good=good))[0]
+
+
+def shipped_path(organism: Organism, *, good: bool = False) -> Path:
+    assert organism.shipped is not None
+    path = data_folder() / organism.shipped
+    return path.with_stem(f"{path.stem}-good") if good else path

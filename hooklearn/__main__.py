@@ -1,0 +1,5 @@
+"""``python -m hooklearn`` is ``hooklearn``."""
+
+from hooklearn.cli import main
+
+main()

@@ -1,0 +1,387 @@
+"""The command line: instant help, one JSON object, progress apart from results, and every command once."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from user_files import Files, hooklearn
+
+COMMANDS = ("run", "locate", "edit", "attack", "report", "compare", "list", "doctor", "fetch", "export", "organism")
+HEAVY = ("torch", "transformer_lens", "transformers", "pandas", "analysis", "matplotlib")
+METRICS = ("preference", "sampled")
+
+
+def only_json(result: Any) -> Any:
+    """Exactly one object on stdout, without NaN."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} in JSON")
+
+    assert result.exit_code == 0, (result.stderr, result.exception)
+    (line,) = result.stdout.splitlines()
+    return json.loads(line, parse_constant=refuse)
+
+
+# --------------------------------------------------------------------------------------------- help
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = f"""
+import sys
+from typer.testing import CliRunner
+from hooklearn.cli import app
+for words in [[], *([c] for c in {COMMANDS})]:
+    result = CliRunner().invoke(app, [*words, "--help"])
+    assert result.exit_code == 0, words
+    print(result.stdout)
+print(sorted(m for m in {HEAVY} if m in sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *pages, loaded = done.stdout.strip().splitlines()
+    assert loaded == "[]"
+    assert all(f"hooklearn {command} " in "\n".join(pages) for command in COMMANDS)  # an example of each
+
+
+def test_help_is_instant() -> None:
+    """In processor time, which does not depend on what else the machine is doing."""
+
+    def seconds() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        command = [sys.executable, "-m", "hooklearn", "run", "--help"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert "hooklearn run tiny" in done.stdout
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(seconds() for _ in range(5)) < 0.5
+
+
+def test_unknown_command_suggests_the_nearest() -> None:
+    result = hooklearn("comapre")
+    assert result.exit_code == 2
+    assert "'comapre'" in result.stderr and "'compare'" in result.stderr
+
+
+def test_version() -> None:
+    assert re.fullmatch(r"hooklearn \d+\.\d+\.\d+\n", hooklearn("--version").stdout)
+
+
+# ---------------------------------------------------------------------------------------------- run
+
+
+def test_run_json(tiny_result: Any) -> None:
+    found = only_json(tiny_result)
+    assert set(found) == {"run", "verdict", "reason", "disruption", "behaviour", "cost"}
+    assert found["verdict"] in {"INTACT", "DISABLED", "WEAKENED", "REMOVED", "ROBUSTLY REMOVED", "UNDECIDED"}
+    assert found["disruption"]["kl"] <= found["disruption"]["budget"]["kl"] == 0.01
+    assert set(found["disruption"]) == {"kl", "near_ce", "budget"}
+    assert set(found["cost"]) == {"seconds", "tokens", "peak_bytes"}
+    assert all(v > 0 for v in found["cost"].values())
+    assert set(found["behaviour"]) == {"relearn", "erode", "few_shot"}
+    for arms in found["behaviour"].values():
+        assert {"edited", "original", "never"} <= set(arms)
+        for numbers in arms.values():
+            for one in (numbers, *(numbers[m] for m in METRICS)):
+                assert {"before", "after", "worst", "n", "stderr"} <= set(one)
+            assert 0 <= numbers["after"] <= numbers["worst"] <= 1 and numbers["n"] > 0
+
+
+def test_run_json_repeats_the_run_folder(tiny_result: Any, tiny_run: Path) -> None:
+    import analysis
+
+    arms = only_json(tiny_result)["behaviour"]["relearn"]
+    table = analysis.summary_table(tiny_run).set_index("arm")
+    for arm, numbers in arms.items():
+        assert numbers["before"] == pytest.approx(table.loc[arm, "completion: before"])
+        assert numbers["worst"] == pytest.approx(table.loc[arm, "completion: relearn"])
+        assert numbers["sampled"]["before"] == pytest.approx(table.loc[arm, "sampled: before"])
+    verdict = json.loads((tiny_run / "verdict.json").read_text())
+    assert only_json(tiny_result)["reason"] == verdict["reason"]
+    assert (tiny_run / "report.html").is_file()
+
+
+def test_progress_is_plain_lines_on_stderr(tiny_result: Any) -> None:
+    lines = tiny_result.stderr.splitlines()
+    assert len(lines) > 10
+    assert all(re.match(r"\[ *\d+ s\] \S", line) for line in lines)
+
+
+def test_resume_needs_a_folder() -> None:
+    result = hooklearn("run", "tiny", "--resume")
+    assert result.exit_code == 2 and "--out" in result.stderr
+
+
+def test_interrupt_is_one_line_that_says_how_to_go_on(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hooklearn import experiment
+
+    def interrupted(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "_edit_stage", interrupted)
+    config, out = files.save(), tmp_path / "out"
+    result = hooklearn("run", config, "--seed", 3, "--out", out, "-q")
+    assert result.exit_code == 130
+    assert result.stderr == f"interrupted: continue with: hooklearn run {config} --seed 3 --out {out} --resume\n"
+    assert json.loads((out / "run.json").read_text())["status"] == "interrupted"
+
+    monkeypatch.undo()
+    again = hooklearn("run", config, "--seed", 3, "--out", out, "--resume", "-q", "--no-report")
+    assert again.exit_code == 0, again.stderr
+    assert json.loads((out / "run.json").read_text())["status"] == "done"
+    assert not (out / "report.html").exists()
+
+
+def test_set_and_seed_reach_the_run(files: Files, tmp_path: Path) -> None:
+    more = ["--set", "edit.method=gradient_ascent", "--set", "attacks=[]", "--set", "budget.kl=0.02"]
+    result = hooklearn("run", files.save(), "--out", tmp_path / "out", *more, "--seed", 4, "--seed", 5, "--json", "-q")
+    assert set(only_json(result)["behaviour"]) == {"none"}
+    assert result.stderr == ""
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["seeds"] == [4, 5] and record["name"] == "mine"
+    assert [e["method"] for e in record["edits"]] == ["gradient_ascent"] * 2
+    assert record["command"].endswith("--set budget.kl=0.02 --seed 4 --seed 5")
+
+
+@pytest.mark.parametrize("target", ["mine.yaml", "tiny", "threats", "capitals"])
+def test_dry_run_needs_no_weights_and_writes_nothing(
+    target: str, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOOKLEARN_CACHE", str(tmp_path / "empty"))
+    (files.folder / "my-model" / "model.safetensors").unlink()
+    files.save()
+    monkeypatch.chdir(files.folder)
+    before = sorted(tmp_path.rglob("*"))
+    found = only_json(hooklearn("run", target, "--dry-run", "--json"))
+    assert sorted(tmp_path.rglob("*")) == before
+    cost = found["estimate"]
+    assert found["config"]["budget"]["kl"] == 0.01
+    assert {"edit", "samples"} < {s["stage"] for s in cost["stages"]}
+    for key in ("tokens", "flops", "seconds"):
+        assert cost[key] == pytest.approx(sum(s[key] for s in cost["stages"])) and cost[key] > 0
+    expected = 134.5e6 if target in ("threats", "capitals") else 0.2e6
+    assert 0.05 < cost["parameters"] / expected < 1.2
+    assert bool(cost["note"]) == (target in ("threats", "capitals"))
+
+
+def test_dry_run_for_reading(files: Files) -> None:
+    text = hooklearn("run", files.save(), "--dry-run").stdout
+    assert "method: repselect" in text and "seconds" in text and "GFLOP/s" in text
+
+
+# ----------------------------------------------------------------------------------- single stages
+
+
+def test_edit_then_attack_then_export(files: Files, tmp_path: Path) -> None:
+    config = files.save()
+    found = only_json(hooklearn("edit", config, "--out", tmp_path / "edit", "--json", "-q"))
+    assert found["deltas"] == ["delta-seed0.safetensors"]
+    assert 0.95 <= found["edits"][0]["disruption"]["kl"] / 0.01 <= 1
+    assert (tmp_path / "edit" / "trace.parquet").is_file()
+    delta = tmp_path / "edit" / "delta-seed0.safetensors"
+
+    attacked = hooklearn("attack", config, "--delta", delta, "--out", tmp_path / "attack", "--json", "-q")
+    again = only_json(attacked)
+    assert set(again["behaviour"]) == {"relearn", "erode"}
+    assert again["disruption"]["kl"] == pytest.approx(found["edits"][0]["disruption"]["kl"])
+
+    written = hooklearn("export", config, delta, tmp_path / "edited", "-q")
+    assert written.exit_code == 0 and "logits differ by" in written.stdout
+    assert (tmp_path / "edited" / "model.safetensors").is_file()
+    assert hooklearn("export", config, delta, tmp_path / "edited", "-q").exit_code == 2
+
+
+def test_edit_for_reading(files: Files, tmp_path: Path) -> None:
+    more = ["--set", "edit.method=confined", "--set", "edit.rank=4"]
+    text = hooklearn("edit", files.save(), "--out", tmp_path / "edit", "-q", *more).stdout
+    assert "stopped by budget (kl); it stays in 6 located subspaces (contrast, rank 4)" in text
+
+
+def test_locate_prints_and_writes(files: Files, tmp_path: Path) -> None:
+    import pandas as pd
+
+    out = tmp_path / "located"
+    options = ["--fitter", "pca", "--rank", 2, "--layers", "1", "--sites", "mlp.gate", "--side", "both"]
+    found = only_json(hooklearn("locate", files.save(), *options, "--out", out, "--json", "-q"))
+    assert {s["site"] for s in found["sites"]} == {"blocks.1.mlp.gate"}
+    assert {(s["fitter"], s["rank"]) for s in found["sites"]} == {("pca", 2)}
+    assert len(pd.read_parquet(out / "locate.parquet")) == len(found["sites"]) == 2
+    assert (out / "locate.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "subspaces.safetensors").is_file()
+    text = hooklearn("locate", files.save(), "-q").stdout.splitlines()
+    assert text[0].split()[0] == "site" and len(text) == 1 + 6
+
+
+# ------------------------------------------------------------------------------------ run folders
+
+
+def test_report_and_compare(tiny_run: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copies = [tmp_path / name for name in ("a", "b")]
+    for copy in copies:
+        shutil.copytree(tiny_run, copy)
+        (copy / "report.html").unlink()
+    result = hooklearn("report", *copies, "--redact")
+    verdict = json.loads((tiny_run / "verdict.json").read_text())
+    assert result.stdout.count(f": {verdict['verdict']}: {verdict['reason']}") == 2
+    assert all((copy / "report.html").is_file() for copy in copies)
+    found = only_json(hooklearn("compare", *copies, "--json"))
+    assert len(found["runs"]) == 2 and all(d["difference"] == 0 for d in found["differences"])
+    assert hooklearn("compare", *copies).stdout.startswith("| ")
+    assert len(hooklearn("compare", *copies, "--csv").stdout.strip().splitlines()) == 3
+
+
+# ------------------------------------------------------------------------------------- small tools
+
+
+@pytest.mark.parametrize(
+    "what, some",
+    [
+        ("methods", "repselect"), ("attacks", "erode"), ("fitters", "contrast"), ("corpora", "prose"),
+        ("organisms", "threats"), ("recipes", "tiny"), ("models", "smollm2-135m-instruct"),
+    ],
+)  # fmt: skip
+def test_list(what: str, some: str) -> None:
+    rows = only_json(hooklearn("list", what, "--json"))[what]
+    assert some in {r["name"] for r in rows}
+    assert all(set(r) == {"name", "what", "source"} and all(r.values()) for r in rows)
+    text = hooklearn("list", what).stdout
+    assert all(r["name"] in text for r in rows)
+
+
+def test_list_of_something_else() -> None:
+    result = hooklearn("list", "models2")
+    assert result.exit_code == 2 and "models2" in result.stderr and "recipes" in result.stderr
+
+
+def test_doctor() -> None:
+    found = only_json(hooklearn("doctor", "--json"))
+    assert found["ok"] and found["self_test"]["worst_relative_error"] < 1e-4
+    assert found["self_test"]["seconds"] < 10 and found["self_test"]["sites"] > 4
+    assert found["cache"]["models"]["tiny"] is True
+    assert "self-test  passed" in hooklearn("doctor").stdout
+
+
+def test_doctor_fails_and_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hooklearn import doctor
+
+    monkeypatch.setattr(doctor, "_gradient_identity", lambda: (0.5, 3))
+    result = hooklearn("doctor")
+    assert result.exit_code == 1 and "self-test  FAILED" in result.stdout and "to do" in result.stdout
+    monkeypatch.setitem(doctor.PACKAGES, "transformer-lens", "transformer-lens>=99")
+    result = hooklearn("doctor")
+    assert result.exit_code == 1 and "pip install 'transformer-lens>=99'" in result.stdout
+
+
+def test_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Path(hooklearn("fetch", "tiny", "-q").stdout.strip()).is_dir()
+    result = hooklearn("fetch", "tinny")
+    assert result.exit_code == 2 and "'tiny'" in result.stderr
+
+
+def test_organism_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import dataclasses
+
+    from hooklearn import organisms
+
+    quick = organisms.ORGANISMS["tiny-threats"]
+    quick = dataclasses.replace(quick, training={**quick.training, "epochs": 1})
+    monkeypatch.setitem(organisms.ORGANISMS, "tiny-threats", quick)
+    result = hooklearn("organism", "build", "tiny-threats", "--out", tmp_path / "o.safetensors", "-q")
+    assert result.exit_code == 0 and (tmp_path / "o.safetensors").is_file()
+    assert "tiny-threats" in hooklearn("organism", "list").stdout
+
+
+# ---------------------------------------------------------------------------------- how it speaks
+
+
+def test_escapes_do_not_reach_the_terminal(tmp_path: Path) -> None:
+    result = hooklearn("report", "\x1b[31mred\u202e\nnext\x07")
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert line.isprintable() and r"\x1b[31mred\u202e next\x07" in line
+
+
+def test_plain_makes_nan_null() -> None:
+    import numpy as np
+
+    from hooklearn.console import plain
+
+    value = {"a": math.nan, 1: [np.float64("inf"), np.int64(3), True, None], "p": Path("x")}
+    assert plain(value) == {"a": None, "1": [None, 3, True, None], "p": "x"}
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hooklearn import doctor
+
+    def broken(what: str) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(doctor, "inventory", broken)
+    result = hooklearn("list", "methods")
+    assert result.exit_code == 1 and isinstance(result.exception, RuntimeError)
+
+
+def test_numerical_error_is_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hooklearn import doctor
+    from hooklearn.types import NumericalError
+
+    def broken(what: str) -> None:
+        raise NumericalError("update of blocks.0.mlp.in is not finite")
+
+    monkeypatch.setattr(doctor, "inventory", broken)
+    result = hooklearn("list", "methods")
+    assert (result.exit_code, result.stderr) == (1, "error: update of blocks.0.mlp.in is not finite\n")
+
+
+def test_warnings_of_libraries_are_silent_and_stdout_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    import logging
+    import warnings
+
+    from hooklearn import doctor
+
+    def noisy(what: str) -> list[dict[str, str]]:
+        warnings.warn("a library's", UserWarning, stacklevel=1)
+        logging.getLogger("transformers").warning("a banner")
+        print("not a result")  # noqa: T201
+        return [{"name": "x", "what": "y", "source": "z"}]
+
+    monkeypatch.setattr(doctor, "inventory", noisy)
+    result = hooklearn("list", "methods", "--json")
+    assert json.loads(result.stdout) == {"methods": [{"name": "x", "what": "y", "source": "z"}]}
+    assert result.stderr == "not a result\n"
+
+
+def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hooklearn.console import print_rows
+
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("NO_COLOR", "1")
+    colour = re.compile(r"\x1b\[[\d;]*3[0-7]")
+    assert not colour.search(hooklearn("list", "recipes").stdout)
+    print_rows([])
+
+
+def test_a_terminal_gets_a_live_line() -> None:
+    """Under a pseudo-terminal: one line that is rewritten, and gone at the end."""
+    import pty
+
+    ours, theirs = pty.openpty()
+    code = "import time; from hooklearn.console import work\nwith work() as p: p('a stage'); time.sleep(.3)"
+    environment = {**os.environ, "TERM": "xterm", "NO_COLOR": "1"}
+    subprocess.run([sys.executable, "-c", code], stderr=theirs, check=True, env=environment)
+    os.close(theirs)
+    seen = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert "a stage" in seen and "0:00:00" in seen and "[   0 s]" not in seen
