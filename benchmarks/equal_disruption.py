@@ -16,14 +16,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from hooklearn import edit as editing
 from hooklearn import models, store
 from hooklearn.attack import Arena, ArmState, attack_of
 from hooklearn.config import parse, with_overrides
 from hooklearn.edit import Problem, method_of, run_edit
-from hooklearn.experiment import Setup, _before, _with_samples, judge_pending
+from hooklearn.experiment import before, judge_pending, with_samples
 from hooklearn.measure import DisruptionMeter
 from hooklearn.recipes import recipe
+from hooklearn.setting import Setup
 from hooklearn.types import Budget
 
 METHODS = {
@@ -100,12 +100,12 @@ def one_seed(setup: Setup, labels: list[str], budget: Budget, seed: int, out: Pa
         max_tokens=config.max_tokens,
         progress=say,
     )
-    curves = [_before(arena)]
+    curves = [before(arena)]
     for spec in config.attacks:
         curves += attack_of(spec.name, spec.options).curves(arena)
     samples = judge_pending(watcher)
     store.save_lines(out / f"samples-{seed}.jsonl", samples)
-    frame = pd.concat([_with_samples(c, samples).to_dataframe() for c in curves])
+    frame = pd.concat([with_samples(c, samples).to_dataframe() for c in curves])
     store.save_frame(out / f"curves-{seed}.parquet", frame)
 
 
@@ -147,7 +147,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     config = parse(with_overrides(recipe(args.recipe), args.overrides))
     setup = Setup.load(config, Path(), say)
-    say(f"methods: {', '.join(editing.METHODS)}; corpora: {setup.corpora}")
+    say(f"corpora: {setup.corpora}")
     for seed in args.seeds:
         if not (args.out / f"curves-{seed}.parquet").is_file():
             one_seed(setup, args.methods, Budget(args.kl, args.near_ce), seed, args.out)

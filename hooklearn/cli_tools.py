@@ -100,7 +100,7 @@ def export(
     hooklearn export smollm2-135m-instruct delta.safetensors edited
     """
     with work(quiet) as progress:
-        from hooklearn import experiment, models
+        from hooklearn import models, setting
         from hooklearn.job import Job
         from hooklearn.recipes import RECIPES
         from hooklearn.store import load_delta
@@ -108,7 +108,7 @@ def export(
         loaded = load_delta(delta)
         if target in RECIPES or Path(target).suffix in (".yaml", ".yml"):
             job = Job.of("export", target, None)
-            model, _ = experiment.load_subject(job.config, job.base, progress)
+            model, _ = setting.load_subject(job.config, job.base, progress)
         else:
             progress("loading the model")
             model = models.load(target)

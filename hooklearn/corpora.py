@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hooklearn import tiny_world
-from hooklearn.data import Corpus, Row
+from hooklearn.corpus import Corpus, Row
 from hooklearn.types import InputError
 
 

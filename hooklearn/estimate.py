@@ -165,7 +165,7 @@ def _loads(config: RunConfig, corpora: Mapping[str, Corpus], t: Mapping[str, flo
     for spec in config.attacks:
         attack = attack_of(spec.name, spec.options)
         settings = len(attack.settings())
-        runs += settings
+        runs += 1  # attacks draw samples at their strongest setting only
         trained, steps, looks = _attack(asdict(attack), t, size)
         n = rounds * settings
         yield Load(spec.name, n * trained, TRAIN, n * steps)

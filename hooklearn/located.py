@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from hooklearn import store
 from hooklearn.config import ControlsConfig, RunConfig
-from hooklearn.experiment import Progress, Setup
 from hooklearn.locate import Subspaces
 from hooklearn.locate import locate as find
+from hooklearn.setting import Progress, Setup
 from hooklearn.types import InputError
 
 if TYPE_CHECKING:

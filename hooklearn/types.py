@@ -3,6 +3,7 @@
 Axis names used throughout (jaxtyping): ``token d_in d_out rank batch pos vocab``.
 """
 
+# pyright: reportMissingTypeStubs=false
 from __future__ import annotations
 
 import math

@@ -18,7 +18,7 @@ ORDER = [
     "hooklearn.types hooklearn.callable_module",
     # config knows the types only; methods and attacks have their options checked by it
     "hooklearn.linalg hooklearn.losses hooklearn.config",
-    "hooklearn.data hooklearn.tiny_world hooklearn.corpora hooklearn.store "
+    "hooklearn.corpus hooklearn.tiny_world hooklearn.corpora hooklearn.data hooklearn.store "
     "hooklearn.builtin hooklearn.plain hooklearn.models",
     "hooklearn.forward",
     "hooklearn.lora hooklearn.train",
@@ -27,7 +27,7 @@ ORDER = [
     "hooklearn.edit",
     "hooklearn.attack",
     "hooklearn.organisms",
-    "hooklearn.experiment hooklearn.recipes hooklearn.api",
+    "hooklearn.setting hooklearn.experiment hooklearn.recipes hooklearn.api",
     "analysis.tables analysis.style",
     "analysis.scores",
     "analysis.measures",

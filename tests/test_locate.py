@@ -152,9 +152,7 @@ def test_sampled_labels_are_seeded_and_centred(tiny: Any, stream: list[TokenBatc
     state = torch.random.get_rng_state()
 
     def draw(seed: int) -> Tensor:
-        return weight_gradients(tiny, stream[:1], sites, labels="sampled", seed=seed, precision="float32")[0][
-            site.name
-        ]
+        return weight_gradients(tiny, stream[:1], sites, labels="sampled", seed=seed, precision="float32")[0][site.name]
 
     draws = torch.stack([draw(seed) for seed in range(64)])
     assert torch.equal(draws[3], draw(3)) and not torch.equal(draws[3], draws[4])

@@ -112,8 +112,9 @@ class GradDiff(_Descent):
         retain = training_stream(problem, "retain", self.epochs * 100)
 
         def loss(model: Any, batch: TokenBatch) -> LossSum:
-            up = nll(model, batch)
-            down = nll(model, next(retain))
+            kept = next(retain)
+            problem.tokens += kept.n_tokens
+            up, down = nll(model, batch), nll(model, kept)
             mean = self.alpha * down.mean - self.gamma * up.mean
             return LossSum(mean, 1)
 

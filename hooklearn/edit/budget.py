@@ -20,6 +20,7 @@ from hooklearn.types import Budget, Disruption, Trace, TracePoint
 
 LANDING = (0.95, 1.0)
 """The share of the budget in which an edit must land."""
+JUMPED = "the disruption jumps across it"
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,12 @@ class Walk:
         )  # fmt: skip
         return self.measured.used(self.budget)
 
-    def landed(self, updates: Updates) -> Landing:
+    def landed(self, updates: Updates, why_not: str) -> Landing:
+        """Where the walk ends, as measured last; it says so where that is not the budget."""
         assert self.measured is not None
-        return Landing(updates, self.measured, f"budget ({self.measured.binding(self.budget)})")
+        reached = LANDING[0] <= self.measured.used(self.budget) <= LANDING[1]
+        stop = f"budget ({self.measured.binding(self.budget)})" if reached else f"budget not reached: {why_not}"
+        return Landing(updates, self.measured, stop)
 
     @property
     def trace(self) -> Trace:
@@ -81,20 +85,21 @@ def solve(walk: Walk, path: Iterator[Updates], *, ray: bool, reference_norm: flo
 
 
 def _solve_ray(walk: Walk, direction: Updates, reference_norm: float) -> Landing:
-    size = norm(direction)
+    size, limit = norm(direction), 10 * reference_norm
     if size == 0:
-        return _unreached(walk, direction, "budget not reached: the update is zero")
+        walk.used(direction, 1.0, 0)
+        return walk.landed(direction, "the update is zero")
     unit = {n: u / size for n, u in direction.items()}
 
     def used(scale: float) -> float:
         return walk.used(_scaled(unit, scale), scale, 0)
 
-    scale = search(used, start=1e-3 * reference_norm, limit=10 * reference_norm)
+    scale = search(used, start=1e-3 * reference_norm, limit=limit)
     if scale is None:
-        return _unreached(walk, direction, "budget not reached: the model does not react")
+        return walk.landed(_scaled(unit, limit), "the model hardly reacts")
     if walk.budget.near_ce is not None and walk.meter.has_near:
         scale = _first_crossing(used, scale, walk)
-    return walk.landed(_scaled(unit, scale))
+    return walk.landed(_scaled(unit, scale), JUMPED)
 
 
 def _first_crossing(used: Callable[[float], float], scale: float, walk: Walk) -> float:
@@ -113,7 +118,7 @@ def _solve_polyline(walk: Walk, path: Iterator[Updates]) -> Landing:
     for step, after in enumerate(path, start=1):
         share = walk.used(after, 1.0, step)
         if LANDING[0] <= share <= LANDING[1]:
-            return walk.landed(after)
+            return walk.landed(after, JUMPED)
         if share > LANDING[1]:
             start = before if before is not None else {n: 0 * u for n, u in after.items()}
 
@@ -125,17 +130,11 @@ def _solve_polyline(walk: Walk, path: Iterator[Updates]) -> Landing:
 
             scale = search(used, start=0.5, high=1.0)
             assert scale is not None
-            return walk.landed(between(scale))
+            return walk.landed(between(scale), JUMPED)
         before = after
     if before is None:
         raise ValueError("the method's path is empty")
-    return _unreached(walk, before, "budget not reached: the method ended before")
-
-
-def _unreached(walk: Walk, updates: Updates, why: str) -> Landing:
-    walk.used(updates, 1.0, len(walk.points))
-    assert walk.measured is not None
-    return Landing(updates, walk.measured, why)
+    return walk.landed(before, "the method ended before")
 
 
 def _scaled(updates: Updates, scale: float) -> Updates:
@@ -152,16 +151,18 @@ def search(
 ) -> float | None:
     """The scale at which ``used`` lands in [0.95, 1]; ``used`` was last called with the value returned.
 
-    Grows with the square law of KL until the budget is bracketed, then interpolates the power law between the two
-    ends of the bracket, and bisects (in the logarithm) when one end has not moved twice in a row.
+    Follows the local power law (at first the square law of KL) until the budget is bracketed, then interpolates it
+    between the two ends of the bracket, and bisects (in the logarithm) when one end has not moved twice in a row.
+    Where ``used`` jumps across the landing zone (to NaN, say) the answer is on the safe side of the jump.
 
     Args:
         high: a scale known to be over the budget.
     Returns:
-        None when ``limit`` is reached without using up the budget.
+        None when the budget is not used up at ``limit`` either.
     """
     low: _Point | None = None
     top: _Point | None = None if high is None else _Point(high, math.inf)
+    last: _Point | None = None
     scale, side, repeats = start, False, 0
     for _ in range(max_evaluations):
         now = _Point(scale, used(scale))
@@ -175,20 +176,19 @@ def search(
         else:
             low = now
         if top is None:
-            scale = _grown(now)
-            if scale > limit:
+            if scale >= limit:
                 return None
+            scale = min(_extrapolated(last, now), limit)
         elif low is None:
-            scale = _shrunk(now)
+            scale = min(_extrapolated(last, now), now.scale / 2 if repeats >= 2 else now.scale)
         elif top.scale - low.scale < 1e-7 * top.scale:
             break
         else:
             scale = math.sqrt(low.scale * top.scale) if repeats >= 2 else _between(low, top)
-    # a jump across the landing zone (NaN beyond some scale, say): stay on the safe side of it
-    if low is None:
-        return None
-    used(low.scale)
-    return low.scale
+        last = now
+    safe = low.scale if low else 0.0
+    used(safe)
+    return safe
 
 
 @dataclass(frozen=True)
@@ -198,17 +198,24 @@ class _Point:
 
 
 AIM = sum(LANDING) / 2
+NOTHING = 3e-5
+"""Below this share nothing was used yet, or something got *better*: no law to be seen."""
 
 
-def _grown(now: _Point) -> float:
-    """KL ~ scale^2; where nothing was used yet, or something got *better*, go on in larger steps."""
-    if now.share > 3e-5:
-        return now.scale * min(200.0, math.sqrt(AIM / now.share))
-    return now.scale * 8
+def _extrapolated(last: _Point | None, now: _Point) -> float:
+    """Where the power law through the last two points meets the aim."""
+    if now.share < NOTHING:
+        return now.scale * 8
+    if not math.isfinite(now.share):
+        return now.scale / 4
+    power = 2.0
+    if last is not None and NOTHING < last.share < math.inf:
+        power = min(4.0, max(0.25, _power(last, now)))
+    return now.scale * min(200.0, max(0.02, (AIM / now.share) ** (1 / power)))
 
 
-def _shrunk(now: _Point) -> float:
-    return now.scale * (max(0.02, math.sqrt(AIM / now.share)) if math.isfinite(now.share) else 0.25)
+def _power(a: _Point, b: _Point) -> float:
+    return math.log(b.share / a.share) / math.log(b.scale / a.scale)
 
 
 def _between(low: _Point, top: _Point) -> float:
@@ -216,7 +223,7 @@ def _between(low: _Point, top: _Point) -> float:
     middle = math.sqrt(low.scale * top.scale)
     if not (low.share > 0 and math.isfinite(top.share)):
         return middle
-    power = math.log(top.share / low.share) / math.log(top.scale / low.scale)
+    power = _power(low, top)
     guess = low.scale * (AIM / low.share) ** (1 / power) if power > 0 else middle
     width = math.log(top.scale / low.scale)
     return min(max(guess, low.scale * math.exp(0.03 * width)), top.scale * math.exp(-0.03 * width))

@@ -108,7 +108,8 @@ class Natural(Method):
         """Generalised eigenvectors (forget moments, damped retain moments), most selective first."""
         assert self.rank is not None
         cache = problem.__dict__.setdefault("_natural_directions", {})
-        if (self.rank, self.damping) not in cache:
+        key = (self.rank, self.damping, self.sides)
+        if key not in cache:
             found = {}
             for site in problem.sites:
                 for side in _sides(self.sides):
@@ -121,8 +122,8 @@ class Natural(Method):
                     found[site.name, side] = Subspace.of(
                         site, side, "natural", oblique, values, moments=(forget, retain)
                     )
-            cache[self.rank, self.damping] = Subspaces(found)
-        return cache[self.rank, self.damping]
+            cache[key] = Subspaces(found)
+        return cache[key]
 
     def promise(self, problem: Problem) -> Subspaces | None:
         if self.rank is None or self.truncation == "svd":

@@ -11,6 +11,7 @@ import torch
 from hooklearn import linalg, models
 from hooklearn.data import cycle, encode
 from hooklearn.edit.method import Method, Problem, Updates, combine, inner
+from hooklearn.forward import count_tokens
 from hooklearn.linalg import Filter, Sides
 from hooklearn.locate.subspace import Subspaces, fit_subspaces
 from hooklearn.lora import Lora
@@ -107,6 +108,7 @@ class Confined(Method):
         key = f"confined:{self.fitter}:{self.rank}:{self.sides}"
         cache = problem.__dict__.setdefault("_spaces", {})
         if key not in cache:
+            problem.tokens += count_tokens([*problem.stream("forget"), *problem.stream("retain")])
             cache[key] = fit_subspaces(
                 problem.model,
                 problem.forget,

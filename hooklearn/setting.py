@@ -1,0 +1,251 @@
+"""What a run is made of, loaded before anything is measured: models, corpora, controls, eyes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hooklearn import models, organisms, store
+from hooklearn.attack import Watcher, attack_of
+from hooklearn.config import CorpusConfig, RunConfig
+from hooklearn.data import Corpus, load_corpus
+from hooklearn.edit import method_of
+from hooklearn.measure import ContainsReferee, Likelihoods, RatioReferee, Referee, Scorer
+from hooklearn.organisms.instil import instil
+from hooklearn.types import Delta, InputError
+
+Progress = Callable[[str], None]
+
+
+@dataclass
+class Setup:
+    """Models, corpora and eyes of a run: everything that is loaded before anything is measured."""
+
+    config: RunConfig
+    original: Any
+    never: Any | None
+    never_info: dict[str, Any] | None
+    organism: organisms.Organism | None
+    corpora: dict[str, Corpus]
+    checkpoint: Any | None
+    delta: Delta | None = None
+    """An edit made earlier, to be attacked as it is."""
+
+    @staticmethod
+    def load(config: RunConfig, base: Path, progress: Progress, delta: Delta | None = None) -> Setup:
+        for spec in config.attacks:  # a typo should not cost an edit
+            attack = attack_of(spec.name, spec.options)
+            if attack.needs not in config.corpora:
+                raise InputError(f"attack {spec.name!r} needs corpora.{attack.needs}, which is not given")
+        if config.edit.method is not None and config.edit.checkpoint is None:
+            method_of(config.edit.method, config.edit.options)
+        original, organism = load_subject(config, base, progress)
+        if delta is not None:
+            with models.edited(original, delta):
+                pass  # refuses, before anything is written, a delta that was made for another model
+        never, never_info = None, None
+        if organism is not None:
+            never = _load_model(config, config.model.name, base)
+            never_info = {"kind": "base", "name": config.model.name}
+        elif config.controls.never is not None and config.controls.never.name is not None:
+            never = _load_model(config, config.controls.never.name, base)
+            never_info = {"kind": "model", "name": config.controls.never.name}
+        elif config.controls.never is not None:
+            never_info = {"kind": "surrogate", "name": config.controls.never.surrogate}
+        checkpoint = None
+        if config.edit.checkpoint is not None:
+            checkpoint = _load_model(config, config.edit.checkpoint, base)
+        for role, other in (("controls.never", never), ("edit.checkpoint", checkpoint)):
+            _check_vocabulary(role, other, original)
+        progress("reading the corpora")
+        corpora = _load_corpora(config, base, original)
+        return Setup(config, original, never, never_info, organism, corpora, checkpoint, delta)
+
+    def record(self, given: Mapping[str, Any] | None, command: str) -> dict[str, Any]:
+        """The start of ``run.json``."""
+        config = self.config.model_dump(mode="json")
+        organism = self.organism
+        return {
+            "name": self.config.name,
+            "command": command,
+            "config_given": dict(given) if given is not None else config,
+            "config": config,
+            "environment": store.environment()
+            | {
+                "device": str(models.device_of(self.original)),
+                "dtype": str(models.all_parameters(self.original)[0].dtype).removeprefix("torch."),
+                "threads": torch.get_num_threads(),
+            },
+            "model": models.describe(self.original),
+            "organism": organism
+            and {"name": organism.name, "kind": "instilled by LoRA", "truth": organism.truth,
+                 "note": "what is fine-tuned in is easier to take out than what was pre-trained"},
+            "never": self.never_info,
+            "corpora": {
+                role: {"source": c.source, "hash": c.hash, "n": len(c)}
+                for role, c in self.corpora.items()
+            },
+            "seeds": list(self.config.seeds),
+        }  # fmt: skip
+
+    def watcher(self, progress: Progress) -> Watcher:
+        """The eyes: likelihoods of held-out items, and a referee for samples."""
+        tokenizer = models.tokenizer_of(self.original)
+        heldout = Likelihoods.of(self.corpora["heldout"], tokenizer, "heldout")
+        ood = self.corpora.get("ood")
+        permuted = None
+        if self.never_info is not None and self.never_info["kind"] == "surrogate":
+            permuted = Likelihoods.of(_permuted(self.corpora["heldout"]), tokenizer, "heldout")
+        behaviour = self.config.behaviour
+        return Watcher(
+            heldout=heldout,
+            ood=Likelihoods.of(ood, tokenizer, "ood") if ood is not None else None,
+            permuted=permuted,
+            referee=self._referee(heldout, progress) if behaviour.samples else None,
+            n_samples=behaviour.samples,
+            new_tokens=behaviour.new_tokens,
+            temperature=behaviour.temperature,
+            greedy_too=bool(heldout.choices),
+            precision=self.config.model.precision,  # type: ignore[arg-type]
+        )
+
+    def _referee(self, heldout: Likelihoods, progress: Progress) -> Referee | None:
+        corpus = heldout.corpus
+        if heldout.choices:
+            return ContainsReferee()
+        if any("prompt" not in r and "messages" not in r for r in corpus.rows):
+            return None  # running text has no prompt to sample from
+        progress("referee: threshold and AUC on held-out completions")
+        good = corpus.alternatives() or self.corpora.get("near")
+        if good is None:
+            return None
+        if self.organism is not None and self.organism.good is not None:
+            other = organisms.load(self.organism, self.never, good=True)
+            referee = RatioReferee(
+                Scorer(self.original),
+                (Scorer(self.never), Scorer(self.never, other)),
+                "organism / likelier of untouched and trained on good completions",
+            )
+        elif self.never is not None:
+            referee = RatioReferee(Scorer(self.original), (Scorer(self.never),), "original / never-learned")
+        elif "retain" in self.corpora:
+            bad_lora, good_lora = (
+                instil(
+                    self.original, self.corpora[role], models.sites(self.original, "mlp"),
+                    rank=4, epochs=3, max_tokens=self.config.max_tokens,
+                ).delta()
+                for role in ("forget", "retain")
+            )  # fmt: skip
+            referee = RatioReferee(
+                Scorer(self.original, bad_lora),
+                (Scorer(self.original, good_lora),),
+                "two small LoRAs, on bad and on good completions",
+            )
+        else:
+            return None
+        return referee.calibrated(corpus, good)
+
+
+def load_subject(
+    config: RunConfig, base: Path, progress: Progress = lambda _: None
+) -> tuple[Any, organisms.Organism | None]:
+    """The model that a run edits: the base model, with its organism merged in where there is one."""
+    organism = organisms.organism_of(config.organism) if config.organism else None
+    progress("loading the model")
+    model = _load_model(config, config.model.name, base)
+    if organism is not None:
+        progress(f"organism {organism.name}: {organism.summary}")
+        _merge(model, organisms.load(organism, model))
+    return model, organism
+
+
+def _load_model(config: RunConfig, name: str, base: Path) -> Any:
+    local = base / name
+    path = str(local) if not Path(name).is_absolute() and local.exists() else name
+    return models.load(path, device=config.model.device, trust_remote_code=config.model.trust_remote_code)
+
+
+def _check_vocabulary(role: str, other: Any | None, model: Any) -> None:
+    if other is not None and other.cfg.d_vocab != model.cfg.d_vocab:
+        raise InputError(
+            f"{role} {other.cfg.model_name!r} knows {other.cfg.d_vocab} tokens and the model {model.cfg.d_vocab}; "
+            "give a model with the same tokenizer"
+        )
+
+
+def _merge(model: Any, delta: Delta) -> None:
+    """Make an organism: the one place where a model is changed for good, before the run begins."""
+    with models.edited(model, Delta({}, delta.base, delta.base_hash)):
+        pass  # checks that the adapter was made for this very base model
+    for site in models.sites(model, list(delta.updates)):
+        models.add_(model, site, delta.updates[site.name])
+
+
+def _load_corpora(config: RunConfig, base: Path, model: Any) -> dict[str, Corpus]:
+    known = _prefiltered(config, model)
+    out = {}
+    for role, spec in config.corpora.items():
+        options = dict(spec.options)
+        if config.prefilter is not None and spec.name == config.prefilter.corpus:
+            options["countries"] = known
+        out[role] = _load_one(spec, base, options)
+    if "retain" in out:
+        if out["retain"].hash == out["forget"].hash:
+            raise InputError(
+                f"corpora.forget and corpora.retain are the same {len(out['forget'])} rows ({out['forget'].source})"
+            )
+        if "near" not in out:  # a held-out part of retain, which every run reports
+            parts = out["retain"].split(retain=3, near=1)
+            out["retain"], out["near"] = parts["retain"], parts["near"]
+    return out
+
+
+def _load_one(spec: CorpusConfig, base: Path, options: Mapping[str, Any]) -> Corpus:
+    try:
+        return load_corpus(
+            name=spec.name, path=spec.path, hub=spec.hub, columns=spec.columns, split=spec.split,
+            config=spec.config, revision=spec.revision, limit=spec.limit, base=base, options=options,
+        )  # fmt: skip
+    except TypeError as error:  # an option that the built-in corpus does not have
+        raise InputError(f"corpus {spec.name!r}: {error}") from error
+
+
+def _prefiltered(config: RunConfig, model: Any) -> list[str] | None:
+    """Groups that the model gets right under every phrasing, so that there is something to forget."""
+    if config.prefilter is None:
+        return None
+    corpus = load_corpus(
+        name=config.prefilter.corpus,
+        options={"part": "all", "phrasings": config.prefilter.phrasings},
+    )
+    items = Likelihoods.of(corpus, models.tokenizer_of(model), "prefilter")
+    right = items.measure(model)["preference"].tolist()
+    wrong = {g for g, r in zip(corpus.groups, right, strict=True) if r == 0}
+    known = sorted(set(corpus.groups) - wrong)
+    if len(known) < 16:
+        raise InputError(
+            f"prefilter: the model knows only {len(known)} of {len(set(corpus.groups))} facts of "
+            f"{config.prefilter.corpus!r}; at least 16 are needed"
+        )
+    return known
+
+
+def _permuted(corpus: Corpus) -> Corpus:
+    """Every item gets the answer of the next one: an answer of the right kind that is wrong."""
+    rows = []
+    for i, row in enumerate(corpus.rows):
+        other = corpus.rows[(i + 1) % len(corpus)]
+        choices = list(row.get("choices", []))
+        changed = {
+            "completion": other["completion"],
+            "fact": other.get("fact", other["completion"]),
+        }
+        if choices:
+            choices[row["answer"]] = other["completion"]
+            changed["choices"] = choices
+        rows.append({**row, **changed})
+    return Corpus(f"{corpus.name}/permuted", tuple(rows), f"{corpus.source}, answers permuted")

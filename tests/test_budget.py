@@ -1,0 +1,229 @@
+"""The solver of the budget, on functions drawn by hand: exact, short, first crossing, safe beside a cliff."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hooklearn.edit.budget import LANDING, Landing, Walk, search, solve
+from hooklearn.edit.method import Updates, norm
+from hooklearn.types import Budget, Disruption, InputError, Score, TracePoint
+
+
+class Counted:
+    """Remembers where a function was evaluated."""
+
+    def __init__(self, function: Callable[[float], float]) -> None:
+        self.function = function
+        self.at: list[float] = []
+
+    def __call__(self, scale: float) -> float:
+        self.at.append(scale)
+        return self.function(scale)
+
+
+def landed(share: float) -> bool:
+    return LANDING[0] <= share <= LANDING[1]
+
+
+# ------------------------------------------------------------------------------------------- search
+
+
+@given(power=st.floats(0.5, 4), level=st.floats(-8, 8))
+def test_power_laws_are_solved_in_a_few_evaluations(power: float, level: float) -> None:
+    """From far too small to far too large (eight decades either way), for every local power KL or CE may have.
+
+    KL itself (power 2) takes at most one evaluation per two decades, and one to land.
+    """
+    used = Counted(lambda s: 10**level * s**power)
+    scale = search(used, start=1.0)
+    assert scale is not None and landed(used.function(scale)) and used.at[-1] == scale
+    assert len(used.at) <= 20
+    kl = Counted(lambda s: 10**level * s**2)
+    search(kl, start=1.0)
+    assert len(kl.at) <= 8
+
+
+MONOTONE: dict[str, Callable[[float], float]] = {
+    "linear then square": lambda s: 3 * s + 50 * s**2,
+    "saturating, barely above": lambda s: 1.05 * (1 - math.exp(-(s**2))),
+    "exponential": lambda s: math.expm1(min(s, 700)) / 1e4,
+    "steep": lambda s: s**12,
+    "flat, then steep": lambda s: 0.5 * min(s, 1) + max(0.0, s - 1) ** 4,
+    "logarithmic": lambda s: math.log1p(s) / 5,
+    "better at first (near CE), then worse": lambda s: -2 * s + s**2,
+}
+
+
+@pytest.mark.parametrize("name", MONOTONE)
+@pytest.mark.parametrize("start", [1e-4, 1.0, 1e3])
+def test_other_shapes_are_solved_too(name: str, start: float) -> None:
+    """Not only power laws; the landing is exact, and ``used`` was last asked at the answer."""
+    used = Counted(MONOTONE[name])
+    scale = search(used, start=start)
+    assert scale is not None and landed(used.function(scale)) and used.at[-1] == scale
+    assert len(used.at) <= 25
+
+
+@given(low=st.floats(0, 0.9), power=st.floats(0.5, 3))
+def test_between_two_known_points_too(low: float, power: float) -> None:
+    """The last stretch of an iterative method: at 0 a part of the budget is used, at 1 it is over."""
+    used = Counted(lambda s: low + 0.5 * s**power + 0.1 * s if s else low)
+    if used.function(1.0) <= 1:
+        return
+    scale = search(used, start=0.5, high=1.0)
+    assert scale is not None and 0 < scale < 1 and landed(used.function(scale))
+
+
+def test_a_model_that_does_not_react_has_no_answer() -> None:
+    """None at the limit, which is tried and never passed; a budget that is met just before it is found."""
+    used = Counted(lambda s: 1e-9 * s)
+    assert search(used, start=1.0, limit=10.0) is None
+    assert max(used.at) == 10.0
+    assert search(Counted(lambda s: 0.0), start=1.0, limit=10.0) is None
+    just = Counted(lambda s: 0.96 * (s / 9.5) ** 8)
+    scale = search(just, start=1.0, limit=10.0)
+    assert scale is not None and landed(just.function(scale)) and max(just.at) <= 10
+
+
+@pytest.mark.parametrize("beyond", [math.nan, math.inf, 7.0])
+@pytest.mark.parametrize("start", [1e-3, 5.0])
+def test_beside_a_cliff_the_answer_is_on_the_safe_side(beyond: float, start: float) -> None:
+    """NaN, infinity or a jump beyond some scale: the largest scale before it, to a millionth; measured last."""
+    used = Counted(lambda s: 0.3 * s if s < 2 else beyond)
+    scale = search(used, start=start)
+    assert scale is not None and 2 * (1 - 1e-6) < scale < 2 and used.at[-1] == scale
+
+
+def test_where_every_scale_is_over_the_answer_is_to_change_nothing() -> None:
+    """NaN everywhere: scale 0, not a guess, and not an endless search."""
+    used = Counted(lambda s: math.nan if s else 0.0)
+    assert search(used, start=1.0) == 0.0
+    assert used.at[-1] == 0.0 and len(used.at) < 50
+
+
+# ------------------------------------------------------------------------------------ rays and paths
+
+
+class Drawn(Walk):
+    """A walk over a model drawn by hand: the budgets used are functions of the update's norm."""
+
+    def __init__(self, kl: Any, near: Any = None, budget: Budget | None = None) -> None:
+        budget = budget or Budget(0.01, 0.02 if near else None)
+        super().__init__(None, SimpleNamespace(has_near=near is not None), budget, lambda: 0.0, lambda: 0)
+        self.kl, self.near = kl, near
+
+    def used(self, updates: Updates, scale: float, step: int) -> float:
+        size = norm(updates)
+        near = Score(self.budget.near_ce * self.near(size)) if self.near else None
+        self.measured = Disruption(Score(self.budget.kl * self.kl(size)), Score(0.0), near)
+        self.points.append(TracePoint(step, scale, 0, 0.0, self.measured.kl.value))
+        return self.measured.used(self.budget)
+
+
+def direction(size: float = 1.0) -> Updates:
+    return {"a": size * torch.tensor([[0.6, 0.0]]), "b": size * torch.tensor([[0.8]])}
+
+
+def ray(walk: Drawn, size: float = 1.0) -> Landing:
+    return solve(walk, iter([direction(size)]), ray=True, reference_norm=1.0)
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_a_ray_lands_whatever_the_length_of_its_update(size: float) -> None:
+    """Only the direction counts; what is reported is what was measured at the end of the ray."""
+    walk = Drawn(lambda s: (s / 0.3) ** 2)
+    landing = ray(walk, size)
+    assert landing.stop == "budget (kl)" and landed(landing.disruption.used(walk.budget))
+    assert norm(landing.updates) == pytest.approx(0.3, rel=0.03)
+    assert landing.disruption.kl.value == pytest.approx(0.01 * (norm(landing.updates) / 0.3) ** 2)
+    assert len(walk.trace.points) <= 8
+
+
+def test_the_tighter_of_two_budgets_binds() -> None:
+    """Far or near, whichever is used up first, and it is said which."""
+    far = ray(Drawn(lambda s: s**2, lambda s: 0.1 * s**2))
+    near = ray(Drawn(lambda s: 0.1 * s**2, lambda s: s**2))
+    assert (far.stop, near.stop) == ("budget (kl)", "budget (near_ce)")
+
+
+def test_near_ce_stops_at_its_first_crossing() -> None:
+    """Neighbours get worse, then better, then worse again: the way back down is not the answer."""
+
+    def bump(s: float) -> float:
+        return 2 * math.exp(-(((s - 0.4) / 0.15) ** 2)) + (s / 0.9) ** 6
+
+    crossing = next(s / 1000 for s in range(1, 1000) if bump(s / 1000) >= 1)
+    landing = ray(Drawn(lambda s: s**2, bump))
+    assert landing.stop == "budget (near_ce)"
+    assert norm(landing.updates) == pytest.approx(crossing, rel=0.02)
+
+
+def test_getting_better_is_free() -> None:
+    """A near CE that falls never binds."""
+    landing = ray(Drawn(lambda s: s**2, lambda s: -s))
+    assert landing.stop == "budget (kl)" and landing.disruption.near_ce.value < 0
+
+
+@pytest.mark.parametrize(
+    ("kl", "size", "why"),
+    [
+        (lambda s: 1e-6 * s, 1.0, "the model hardly reacts"),
+        (lambda s: s, 0.0, "the update is zero"),
+        (lambda s: 0.1 if s < 0.5 else math.nan, 1.0, "the disruption jumps across it"),
+        (lambda s: math.nan if s else 0.0, 1.0, "the disruption jumps across it"),
+    ],
+)
+def test_what_cannot_reach_the_budget_says_why(kl: Any, size: float, why: str) -> None:
+    """Never silently elsewhere; and never over the budget, or at a disruption that is not a number."""
+    walk = Drawn(kl)
+    landing = ray(walk, size)
+    assert landing.stop == f"budget not reached: {why}"
+    assert landing.disruption.used(walk.budget) < LANDING[0]
+
+
+def test_a_path_is_left_at_the_first_step_over_the_budget() -> None:
+    """Solved between the last step inside and the first one outside; later steps are never computed."""
+    walk, taken = Drawn(lambda s: s**2), []
+
+    def path() -> Iterator[Updates]:
+        for size in (0.3, 0.7, 1.3, 9.0):
+            taken.append(size)
+            yield direction(size)
+
+    landing = solve(walk, path(), ray=False, reference_norm=1.0)
+    assert taken == [0.3, 0.7, 1.3]
+    assert landing.stop == "budget (kl)" and LANDING[0] ** 0.5 <= norm(landing.updates) <= 1
+    assert [p.step for p in walk.trace.points][:3] == [1, 2, 3]
+
+
+def test_a_first_step_over_the_budget_is_shortened() -> None:
+    """From the unedited model."""
+    landing = solve(Drawn(lambda s: s**2), iter([direction(40.0)]), ray=False, reference_norm=1.0)
+    assert landing.stop == "budget (kl)" and norm(landing.updates) <= 1
+
+
+def test_a_path_that_ends_early_says_so_where_it_ended() -> None:
+    """The last step is the edit; an empty path is the method's mistake."""
+    landing = solve(Drawn(lambda s: s**2), iter([direction(0.1), direction(0.2)]), ray=False, reference_norm=1.0)
+    assert landing.stop == "budget not reached: the method ended before"
+    assert norm(landing.updates) == pytest.approx(0.2) and landing.disruption.kl.value == pytest.approx(4e-4)
+    with pytest.raises(ValueError, match="path is empty"):
+        solve(Drawn(lambda s: s), iter([]), ray=False, reference_norm=1.0)
+
+
+@pytest.mark.parametrize(
+    "given", [{"kl": 0.0}, {"kl": -1.0}, {"kl": math.nan}, {"near_ce": 0.0}, {"near_ce": math.inf}]
+)
+def test_budgets_are_positive_numbers(given: dict[str, float]) -> None:
+    """0, negative, NaN and infinity are refused by name; near_ce may be left out."""
+    assert Budget(0.01).near_ce is None
+    with pytest.raises(InputError, match=f"budget.{next(iter(given))} must be a positive number"):
+        Budget(**given)
