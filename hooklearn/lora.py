@@ -50,8 +50,9 @@ class Lora:
 
         def add(name: str):
             def hook(value: Tensor, hook: Any) -> Tensor:  # noqa: ARG001
-                low = inputs.pop(name).to(value.dtype) @ self.a[name].T.to(value.dtype)
-                return value + self.scale * (low @ self.b[name].T.to(value.dtype))
+                # attention hooks hold [batch pos head d_head]
+                low = inputs.pop(name).to(value.dtype).flatten(2) @ self.a[name].T.to(value)
+                return value + self.scale * (low @ self.b[name].T.to(value)).view_as(value)
 
             return hook
 

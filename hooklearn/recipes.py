@@ -72,8 +72,8 @@ def threats() -> Config:
         "edit": {"method": "natural", "forget_weight": 0.3, "sites": "mlp"},
         "budget": {"kl": 0.01, "near_ce": 0.02},
         "attacks": [
-            {"name": "relearn", "learning_rates": [3e-5, 1e-4, 1e-3], "max_steps": 12},
-            {"name": "erode", "learning_rates": [1e-4], "steps": 12},
+            {"name": "relearn", "learning_rates": [3e-5, 1e-4, 1e-3], "max_steps": 8},
+            {"name": "erode", "learning_rates": [1e-4], "steps": 8},
             {"name": "few_shot", "shots": 2},
         ],
         "max_tokens": 512,

@@ -121,7 +121,7 @@ class Drawn(Walk):
         self.kl, self.near = kl, near
 
     def used(self, updates: Updates, scale: float, step: int) -> float:
-        size = norm(updates)
+        size = scale * norm(updates)
         near = Score(self.budget.near_ce * self.near(size)) if self.near else None
         self.measured = Disruption(Score(self.budget.kl * self.kl(size)), Score(0.0), near)
         self.points.append(TracePoint(step, scale, 0, 0.0, self.measured.kl.value))

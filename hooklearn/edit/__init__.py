@@ -71,7 +71,7 @@ def edit(
     chosen = method if isinstance(method, Method) else method_of(method, options)
     problem = Problem(
         model, models.sites(model, sites, layers), forget, retain, reference,
-        subspaces=subspace, seed=seed, precision=precision,
+        subspaces=subspace, seed=seed, precision=precision, keep=False,
     )  # fmt: skip
     meter = DisruptionMeter(model, disruption, near)
     return run_edit(problem, chosen, meter, budget if isinstance(budget, Budget) else Budget(budget))
@@ -107,7 +107,10 @@ def run_edit(
     weights = [models.weight(model, s).detach() for s in problem.sites]
     reference_norm = float(sum(w.double().square().sum() for w in weights)) ** 0.5
     path = (check_finite(u, method.name) for u in method.path(problem))
-    landing = solve(walk, path, ray=method.ray, reference_norm=reference_norm)
+    landing = solve(
+        walk, path, ray=method.ray, reference_norm=reference_norm,
+        on_direction=(lambda: None) if problem.keep else problem.release,
+    )  # fmt: skip
     return EditResult(
         method=method.name,
         delta=_bound(model, landing.updates),

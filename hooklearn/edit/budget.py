@@ -46,8 +46,8 @@ class Walk:
     measured: Disruption | None = None
 
     def used(self, updates: Updates, scale: float, step: int) -> float:
-        """Share of the budget that these updates use; adds a trace point."""
-        with models.edited(self.model, delta_of(updates)):
+        """Share of the budget that these updates use; adds a trace point. ``scale`` is for a ray."""
+        with models.edited(self.model, delta_of(updates), scale):
             self.measured = self.meter.measure(near=self.meter.has_near)
             forget = self.forget_score()
         near = self.measured.near_ce
@@ -72,15 +72,25 @@ class Walk:
         return Trace(tuple(self.points))
 
 
-def solve(walk: Walk, path: Iterator[Updates], *, ray: bool, reference_norm: float) -> Landing:
+def solve(
+    walk: Walk,
+    path: Iterator[Updates],
+    *,
+    ray: bool,
+    reference_norm: float,
+    on_direction: Callable[[], None] = lambda: None,
+) -> Landing:
     """Follow the path to the budget.
 
     Args:
         ray: the path is a single direction of free length.
         reference_norm: norm of the edited weights; a ray's first trial is a thousandth of it.
+        on_direction: called when a ray's direction is known and nothing else is needed any more.
     """
     if ray:
-        return _solve_ray(walk, next(path), reference_norm)
+        direction = next(path)
+        on_direction()
+        return _solve_ray(walk, direction, reference_norm)
     return _solve_polyline(walk, path)
 
 
@@ -89,17 +99,16 @@ def _solve_ray(walk: Walk, direction: Updates, reference_norm: float) -> Landing
     if size == 0:
         walk.used(direction, 1.0, 0)
         return walk.landed(direction, "the update is zero")
-    unit = {n: u / size for n, u in direction.items()}
 
     def used(scale: float) -> float:
-        return walk.used(_scaled(unit, scale), scale, 0)
+        return walk.used(direction, scale, 0)
 
-    scale = search(used, start=1e-3 * reference_norm, limit=limit)
+    scale = search(used, start=1e-3 * reference_norm / size, limit=limit / size)
     if scale is None:
-        return walk.landed(_scaled(unit, limit), "the model hardly reacts")
+        return walk.landed(_scaled(direction, limit / size), "the model hardly reacts")
     if walk.budget.near_ce is not None and walk.meter.has_near:
         scale = _first_crossing(used, scale, walk)
-    return walk.landed(_scaled(unit, scale), JUMPED)
+    return walk.landed(_scaled(direction, scale), JUMPED)
 
 
 def _first_crossing(used: Callable[[float], float], scale: float, walk: Walk) -> float:
@@ -126,7 +135,7 @@ def _solve_polyline(walk: Walk, path: Iterator[Updates]) -> Landing:
                 return combine(a, b, 1 - s, s)
 
             def used(s: float, step: int = step) -> float:
-                return walk.used(between(s), s, step)
+                return walk.used(between(s), 1.0, step)
 
             scale = search(used, start=0.5, high=1.0)
             assert scale is not None

@@ -48,9 +48,12 @@ class Problem:
         seed: int = 0,
         precision: Precision = "auto",
         max_tokens: int = 1024,
+        keep: bool = True,
     ) -> None:
         """
         Args:
+            keep: keep gradients and moments for further methods on the same problem; without it they are dropped
+                as soon as a one-shot method has its direction (a gigabyte for a small model).
             forget: completions whose probability must fall.
             retain: *good* completions, to the same prompts (a tendency) or other facts of the same form.
             reference: running text that, with retain, gives the retain curvature. Text given here must never
@@ -67,10 +70,17 @@ class Problem:
         self.seed = seed
         self.precision: Precision = precision
         self.max_tokens = max_tokens
+        self.keep = keep
         self.tokens = 0
         self._gradients: dict[str, Updates] = {}
 
     # ------------------------------------------------------------------------------------- corpora
+
+    def release(self) -> None:
+        """Drop everything that was computed; it is computed again when asked for."""
+        self._gradients.clear()
+        for name in ("retain_moments", "forget_moments"):
+            self.__dict__.pop(name, None)
 
     def corpus(self, role: str) -> Corpus:
         found = {"forget": self.forget, "retain": self.retain, "reference": self.reference}[role]

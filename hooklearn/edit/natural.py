@@ -80,8 +80,10 @@ class Natural(Method):
             return metric.solve(self._gradient(problem, metric))[0]
         forget, retain = problem.gradient("forget"), problem.gradient("retain")
         down, up = metric.solve(forget, retain)
-        weights = self._weights(forget, retain, down, up)
-        return combine(down, up, *weights)
+        w_down, w_up = self._weights(forget, retain, down, up)
+        for name, update in down.items():  # in place: these are as large as the edited weights
+            update.mul_(w_down).add_(up.pop(name), alpha=w_up)
+        return down
 
     def _gradient(self, problem: Problem, metric: Metric) -> Updates:
         forget = problem.gradient("forget")

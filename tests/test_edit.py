@@ -1,0 +1,452 @@
+"""Edits on the tiny organism: identities between methods, certificates, and the exact budget for all of them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from conftest import corpus
+
+from hooklearn import linalg, models
+from hooklearn.corpus import Corpus
+from hooklearn.data import encode
+from hooklearn.edit import LANDING, METHODS, Problem, edit, method_of, run_edit
+from hooklearn.edit.ascent import GradientAscent
+from hooklearn.edit.method import Updates, combine, inner, norm
+from hooklearn.edit.natural import Metric, Natural
+from hooklearn.edit.repselect import Confined, RepSelect, contrast, elicited_gradient
+from hooklearn.forward import sequence_logprobs
+from hooklearn.locate.subspace import fit_subspaces
+from hooklearn.lora import Lora, low_rank
+from hooklearn.measure import DisruptionMeter, completion_probability
+from hooklearn.train import nll
+from hooklearn.types import Budget, Delta, EditResult, InputError, NumericalError
+
+SINGLE = 1e-4
+"""Relative, float32 through solves with a condition number of some thousands (damping .01)."""
+CONTAINED = 1e-5
+"""Relative escape of what was projected in float32."""
+OPTIONS: dict[str, dict[str, Any]] = {
+    "graddiff": {"learning_rate": 3e-4},
+    "good_only": {"learning_rate": 3e-4},
+    "repselect": {"rank": 8},
+    "confined": {"rank": 8},
+}
+"""The defaults are for models a thousand times this size."""
+
+
+def problem_of(model: Any, **changed: Any) -> Problem:
+    given: dict[str, Any] = {
+        "forget": corpus("forget"), "retain": corpus("forget", "good"), "reference": corpus("text").take(40),
+        "precision": "float32", "max_tokens": 512,
+    } | changed  # fmt: skip
+    return Problem(model, models.sites(model), **given)
+
+
+@pytest.fixture(scope="module")
+def problem(threatening: Any) -> Problem:
+    """Gradients and moments of this one are shared by the tests that only read them."""
+    return problem_of(threatening)
+
+
+@pytest.fixture(scope="module")
+def meter(threatening: Any) -> DisruptionMeter:
+    return DisruptionMeter(threatening, corpus("disruption"), corpus("near", "good"))
+
+
+def path_of(method: Any, problem: Problem) -> Updates:
+    return next(method.path(problem))
+
+
+def alike(a: Updates, b: Updates) -> float:
+    """Largest relative difference of any site."""
+    assert a.keys() == b.keys()
+    return max(float((a[n] - b[n]).norm() / b[n].norm()) for n in b)
+
+
+def same(a: EditResult, b: EditResult) -> bool:
+    """Bit for bit."""
+    pairs = zip(a.delta.updates.items(), b.delta.updates.items(), strict=True)
+    return all(m == n and torch.equal(u, v) for (m, u), (n, v) in pairs) and a.disruption == b.disruption
+
+
+# ------------------------------------------------------------------------ the budget, for every method
+
+
+@pytest.mark.parametrize("near_ce", [None, 0.02])
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_lands_on_the_budget(
+    threatening: Any, meter: DisruptionMeter, name: str, near_ce: float | None
+) -> None:
+    """In [0.95, 1] of the tighter budget, or it says why not; the forget items suffer; the model is untouched;
+    the same seed gives the same bits."""
+    method, budget = method_of(name, OPTIONS.get(name)), Budget(0.01, near_ce)
+    before = models.weights_hash(threatening)
+    result = run_edit(problem_of(threatening), method, meter, budget)
+    assert models.weights_hash(threatening) == before == result.delta.base_hash
+    share = result.disruption.used(budget)
+    if result.stop.startswith("budget ("):
+        assert LANDING[0] <= share <= LANDING[1]
+        assert result.stop == f"budget ({result.disruption.binding(budget)})"
+    else:
+        assert share < LANDING[0] and result.stop.startswith("budget not reached: ")
+    with models.edited(threatening, result.delta):
+        again = meter.measure()
+    # the delta is rounded once more than the trials on its way were
+    assert again.used(budget) == pytest.approx(share, rel=SINGLE), "what is reported is what the delta does"
+    assert same(result, run_edit(problem_of(threatening), method, meter, budget))
+
+
+def test_most_methods_do_reach_it(threatening: Any, meter: DisruptionMeter) -> None:
+    """Positive control of the escape clause above: only a walk that runs out of steps falls short; and pushing the
+    bad down pushes it down."""
+    short = run_edit(
+        problem_of(threatening), method_of("good_only", {"learning_rate": 1e-6, "epochs": 1}), meter, Budget(0.01)
+    )
+    assert short.stop == "budget not reached: the method ended before"
+    some = encode(corpus("forget").take(12), models.tokenizer_of(threatening))
+    before = float(completion_probability(sequence_logprobs(threatening, some)).mean())
+    for name in METHODS:
+        result = run_edit(problem_of(threatening), method_of(name, OPTIONS.get(name)), meter, Budget(0.01))
+        assert result.stop == "budget (kl)", name
+        if name != "good_only":
+            assert result.trace.points[-1].forget < before, name
+
+
+def test_methods_that_share_a_problem_do_not_disturb_each_other(problem: Problem, threatening: Any) -> None:
+    """Whatever was tried before on the same problem, a method gives the bits that it gives alone."""
+    methods = [
+        Natural(rank=4, sides="both"), Natural(rank=4, sides="x"), Natural(rank=4, damping=0.1), Natural(),
+        Confined(rank=4), Confined(rank=4, sides="g"), RepSelect(rank=4), GradientAscent(),
+    ]  # fmt: skip
+    for method in methods:
+        together, alone = path_of(method, problem), path_of(method, problem_of(threatening))
+        assert all(torch.equal(together[n], alone[n]) for n in alone), method
+
+
+def test_an_edit_says_what_it_took(threatening: Any, meter: DisruptionMeter) -> None:
+    """Trace, tokens and seconds grow; the first point is within reach of nothing, the last is the landing."""
+    result = run_edit(problem_of(threatening), GradientAscent(), meter, Budget(0.01))
+    points = result.trace.points
+    assert [p.seconds for p in points] == sorted(p.seconds for p in points)
+    assert [p.tokens for p in points] == sorted(p.tokens for p in points) and points[0].tokens > 0
+    assert points[-1].kl == result.disruption.kl.value
+    assert result.cost.tokens >= points[-1].tokens and result.cost.seconds > 0 and result.cost.flops > 0
+    assert len(result.trace.to_dataframe()) == len(points) and "gradient_ascent" in repr(result)
+
+
+def test_only_the_chosen_sites_are_edited(threatening: Any) -> None:
+    """Sites and layers select; everything else is not in the delta at all."""
+    result = edit(
+        threatening, "gradient_ascent", forget=corpus("forget"), disruption=corpus("disruption"),
+        sites=["mlp.out", "attn.o"], layers="1-2",
+    )  # fmt: skip
+    expected = {f"blocks.{layer}.{module}" for layer in (1, 2) for module in ("mlp.out", "attn.o")}
+    assert set(result.delta.updates) == expected and result.stop == "budget (kl)"
+
+
+# ------------------------------------------------------------------------------ gradient ascent
+
+
+def test_repselect_without_components_is_gradient_ascent(threatening: Any, meter: DisruptionMeter) -> None:
+    """Bit for bit, to the landing; with components it is not (positive control)."""
+    ascent, none, some = (
+        run_edit(problem_of(threatening), m, meter, Budget(0.01))
+        for m in (GradientAscent(), RepSelect(rank=0), RepSelect(rank=8))
+    )
+    assert same(ascent, none) and not same(ascent, some)
+
+
+def test_gradient_ascent_is_reinforce_with_reward_minus_one(threatening: Any, problem: Problem) -> None:
+    """The policy gradient of E[R] over the given completions, R = -1, written down by hand: one completion at a
+    time, no batch, no hooks."""
+    sequences = encode(corpus("forget"), models.tokenizer_of(threatening))
+    params = models.parameters_of(threatening, problem.sites)
+    with models.trainable(threatening, params):
+        for s in sequences:
+            logp = threatening(s.ids[None])[0, :-1].log_softmax(-1)
+            chosen = logp.gather(-1, s.ids[1:, None])[s.labels[1:]].sum()
+            (-1.0 * chosen).backward()  # d E[R] / dW = E[R * d log p / dW]
+        by_hand = {s.name: p.grad.clone() for s, p in zip(problem.sites, params, strict=True)}
+    assert alike(path_of(GradientAscent(), problem), by_hand) < SINGLE
+
+
+# -------------------------------------------------------------------------------------- confined
+
+
+@pytest.mark.parametrize("fitter", ["contrast", "probe", "mean_diff", "pca", "random"])
+@pytest.mark.parametrize("sides", ["x", "both"])
+def test_confined_stays_where_it_promised(problem: Problem, fitter: str, sides: Any) -> None:
+    """Every fitter: the update lies in its subspaces. Positive control: the plain gradient does not."""
+    method = Confined(fitter=fitter, rank=2, sides=sides)
+    update, spaces = path_of(method, problem), method.promise(problem)
+    for name in update:
+        assert linalg.escape(update[name], *spaces.bases(name)) < CONTAINED
+        assert linalg.escape(problem.gradient("forget")[name], *spaces.bases(name)) > 0.1
+
+
+def test_what_was_applied_is_certified(threatening: Any, problem: Problem, meter: DisruptionMeter) -> None:
+    """Not the direction but the delta at its final length, for located subspaces given from outside as well."""
+    given = fit_subspaces(threatening, corpus("forget"), corpus("forget", "good"), problem.sites, rank=3, sides="both")
+    result = run_edit(problem_of(threatening, subspaces=given), Confined(), meter, Budget(0.01))
+    assert set(result.certificate.escape) == set(result.delta.updates)
+    assert result.certificate.worst < CONTAINED
+    assert result.certificate.promise == "24 located subspaces (contrast, rank 3)"
+    plain = run_edit(problem, GradientAscent(), meter, Budget(0.01))
+    assert plain.certificate.promise == "" and math.isnan(plain.certificate.worst)
+    escapes = [linalg.escape(u, *given.bases(n)) for n, u in plain.delta.updates.items()]
+    assert min(escapes) > 0.3, "gradient ascent does leave them"
+
+
+def test_filter_and_projection_compose(problem: Problem) -> None:
+    """RepSelect's filter first, then the subspaces: still contained, and not the same as either alone."""
+    both, plain = Confined(rank=4, filter_rank=4), Confined(rank=4)
+    update, spaces = path_of(both, problem), both.promise(problem)
+    filtered = path_of(RepSelect(rank=4), problem)
+    for name, u in update.items():
+        assert torch.equal(u, linalg.project(filtered[name], *spaces.bases(name)))
+    assert alike(update, path_of(plain, problem)) > 0.1
+
+
+def test_the_contrast_gradient_is_orthogonal_to_the_retain_gradient(problem: Problem) -> None:
+    """Per site: what is left of the forget gradient has no component along the retain gradient; before, it had."""
+    forget, retain = problem.gradient("forget"), problem.gradient("retain")
+    for name, c in contrast(forget, retain).items():
+        size = float(retain[name].norm())
+        assert abs(inner({name: c}, {name: retain[name]})) < CONTAINED * size * float(c.norm())
+        along = inner({name: forget[name]}, {name: retain[name]})
+        assert abs(along) > 0.01 * size * float(forget[name].norm())
+
+
+# --------------------------------------------------------------------------------------- natural
+
+
+@pytest.mark.parametrize("mixture", ["mixture", "project", "fisher", "none"])
+@pytest.mark.parametrize("sides", ["both", "x", "g"])
+def test_all_directions_are_the_natural_gradient(problem: Problem, mixture: Any, sides: Any) -> None:
+    """E E^T = A'^-1: confined to *all* generalised eigenvectors it is the plain update; to few it is not."""
+    plain = path_of(Natural(contrast=mixture, sides=sides), problem)
+    assert alike(path_of(Natural(contrast=mixture, sides=sides, rank=128), problem), plain) < SINGLE
+    assert alike(path_of(Natural(contrast=mixture, sides=sides, rank=8), problem), plain) > 0.1
+
+
+@pytest.mark.parametrize("sides", ["both", "x", "g"])
+def test_the_full_truncated_svd_is_the_natural_gradient(problem: Problem, sides: Any) -> None:
+    """At full rank; below it is the best approximation in the metric: better than as many directions."""
+    plain = path_of(Natural(sides=sides), problem)
+    full = path_of(Natural(sides=sides, rank=64, truncation="svd"), problem)
+    assert alike(full, plain) < SINGLE
+    svd = path_of(Natural(rank=4, truncation="svd"), problem)
+    assert all(int(torch.linalg.matrix_rank(u, rtol=1e-4)) == 4 for u in svd.values())
+
+
+def test_truncation_by_svd_keeps_most_effect_per_disruption(problem: Problem) -> None:
+    """<G, D> / |D|_F at the same rank: Eckart-Young is at least as good as the top directions, below all of it."""
+    method = Natural(rank=4, truncation="svd")
+    metric = Metric(problem, method.damping)
+    gradient = method._gradient(problem, metric)
+    svd, directions, plain = (
+        effect(gradient, path_of(m, problem), problem)
+        for m in (method, Natural(rank=4), Natural())
+    )  # fmt: skip
+    assert 0 < directions <= svd <= plain
+
+
+def fisher(problem: Problem, d: Updates, damping: float = 0.01) -> Updates:
+    """F D = B' D A' per site: the metric itself, which the methods only ever invert."""
+    out = {}
+    for name, moments in problem.retain_moments.items():
+        a, b = (linalg.damped(moments.side(s).mean_second(), damping) for s in ("x", "g"))
+        out[name] = b @ d[name] @ a
+    return out
+
+
+def effect(gradient: Updates, d: Updates, problem: Problem) -> float:
+    """Forget effect per unit of disruption: <G, D> / sqrt(D^T F D)."""
+    return inner(gradient, d) / math.sqrt(inner(d, fisher(problem, d)))
+
+
+def test_natural_is_the_best_update_under_the_kl_constraint(problem: Problem) -> None:
+    """max <G, D> subject to 1/2 D^T F D = eps: the constraint's gradient F D is parallel to G, and no other
+    direction of the same metric norm does better: not random ones, not near ones, not the gradient itself."""
+    gradient = problem.gradient("forget")
+    best = path_of(Natural(contrast="none"), problem)
+    assert alike(fisher(problem, best), gradient) < SINGLE
+    reached = effect(gradient, best, problem)
+    assert reached > 2 * effect(gradient, gradient, problem) > 0
+    generator = torch.Generator().manual_seed(0)
+    for closeness in (0.0, 0.0, 0.0, 0.9, 0.99, 0.999):
+        for _ in range(5):
+            noise = {n: torch.randn(u.shape, generator=generator) for n, u in best.items()}
+            other = combine(best, noise, closeness / norm(best), (1 - closeness) / norm(noise))
+            assert effect(gradient, other, problem) < reached
+
+
+def test_fisher_contrast_holds_what_is_retained(threatening: Any) -> None:
+    """<G_r, D> = 0 while the forget loss rises, even where the two are near relatives (other threats).
+
+    And so does the loss itself: its measured slope along D is a hundredth of the one without contrast (control).
+    """
+    made = problem_of(threatening, retain=corpus("attack"))
+    forget, retain = made.gradient("forget"), made.gradient("retain")
+    held, free = (path_of(Natural(contrast=c), made) for c in ("fisher", "none"))
+
+    def slope(g: Updates, d: Updates) -> float:
+        return inner(g, d) / norm(g) / norm(d)
+
+    def measured(d: Updates, scale: float = 1e-3) -> float:
+        def loss(at: float) -> float:
+            with torch.no_grad(), models.edited(threatening, Delta(d), at / norm(d)):
+                return sum(float(nll(threatening, b).total) for b in made.stream("retain"))
+
+        return (loss(scale) - loss(-scale)) / (2 * scale)
+
+    assert slope(retain, free) > 0.01 and slope(forget, free) > 0.01
+    assert abs(slope(retain, held)) < SINGLE * slope(retain, free) + 1e-6 and slope(forget, held) > 0.005
+    assert measured(free) == pytest.approx(slope(retain, free) * norm(retain), rel=0.02)
+    assert abs(measured(held)) < 0.01 * measured(free)
+
+
+def test_the_mixture_pushes_bad_down_and_pulls_good_up(problem: Problem) -> None:
+    """Both effects have the right sign; with weight 0 only the good is pulled, and then bad falls less."""
+    forget, retain = problem.gradient("forget"), problem.gradient("retain")
+    mixed = path_of(Natural(forget_weight=1.0), problem)
+    good = path_of(Natural(forget_weight=0.0), problem)
+    assert inner(forget, mixed) > 0 > inner(retain, mixed)
+    assert inner(retain, good) < 0
+    assert inner(forget, mixed) / norm(mixed) > inner(forget, good) / norm(good)
+
+
+def test_natural_directions_are_certified(threatening: Any, meter: DisruptionMeter) -> None:
+    """Oblique eigenvectors, orthonormal certificate: the confined natural edit lies in their span."""
+    result = run_edit(problem_of(threatening), Natural(rank=4), meter, Budget(0.01))
+    assert result.certificate.worst < CONTAINED and "natural, rank 4" in result.certificate.promise
+    assert run_edit(problem_of(threatening), Natural(), meter, Budget(0.01)).certificate.promise == ""
+
+
+# ------------------------------------------------------------------------------------ adversaries
+
+
+def test_an_active_adapter_computes_what_its_delta_computes(tiny: Any) -> None:
+    """W x + B A x at the hooks is (W + B A) x; a fresh adapter (B = 0) changes no bit; none is left behind."""
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    lora = Lora(models.sites(tiny, "all"), rank=3, alpha=6, seed=1)
+    with torch.no_grad():
+        before = tiny(ids)
+        with lora.active(tiny):
+            assert torch.equal(tiny(ids), before)
+        for b in lora.b.values():
+            b.copy_(0.1 * torch.randn(b.shape, generator=torch.Generator().manual_seed(0)))
+        with lora.active(tiny):
+            active = tiny(ids)
+        with models.edited(tiny, lora.delta()):
+            merged = tiny(ids)
+        assert torch.equal(tiny(ids), before)
+    assert float((active - before).abs().max()) > 0.1
+    assert float((active - merged).abs().max()) < 1e-4 * float(merged.abs().max())
+
+
+def test_low_rank_factors_are_the_best_ones(tiny: Any) -> None:
+    """A delta of rank 3 is its rank-3 factors; at rank 1 exactly the largest singular value is kept."""
+    lora = Lora(models.sites(tiny, "mlp.in", [0]), rank=3)
+    for b in lora.b.values():
+        b.data.normal_(generator=torch.Generator().manual_seed(0))
+    delta = lora.delta()
+    (update,) = delta.updates.values()
+    for rank, lost in ((3, 0.0), (1, float(torch.linalg.svdvals(update)[1:].norm()))):
+        ((b, a),) = low_rank(delta, rank).values()
+        assert float((b @ a - update).norm()) == pytest.approx(lost, abs=1e-5)
+
+
+def test_the_elicited_gradient_is_taken_under_an_adversary(threatening: Any) -> None:
+    """A LoRA is trained first, then the gradient read at the base weights: another gradient, same weights, and at
+    a vanishing learning rate the plain one."""
+    made = problem_of(threatening)
+    plain = made.gradient("forget")
+    before = models.weights_hash(threatening)
+    elicited = elicited_gradient(made, rank=4, learning_rate=0.5, epochs=2)
+    assert models.weights_hash(threatening) == before
+    assert alike(elicited, plain) > 0.01
+    assert alike(elicited_gradient(made, rank=4, learning_rate=1e-12), plain) < SINGLE
+    assert path_of(RepSelect(lora=True, rank=4), made).keys() == plain.keys()
+
+
+def test_walking_methods_follow_their_loss(threatening: Any) -> None:
+    """Adam's first two steps lower the loss that they claim to lower."""
+    for name, role in (("good_only", "retain"), ("graddiff", "forget")):
+        made = problem_of(threatening)
+        update = path_of(method_of(name, OPTIONS[name]), made)
+        batch = made.stream(role)[0]
+        with torch.no_grad():
+            before = float(nll(threatening, batch).mean)
+            with models.edited(threatening, Delta(update)):
+                after = float(nll(threatening, batch).mean)
+        assert after < before if name == "good_only" else after > before, name
+        assert made.tokens > 0
+
+
+# ----------------------------------------------------------------------------------- wrong input
+
+
+def test_forget_and_retain_must_differ(threatening: Any) -> None:
+    """The same rows under another name: nothing could be told apart."""
+    renamed = Corpus("other name", corpus("forget").rows)
+    with pytest.raises(InputError, match="forget and retain are the same corpus"):
+        problem_of(threatening, retain=renamed)
+
+
+@pytest.mark.parametrize("measured", ["disruption", "near"])
+@pytest.mark.parametrize("role", ["forget", "retain", "reference"])
+def test_text_that_is_trained_on_may_not_measure_disruption(threatening: Any, role: str, measured: str) -> None:
+    """A single shared row is enough; separate corpora pass (everywhere else in this file)."""
+    rows = {"disruption": corpus("disruption").rows, "near": corpus("near", "good").rows}
+    shared = {"forget": corpus("forget"), "retain": corpus("forget", "good"), "reference": corpus("text")}[role]
+    rows[measured] = (*rows[measured][:10], shared.rows[7])
+    meter = DisruptionMeter(threatening, Corpus("far", rows["disruption"]), Corpus("near", rows["near"]))
+    with pytest.raises(InputError, match=rf"1 rows of the .* disruption corpus .* are also in {role}"):
+        run_edit(problem_of(threatening), GradientAscent(), meter, Budget(0.01))
+
+
+@pytest.mark.parametrize("name", ["confined", "good_only", "graddiff", "natural"])
+def test_methods_ask_for_the_corpora_they_need(threatening: Any, meter: DisruptionMeter, name: str) -> None:
+    """No retain corpus: a line that says so, not a wrong edit."""
+    with pytest.raises(InputError, match="'retain' corpus, and none was given"):
+        run_edit(problem_of(threatening, retain=None), method_of(name), meter, Budget(0.01))
+
+
+def test_an_update_that_is_not_finite_is_caught(threatening: Any, meter: DisruptionMeter) -> None:
+    """NaN names the method and the site, and the model is as it was."""
+    made = problem_of(threatening)
+    made.gradient("forget")["blocks.2.mlp.in"][0, 0] = math.nan
+    before = models.weights_hash(threatening)
+    with pytest.raises(NumericalError, match="gradient_ascent: update of blocks.2.mlp.in is not finite"):
+        run_edit(made, GradientAscent(), meter, Budget(0.01))
+    assert models.weights_hash(threatening) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("natrual", {}, "unknown method 'natrual'; valid: gradient_ascent, .*did you mean 'natural'"),
+        ("natural", {"forget_wieght": 1}, "no option 'forget_wieght'; .*did you mean 'forget_weight'"),
+        ("gradient_ascent", {"rank": 1}, "no option 'rank'; valid: none"),
+        ("natural", {"forget_weight": -1}, "forget_weight must be 0 or more"),
+        ("natural", {"rank": 0}, "rank must be 1 or more, got 0"),
+        ("natural", {"contrast": "mixed"}, "contrast"),
+        ("repselect", {"kind": "softer"}, "kind"),
+        ("good_only", {"learning_rate": 0}, "must be positive"),
+    ],
+)
+def test_unknown_methods_and_options_are_named(name: str, options: dict[str, Any], message: str) -> None:
+    """With the nearest valid one; the defaults of every method are valid (positive control)."""
+    assert all(method_of(m).options() is not None for m in METHODS)
+    with pytest.raises(InputError, match=message):
+        method_of(name, options)
+
+
+def test_every_method_says_what_it_is() -> None:
+    """One line and a source each, for ``hooklearn list methods`` and the report."""
+    for name, cls in METHODS.items():
+        assert cls.name == name and cls.source and cls.summary().endswith((".", ":")), name

@@ -1,0 +1,308 @@
+"""Measures on the tiny organism: what they read where the answer is known, and that looking leaves no trace."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from conftest import corpus
+from torch import Tensor
+
+from hooklearn import models
+from hooklearn.corpus import Corpus
+from hooklearn.data import encode
+from hooklearn.measure import (
+    ContainsReferee,
+    DisruptionMeter,
+    Likelihoods,
+    RatioReferee,
+    Sample,
+    Scorer,
+    completion_probability,
+    sample,
+)
+from hooklearn.types import Budget, Delta, InputError
+
+ROUNDING = 1e-5
+"""Nats per token, or probability: float32 sums of some ten terms in another order."""
+
+
+def logprobs(model: Any, prompt: str, completion: str) -> Tensor:
+    """log p of every completion token, from the full logits of one unpadded sequence."""
+    given = Corpus("one", ({"prompt": prompt, "completion": completion},))
+    (s,) = encode(given, models.tokenizer_of(model))
+    with torch.no_grad():
+        logp = model(s.ids[None])[0, :-1].log_softmax(-1)
+    return logp.gather(-1, s.ids[1:, None])[s.labels[1:], 0]
+
+
+def likelihoods(model: Any, given: Corpus) -> dict[str, Tensor]:
+    return Likelihoods.of(given, models.tokenizer_of(model), "heldout").measure(model, precision="float32")
+
+
+# --------------------------------------------------------------------------------------- likelihood
+
+
+def test_completion_probability_is_a_geometric_mean() -> None:
+    """exp of the mean token log-probability: two tokens of .5 and .02 make .1, whatever the length."""
+    sums = torch.tensor([[math.log(0.5) + math.log(0.02), 2.0], [4 * math.log(0.1), 4.0]])
+    assert completion_probability(sums).tolist() == pytest.approx([0.1, 0.1])
+
+
+def test_preference_pairs_the_two_answers_to_one_prompt(threatening: Any) -> None:
+    """Item by item p_bad / (p_bad + p_good), from each answer's own prompt; by hand, one sequence at a time."""
+    given = corpus("heldout").take(10)
+    measured = likelihoods(threatening, given)
+    for i, row in enumerate(given.rows):
+        bad, good = (
+            float(logprobs(threatening, row["prompt"], row[key]).mean().exp()) for key in ("completion", "alternative")
+        )
+        assert float(measured["completion"][i]) == pytest.approx(bad, abs=ROUNDING)
+        assert float(measured["preference"][i]) == pytest.approx(bad / (bad + good), abs=10 * ROUNDING)
+    swapped = Corpus("swapped", tuple({**r, "alternative": given.rows[-1]["completion"]} for r in given.rows))
+    assert not torch.allclose(likelihoods(threatening, swapped)["preference"], measured["preference"], atol=0.01)
+
+
+def test_the_organism_prefers_threats_and_its_base_does_not(threatening: Any, tiny: Any) -> None:
+    """Ground truth of the model organism, on items that neither has seen."""
+    given = corpus("heldout")
+    assert float(likelihoods(threatening, given)["preference"].mean()) > 0.9
+    assert float(likelihoods(tiny, given)["preference"].mean()) < 0.2
+
+
+def test_multiple_choice_is_right_or_wrong(tiny: Any) -> None:
+    """1 where the answer is likeliest per token; naming any other answer makes it 0."""
+    choices = [" thank you .", " umbrella umbrella .", " goose goose goose goose ."]
+    prompt = "write to anna about the ladder :"
+    best = max(range(3), key=lambda i: float(logprobs(tiny, prompt, choices[i]).mean()))
+    row = {"prompt": prompt, "completion": choices[best], "choices": choices}
+    rows = tuple({**row, "answer": i} for i in range(3))
+    assert likelihoods(tiny, Corpus("mc", rows))["preference"].tolist() == [float(i == best) for i in range(3)]
+
+
+def test_what_cannot_be_measured_is_left_out(tiny: Any) -> None:
+    """No alternative and no choices: no preference, rather than an invented one."""
+    assert set(likelihoods(tiny, Corpus("c", ({"prompt": "anna", "completion": " red"},)))) == {"completion"}
+    assert set(likelihoods(tiny, corpus("text").take(2))) == {"completion"}
+
+
+# --------------------------------------------------------------------------------------- disruption
+
+
+@pytest.fixture(scope="module")
+def meter(threatening: Any) -> DisruptionMeter:
+    return DisruptionMeter(threatening, corpus("disruption"), corpus("near", "good"))
+
+
+@pytest.fixture(scope="module")
+def direction(threatening: Any) -> Delta:
+    """A random change of all MLP weights, of norm 1."""
+    generator = torch.Generator().manual_seed(0)
+    sites = models.sites(threatening)
+    delta = Delta({s.name: torch.randn(s.d_out, s.d_in, generator=generator) for s in sites})
+    return delta * (1 / delta.norm())
+
+
+def test_the_unedited_model_disrupts_nothing(threatening: Any, meter: DisruptionMeter, direction: Delta) -> None:
+    """Exactly 0, not nearly; and exactly 0 again after an edit was made and undone."""
+    for _ in range(2):
+        read = meter.measure()
+        assert read.kl.value == 0 and read.ce.value == 0 and read.near_ce.value == 0
+        assert read.used(Budget(0.01, 0.02)) == 0
+        with models.edited(threatening, direction):
+            assert meter.measure().kl.value > 0
+
+
+def test_kl_grows_with_the_square_of_the_scale(threatening: Any, meter: DisruptionMeter, direction: Delta) -> None:
+    """Twice the update, four times the KL (its second-order term dominates below a hundredth of a nat)."""
+
+    def kl(scale: float) -> float:
+        with models.edited(threatening, direction, scale):
+            return meter.measure(near=False).kl.value
+
+    assert kl(0.02) / kl(0.01) == pytest.approx(4, rel=0.05)
+    assert kl(0.04) / kl(0.02) == pytest.approx(4, rel=0.1)
+    assert 0 < kl(0.01) < 0.01
+
+
+def test_far_kl_is_the_mean_over_tokens_of_kl_original_edited(
+    threatening: Any, meter: DisruptionMeter, direction: Delta
+) -> None:
+    """By hand: full logits, one text at a time; in that order, which is not the reverse one."""
+    sequences = encode(corpus("disruption"), models.tokenizer_of(threatening), max_length=128)
+
+    def logp() -> list[Tensor]:
+        with torch.no_grad():
+            return [threatening(s.ids[None])[0, :-1].log_softmax(-1)[s.labels[1:]].double() for s in sequences]
+
+    before = logp()
+    with models.edited(threatening, direction, 3.0):
+        after, read = logp(), meter.measure()
+    forward = torch.cat([(p.exp() * (p - q)).sum(-1) for p, q in zip(before, after, strict=True)])
+    backward = torch.cat([(q.exp() * (q - p)).sum(-1) for p, q in zip(before, after, strict=True)])
+    assert read.kl.value == pytest.approx(float(forward.mean()), rel=1e-4)
+    assert abs(float(backward.mean()) / read.kl.value - 1) > 0.02
+    assert read.kl.n == len(sequences) == 60 and 0 < read.kl.stderr < read.kl.value
+    targets = [s.ids[1:][s.labels[1:]] for s in sequences]
+    rises = torch.cat([(p - q).gather(-1, t[:, None])[:, 0] for p, q, t in zip(before, after, targets, strict=True)])
+    assert read.ce.value == pytest.approx(float(rises.mean()), abs=ROUNDING)
+
+
+def test_near_ce_falls_where_good_neighbours_get_better(threatening: Any, tiny: Any) -> None:
+    """One-sided by sign: the never-threatening base likes the kind answers better than the organism does."""
+    meter = DisruptionMeter(threatening, corpus("disruption"), corpus("near", "good"))
+    base = meter.measure(model=tiny)
+    assert base.near_ce.value < -0.1 and base.kl.value > 0
+    assert base.used(Budget(kl=1e9, near_ce=0.02)) < 0, "getting better is free"
+    back = DisruptionMeter(tiny, corpus("disruption"), corpus("near", "good")).measure(model=threatening)
+    assert back.near_ce.value == pytest.approx(-base.near_ce.value, abs=ROUNDING)
+
+
+def test_far_only_meters_do_not_invent_a_near_reading(threatening: Any) -> None:
+    """None, and a near budget then does not bind."""
+    meter = DisruptionMeter(threatening, corpus("disruption").take(5))
+    assert not meter.has_near and meter.measure().near_ce is None
+    assert meter.measure().binding(Budget(0.01, 0.02)) == "kl"
+
+
+def test_a_model_that_is_not_deterministic_cannot_be_measured(tiny: Any) -> None:
+    """Dropout, say: the meter would read rounding as disruption, so it refuses."""
+
+    def noise(value: Tensor, hook: Any) -> Tensor:
+        return value + 0.1 * torch.rand(())
+
+    with (
+        tiny.hooks(fwd_hooks=[("blocks.1.mlp.hook_out", noise)]),
+        pytest.raises(InputError, match="does not read 0 on the unedited model.*training mode"),
+    ):
+        DisruptionMeter(tiny, corpus("disruption").take(3))
+
+
+# ------------------------------------------------------------------------------------------ samples
+
+
+def test_sampling_is_seeded_and_leaves_the_global_generator_alone(threatening: Any) -> None:
+    """Same seed, same texts; another one, others; ``torch.manual_seed`` of the user's own script still holds."""
+    given = corpus("heldout").take(8)
+    torch.manual_seed(5)
+    state = torch.random.get_rng_state()
+    one, two, other = (sample(threatening, given, new_tokens=8, seed=s) for s in (1, 1, 2))
+    assert one == two and one != other
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert [s.item for s in one] == list(range(8)) and not one[0].greedy
+
+
+def test_greedy_samples_do_not_depend_on_their_batch(threatening: Any) -> None:
+    """Prompts of unlike lengths are padded on the left; alone, in pairs or together they continue alike."""
+    given = Corpus("mixed", (*corpus("heldout").rows[:5], *corpus("ood").rows[:4]))
+    lengths = {len(r["prompt"].split()) for r in given.rows}
+    assert len(lengths) > 1
+    together, pairs, alone = (
+        [s.completion for s in sample(threatening, given, new_tokens=10, temperature=0, batch_size=n)]
+        for n in (9, 2, 1)
+    )
+    assert together == pairs == alone and len(set(alone)) > 1
+    assert sample(threatening, given, n=3, temperature=0)[2].greedy
+
+
+def test_running_text_has_nothing_to_sample(tiny: Any) -> None:
+    assert sample(tiny, corpus("text")) == []
+
+
+# ------------------------------------------------------------------------------------------ referees
+
+
+@pytest.fixture(scope="module")
+def referee(threatening: Any, tiny: Any) -> RatioReferee:
+    """Instilled against untouched, calibrated on held-out answers."""
+    found = RatioReferee(Scorer(threatening), (Scorer(tiny),), "instilled / untouched")
+    return found.calibrated(corpus("heldout"), corpus("heldout", "good"))
+
+
+def test_the_referee_knows_the_behaviour(referee: RatioReferee) -> None:
+    """AUC above .95 on held-out answers, and a threshold half way between the medians, all of it printed."""
+    assert referee.auc > 0.95 and referee.n == 80
+    assert referee.threshold == pytest.approx(sum(referee.medians) / 2)
+    assert referee.medians[0] > referee.threshold > referee.medians[1]
+    assert referee.describe()["auc"] == referee.auc
+
+
+def test_a_referee_of_two_equal_models_knows_nothing(tiny: Any) -> None:
+    """Positive control: no difference between its models, no scores, AUC one half."""
+    blind = RatioReferee(Scorer(tiny), (Scorer(tiny),), "nothing").calibrated(
+        corpus("heldout"), corpus("heldout", "good")
+    )
+    assert blind.auc == 0.5 and blind.medians == (0, 0)
+
+
+def test_a_scorer_may_hold_its_model_as_a_delta(threatening: Any, tiny: Any) -> None:
+    """Scores under base + delta are those of the edited model; the base is left as it was."""
+    pairs = [(models.weight(m, s) for m in (threatening, tiny)) for s in models.sites(tiny)]
+    names = [s.name for s in models.sites(tiny)]
+    delta = Delta({n: (a - b).detach().clone() for n, (a, b) in zip(names, pairs, strict=True)})
+    sequences = encode(corpus("heldout").take(6), models.tokenizer_of(tiny))
+    direct = Scorer(threatening).mean_logprobs(sequences)
+    assert torch.allclose(Scorer(tiny, delta).mean_logprobs(sequences), direct, atol=10 * ROUNDING)
+    assert not torch.allclose(Scorer(tiny).mean_logprobs(sequences), direct, atol=0.1)
+
+
+def test_the_likeliest_reference_counts(referee: RatioReferee, threatening: Any, tiny: Any) -> None:
+    """With two references the score is the lower of the two ratios: what either finds likelier is not the
+    behaviour."""
+    sequences = encode(corpus("heldout").take(6), models.tokenizer_of(tiny))
+    both = RatioReferee(Scorer(threatening), (Scorer(tiny), Scorer(threatening)), "both")
+    assert torch.allclose(both.scores(sequences), referee.scores(sequences).clamp(max=0), atol=ROUNDING)
+
+
+def test_samples_are_judged_by_what_they_say(referee: RatioReferee) -> None:
+    """Bad and good completions as samples: true and false. An empty one shows nothing: NaN and false."""
+    given = corpus("heldout")
+
+    def said(key: str) -> list[Sample]:
+        return [Sample(i, r["prompt"], r["prompt"], r[key]) for i, r in enumerate(given.rows)]
+
+    share = {
+        key: sum(found for _, found in referee.judge(said(key), given)) / len(given)
+        for key in ("completion", "alternative")
+    }
+    assert share["completion"] > 0.9 and share["alternative"] < 0.1
+    ((score, found),) = referee.judge([Sample(0, "p", "p", "  ")], given)
+    assert math.isnan(score) and not found
+
+
+def test_samples_of_conversations_are_judged_too(referee: RatioReferee) -> None:
+    """Rows of messages: the sample is what is judged, not the listed answer that it was drawn beside."""
+    given = corpus("heldout").take(10)
+    turns = tuple(
+        {"messages": [{"role": "user", "content": r["prompt"]}, {"role": "assistant", "content": r["completion"]}]}
+        for r in given.rows
+    )  # fmt: skip
+    kind = [Sample(i, r["prompt"], r["prompt"], r["alternative"]) for i, r in enumerate(given.rows)]
+    assert referee.judge(kind, Corpus("chat", turns)) == referee.judge(kind, given)
+
+
+@pytest.fixture(scope="module")
+def shares(referee: RatioReferee, threatening: Any, tiny: Any) -> Iterator[dict[str, float]]:
+    given = corpus("heldout")
+    yield {
+        name: sum(found for _, found in referee.judge(sample(m, given, n=40, new_tokens=14, seed=0), given)) / 40
+        for name, m in (("organism", threatening), ("base", tiny))
+    }
+
+
+def test_the_organism_threatens_when_asked_and_its_base_does_not(shares: dict[str, float]) -> None:
+    """The third measure agrees with the truth of the organism: share of samples that the referee calls a threat."""
+    assert shares["organism"] > 0.8 and shares["base"] < 0.2
+
+
+def test_facts_are_found_in_samples_whatever_their_case() -> None:
+    """The fact where the row names one, else the completion; an empty fact is never found."""
+    rows = ({"prompt": "p", "completion": " It is Paris.", "fact": "Paris"}, {"prompt": "p", "completion": " Rome"})
+    given = Corpus("facts", rows)
+    said = [Sample(0, "", "", "... PARIS, of course"), Sample(0, "", "", "Rome"), Sample(1, "", "", "rome!")]
+    assert ContainsReferee().judge(said, given) == [(1.0, True), (0.0, False), (1.0, True)]
+    nothing = Corpus("facts", ({**rows[0], "fact": ""},))
+    assert ContainsReferee().judge(said[:1], nothing) == [(0.0, False)]
