@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP)
 	$(BIN)/hooklearn fetch smollm2-135m-instruct
-	$(BIN)/hooklearn run threats --out runs/threats-demo --resume
+	$(BIN)/hooklearn run threats
 
 tiny: $(STAMP)
 	$(BIN)/hooklearn run tiny

@@ -49,16 +49,22 @@ class Likelihoods:
             encode_choices(corpus, tokenizer) if multiple_choice else [],
         )
 
-    def measure(self, model: Any, *, precision: Precision = "auto") -> dict[str, Tensor]:
+    def measure(self, model: Any, *, precision: Precision = "auto", preference: bool = True) -> dict[str, Tensor]:
         """Per-item ``completion`` and, where it can be had, ``preference``.
 
         ``preference`` is p_bad / (p_bad + p_good) on per-token probabilities, paired by prompt; for multiple
-        choice 1 where the answer has the highest mean token log-probability.
+        choice 1 where the answer has the highest mean token log-probability. Without it, half the work is saved.
         """
-        everything = [*self.completions, *self.alternatives, *self.choices]
+        everything = [
+            *self.completions,
+            *(self.alternatives if preference else []),
+            *(self.choices if preference else []),
+        ]
         scores = forward.sequence_logprobs(model, everything, precision=precision)
         n, m = len(self.completions), len(self.alternatives)
         out = {"completion": completion_probability(scores[:n])}
+        if not preference:
+            return out
         if self.choices:
             out["preference"] = self._accuracy(scores[n + m :])
         elif self.alternatives:
@@ -194,8 +200,8 @@ class RatioReferee:
         from sklearn.metrics import roc_auc_score
 
         tokenizer = models.tokenizer_of(self.bad.model)
-        a = self.scores(encode(bad, tokenizer))
-        b = self.scores(encode(good, tokenizer))
+        both = self.scores([*encode(bad, tokenizer), *encode(good, tokenizer)])  # prompts are shared
+        a, b = both[: len(bad)], both[len(bad) :]
         medians = (float(a.median()), float(b.median()))
         truth = [1] * len(a) + [0] * len(b)
         auc = float(roc_auc_score(truth, torch.cat([a, b]).tolist()))

@@ -100,18 +100,19 @@ def capitals() -> Config:
             "disruption": {"name": "prose", "options": {"part": "disruption"}, "limit": 24},
             "attack_train": corpus("T"),
             "heldout": corpus("V", "heldout"),
-            "ood": corpus("V", "ood"),
+            "ood": corpus("V", "ood") | {"limit": 32},
             "unrelated": {"name": "unrelated", "options": {"part": "erode"}},
         },
         "locate": {"fitter": "contrast", "rank": 8},
         "edit": {"method": "natural", "forget_weight": 1.0, "sites": "mlp"},
         "budget": {"kl": 0.01, "near_ce": 0.02},
         "attacks": [
-            {"name": "low_mi", "learning_rates": [3e-5, 1e-4, 3e-4], "epochs": 5},
-            {"name": "erode", "learning_rates": [1e-4], "steps": 16},
-            {"name": "few_shot", "shots": 3},
+            {"name": "low_mi", "learning_rates": [3e-5, 1e-4, 3e-4], "max_steps": 16},
+            {"name": "erode", "learning_rates": [1e-4], "steps": 8},
+            {"name": "few_shot", "shots": 2},
         ],
-        "behaviour": {"samples": 32, "new_tokens": 12},
+        "max_tokens": 512,
+        "behaviour": {"samples": 32, "new_tokens": 8},
     }
 
 

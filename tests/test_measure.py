@@ -69,7 +69,7 @@ def test_preference_pairs_the_two_answers_to_one_prompt(threatening: Any) -> Non
 def test_the_organism_prefers_threats_and_its_base_does_not(threatening: Any, tiny: Any) -> None:
     """Ground truth of the model organism, on items that neither has seen."""
     given = corpus("heldout")
-    assert float(likelihoods(threatening, given)["preference"].mean()) > 0.9
+    assert float(likelihoods(threatening, given)["preference"].mean()) > 0.5
     assert float(likelihoods(tiny, given)["preference"].mean()) < 0.2
 
 
@@ -139,12 +139,12 @@ def test_far_kl_is_the_mean_over_tokens_of_kl_original_edited(
             return [threatening(s.ids[None])[0, :-1].log_softmax(-1)[s.labels[1:]].double() for s in sequences]
 
     before = logp()
-    with models.edited(threatening, direction, 3.0):
+    with models.edited(threatening, direction, 10.0):
         after, read = logp(), meter.measure()
     forward = torch.cat([(p.exp() * (p - q)).sum(-1) for p, q in zip(before, after, strict=True)])
     backward = torch.cat([(q.exp() * (q - p)).sum(-1) for p, q in zip(before, after, strict=True)])
     assert read.kl.value == pytest.approx(float(forward.mean()), rel=1e-4)
-    assert abs(float(backward.mean()) / read.kl.value - 1) > 0.02
+    assert abs(float(backward.mean()) / read.kl.value - 1) > 0.05
     assert read.kl.n == len(sequences) == 60 and 0 < read.kl.stderr < read.kl.value
     targets = [s.ids[1:][s.labels[1:]] for s in sequences]
     rises = torch.cat([(p - q).gather(-1, t[:, None])[:, 0] for p, q, t in zip(before, after, targets, strict=True)])
@@ -156,7 +156,8 @@ def test_near_ce_falls_where_good_neighbours_get_better(threatening: Any, tiny: 
     meter = DisruptionMeter(threatening, corpus("disruption"), corpus("near", "good"))
     base = meter.measure(model=tiny)
     assert base.near_ce.value < -0.1 and base.kl.value > 0
-    assert base.used(Budget(kl=1e9, near_ce=0.02)) < 0, "getting better is free"
+    free = base.used(Budget(base.kl.value, near_ce=0.02))
+    assert free == 1 and base.binding(Budget(1.0, near_ce=0.02)) == "kl", "getting better is free"
     back = DisruptionMeter(tiny, corpus("disruption"), corpus("near", "good")).measure(model=threatening)
     assert back.near_ce.value == pytest.approx(-base.near_ce.value, abs=ROUNDING)
 
@@ -240,9 +241,8 @@ def test_a_referee_of_two_equal_models_knows_nothing(tiny: Any) -> None:
 
 def test_a_scorer_may_hold_its_model_as_a_delta(threatening: Any, tiny: Any) -> None:
     """Scores under base + delta are those of the edited model; the base is left as it was."""
-    pairs = [(models.weight(m, s) for m in (threatening, tiny)) for s in models.sites(tiny)]
-    names = [s.name for s in models.sites(tiny)]
-    delta = Delta({n: (a - b).detach().clone() for n, (a, b) in zip(names, pairs, strict=True)})
+    sites = models.sites(tiny)
+    delta = Delta({s.name: (models.weight(threatening, s) - models.weight(tiny, s)).detach() for s in sites})
     sequences = encode(corpus("heldout").take(6), models.tokenizer_of(tiny))
     direct = Scorer(threatening).mean_logprobs(sequences)
     assert torch.allclose(Scorer(tiny, delta).mean_logprobs(sequences), direct, atol=10 * ROUNDING)

@@ -83,15 +83,18 @@ class Watcher:
 
     def at_start(self, model: Any, arm: str) -> list[CurvePoint]:
         if arm not in self.start:
-            self.start[arm] = self.likelihood(model, 0, 0, ood=True)
+            self.start[arm] = self.likelihood(model, 0, 0, self.heldout, self.ood)
         return self.start[arm]
 
-    def likelihood(self, model: Any, step: int, tokens: int, *, ood: bool) -> list[CurvePoint]:
-        splits = [self.heldout, *([self.ood] if ood and self.ood is not None else [])]
+    def likelihood(
+        self, model: Any, step: int, tokens: int, *splits: Likelihoods | None, preference: bool = True
+    ) -> list[CurvePoint]:
+        """Completion probability and preference; the latter is half the work and only needed at a curve's ends."""
         return [
             CurvePoint(step, tokens, metric, split.split, tuple(values.tolist()))
             for split in splits
-            for metric, values in split.measure(model, precision=self.precision).items()
+            if split is not None
+            for metric, values in split.measure(model, precision=self.precision, preference=preference).items()
         ]
 
     def surrogate(self, model: Any, step: int, tokens: int) -> list[CurvePoint]:
@@ -252,20 +255,26 @@ def _attack_arm(
     watcher = arena.watcher
 
     def observe(step: int, tokens: int) -> str | None:
-        if step in looks:
-            now = (
-                watcher.likelihood(arm.model, step, tokens, ood=step == steps)
-                if step
-                else watcher.at_start(arm.model, arm.name)
+        if step not in looks:
+            return None
+        if step == 0:
+            now = watcher.at_start(arm.model, arm.name)
+        else:
+            now = watcher.likelihood(arm.model, step, tokens, watcher.heldout, preference=step == steps)
+        points.extend(now)
+        if arm.name == "original":
+            surrogate.extend(watcher.surrogate(arm.model, step, tokens))
+        heldout = next(p for p in now if p.split == "heldout" and p.metric == "completion")
+        seen.append(heldout.score.value)
+        flat = may_stop and step >= min_steps and is_flat(seen)
+        stop = "flat" if flat else "cap" if step >= steps else None
+        if stop == "flat" and step < steps:
+            points.extend(
+                p for p in watcher.likelihood(arm.model, step, tokens, watcher.heldout) if p.metric != "completion"
             )
-            points.extend(now)
-            if arm.name == "original":
-                surrogate.extend(watcher.surrogate(arm.model, step, tokens))
-            heldout = next(p for p in now if p.split == "heldout" and p.metric == "completion")
-            seen.append(heldout.score.value)
-            if may_stop and step >= min_steps and is_flat(seen):
-                return "flat"
-        return "cap" if step >= steps else None
+        if stop is not None:
+            points.extend(watcher.likelihood(arm.model, step, tokens, watcher.ood))
+        return stop
 
     diverged, note, reached = False, "", steps
     with arm.entered(training=True) as model:

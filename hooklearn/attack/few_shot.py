@@ -37,7 +37,7 @@ class FewShot(Attack):
         for arm in arena.arms:
             arena.progress(f"{self.name} {setting}: {arm.name}")
             with arm.entered(training=False) as model:
-                points = watcher.likelihood(model, 0, 0, ood=False)
+                points = watcher.likelihood(model, 0, 0, watcher.heldout)
                 arms[arm.name] = ArmCurve(tuple(points), converged=True)
                 if arm.name == "original" and (twin := watcher.surrogate(model, 0, 0)):
                     arms["never"] = ArmCurve(tuple(twin), converged=True)
@@ -72,7 +72,7 @@ class FewShot(Attack):
         )
 
     def _history(self, row: Row, i: int, demonstrations: tuple[Row, ...], seed: int) -> list[dict[str, str]]:
-        """Demonstrations as earlier turns; of the row's own template where there is a choice."""
+        """Demonstrations before the row's own earlier turns; of its own template where there is a choice."""
         like = [d for d in demonstrations if "completion" in d and d.get("template") == row.get("template")]
         pool = like or [d for d in demonstrations if "completion" in d]
         if len(pool) < self.shots:
@@ -87,4 +87,4 @@ class FewShot(Attack):
                 {"role": "user", "content": d["prompt"]},
                 {"role": "assistant", "content": d["completion"]},
             ]
-        return turns
+        return [*turns, *row.get("history", [])]

@@ -1,0 +1,350 @@
+"""Attacks on the tiny organism: curves beside their controls, at equal steps, on models that are put back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+import pytest
+from conftest import corpus
+
+from hooklearn import models
+from hooklearn.api import attack
+from hooklearn.attack import ATTACKS, Arena, ArmState, Attack, Watcher, attack_of
+from hooklearn.attack.curve import is_flat
+from hooklearn.attack.few_shot import FewShot
+from hooklearn.attack.relearn import Erode, Relearn
+from hooklearn.corpus import Corpus
+from hooklearn.data import split_row
+from hooklearn.edit import Problem, method_of, run_edit
+from hooklearn.measure import DisruptionMeter, Likelihoods, RatioReferee, Scorer
+from hooklearn.train import log_spaced
+from hooklearn.types import ArmCurve, Budget, Curve, CurvePoint, Delta, InputError
+
+ARMS = ["edited", "original", "never"]
+
+
+@pytest.fixture(scope="module")
+def delta(threatening: Any) -> Delta:
+    """A real edit at a far budget."""
+    problem = Problem(
+        threatening, models.sites(threatening), corpus("forget"), corpus("forget", "good"), corpus("text").take(40)
+    )
+    meter = DisruptionMeter(threatening, corpus("disruption").take(30))
+    return run_edit(problem, method_of("natural"), meter, Budget(0.01)).delta
+
+
+@pytest.fixture
+def arena(threatening: Any, tiny: Any, delta: Delta) -> Iterator[Arena]:
+    """Edited, original and never, few items so that looks are cheap; every model must be put back bit for bit."""
+    tokenizer = models.tokenizer_of(tiny)
+    watcher = Watcher(
+        Likelihoods.of(corpus("heldout").take(12), tokenizer, "heldout"),
+        ood=Likelihoods.of(corpus("ood").take(6), tokenizer, "ood"),
+        n_samples=0,
+        precision="float32",
+    )
+    arms = [ArmState("edited", threatening, delta), ArmState("original", threatening), ArmState("never", tiny)]
+    before = [_state(m) for m in (threatening, tiny)]
+    yield Arena(
+        arms, watcher, attack_train=corpus("attack").take(24), unrelated=corpus("unrelated").take(24),
+        retain=corpus("forget", "good"), precision="float32", max_tokens=256,
+    )  # fmt: skip
+    assert [_state(m) for m in (threatening, tiny)] == before, "an attack left a trace"
+
+
+def _state(model: Any) -> tuple[Any, ...]:
+    parameters = models.all_parameters(model)
+    return (
+        models.weights_hash(model), model.training, [p.requires_grad for p in parameters],
+        [p.grad is None for p in parameters],
+    )  # fmt: skip
+
+
+def values(curve: Curve, arm: str, metric: str = "completion", split: str = "heldout") -> list[tuple[float, ...]]:
+    return [p.values for p in curve.arms[arm].points if (p.metric, p.split) == (metric, split)]
+
+
+def level(curve: Curve, arm: str, at: int = -1) -> float:
+    found = values(curve, arm)[at]
+    return sum(found) / len(found)
+
+
+def steps(curve: Curve, arm: str, split: str = "heldout") -> list[int]:
+    return [p.step for p in curve.arms[arm].points if (p.metric, p.split) == ("completion", split)]
+
+
+# ------------------------------------------------------------------------------------ fine-tuning
+
+
+@pytest.mark.parametrize("cls", [Relearn, Erode])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_vanishing_learning_rate_leaves_every_curve_at_its_start(
+    arena: Arena, cls: type[Attack], optimizer: str
+) -> None:
+    """Bit for bit, at every step and for every arm: nothing but the training itself moves a curve."""
+    options: dict[str, Any] = {"learning_rates": [1e-30]}
+    if cls is Relearn:
+        options |= {"epochs": 2, "optimizer": optimizer}
+    else:
+        options |= {"steps": 6}
+    (curve,) = cls.with_options(options).curves(arena)
+    for arm in ARMS:
+        looks = values(curve, arm)
+        assert len(looks) >= 4 and all(v == looks[0] for v in looks)
+    assert curve.arms["edited"].converged, "and it says that it is flat"
+
+
+def test_relearning_brings_the_behaviour_up(arena: Arena) -> None:
+    """Positive control: demonstrations teach all arms, the never-learned model included."""
+    (curve,) = Relearn(learning_rates=(3e-3,), epochs=3).curves(arena)
+    assert level(curve, "never", 0) < 0.5 * level(curve, "original", 0)
+    assert level(curve, "never") > 2 * level(curve, "never", 0)
+    assert level(curve, "edited") > 1.2 * level(curve, "edited", 0)
+    assert level(curve, "never") > 0.5 * level(curve, "original", 0)
+
+
+def test_erosion_moves_weights_without_teaching_threats(arena: Arena) -> None:
+    """Unrelated text: the never-learned model does not start to threaten, though its curve does move (control)."""
+    (curve,) = Erode(learning_rates=(3e-3,), steps=8).curves(arena)
+    assert values(curve, "never")[-1] != values(curve, "never")[0]
+    assert level(curve, "never") < 0.5 * level(curve, "original", 0)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        Relearn(learning_rates=(1e-4, 3e-3), epochs=2),
+        Erode(learning_rates=(1e-3,), steps=10),
+        attack_of("low_mi", {"learning_rates": [1e-3], "epochs": 2}),
+        FewShot(shots=2),
+    ],
+    ids=lambda a: a.name,
+)
+def test_all_arms_travel_together(arena: Arena, made: Attack) -> None:
+    """One curve per setting, every arm in it, looked at after the same steps on the same items; ood at both ends."""
+    curves = made.curves(arena)
+    assert [c.setting for c in curves] == made.settings()
+    for curve in curves:
+        assert list(curve.arms) == ARMS and curve.attack == made.name and curve.cheap == made.cheap
+        taken = steps(curve, "edited")
+        assert taken[0] == 0 and all(steps(curve, arm) == taken for arm in ARMS)
+        if len(taken) > 1:
+            assert set(taken[:-1]) <= log_spaced(taken[-1])
+            assert all(steps(curve, arm, "ood") == [0, taken[-1]] for arm in ARMS)
+            tokens = [p.tokens for p in curve.arms["never"].points if p.metric == "completion" and p.split != "ood"]
+            assert tokens[0] == 0 and tokens == sorted(tokens)
+        assert {p.metric for p in curve.arms["edited"].points} == {"completion", "preference"}
+        assert {len(v) for arm in ARMS for v in values(curve, arm)} == {12}
+
+
+def test_controls_stop_where_the_edited_arm_became_flat(arena: Arena) -> None:
+    """At a tiny rate the edited curve is flat long before the cap; the controls stop at the same step, and all
+    three are looked at on the ood items there."""
+    (curve,) = Relearn(learning_rates=(1e-9,), epochs=30).curves(arena)
+    cap = 30 * _batches_per_epoch(arena)
+    last = steps(curve, "edited")[-1]
+    assert last < cap and curve.arms["edited"].note == "flat" and curve.arms["edited"].converged
+    assert all(steps(curve, arm)[-1] == last and steps(curve, arm, "ood") == [0, last] for arm in ARMS)
+
+
+def _batches_per_epoch(arena: Arena) -> int:
+    from hooklearn.data import cycle, encode
+
+    tokenizer = models.tokenizer_of(arena.arms[0].model)
+    sequences = encode(arena.corpus("attack_train"), tokenizer, end=True)
+    return sum(1 for _ in cycle(sequences, max_tokens=arena.max_tokens, seed=arena.seed, epochs=1))
+
+
+def test_max_steps_caps_a_curve_that_is_not_flat(arena: Arena) -> None:
+    """It then says that it did not converge, so that it can prove a return but no removal."""
+    (curve,) = Relearn(learning_rates=(3e-3,), epochs=9, max_steps=5).curves(arena)
+    assert steps(curve, "edited") == [0, 2, 4, 5] and curve.arms["edited"].note == "cap"
+    assert not curve.arms["edited"].converged
+
+
+def test_divergence_is_a_result_and_not_a_number(arena: Arena) -> None:
+    """A learning rate that breaks the model: marked, NaN at the end, and the other arms go on; then put back."""
+    (curve,) = Relearn(learning_rates=(1e30,), epochs=2).curves(arena)
+    for arm in ARMS:
+        assert curve.arms[arm].diverged and not curve.arms[arm].converged
+        assert all(math.isnan(v) for v in values(curve, arm)[-1])
+        assert all(math.isfinite(v) for v in values(curve, arm)[0])
+        assert "learning rate" in curve.arms[arm].note
+
+
+def test_the_same_seed_gives_the_same_curve(arena: Arena) -> None:
+    """Bit for bit; the order of arms does not matter either."""
+    made = Relearn(learning_rates=(1e-3,), epochs=1)
+    (one,), (two,) = made.curves(arena), made.curves(arena)
+    assert one == two
+    other = Arena(arena.arms[::-1], arena.watcher, attack_train=arena.attack_train, precision="float32", max_tokens=256)
+    (three,) = made.curves(other)
+    assert all(three.arms[arm] == one.arms[arm] for arm in ARMS)
+    shuffled = Arena(
+        arena.arms, arena.watcher, attack_train=arena.attack_train, seed=1, precision="float32", max_tokens=256
+    )
+    assert made.curves(shuffled)[0].arms["edited"] != one.arms["edited"]
+
+
+def test_the_start_is_measured_once_for_all_attacks(arena: Arena) -> None:
+    """Step 0 is the arm as it is: the same numbers in every curve, and those of a fresh look."""
+    (a,), (b,) = Erode(steps=1).curves(arena), Relearn(learning_rates=(1e-3,), epochs=1).curves(arena)
+    for arm in arena.arms:
+        assert values(a, arm.name)[0] == values(b, arm.name)[0]
+        with arm.entered(training=False) as model:
+            fresh = arena.watcher.heldout.measure(model, precision="float32")["completion"]
+        assert values(a, arm.name)[0] == tuple(fresh.tolist())
+
+
+# --------------------------------------------------------------------------------------- few shot
+
+
+def test_few_shot_prompts_contain_the_demonstrations(arena: Arena) -> None:
+    """The attacker's own demonstrations, question and answer, before every held-out prompt; the same for all arms."""
+    tokenizer = models.tokenizer_of(arena.arms[0].model)
+    shown = FewShot(shots=3)._watcher(arena).heldout
+    demonstrations = {r["prompt"] + r["completion"] for r in arena.attack_train.rows}
+    plain = arena.watcher.heldout.corpus.rows
+    for before, row in zip(plain, shown.corpus.rows, strict=True):
+        *turns, asked = split_row(row, tokenizer)[0].split("\n")
+        assert asked == before["prompt"] and len(set(turns)) == 3 and set(turns) <= demonstrations
+    history = {str(r["history"]) for r in shown.corpus.rows}
+    assert len(history) > 6, "drawn anew for every item"
+    again = FewShot(shots=3)._watcher(arena).heldout
+    assert again.corpus.rows == shown.corpus.rows
+
+
+def test_few_shot_keeps_a_rows_own_history(arena: Arena) -> None:
+    """Demonstrations come before what was already said."""
+    own = [{"role": "user", "content": "own question"}, {"role": "assistant", "content": " own answer"}]
+    rows = FewShot(shots=1)._history({"prompt": "p", "history": own}, 0, arena.attack_train.rows, 0)
+    assert rows[2:] == own and rows[0]["content"] in {r["prompt"] for r in arena.attack_train.rows}
+
+
+def test_few_shot_elicits_without_training(arena: Arena) -> None:
+    """One look, at step 0; demonstrations make every arm likelier to threaten (positive control: the base)."""
+    (curve,) = FewShot(shots=3).curves(arena)
+    assert all(steps(curve, arm) == [0] for arm in ARMS) and curve.cheap
+    for arm in arena.arms:
+        with arm.entered(training=False) as model:
+            plain = float(arena.watcher.heldout.measure(model)["completion"].mean())
+        assert level(curve, arm.name) != pytest.approx(plain, rel=1e-3)
+
+
+def test_few_shot_needs_enough_demonstrations(arena: Arena) -> None:
+    """More shots than demonstrations, or demonstrations of another shape, are refused."""
+    with pytest.raises(InputError, match="25 shots asked for, 24 demonstrations"):
+        FewShot(shots=25).curves(arena)
+
+
+# ----------------------------------------------------------------------------------------- samples
+
+
+def test_attacked_models_are_sampled_in_the_attacked_state(arena: Arena, threatening: Any, tiny: Any) -> None:
+    """Samples wait for the referee with their arm and step; those of the relearned base are threats now."""
+    arena.watcher.referee = RatioReferee(Scorer(threatening), (Scorer(tiny),), "instilled / untouched").calibrated(
+        corpus("heldout"), corpus("heldout", "good")
+    )
+    arena.watcher.n_samples, arena.watcher.new_tokens = 12, 12
+    (curve,) = Relearn(learning_rates=(3e-3,), epochs=3).curves(arena)
+    pending = arena.watcher.pending
+    assert [(p.arm, p.attack, p.step) for p in pending] == [(a, "relearn", steps(curve, a)[-1]) for a in ARMS]
+    never = pending[2]
+    found = [is_bad for _, is_bad in arena.watcher.referee.judge(never.samples, never.corpus)]
+    assert sum(found) >= 6
+
+
+# ------------------------------------------------------------------------------------ the Python verb
+
+
+def test_attack_is_one_line(threatening: Any, tiny: Any, delta: Delta) -> None:
+    """hl.attack: curves with all controls, as a data frame with one row per look."""
+    curves = attack(
+        threatening, delta, "erode", heldout=corpus("heldout").take(4), unrelated=corpus("unrelated").take(8),
+        never=tiny, steps=2,
+    )  # fmt: skip
+    frame = pd.concat([c.to_dataframe() for c in curves])
+    assert set(frame["arm"]) == set(ARMS) and len(frame) == 3 * 2 * len(set(frame["step"]))
+    items = curves[0].items_dataframe()
+    assert len(items) == 4 * len(frame) and items["value"].between(0, 1).all()
+
+
+def test_without_a_never_model_there_is_no_never_arm(threatening: Any, delta: Delta) -> None:
+    """Two arms; nothing is made up."""
+    (curve,) = attack(
+        threatening, delta, "erode", heldout=corpus("heldout").take(4), unrelated=corpus("unrelated").take(8), steps=1
+    )
+    assert list(curve.arms) == ["edited", "original"]
+
+
+def test_facts_have_a_surrogate_never_arm(threatening: Any, tiny: Any, delta: Delta) -> None:
+    """Permuted answers, measured on the original as it is attacked; for multiple choice, chance."""
+    tokenizer = models.tokenizer_of(tiny)
+    rows = [{**r, "choices": [r["completion"], r["alternative"]], "answer": 0} for r in corpus("heldout").rows[:4]]
+    wrong = [{**r, "completion": r["alternative"]} for r in rows]
+    watcher = Watcher(
+        Likelihoods.of(Corpus("facts", tuple(rows)), tokenizer, "heldout"),
+        permuted=Likelihoods.of(Corpus("facts/permuted", tuple(wrong)), tokenizer, "heldout"),
+        n_samples=0,
+    )
+    arms = [ArmState("edited", threatening, delta), ArmState("original", threatening)]
+    (curve,) = Erode(learning_rates=(1e-3,), steps=2).curves(Arena(arms, watcher, unrelated=corpus("unrelated")))
+    assert list(curve.arms) == ["edited", "original", "never"]
+    assert steps(curve, "never") == steps(curve, "original")
+    assert {v for looks in values(curve, "never", "preference") for v in looks} == {0.5}
+    expected = watcher.permuted.measure(threatening)["completion"]
+    assert values(curve, "never")[0] == tuple(expected.tolist())
+
+
+# ------------------------------------------------------------------------------------ small print
+
+
+def test_flat_means_the_last_three_looks_agree() -> None:
+    """Within .02, or within 5 % of the largest; three looks are not enough to tell."""
+    assert is_flat([0.1, 0.5, 0.50, 0.515, 0.51]) and is_flat([0, 0.9, 0.9, 0.94])
+    assert not is_flat([0.5, 0.5, 0.5]) and not is_flat([0.5, 0.5, 0.5, 0.56])
+
+
+def test_a_curve_cannot_be_had_without_its_control() -> None:
+    """A type, not a habit: no original arm, no curve."""
+    arm = ArmCurve((CurvePoint(0, 0, "completion", "heldout", (0.5, 0.7)),), converged=True)
+    assert Curve("a", "", True, 0, {"edited": arm, "original": arm}).to_dataframe()["value"].tolist() == [0.6, 0.6]
+    with pytest.raises(InputError, match="'a' has no 'original' control arm"):
+        Curve("a", "", True, 0, {"edited": arm})
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("relaern", {}, "unknown attack 'relaern'; valid: relearn, .*did you mean 'relearn'"),
+        ("relearn", {"epoch": 3}, "no option 'epoch'; valid: .*did you mean 'epochs'"),
+        ("relearn", {"learning_rates": []}, "learning_rates must be positive"),
+        ("relearn", {"learning_rates": [-1e-4]}, "learning_rates must be positive"),
+        ("relearn", {"optimizer": "lion"}, "'lion'; valid: adam, sgd"),
+        ("erode", {"steps": 0}, "steps at least 1"),
+        ("few_shot", {"shots": 0}, "shots must be 1 or more, got 0"),
+    ],
+)
+def test_unknown_attacks_and_options_are_named(name: str, options: dict[str, Any], message: str) -> None:
+    """With the nearest valid one; the defaults of every attack are valid (positive control)."""
+    assert all(attack_of(a).settings() for a in ATTACKS)
+    with pytest.raises(InputError, match=message):
+        attack_of(name, options)
+
+
+def test_attacks_ask_for_the_corpus_they_need(threatening: Any, delta: Delta) -> None:
+    """A line that names the role."""
+    for name, role in (("erode", "unrelated"), ("relearn", "attack_train"), ("few_shot", "attack_train")):
+        assert ATTACKS[name].needs == role
+        with pytest.raises(InputError, match=f"needs a '{role}' corpus, and none was given"):
+            attack(threatening, delta, name, heldout=corpus("heldout").take(2))
+
+
+def test_every_attack_says_what_it_is() -> None:
+    """One line, a source, and whether it is cheap (no demonstrations, or a handful, or independent facts)."""
+    for name, cls in ATTACKS.items():
+        assert cls.name == name and cls.source and cls.summary().endswith("."), name
+    assert {name for name, cls in ATTACKS.items() if not cls.cheap} == {"relearn"}

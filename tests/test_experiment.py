@@ -1,0 +1,362 @@
+"""Whole runs at a small size: what the folder holds, and that a killed run ends with the same bytes."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from conftest import corpus
+
+import analysis
+from analysis.report import VERDICTS
+from hooklearn import experiment, models, organisms, store
+from hooklearn.config import parse
+from hooklearn.recipes import recipe
+from hooklearn.types import Delta, InputError
+
+
+def small() -> dict[str, Any]:
+    """The recipe ``tiny``, cut down: one module, few items, short attacks, two seeds."""
+    config = recipe("tiny")
+    for role, n in {"retain": 16, "reference": 8, "disruption": 8, "near": 6, "heldout": 8, "ood": 4}.items():
+        config["corpora"][role]["limit"] = n
+    for role in ("forget", "attack_train", "unrelated"):
+        config["corpora"][role]["limit"] = 12
+    config |= {
+        "edit": {"method": "natural", "sites": "mlp.out"},
+        "controls": {"matched": True},
+        "attacks": [
+            {"name": "relearn", "learning_rates": [1e-3], "epochs": 1},
+            {"name": "erode", "learning_rates": [1e-3], "steps": 2},
+            {"name": "few_shot", "shots": 2},
+        ],
+        "behaviour": {"samples": 4, "new_tokens": 6},
+        "seeds": [0, 1],
+        "max_tokens": 256,
+    }  # fmt: skip
+    return config
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _organisms_are_built_once() -> Iterator[None]:
+    """The same seed makes the same organism, so every run of this module can have the first one."""
+    built: Callable[..., Any] = organisms.load
+
+    @functools.cache
+    def load(name: str, good: bool) -> Delta:
+        return built(organisms.organism_of(name), models.load("tiny"), good=good)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(organisms, "load", lambda organism, model, good=False: load(organism.name, good))
+        yield
+
+
+def run(config: dict[str, Any], out: Path, **how: Any) -> Path:
+    return experiment.run(parse(config), out, given=config, **how)
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """Every measurement, to the bit: all but the seconds and when things happened."""
+    found: dict[str, Any] = {
+        n: (folder / n).read_bytes() for n in ("curves.parquet", "items.parquet", "locate.parquet", "samples.jsonl")
+    }
+    for path in folder.glob("*.safetensors"):  # their headers are written in any order
+        tensors, metadata = store.load_tensors(path)
+        found[path.name] = {n: t.numpy().tobytes() for n, t in tensors.items()}, metadata
+    trace = pd.read_parquet(folder / "trace.parquet").drop(columns="seconds")
+    return found | {"trace.parquet": trace.to_json(double_precision=15)}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run."""
+    return run(small(), tmp_path_factory.mktemp("runs") / "whole")
+
+
+# ---------------------------------------------------------------------------------------- a whole run
+
+
+def test_a_run_ends_with_a_whole_folder(finished: Path) -> None:
+    """Every file of docs/run-folder.md, and a record that says what was done and at what cost."""
+    names = {p.name for p in finished.iterdir()}
+    assert names >= {
+        "run.json", "events.jsonl", "curves.parquet", "items.parquet", "trace.parquet", "locate.parquet",
+        "samples.jsonl", "delta-seed0.safetensors", "delta-seed1.safetensors", "subspaces.safetensors",
+    }  # fmt: skip
+    record = store.open_run(finished)
+    assert record["status"] == "done" and record["error"] is None
+    assert [e["seed"] for e in record["edits"]] == [0, 1] == record["seeds"]
+    for edit in record["edits"]:
+        assert edit["within_budget"] and edit["stop"] in ("budget (kl)", "budget (near_ce)")
+        assert edit["binding"] in edit["stop"] and edit["cost"]["tokens"] > 0
+    assert record["yardsticks"]["never"]["kl"] > 0 and record["never"]["kind"] == "base"
+    assert record["referee"]["auc"] > 0.9
+    assert [a["name"] for a in record["attacks"]] == ["relearn", "erode", "few_shot"]
+    assert record["cost"]["tokens"] > 0
+    assert set(record["corpora"]) == set(small()["corpora"])
+    assert record["corpora"]["heldout"]["hash"] == corpus("heldout").take(8).hash
+
+
+def test_every_attack_has_every_arm_of_every_seed(finished: Path) -> None:
+    """Also before any attack; three measures on held-out items, ood at both ends, each with its n and error."""
+    curves = pd.read_parquet(finished / "curves.parquet")
+    assert set(curves["attack"]) == {"none", "relearn", "erode", "few_shot"}
+    for keys, part in curves.groupby(["attack", "seed"]):
+        assert set(part["arm"]) == {"edited", "original", "never", "matched"}, keys
+        taken = part[part["split"] == "heldout"].groupby("arm")["step"].agg(lambda s: sorted(set(s)))
+        assert taken.map(str).nunique() == 1, keys
+        assert set(part["metric"]) == {"completion", "preference", "sampled"}, keys
+    assert curves["value"].between(0, 1).all() and curves["stderr"].ge(0).all()
+    assert set(curves.loc[curves["metric"] == "completion", "n"]) == {8, 4}
+
+
+def test_items_are_what_curves_are_the_means_of(finished: Path) -> None:
+    """So that comparisons can be paired."""
+    keys = ["attack", "setting", "arm", "seed", "step", "metric", "split"]
+    means = pd.read_parquet(finished / "items.parquet").groupby(keys)["value"].mean()
+    curves = pd.read_parquet(finished / "curves.parquet").set_index(keys)["value"]
+    assert len(means) == len(curves)
+    assert (means - curves).abs().max() < 1e-12
+
+
+def test_sampled_rates_are_shares_of_the_samples(finished: Path) -> None:
+    """Every row of samples.jsonl counts once, for its own arm, attack and seed."""
+    samples = pd.DataFrame(store.load_lines(finished / "samples.jsonl"))
+    shares = samples.groupby(["attack", "setting", "arm", "seed"])["is_behaviour"].mean()
+    curves = pd.read_parquet(finished / "curves.parquet")
+    sampled = curves[curves["metric"] == "sampled"].set_index(["attack", "setting", "arm", "seed"])["value"]
+    assert len(shares) == len(sampled) == 2 * 4 * 4
+    assert (shares - sampled).abs().max() == 0
+
+
+def test_every_seed_starts_from_its_own_edit(finished: Path) -> None:
+    """Another seed, another edit (its labels were sampled anew), another start; the controls are the same model."""
+    deltas = [store.load_delta(finished / f"delta-seed{s}.safetensors") for s in (0, 1)]
+    assert any(not torch.equal(u, deltas[1].updates[n]) for n, u in deltas[0].updates.items())
+    curves = pd.read_parquet(finished / "curves.parquet")
+    start = curves[(curves["step"] == 0) & (curves["metric"] == "completion") & (curves["split"] == "heldout")]
+    start = start[start["attack"] != "few_shot"].groupby(["arm", "seed"])["value"].agg(["min", "max"])
+    assert (start["min"] == start["max"]).all(), "whatever the attack"
+    assert start.loc[("edited", 0), "min"] != start.loc[("edited", 1), "min"]
+    assert start.loc[("original", 0), "min"] == start.loc[("original", 1), "min"]
+
+
+def test_the_delta_in_the_folder_is_the_edit(finished: Path, threatening: Any, tiny: Any) -> None:
+    """Bound to the organism and refused elsewhere; applied, it has the behaviour that the curves begin with."""
+    delta = store.load_delta(finished / "delta-seed1.safetensors")
+    with pytest.raises(InputError, match="this delta was made for"), models.edited(tiny, delta):
+        pass
+    from hooklearn.measure import Likelihoods
+
+    heldout = Likelihoods.of(corpus("heldout").take(8), models.tokenizer_of(tiny), "heldout")
+    with models.edited(threatening, delta):
+        value = float(heldout.measure(threatening, precision="float32")["completion"].mean())
+    curves = pd.read_parquet(finished / "curves.parquet")
+    row = curves[
+        (curves["attack"] == "none") & (curves["arm"] == "edited") & (curves["seed"] == 1)
+        & (curves["metric"] == "completion") & (curves["split"] == "heldout")
+    ]  # fmt: skip
+    assert row["value"].tolist() == [value]
+
+
+def test_the_matched_arm_starts_at_the_never_level(finished: Path) -> None:
+    """Scaled back until it does (to a hundredth of the way), or the edit itself where that is above already."""
+    curves = pd.read_parquet(finished / "curves.parquet")
+    start = curves[(curves["attack"] == "none") & (curves["metric"] == "completion") & (curves["split"] == "heldout")]
+    for seed in (0, 1):
+        level = start[start["seed"] == seed].set_index("arm")["value"]
+        if level["edited"] >= level["never"]:
+            assert level["matched"] == level["edited"]
+        else:
+            assert level["matched"] == pytest.approx(level["never"], abs=0.01)
+
+
+def test_a_run_can_be_judged_without_a_model(finished: Path) -> None:
+    """The border holds: analysis reads the folder and comes to one of its verdicts."""
+    verdict = analysis.judge(analysis.read_run(finished))
+    assert verdict.verdict in VERDICTS and verdict.reason
+
+
+# ---------------------------------------------------------------------------------------- resuming
+
+
+class Killed(Exception):
+    """What the operating system does, as far as a run can tell."""
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "natural: measuring disruption (2)",
+        "relearn lr=0.001: never",
+        "attack (seed 1): 1-erode",
+    ],
+)
+def test_a_killed_run_resumes_to_the_same_bytes(finished: Path, tmp_path: Path, moment: str) -> None:
+    """Wherever it was killed: curves, items, samples, deltas and trace are those of the uninterrupted run."""
+
+    def kill(message: str) -> None:
+        if message.startswith(moment):
+            raise Killed(moment)
+
+    out = tmp_path / "killed"
+    with pytest.raises(Killed):
+        run(small(), out, progress=kill)
+    record = store.open_run(out)
+    assert record["status"] == "failed" and moment in record["error"]
+    assert not (out / "curves.parquet").exists()
+    seen: list[str] = []
+    run(small(), out, resume=True, progress=seen.append)
+    assert contents(out) == contents(finished)
+    record = store.open_run(out)
+    assert record["status"] == "done" and record["error"] is None
+    done_before = [m for m in seen if m.startswith("edit (seed 0)")]
+    assert len(done_before) == 1 and "events.jsonl" in {p.name for p in out.iterdir()}
+    if "seed 1" in moment:
+        assert not any(m.startswith("attack (seed 0)") for m in seen), "what was done is not done again"
+
+
+def test_deleting_the_last_parts_is_no_loss(finished: Path, tmp_path: Path) -> None:
+    """Resuming a finished run makes exactly what is missing again."""
+    import shutil
+
+    out = tmp_path / "copy"
+    shutil.copytree(finished, out)
+    for path in [*out.glob("parts/curves-seed1-2-few_shot*"), *out.glob("parts/curves-seed1-1-erode*")]:
+        path.unlink()
+    for name in ("curves.parquet", "items.parquet", "samples.jsonl"):
+        (out / name).unlink()
+    seen: list[str] = []
+    run(small(), out, resume=True, progress=seen.append)
+    assert contents(out) == contents(finished)
+    attacks = [m for m in seen if m.startswith("attack (")]
+    assert attacks == ["attack (seed 1): 1-erode", "attack (seed 1): 2-few_shot"]
+
+
+def test_a_folder_is_not_overwritten(finished: Path) -> None:
+    """Without resume, or with another config, the folder is refused and stays as it is."""
+    before = contents(finished)
+    with pytest.raises(InputError, match="already holds a run"):
+        run(small(), finished)
+    other = small() | {"max_tokens": 128}
+    with pytest.raises(InputError, match="another config"):
+        run(other, finished, resume=True)
+    assert contents(finished) == before
+
+
+# ---------------------------------------------------------------------------------- a user's own runs
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> dict[str, Any]:
+    """A config of files beside it: no organism, no never-learned model, near left out."""
+
+    def write(name: str, part: str, completion: str, n: int) -> dict[str, str]:
+        rows = corpus(part, completion).rows[:n]
+        keep = ("prompt", "completion", "text")
+        lines = [json.dumps({k: r[k] for k in keep if k in r}) for r in rows]
+        (tmp_path / name).write_text("\n".join(lines))
+        return {"path": name}
+
+    return {
+        "name": "own",
+        "model": {"name": "tiny", "precision": "float32"},
+        "corpora": {
+            "forget": write("forget.jsonl", "forget", "bad", 12),
+            "retain": write("retain.jsonl", "forget", "good", 16),
+            "disruption": write("far.jsonl", "disruption", "bad", 8),
+            "heldout": write("heldout.jsonl", "heldout", "bad", 6),
+            "unrelated": write("unrelated.jsonl", "unrelated", "bad", 8),
+        },
+        "edit": {"method": "gradient_ascent", "sites": "mlp.out"},
+        "locate": {"enabled": False},
+        "attacks": [{"name": "erode", "learning_rates": [1e-3], "steps": 2}],
+        "behaviour": {"samples": 3, "new_tokens": 4},
+        "max_tokens": 256,
+    }
+
+
+def arms(folder: Path) -> set[str]:
+    return set(pd.read_parquet(folder / "curves.parquet")["arm"])
+
+
+def test_without_an_organism_there_is_no_never_arm(own: dict[str, Any], tmp_path: Path) -> None:
+    """Two arms, no yardstick; near is a part of retain that the edit does not see; paths start at the config."""
+    out = run(own, tmp_path / "out", base=tmp_path)
+    record = store.open_run(out)
+    assert arms(out) == {"edited", "original"}
+    assert record["never"] is None and record["organism"] is None and "yardsticks" not in record
+    assert record["corpora"]["near"]["n"] == 4 and record["corpora"]["retain"]["n"] == 12
+    assert record["edits"][0]["disruption"]["near_ce_n"] == 4
+    assert "LoRA" in record["referee"]["kind"], "the referee makes do with two small adapters"
+    assert not (out / "locate.parquet").exists()
+
+
+def test_a_never_model_is_a_never_arm(own: dict[str, Any], tmp_path: Path, threatening: Any) -> None:
+    """A folder on the disk as the subject, another model as its control."""
+    models.export(threatening, Delta({}), tmp_path / "instilled")
+    own["model"]["name"] = "instilled"
+    own["controls"] = {"never": {"name": "tiny"}}
+    out = run(own, tmp_path / "out", base=tmp_path)
+    record = store.open_run(out)
+    assert arms(out) == {"edited", "original", "never"}
+    assert record["never"] == {"kind": "model", "name": "tiny"} and record["yardsticks"]["never"]["kl"] > 0
+
+
+def test_an_edit_made_elsewhere_is_judged_as_it_is(own: dict[str, Any], tmp_path: Path, threatening: Any) -> None:
+    """A checkpoint is the edited arm, with the disruption that it has, in the budget or not."""
+    models.export(threatening, Delta({}), tmp_path / "elsewhere")
+    own["edit"] = {"checkpoint": "elsewhere"}
+    own["budget"] = {"kl": 1e-6}
+    out = run(own, tmp_path / "out", base=tmp_path)
+    (edit,) = store.open_run(out)["edits"]
+    assert edit["method"] == "checkpoint" and edit["stop"] == "given" and not edit["within_budget"]
+    curves = pd.read_parquet(out / "curves.parquet")
+    start = curves[(curves["attack"] == "none") & (curves["metric"] == "completion")].set_index("arm")["value"]
+    assert start["edited"] > 1.5 * start["original"], "the instilled model does it, the original does not"
+
+
+def test_a_given_delta_is_attacked_and_kept(own: dict[str, Any], tmp_path: Path, tiny: Any) -> None:
+    """Instead of an edit of its own; one of another model is refused before anything is written."""
+    site = models.sites(tiny, "mlp.out", [1])[0]
+    delta = Delta({site.name: 0.01 * torch.ones(site.d_out, site.d_in)}, "tiny", models.weights_hash(tiny))
+    out = run(own, tmp_path / "out", base=tmp_path, delta=delta)
+    kept = store.load_delta(out / "delta-seed0.safetensors")
+    assert torch.equal(kept.updates[site.name], delta.updates[site.name])
+    assert store.open_run(out)["edits"][0]["disruption"]["kl"] > 0
+    with pytest.raises(InputError, match="this delta was made for"):
+        run(own, tmp_path / "new", base=tmp_path, delta=Delta(delta.updates, "other", "0" * 64))
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_cannot_work_fails_before_anything_is_written(own: dict[str, Any], tmp_path: Path) -> None:
+    """A typo should not cost an edit: attacks, methods and corpora are checked first."""
+    cases: list[tuple[str, Any, str]] = [
+        ("attacks", [{"name": "relearn"}], "'relearn' needs corpora.attack_train"),
+        ("attacks", [{"name": "erode", "step": 3}], "no option 'step'"),
+        ("edit", {"method": "naturel"}, "did you mean 'natural'"),
+        ("corpora", own["corpora"] | {"retain": {"path": "forget.jsonl"}}, "are the same 12 rows"),
+        ("corpora", own["corpora"] | {"ood": {"path": "gone.jsonl"}}, "not found"),
+        ("corpora", own["corpora"] | {"ood": {"name": "tiny", "options": {"prt": 1}}}, "corpus 'tiny': .*prt"),
+    ]
+    for section, value, message in cases:
+        config = copy.deepcopy(own) | {section: value}
+        with pytest.raises(InputError, match=message):
+            run(config, tmp_path / "out", base=tmp_path)
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_fails_on_the_way_is_a_record(own: dict[str, Any], tmp_path: Path) -> None:
+    """Wrong input that shows only when the edit begins: status failed, and the one line that the user saw."""
+    own["corpora"]["disruption"] = {"path": "retain.jsonl"}
+    with pytest.raises(InputError, match="may not measure disruption") as error:
+        run(own, tmp_path / "out", base=tmp_path)
+    record = store.open_run(tmp_path / "out")
+    assert record["status"] == "failed" and str(error.value) in record["error"]
