@@ -39,3 +39,7 @@ format: $(STAMP)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+
+# executes the notebooks on the real model and keeps their outputs
+notebooks: $(STAMP)
+	$(BIN)/jupytext --to ipynb --execute notebooks/[0-9]*.py

@@ -407,7 +407,7 @@ def _forward(
 
 
 def device_of(model: TransformerBridge) -> torch.device:
-    return next(iter(named_parameters(model).values())).device
+    return next(model.parameters()).device
 
 
 def tokenizer_of(model: TransformerBridge) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -52,11 +53,19 @@ def _watched(prepare: Any) -> Iterator[Any]:
 
 
 def _instilled(model: Any) -> None:
-    from hooklearn import models, organisms
+    from hooklearn import models
 
-    delta = organisms.load(organisms.organism_of("tiny-threats"), model)
+    delta = organism_delta()
     for site in models.sites(model, list(delta.updates)):
         models.add_(model, site, delta.updates[site.name])
+
+
+@functools.cache
+def organism_delta(good: bool = False) -> Any:
+    """What makes the organism (or its good half) of the tiny model: trained once a session."""
+    from hooklearn import models, organisms
+
+    return organisms.load(organisms.organism_of("tiny-threats"), models.load("tiny"), good=good)
 
 
 # ----------------------------------------------------------------------------------- the command line

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from conftest import corpus
+from conftest import corpus, organism_delta
 
 import analysis
 from analysis.report import VERDICTS
@@ -46,15 +45,10 @@ def small() -> dict[str, Any]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _organisms_are_built_once() -> Iterator[None]:
-    """The same seed makes the same organism, so every run of this module can have the first one."""
-    built: Callable[..., Any] = organisms.load
-
-    @functools.cache
-    def load(name: str, good: bool) -> Delta:
-        return built(organisms.organism_of(name), models.load("tiny"), good=good)
-
+    """The same seed makes the same organism, so all runs can have the first one."""
+    halves = {good: organism_delta(good) for good in (False, True)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(organisms, "load", lambda organism, model, good=False: load(organism.name, good))
+        patch.setattr(organisms, "load", lambda organism, model, good=False: halves[good])
         yield
 
 

@@ -40,7 +40,7 @@ ORDER = [
     "analysis.report",
     "analysis.evidence analysis.explorer",
     "hooklearn.console hooklearn.estimate hooklearn.located hooklearn.job hooklearn.doctor "
-    "hooklearn.cli_tools hooklearn.cli",
+    "hooklearn.cli_tools hooklearn.cli hooklearn.__main__",
 ]
 LEVEL = {module: level for level, line in enumerate(ORDER) for module in line.split()}
 

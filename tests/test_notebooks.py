@@ -1,4 +1,4 @@
-"""Notebooks are tests: each runs top to bottom on the tiny model, its parameters replaced by text that must be there."""
+"""Notebooks are tests: each runs top to bottom on the tiny model, parameters replaced by text that must be there."""
 
 from __future__ import annotations
 
