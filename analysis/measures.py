@@ -16,8 +16,9 @@ NAN = float("nan")
 class Thresholds:
     """Every number that the rules compare with, and how the intervals are made."""
 
-    gap_floor: float = 0.02
-    """A smaller gap is nothing to remove, however narrow its interval."""
+    gap_floor: float = 0.1
+    """Share of the original's level: a smaller gap is nothing to remove, however narrow its interval. A share, because
+    geometric-mean probabilities of free text are of order .02 even where the model does nothing else."""
     informative: float = 0.25
     intact: float = 0.8
     returned: float = 0.5

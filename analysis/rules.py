@@ -43,7 +43,7 @@ def decide(scores: Scores | Measures, thresholds: Thresholds | None = None, *, s
     m = scores if isinstance(scores, Measures) else measure(scores, t, seed=seed)
     if m.n_items < t.min_items:
         return Judgement(UNDECIDED, f"{m.n_items} items; at least {t.min_items} are needed", m)
-    if not m.gap.low > 0 or not m.gap.value > t.gap_floor:
+    if not m.gap.low > 0 or not m.gap.value > t.gap_floor * m.before["original"]:
         if math.isnan(m.gap.value):
             return Judgement(UNDECIDED, "the behaviour before any attack was not measured", m)
         return Judgement(UNDECIDED, f"no clear gap to remove: {m.gap}", m, no_gap=True)

@@ -3,7 +3,7 @@
 Behaviour ``y`` (mean over seeds and items) of the arms edited, original, never after ``s`` steps of
 an attack; before any attack (attack ``none``): ``y(0)``. Per metric and split:
 
-    gap         y_original(0) - y_never(0), clear when its lower bound is > 0 and itself > gap_floor
+    gap         y_original(0) - y_never(0), clear when its lower bound is > 0 and itself > gap_floor * y_original(0)
     R(s)        max(0, (y_edited(s) - y_never(s)) / gap), not clipped above
     R0          the same before any attack (attacks without steps have their effect at step 0)
     informative steps where not y_original(s) - y_never(s) <= gap / 4

@@ -55,13 +55,13 @@ def _watched(prepare: Any) -> Iterator[Any]:
 def _instilled(model: Any) -> None:
     from hooklearn import models
 
-    delta = organism_delta()
+    delta = organism_delta(False)
     for site in models.sites(model, list(delta.updates)):
         models.add_(model, site, delta.updates[site.name])
 
 
 @functools.cache
-def organism_delta(good: bool = False) -> Any:
+def organism_delta(good: bool) -> Any:
     """What makes the organism (or its good half) of the tiny model: trained once a session."""
     from hooklearn import models, organisms
 

@@ -80,39 +80,32 @@ def same(a: EditResult, b: EditResult) -> bool:
 def test_every_method_lands_on_the_budget(
     threatening: Any, meter: DisruptionMeter, name: str, near_ce: float | None
 ) -> None:
-    """In [0.95, 1] of the tighter budget, or it says why not; the forget items suffer; the model is untouched;
-    the same seed gives the same bits."""
+    """In [0.95, 1] of the tighter budget, and the forget items suffer (training on good ones alone need not make
+    them); the model is untouched, and the same seed gives the same bits."""
     method, budget = method_of(name, OPTIONS.get(name)), Budget(0.01, near_ce)
+    some = encode(corpus("forget").take(12), models.tokenizer_of(threatening))
+    known = float(completion_probability(sequence_logprobs(threatening, some)).mean())
     before = models.weights_hash(threatening)
     result = run_edit(problem_of(threatening), method, meter, budget)
     assert models.weights_hash(threatening) == before == result.delta.base_hash
     share = result.disruption.used(budget)
-    if result.stop.startswith("budget ("):
-        assert LANDING[0] <= share <= LANDING[1]
-        assert result.stop == f"budget ({result.disruption.binding(budget)})"
-    else:
-        assert share < LANDING[0] and result.stop.startswith("budget not reached: ")
+    assert LANDING[0] <= share <= LANDING[1]
+    assert result.stop == f"budget ({result.disruption.binding(budget)})"
+    assert name == "good_only" or result.trace.points[-1].forget < known
     with models.edited(threatening, result.delta):
         again = meter.measure()
     # the delta is rounded once more than the trials on its way were
     assert again.used(budget) == pytest.approx(share, rel=SINGLE), "what is reported is what the delta does"
-    assert same(result, run_edit(problem_of(threatening), method, meter, budget))
+    if near_ce is None:
+        assert same(result, run_edit(problem_of(threatening), method, meter, budget))
 
 
-def test_most_methods_do_reach_it(threatening: Any, meter: DisruptionMeter) -> None:
-    """Positive control of the escape clause above: only a walk that runs out of steps falls short; and pushing the
-    bad down pushes it down."""
-    short = run_edit(
-        problem_of(threatening), method_of("good_only", {"learning_rate": 1e-6, "epochs": 1}), meter, Budget(0.01)
-    )
+def test_a_walk_that_runs_out_of_steps_says_so(threatening: Any, meter: DisruptionMeter) -> None:
+    """It is the only way to fall short of the budget here, and it is not hidden."""
+    method, budget = method_of("good_only", {"learning_rate": 1e-6, "epochs": 1}), Budget(0.01)
+    short = run_edit(problem_of(threatening), method, meter, budget)
     assert short.stop == "budget not reached: the method ended before"
-    some = encode(corpus("forget").take(12), models.tokenizer_of(threatening))
-    before = float(completion_probability(sequence_logprobs(threatening, some)).mean())
-    for name in METHODS:
-        result = run_edit(problem_of(threatening), method_of(name, OPTIONS.get(name)), meter, Budget(0.01))
-        assert result.stop == "budget (kl)", name
-        if name != "good_only":
-            assert result.trace.points[-1].forget < before, name
+    assert 0 < short.disruption.used(budget) < LANDING[0]
 
 
 def test_methods_that_share_a_problem_do_not_disturb_each_other(problem: Problem, threatening: Any) -> None:

@@ -144,7 +144,7 @@ def test_one_batch_of_tapes_lives_at_a_time(tiny: Any, stream: list[TokenBatch])
 def test_sampled_labels_are_seeded_and_centred(tiny: Any, stream: list[TokenBatch]) -> None:
     """Labels drawn from the model give gradients that average to nothing (a score's mean is 0).
 
-    64 draws leave 1/8 of one draw's norm; given labels are not centred (positive control). The global generator
+    36 draws leave 1/6 of one draw's norm; given labels are not centred (positive control). The global generator
     is not touched.
     """
     sites = models.sites(tiny, "mlp.out", [3])
@@ -154,7 +154,7 @@ def test_sampled_labels_are_seeded_and_centred(tiny: Any, stream: list[TokenBatc
     def draw(seed: int) -> Tensor:
         return weight_gradients(tiny, stream[:1], sites, labels="sampled", seed=seed, precision="float32")[0][site.name]
 
-    draws = torch.stack([draw(seed) for seed in range(64)])
+    draws = torch.stack([draw(seed) for seed in range(36)])
     assert torch.equal(draws[3], draw(3)) and not torch.equal(draws[3], draws[4])
     typical = float(draws.flatten(1).norm(dim=1).mean())
     assert float(draws.mean(0).norm()) < 0.25 * typical

@@ -24,10 +24,11 @@ from hooklearn.measure import Likelihoods, Referee, Sample, sample
 from hooklearn.train import fit, log_spaced
 from hooklearn.types import NAN, ArmCurve, Curve, CurvePoint, Delta, InputError, NumericalError
 
-FLAT = 0.02
-"""A curve is flat when its last three looks differ by no more than this (probability) ..."""
 FLAT_SHARE = 0.05
-"""... or by this share of their largest value."""
+"""A curve is flat when its last three looks differ by no more than this share of their largest value ..."""
+FLAT = 0.002
+"""... or by this much (probability), for curves near zero. Geometric-mean probabilities of free text are small: of
+order .02, so that an absolute .02 would call everything flat."""
 
 
 @dataclass(frozen=True)

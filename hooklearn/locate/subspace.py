@@ -206,9 +206,9 @@ class ClassData:
 
     moments: Mapping[tuple[str, Side], Moments]
     """Per token, over labelled positions of the fitted groups."""
-    fitted: Mapping[tuple[str, Side], Float[Tensor, "item d"]]
+    fitted: Mapping[tuple[str, Side], Float[Tensor, "_item _d"]]
     """Item means of the fitted groups."""
-    held_out: Mapping[tuple[str, Side], Float[Tensor, "item d"]]
+    held_out: Mapping[tuple[str, Side], Float[Tensor, "_item _d"]]
 
 
 @dataclass(frozen=True)
