@@ -42,4 +42,5 @@ clean:
 
 # executes the notebooks on the real model and keeps their outputs
 notebooks: $(STAMP)
-	$(BIN)/jupytext --to ipynb --execute notebooks/[0-9]*.py
+	$(BIN)/jupytext --to ipynb notebooks/[0-9]*.py
+	$(BIN)/jupyter execute --inplace --timeout=1200 notebooks/[0-9]*.ipynb

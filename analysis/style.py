@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,16 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+
+
+class ShownFigure(Figure):
+    """A figure that a notebook shows by itself, without pyplot and its global state."""
+
+    def _repr_png_(self) -> bytes:
+        picture = io.BytesIO()
+        self.savefig(picture, format="png", dpi=110, bbox_inches="tight", facecolor=PAPER)
+        return picture.getvalue()
+
 
 INK, MUTED, GRID, PAPER = "#22252b", "#6a7079", "#e2e4e8", "#fefefe"
 
@@ -63,7 +74,7 @@ def grid(
     columns = max(1, min(columns, panels))
     rows = math.ceil(panels / columns)
     size = (width * columns, height * rows)
-    figure = Figure(figsize=size, layout=None if margins else "constrained")
+    figure = ShownFigure(figsize=size, layout=None if margins else "constrained")
     figure.set_facecolor(PAPER)
     if margins:
         left, right, bottom, top = margins

@@ -40,7 +40,7 @@ class Moments:
 
     def add_(self, rows: Float[Tensor, "token d"]) -> Moments:
         """Add a batch, reusing this object's storage: the streaming path. Returns the new moments."""
-        rows = rows.to(self.second.dtype)
+        rows = rows.to(self.second)  # its precision and its place
         self.second.addmm_(rows.T, rows)
         self.sum.add_(rows.sum(0))
         return Moments(self.n + rows.shape[0], self.sum, self.second)
