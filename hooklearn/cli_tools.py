@@ -127,12 +127,14 @@ def organism_list(json_: Json = False) -> None:
 def organism_build(
     name: Annotated[str, typer.Argument(help="See: hooklearn organism list.")],
     out: Annotated[Path | None, typer.Option(help="File; default: NAME.safetensors.")] = None,
+    good: Annotated[bool, typer.Option("--good", help="The referee's half: trained on good completions.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Train an organism's adapter anew on its base model.
 
     \b
     hooklearn organism build tiny-threats --out tiny-threats.safetensors
+    hooklearn organism build threats --good --out threats-good.safetensors
     """
     with work(quiet) as progress:
         from hooklearn import models, organisms
@@ -141,6 +143,8 @@ def organism_build(
         progress("loading the model")
         model = models.load(organism.base)
         path = out or Path(f"{name}.safetensors")
-        made = organisms.write(organism, model, path, observe=lambda step, _: progress(f"training, step {step}"))
+        made = organisms.write(
+            organism, model, path, good=good, observe=lambda step, _: progress(f"training, step {step}")
+        )
     losses = made.run.losses
     print_line(f"{path} (loss {losses[0]:.2f} to {losses[-1]:.2f} in {made.run.steps} steps)")
