@@ -6,11 +6,11 @@ STAMP   = $(VENV)/.installed
 
 .PHONY: demo tiny test check lint types notebooks format clean
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hooklearn needs python >= 3.11")'
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev,notebook]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,notebook]'
 	touch $(STAMP)
 
 demo: $(STAMP)

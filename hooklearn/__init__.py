@@ -22,7 +22,7 @@ _WHERE = {
     "wrap": "models",
     "sites": "models",
     "edited": "models",
-    "export": "models",
+    "export": "exporting",
     "load_corpus": "data",
     "Corpus": "data",
     "capture": "api",
@@ -80,8 +80,9 @@ if TYPE_CHECKING:
     from hooklearn.api import attack, behaviour, capture, run
     from hooklearn.data import Corpus, load_corpus
     from hooklearn.edit import edit
+    from hooklearn.exporting import export
     from hooklearn.locate import Subspace, Subspaces, locate, locate_sweep
-    from hooklearn.models import edited, export, load, sites, wrap
+    from hooklearn.models import edited, load, sites, wrap
     from hooklearn.recipes import recipe
     from hooklearn.store import load_delta, save_delta
     from hooklearn.types import Budget, Curve, Delta, Disruption, EditResult, InputError, Site

@@ -100,7 +100,7 @@ def export(
     hooklearn export smollm2-135m-instruct delta.safetensors edited
     """
     with work(quiet) as progress:
-        from hooklearn import models, setting
+        from hooklearn import exporting, models, setting
         from hooklearn.job import Job
         from hooklearn.recipes import RECIPES
         from hooklearn.store import load_delta
@@ -113,7 +113,7 @@ def export(
             progress("loading the model")
             model = models.load(target)
         progress("writing, reading back, comparing")
-        written = models.export(model, loaded, folder)
+        written = exporting.export(model, loaded, folder)
     print_line(f"{written.folder} (logits differ by {written.max_logit_difference:.1e} at most)")
 
 

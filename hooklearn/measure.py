@@ -17,6 +17,7 @@ from torch import Tensor
 from hooklearn import forward, losses, models
 from hooklearn.data import Corpus, Encoded, TokenBatch, batches, encode, encode_choices, split_row
 from hooklearn.forward import Precision
+from hooklearn.generation import generate
 from hooklearn.types import Delta, Disruption, InputError, Score
 
 # ---------------------------------------------------------------------------------------- likelihood
@@ -124,7 +125,7 @@ def sample(
         for start in range(0, len(texts), batch_size):
             # float32: under autocast the attention of fully masked left padding becomes NaN, and decoding is
             # bound by memory anyway
-            completions += models.generate(model, texts[start : start + batch_size], new_tokens, temperature)
+            completions += generate(model, texts[start : start + batch_size], new_tokens, temperature)
     return [
         Sample(i, r.get("prompt", t), t, c, temperature == 0)
         for i, (r, t, c) in enumerate(zip(rows, texts, completions, strict=True))

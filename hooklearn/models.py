@@ -5,7 +5,7 @@ sites (``Site``) and deltas (``Delta``).
 
 Architectures that store several weights in one (GPT-2, GPT-NeoX, Phi-3) need no special case: the
 bridge computes with the parts, so the parts are the parameters. The fused tensor is left out
-everywhere here and put together again for :func:`export` (see ``hooklearn.plain``).
+everywhere here and put together again for an export (see ``hooklearn.plain``).
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -26,15 +24,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components.linear import LinearBridge
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.pytorch_utils import Conv1D
 
 from hooklearn.builtin import BUILTIN as BUILTIN
 from hooklearn.builtin import fetch as fetch
 from hooklearn.builtin import is_cached as is_cached
-from hooklearn.builtin import no_bars, read
-from hooklearn.plain import FUSED, fused_parameters, plain_copy, plain_name
+from hooklearn.builtin import read
+from hooklearn.plain import FUSED, fused_parameters, plain_name
 from hooklearn.types import Delta, InputError, Site
 
 # --- loading --------------------------------------------------------------------------------------
@@ -430,76 +428,3 @@ def trainable(model: TransformerBridge, params: Iterable[nn.Parameter]) -> Itera
     finally:
         for p, flag in flags:
             p.requires_grad_(flag).grad = None
-
-
-@torch.no_grad()
-def generate(model: TransformerBridge, texts: list[str], new_tokens: int, temperature: float) -> list[str]:
-    """Continuations by Hugging Face's own ``generate``, left-padded; temperature 0 is greedy."""
-    tokenizer: Any = tokenizer_of(model)
-    side, tokenizer.padding_side = tokenizer.padding_side, "left"
-    try:
-        given = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
-    finally:
-        tokenizer.padding_side = side
-    device = device_of(model)
-    ids, mask = given["input_ids"].to(device), given["attention_mask"].to(device)
-    how = {"do_sample": False} if temperature == 0 else {
-        "do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0
-    }  # fmt: skip
-    hf_model: Any = model.original_model
-    out = hf_model.generate(
-        input_ids=ids, attention_mask=mask, max_new_tokens=new_tokens,
-        pad_token_id=tokenizer.pad_token_id, use_cache=True, **how,
-    )  # fmt: skip
-    return tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
-
-
-# --- writing --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class ExportReport:
-    folder: Path
-    max_logit_difference: float
-    """Between the edited model in memory and what was read back from the folder."""
-
-
-def export(model: TransformerBridge, delta: Delta, folder: str | Path) -> ExportReport:
-    """Write the edited model as a plain Hugging Face folder, read it back and compare logits.
-
-    Raises:
-        InputError: if the folder exists and is not empty, or the delta does not fit.
-        RuntimeError: if what was read back computes other logits; the folder is then not there.
-    """
-    folder = Path(folder).expanduser()
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise InputError(f"export to {str(folder)!r}: already there; give a new or empty folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as scratch:
-        written = Path(scratch) / "model"
-        with edited(model, delta), no_bars():
-            plain_copy(model).save_pretrained(written)
-            model.tokenizer.save_pretrained(written)
-            difference = _compare(model, written)
-        written.rename(folder)
-    return ExportReport(folder, difference)
-
-
-@torch.no_grad()
-def _compare(model: TransformerBridge, folder: Path) -> float:
-    """Largest difference of any logit on a fixed prompt; raises where it is not rounding."""
-    dtype = next(iter(named_parameters(model).values())).dtype
-    again: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, attn_implementation="eager", local_files_only=True
-    )
-    ids = (torch.arange(1, 33, device=model.cfg.device) * 97 % model.cfg.d_vocab)[None]
-    expected = model(ids)
-    difference = float((again.to(ids.device)(ids).logits - expected).abs().max())
-    # half precision: two ways to the same sum differ in the third digit
-    tolerance = 1e-4 if dtype.itemsize >= 4 else 0.05 * float(expected.abs().max())
-    if not difference <= tolerance:
-        raise RuntimeError(
-            f"the exported model differs: logits are off by {difference:.2g} (allowed "
-            f"{tolerance:.2g}); nothing was written"
-        )
-    return difference

@@ -35,9 +35,12 @@ def plain_copy(model: Any) -> PreTrainedModel:
     found = _plain_tensors(model)
     values = {key: found[key] for key in plain.state_dict() if key in found}
     plain.load_state_dict(values, strict=False, assign=True)
+    for name, _ in list(plain.named_buffers()):  # rotary frequencies are in no state dict
+        owner, _, last = name.rpartition(".")
+        plain.get_submodule(owner).register_buffer(last, found[name], persistent=name in values)
     plain.tie_weights()
     plain.generation_config = hf_model.generation_config
-    return plain
+    return plain.eval()
 
 
 def _plain_tensors(model: Any) -> Mapping[str, Tensor]:

@@ -15,7 +15,7 @@ from conftest import corpus, organism_delta
 
 import analysis
 from analysis.report import VERDICTS
-from hooklearn import experiment, models, organisms, store
+from hooklearn import experiment, exporting, models, organisms, store
 from hooklearn.config import parse
 from hooklearn.recipes import recipe
 from hooklearn.types import Delta, InputError
@@ -295,7 +295,7 @@ def test_without_an_organism_there_is_no_never_arm(own: dict[str, Any], tmp_path
 
 def test_a_never_model_is_a_never_arm(own: dict[str, Any], tmp_path: Path, threatening: Any) -> None:
     """A folder on the disk as the subject, another model as its control."""
-    models.export(threatening, Delta({}), tmp_path / "instilled")
+    exporting.export(threatening, Delta({}), tmp_path / "instilled")
     own["model"]["name"] = "instilled"
     own["controls"] = {"never": {"name": "tiny"}}
     out = run(own, tmp_path / "out", base=tmp_path)
@@ -306,7 +306,7 @@ def test_a_never_model_is_a_never_arm(own: dict[str, Any], tmp_path: Path, threa
 
 def test_an_edit_made_elsewhere_is_judged_as_it_is(own: dict[str, Any], tmp_path: Path, threatening: Any) -> None:
     """A checkpoint is the edited arm, with the disruption that it has, in the budget or not."""
-    models.export(threatening, Delta({}), tmp_path / "elsewhere")
+    exporting.export(threatening, Delta({}), tmp_path / "elsewhere")
     own["edit"] = {"checkpoint": "elsewhere"}
     own["budget"] = {"kl": 1e-6}
     out = run(own, tmp_path / "out", base=tmp_path)

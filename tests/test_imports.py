@@ -19,7 +19,7 @@ ORDER = [
     # config knows the types only; methods and attacks have their options checked by it
     "hooklearn.linalg hooklearn.losses hooklearn.config",
     "hooklearn.corpus hooklearn.tiny_world hooklearn.corpora hooklearn.data hooklearn.store "
-    "hooklearn.builtin hooklearn.plain hooklearn.models",
+    "hooklearn.builtin hooklearn.plain hooklearn.models hooklearn.exporting hooklearn.generation",
     "hooklearn.forward",
     "hooklearn.lora hooklearn.train",
     "hooklearn.measure",

@@ -16,13 +16,13 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers import PreTrainedModel as HfModel
 
 from hooklearn.builtin import BUILTIN, fetch, is_cached
+from hooklearn.exporting import export
+from hooklearn.generation import generate
 from hooklearn.models import (
     add_,
     all_parameters,
     describe,
     edited,
-    export,
-    generate,
     hidden_at,
     hook_names,
     load,
@@ -447,7 +447,7 @@ def test_export_does_not_overwrite(tmp_path):
 
 
 def test_failed_export_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("hooklearn.models.plain_copy", lambda model: tiny_hf("llama", seed=1))
+    monkeypatch.setattr("hooklearn.exporting.plain_copy", lambda model: tiny_hf("llama", seed=1))
     with pytest.raises(RuntimeError, match="logits are off"):
         export(tiny(), Delta({}), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -9,6 +9,7 @@ import torch
 
 from hooklearn import models
 from hooklearn.data import cycle, encode
+from hooklearn.exporting import export
 from hooklearn.forward import Precision
 from hooklearn.tiny_world import pretraining, vocabulary
 from hooklearn.train import Fit, fit
@@ -70,5 +71,5 @@ def build(folder: Path, *, seed: int = 0) -> Fit:
 
     model = untrained(seed)
     run = pretrain(model, seed=seed)
-    models.export(model, Delta({}), folder)
+    export(model, Delta({}), folder)
     return run
