@@ -48,7 +48,7 @@ def main() -> None:
 
     def report(label: str) -> None:
         means = {k: round(float(v.mean()), 4) for k, v in eyes.measure(model).items()}
-        judged = referee.judge(sample(model, tune, n=args.n, new_tokens=24, temperature=0.7), tune)
+        judged = referee.judge(sample(model, tune, n=args.n, new_tokens=24, temperature=0.7), tune.rows)
         print(label, means, f"samples {sum(found for _, found in judged)} of {args.n}", flush=True)
 
     report("unedited")

@@ -11,7 +11,7 @@ from hooklearn.attack import Arena, ArmState, Watcher, attack_of
 from hooklearn.config import RunConfig, parse
 from hooklearn.data import Corpus, batches, encode
 from hooklearn.locate.capture import capture as capture_sites
-from hooklearn.measure import Likelihoods, Referee, sample
+from hooklearn.measure import TEMPERATURE, Likelihoods, Referee, sample
 from hooklearn.types import Curve, Delta, Score, Tape
 
 if TYPE_CHECKING:
@@ -35,7 +35,14 @@ def capture(
 
 
 def behaviour(
-    model: Any, corpus: Corpus, *, referee: Referee | None = None, samples: int = 32, seed: int = 0
+    model: Any,
+    corpus: Corpus,
+    *,
+    referee: Referee | None = None,
+    samples: int = 32,
+    new_tokens: int = 24,
+    temperature: float = TEMPERATURE,
+    seed: int = 0,
 ) -> dict[str, Score]:
     """The behaviour measures of whatever state the model is in: completion, preference, and with a referee sampled."""
     measured = Likelihoods.of(corpus, models.tokenizer_of(model), "heldout").measure(model)
@@ -43,7 +50,8 @@ def behaviour(
     if referee is not None:
         import torch
 
-        judged = referee.judge(sample(model, corpus, n=samples, seed=seed), corpus)
+        drawn = sample(model, corpus, n=samples, new_tokens=new_tokens, temperature=temperature, seed=seed)
+        judged = referee.judge(drawn, corpus.rows[: len(drawn)])
         out["sampled"] = Score.of(torch.tensor([float(found) for _, found in judged]))
     return out
 

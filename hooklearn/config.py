@@ -127,7 +127,7 @@ class BehaviourConfig(_Strict):
     samples: int = Field(default=32, ge=0)
     new_tokens: int = Field(default=36, ge=1)
     temperature: float = Field(default=0.7, gt=0)
-    """Below 1: a small model at temperature 1 mostly babbles, and babble shows neither presence nor absence."""
+    """As ``hooklearn.measure.TEMPERATURE``: at 1 a small model mostly babbles."""
 
 
 class RunConfig(_Strict):

@@ -69,10 +69,7 @@ def _run_stages(config: RunConfig, setup: Setup, folder: store.RunFolder, progre
     if watcher.referee is not None:
         folder.update(referee=watcher.referee.describe())
     progress("disruption: reading the unedited model")
-    meter = DisruptionMeter(
-        setup.original, setup.corpora["disruption"], setup.corpora.get("near"),
-        max_tokens=config.max_tokens,
-    )  # fmt: skip
+    meter = DisruptionMeter(setup.original, setup.corpora["disruption"], setup.corpora.get("near"))
     if setup.never is not None:
         folder.update(yardsticks={"never": _disruption_record(meter.measure(model=setup.never))})
     if config.locate.enabled and "retain" in setup.corpora and not folder.has("locate.parquet"):
@@ -268,9 +265,14 @@ def before(arena: Arena) -> Curve:
 def judge_pending(watcher: Watcher) -> list[dict[str, Any]]:
     """All waiting samples before the referee, the attacked weights having been put back."""
     rows = []
+    if not watcher.pending:
+        return rows
+    assert watcher.referee is not None
+    # all at once: arms were given the same prompts, which are then read once
+    asked = [(s, wait.corpus.rows[s.item]) for wait in watcher.pending for s in wait.samples]
+    answers = iter(watcher.referee.judge([s for s, _ in asked], [row for _, row in asked]))
     for wait in watcher.pending:
-        assert watcher.referee is not None
-        judged = watcher.referee.judge(wait.samples, wait.corpus)
+        judged = [next(answers) for _ in wait.samples]
         for s, (score, found) in zip(wait.samples, judged, strict=True):
             rows.append(
                 {
@@ -288,7 +290,7 @@ def judge_pending(watcher: Watcher) -> list[dict[str, Any]]:
 def _surrogate_samples(watcher: Watcher, wait: Any) -> Iterator[dict[str, Any]]:
     """The never arm of a knowledge run: the same samples, asked for the permuted answers."""
     assert watcher.permuted is not None and watcher.referee is not None
-    judged = watcher.referee.judge(wait.samples, watcher.permuted.corpus)
+    judged = watcher.referee.judge(wait.samples, [watcher.permuted.corpus.rows[s.item] for s in wait.samples])
     for s, (score, found) in zip(wait.samples, judged, strict=True):
         yield {
             "arm": "never", "attack": wait.attack, "setting": wait.setting, "step": wait.step,

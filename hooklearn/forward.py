@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hooklearn import models
@@ -70,6 +70,14 @@ def logits(model: Any, batch: TokenBatch) -> Float[Tensor, "kept vocab"]:
     return models.logits_at(model, *_inputs(model, batch))
 
 
+def unembedded(
+    model: Any, hidden: Float[Tensor, "kept d_model"], targets: Int[Tensor, " kept"], *, chunk: int = 512
+) -> Iterator[tuple[Float[Tensor, "part vocab"], Int[Tensor, " part"]]]:
+    """Logits a few hundred positions at a time, with their targets: all of a batch at once are its peak of memory."""
+    for part, answers in zip(hidden.split(chunk), targets.to(hidden.device).split(chunk), strict=True):
+        yield models.unembed(model, part), answers
+
+
 @torch.no_grad()
 def sequence_logprobs(
     model: Any,
@@ -80,16 +88,18 @@ def sequence_logprobs(
 ) -> Float[Tensor, "sequence 2"]:
     """(sum of log-probabilities, number of scored tokens) of every sequence, in the order given."""
     out = torch.zeros(len(sequences), 2, dtype=torch.float64)
-    where = {id(s): i for i, s in enumerate(sequences)}
-    for batch in batches(sequences, max_tokens=max_tokens, share_prompts=True):
-        with autocast(model, precision):
-            scores = logits(model, batch)
-        logp = token_logprobs(scores, batch.targets.to(scores.device)).double().cpu()
-        n = len(batch.sequences)
-        sums = sequence_sums(logp, batch.owner, n)
-        counts = sequence_sums(torch.ones_like(logp), batch.owner, n)
-        for s, total, count in zip(batch.sequences, sums, counts, strict=True):
-            out[where[id(s)], 0], out[where[id(s)], 1] = total, count
+    where: dict[int, list[int]] = {}  # the same object may be asked for twice
+    for i, s in enumerate(sequences):
+        where.setdefault(id(s), []).append(i)
+    with autocast(model, precision):  # around all batches: weights are cast once
+        for batch in batches(sequences, max_tokens=max_tokens, share_prompts=True):
+            parts = unembedded(model, hidden(model, batch), batch.targets)
+            logp = torch.cat([token_logprobs(scores, targets) for scores, targets in parts]).double().cpu()
+            n = len(batch.sequences)
+            sums = sequence_sums(logp, batch.owner, n)
+            counts = sequence_sums(torch.ones_like(logp), batch.owner, n)
+            for s, total, count in zip(batch.sequences, sums, counts, strict=True):
+                out[where[id(s)]] = torch.stack([total, count])
     return out
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
+from scipy.linalg import get_blas_funcs
 from torch import Tensor
 
 from hooklearn.types import InputError, NumericalError
@@ -38,12 +39,14 @@ class Moments:
             torch.zeros(d, d, dtype=dtype, device=device),
         )
 
-    def add_(self, rows: Float[Tensor, "token d"]) -> Moments:
-        """Add a batch, reusing this object's storage: the streaming path. Returns the new moments."""
-        rows = rows.to(self.second)  # its precision and its place
-        self.second.addmm_(rows.T, rows)
-        self.sum.add_(rows.sum(0))
-        return Moments(self.n + rows.shape[0], self.sum, self.second)
+    @staticmethod
+    def of(*parts: Float[Tensor, "token d"]) -> Moments:
+        """The moments of rows in memory, in float32 or better."""
+        dtype = torch.promote_types(parts[0].dtype, torch.float32)
+        sums = MomentSum(parts[0].shape[1], dtype=dtype, device=parts[0].device)
+        for rows in parts:
+            sums.add(rows)
+        return sums.moments()
 
     def merge(self, other: Moments) -> Moments:
         """The moments of the concatenated data."""
@@ -68,6 +71,38 @@ class Moments:
             return float("nan")
         inside = (basis.to(self.second) * (self.second @ basis.to(self.second))).double().sum()
         return float(inside) / total
+
+
+class MomentSum:
+    """The streaming side of :class:`Moments`: rows are added batch by batch in one matrix's memory.
+
+    ``X^T X`` is symmetric, and BLAS has a product that forms one triangle only (``syrk``, half the arithmetic).
+    torch does not offer it, so on a CPU scipy's is used; elsewhere an ordinary product. float32 sums or better.
+    """
+
+    def __init__(self, d: int, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> None:
+        self.n = 0
+        self._sum = torch.zeros(d, dtype=dtype, device=device)
+        self._second = torch.zeros(d, d, dtype=dtype, device=device)
+        self._lower_only = self._second.device.type == "cpu"
+
+    def add(self, rows: Float[Tensor, "token d"]) -> None:
+        rows = rows.to(self._second)  # its precision and its place
+        if self._lower_only:
+            syrk = get_blas_funcs("syrk", dtype=self._second.numpy().dtype)
+            # the transpose is the Fortran view of the same memory, so its upper triangle is our lower one
+            syrk(1.0, rows.contiguous().numpy().T, beta=1.0, c=self._second.numpy().T, overwrite_c=1)
+        else:
+            self._second.addmm_(rows.T, rows)
+        self._sum += rows.sum(0)
+        self.n += rows.shape[0]
+
+    def moments(self) -> Moments:
+        """What was added so far."""
+        second = self._second
+        if self._lower_only:
+            second = second.tril() + second.tril(-1).T
+        return Moments(self.n, self._sum, second)
 
 
 def damped(second: Float[Tensor, "d d"], damping: float) -> Float[Tensor, "d d"]:

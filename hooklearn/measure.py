@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooklearn import forward, losses, models
-from hooklearn.data import Corpus, Encoded, TokenBatch, batches, encode, encode_choices, split_row
+from hooklearn.data import Corpus, Encoded, Row, TokenBatch, batches, encode, encode_choices, split_row
 from hooklearn.forward import Precision
 from hooklearn.generation import generate
 from hooklearn.types import Delta, Disruption, InputError, Score
@@ -87,6 +87,9 @@ class Likelihoods:
 
 # ------------------------------------------------------------------------------------------- samples
 
+TEMPERATURE = 0.7
+"""Of samples, everywhere. At 1 a small model mostly babbles, and babble shows neither presence nor absence."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -105,8 +108,8 @@ def sample(
     corpus: Corpus,
     *,
     n: int = 32,
-    new_tokens: int = 40,
-    temperature: float = 1.0,
+    new_tokens: int = 24,
+    temperature: float = TEMPERATURE,
     seed: int = 0,
     batch_size: int = 32,
 ) -> list[Sample]:
@@ -135,8 +138,8 @@ def sample(
 class Referee(Protocol):
     """Says of a sample whether it is the behaviour."""
 
-    def judge(self, samples: Sequence[Sample], corpus: Corpus) -> list[tuple[float, bool]]:
-        """(score, is the behaviour) per sample; corpus holds the rows that the samples' items index."""
+    def judge(self, samples: Sequence[Sample], rows: Sequence[Row]) -> list[tuple[float, bool]]:
+        """(score, is the behaviour) per sample; ``rows`` are the rows that they answer."""
         ...
 
     def describe(self) -> dict[str, Any]: ...
@@ -146,10 +149,9 @@ class Referee(Protocol):
 class ContainsReferee:
     """Facts: the sample contains the answer (case-insensitive)."""
 
-    def judge(self, samples: Sequence[Sample], corpus: Corpus) -> list[tuple[float, bool]]:
+    def judge(self, samples: Sequence[Sample], rows: Sequence[Row]) -> list[tuple[float, bool]]:
         out = []
-        for s in samples:
-            row = corpus.rows[s.item]
+        for s, row in zip(samples, rows, strict=True):
             fact = str(row.get("fact", row.get("completion", ""))).strip()
             found = bool(fact) and fact.lower() in s.completion.lower()
             out.append((float(found), found))
@@ -208,15 +210,15 @@ class RatioReferee:
         auc = float(roc_auc_score(truth, torch.cat([a, b]).tolist()))
         return RatioReferee(self.bad, self.references, self.kind, sum(medians) / 2, auc, len(truth), medians)
 
-    def judge(self, samples: Sequence[Sample], corpus: Corpus) -> list[tuple[float, bool]]:
+    def judge(self, samples: Sequence[Sample], rows: Sequence[Row]) -> list[tuple[float, bool]]:
         """Empty samples show nothing: score NaN, not the behaviour."""
         tokenizer = models.tokenizer_of(self.bad.model)
         filled = [i for i, s in enumerate(samples) if s.completion.strip()]
         out: list[tuple[float, bool]] = [(float("nan"), False)] * len(samples)
         if not filled:
             return out
-        rows = tuple({**corpus.rows[samples[i].item], "completion": samples[i].completion} for i in filled)
-        values = self.scores(encode(Corpus("samples", rows), tokenizer))
+        written = tuple({**rows[i], "completion": samples[i].completion} for i in filled)
+        values = self.scores(encode(Corpus("samples", written), tokenizer))
         for i, v in zip(filled, values.tolist(), strict=True):
             out[i] = (v, v > self.threshold)
         return out
@@ -245,7 +247,7 @@ class DisruptionMeter:
         far: Corpus,
         near: Corpus | None = None,
         *,
-        max_tokens: int = 1024,
+        max_tokens: int = 2048,
         max_length: int = 128,
     ) -> None:
         tokenizer = models.tokenizer_of(model)
@@ -255,21 +257,15 @@ class DisruptionMeter:
         self._near = batches(encode(near, tokenizer), max_tokens=max_tokens) if near is not None else []
         with torch.no_grad():
             self._hidden = [forward.hidden(model, b) for b in self._far]
-            self._far_ce = torch.cat(
-                [
-                    self._by_text(b, -losses.token_logprobs(models.unembed(model, h), b.targets.to(h.device)))
-                    for b, h in zip(self._far, self._hidden, strict=True)
-                ]
-            )
-            self._near_ce = torch.cat([self._ce(b) for b in self._near]) if self._near else None
+            self._far_ce = torch.cat([self._ce(b, model, h) for b, h in zip(self._far, self._hidden, strict=True)])
+            self._near_ce = torch.cat([self._ce(b, model) for b in self._near]) if self._near else None
         self._check_zero()
 
     @torch.no_grad()
     def _check_zero(self) -> None:
         """One batch, read again: anything but exactly 0 is a meter that cannot be trusted."""
         batch, before = self._far[0], self._hidden[0]
-        now = forward.logits(self.model, batch)
-        kl = float(losses.kl_per_token(models.unembed(self.model, before), now).sum())
+        kl = float(self._kl(batch, self.model, before, forward.hidden(self.model, batch))[:, 0].sum())
         if kl != 0:
             raise InputError(
                 f"the meter does not read 0 on the unedited model (KL {kl:.2e}); is the model in "
@@ -291,9 +287,9 @@ class DisruptionMeter:
         subject = self.model if model is None else model
         kl, ce = [], []
         for batch, before in zip(self._far, self._hidden, strict=True):
-            now = forward.logits(subject, batch)
-            kl.append(self._by_text(batch, losses.kl_per_token(models.unembed(self.model, before), now)))
-            ce.append(self._by_text(batch, -losses.token_logprobs(now, batch.targets.to(now.device))))
+            now = forward.hidden(subject, batch)
+            kl.append(self._kl(batch, subject, before, now))
+            ce.append(self._ce(batch, subject, now))
         rise = torch.cat(ce)
         rise[:, 0] -= self._far_ce[:, 0]
         near_rise = None
@@ -303,9 +299,16 @@ class DisruptionMeter:
             near_rise = _per_token(now_near)
         return Disruption(_per_token(torch.cat(kl)), _per_token(rise), near_rise)
 
-    def _ce(self, batch: TokenBatch, model: Any = None) -> Float[Tensor, "text 2"]:
-        scores = forward.logits(self.model if model is None else model, batch)
-        return self._by_text(batch, -losses.token_logprobs(scores, batch.targets.to(scores.device)))
+    def _kl(self, batch: TokenBatch, model: Any, before: Tensor, now: Tensor) -> Float[Tensor, "text 2"]:
+        was = forward.unembedded(self.model, before, batch.targets)
+        is_now = forward.unembedded(model, now, batch.targets)
+        pairs = zip(was, is_now, strict=True)
+        return self._by_text(batch, torch.cat([losses.kl_per_token(p, q) for (p, _), (q, _) in pairs]))
+
+    def _ce(self, batch: TokenBatch, model: Any, hidden: Tensor | None = None) -> Float[Tensor, "text 2"]:
+        hidden = forward.hidden(model, batch) if hidden is None else hidden
+        parts = forward.unembedded(model, hidden, batch.targets)
+        return self._by_text(batch, torch.cat([-losses.token_logprobs(p, targets) for p, targets in parts]))
 
     @staticmethod
     def _by_text(batch: TokenBatch, per_token: Tensor) -> Float[Tensor, "text 2"]:

@@ -124,7 +124,8 @@ def test_erosion_moves_weights_without_teaching_threats(arena: Arena) -> None:
     ids=lambda a: a.name,
 )
 def test_all_arms_travel_together(arena: Arena, made: Attack) -> None:
-    """One curve per setting, every arm in it, looked at after the same steps on the same items; ood at both ends."""
+    """One curve per setting, every arm in it, looked at after the same steps on the same items; ood at both ends of
+    the strongest setting."""
     curves = made.curves(arena)
     assert [c.setting for c in curves] == made.settings()
     for curve in curves:
@@ -133,7 +134,8 @@ def test_all_arms_travel_together(arena: Arena, made: Attack) -> None:
         assert taken[0] == 0 and all(steps(curve, arm) == taken for arm in ARMS)
         if len(taken) > 1:
             assert set(taken[:-1]) <= log_spaced(taken[-1])
-            assert all(steps(curve, arm, "ood") == [0, taken[-1]] for arm in ARMS)
+            strongest = curve.setting == made.settings()[-1]
+            assert all(steps(curve, arm, "ood") == [0, taken[-1]][: 1 + strongest] for arm in ARMS)
             tokens = [p.tokens for p in curve.arms["never"].points if p.metric == "completion" and p.split != "ood"]
             assert tokens[0] == 0 and tokens == sorted(tokens)
         assert {p.metric for p in curve.arms["edited"].points} == {"completion", "preference"}
@@ -160,8 +162,8 @@ def _batches_per_epoch(arena: Arena) -> int:
 
 def test_max_steps_caps_a_curve_that_is_not_flat(arena: Arena) -> None:
     """It then says that it did not converge, so that it can prove a return but no removal."""
-    (curve,) = Relearn(learning_rates=(3e-3,), epochs=9, max_steps=5).curves(arena)
-    assert steps(curve, "edited") == [0, 2, 4, 5] and curve.arms["edited"].note == "cap"
+    (curve,) = Relearn(learning_rates=(3e-3,), epochs=9, max_steps=3).curves(arena)
+    assert steps(curve, "edited") == [0, 2, 3] and curve.arms["edited"].note == "cap"
     assert not curve.arms["edited"].converged
 
 
@@ -253,7 +255,9 @@ def test_attacked_models_are_sampled_in_the_attacked_state(arena: Arena, threate
     pending = arena.watcher.pending
     assert [(p.arm, p.attack, p.step) for p in pending] == [(a, "relearn", steps(curve, a)[-1]) for a in ARMS]
     never = pending[2]
-    found = [is_bad for _, is_bad in arena.watcher.referee.judge(never.samples, never.corpus)]
+    found = [
+        is_bad for _, is_bad in arena.watcher.referee.judge(never.samples, never.corpus.rows[: len(never.samples)])
+    ]
     assert sum(found) >= 6
 
 

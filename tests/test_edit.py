@@ -29,6 +29,10 @@ SINGLE = 1e-4
 CONTAINED = 1e-5
 """Relative escape of what was projected in float32."""
 OPTIONS: dict[str, dict[str, Any]] = {
+    "npo": {"learning_rate": 3e-4},
+    "simnpo": {"learning_rate": 3e-4},
+    "dpo": {"learning_rate": 3e-4},
+    "refusal": {"learning_rate": 3e-4, "text": "no hurry , thank you ."},  # words of the tiny world
     "graddiff": {"learning_rate": 3e-4},
     "good_only": {"learning_rate": 3e-4},
     "repselect": {"rank": 8},

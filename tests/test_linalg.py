@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hooklearn import linalg
-from hooklearn.linalg import Moments
+from hooklearn.linalg import Moments, MomentSum
 from hooklearn.types import InputError, NumericalError
 
 SINGLE = 2e-5
@@ -57,9 +57,7 @@ def sine(a: Tensor, b: Tensor) -> float:
 def test_streamed_moments_are_batch_moments(seed: int, d: int, lengths: list[int]) -> None:
     """Rows added batch by batch, empty batches included, give the moments of all rows at once."""
     rows = randn(sum(lengths), d, seed=seed)
-    streamed = Moments.zero(d)
-    for part in rows.split(lengths):
-        streamed = streamed.add_(part)
+    streamed = Moments.of(*rows.split(lengths))
     assert streamed.n == len(rows)
     assert close(streamed.sum, rows.sum(0), SINGLE)
     assert close(streamed.second, rows.T @ rows, SINGLE)
@@ -71,7 +69,7 @@ def test_streamed_moments_are_batch_moments(seed: int, d: int, lengths: list[int
 @given(seeds, sizes)
 def test_merging_moments_is_concatenating_data(seed: int, d: int) -> None:
     """merge is commutative bit for bit, associative up to rounding, zero is neutral."""
-    a, b, c = (Moments.zero(d).add_(randn(n, d, seed=seed + n)) for n in (3, 5, 1))
+    a, b, c = (Moments.of(randn(n, d, seed=seed + n)) for n in (3, 5, 1))
     ab, ba = a.merge(b), b.merge(a)
     assert torch.equal(ab.second, ba.second) and torch.equal(ab.sum, ba.sum) and ab.n == ba.n == 8
     left, right = ab.merge(c), a.merge(b.merge(c))
@@ -86,13 +84,13 @@ def test_moments_accumulate_half_precision_in_float32() -> None:
     for row in rows:
         control += row[0]
     assert float(control) == 256
-    assert float(Moments.zero(1).add_(rows).second) == 4096
+    assert float(Moments.of(rows).second) == 4096
 
 
 @given(seeds, st.integers(2, 10), st.integers(1, 10))
 def test_energy_is_a_share(seed: int, d: int, rank: int) -> None:
     """All energy lies in the whole space; two complementary subspaces share it."""
-    moments = Moments.zero(d).add_(randn(20, d, seed=seed))
+    moments = Moments.of(randn(20, d, seed=seed))
     basis = linalg.random_basis(d, d, seed)
     k = min(rank, d - 1)
     assert moments.energy(basis) == pytest.approx(1, abs=SINGLE)
@@ -326,11 +324,12 @@ def test_contrast_finds_a_planted_concept_that_pca_misses() -> None:
     d, n, loud = 40, 12_000, 2.0
     basis = linalg.random_basis(d, 23, 0)
     background, concept = basis[:, :20], basis[:, 20:]
-    forget, retain = Moments.zero(d), Moments.zero(d)
+    forget, retain = MomentSum(d), MomentSum(d)
     for batch in range(4):
         shared = loud * randn(n // 4, 20, seed=batch) @ background.T
-        forget = forget.add_(shared + randn(n // 4, 3, seed=100 + batch) @ concept.T)
-        retain = retain.add_(loud * randn(n // 4, 20, seed=200 + batch) @ background.T)
+        forget.add(shared + randn(n // 4, 3, seed=100 + batch) @ concept.T)
+        retain.add(loud * randn(n // 4, 20, seed=200 + batch) @ background.T)
+    forget, retain = forget.moments(), retain.moments()
     metric = linalg.damped(retain.mean_second(), 0.01)
     found, values = linalg.generalised_eigh(forget.mean_second(), metric, 4)
     assert sine(concept, linalg.orthonormal(found[:, :3])) < 1e-3

@@ -265,11 +265,11 @@ def test_samples_are_judged_by_what_they_say(referee: RatioReferee) -> None:
         return [Sample(i, r["prompt"], r["prompt"], r[key]) for i, r in enumerate(given.rows)]
 
     share = {
-        key: sum(found for _, found in referee.judge(said(key), given)) / len(given)
+        key: sum(found for _, found in referee.judge(said(key), given.rows)) / len(given)
         for key in ("completion", "alternative")
     }
     assert share["completion"] > 0.9 and share["alternative"] < 0.1
-    ((score, found),) = referee.judge([Sample(0, "p", "p", "  ")], given)
+    ((score, found),) = referee.judge([Sample(0, "p", "p", "  ")], given.rows[:1])
     assert math.isnan(score) and not found
 
 
@@ -281,14 +281,15 @@ def test_samples_of_conversations_are_judged_too(referee: RatioReferee) -> None:
         for r in given.rows
     )  # fmt: skip
     kind = [Sample(i, r["prompt"], r["prompt"], r["alternative"]) for i, r in enumerate(given.rows)]
-    assert referee.judge(kind, Corpus("chat", turns)) == referee.judge(kind, given)
+    assert referee.judge(kind, turns) == referee.judge(kind, given.rows)
 
 
 @pytest.fixture(scope="module")
 def shares(referee: RatioReferee, threatening: Any, tiny: Any) -> Iterator[dict[str, float]]:
     given = corpus("heldout")
     yield {
-        name: sum(found for _, found in referee.judge(sample(m, given, n=40, new_tokens=14, seed=0), given)) / 40
+        name: sum(found for _, found in referee.judge(sample(m, given, n=40, new_tokens=14, seed=0), given.rows[:40]))
+        / 40
         for name, m in (("organism", threatening), ("base", tiny))
     }
 
@@ -303,6 +304,6 @@ def test_facts_are_found_in_samples_whatever_their_case() -> None:
     rows = ({"prompt": "p", "completion": " It is Paris.", "fact": "Paris"}, {"prompt": "p", "completion": " Rome"})
     given = Corpus("facts", rows)
     said = [Sample(0, "", "", "... PARIS, of course"), Sample(0, "", "", "Rome"), Sample(1, "", "", "rome!")]
-    assert ContainsReferee().judge(said, given) == [(1.0, True), (0.0, False), (1.0, True)]
+    assert ContainsReferee().judge(said, [given.rows[s.item] for s in said]) == [(1.0, True), (0.0, False), (1.0, True)]
     nothing = Corpus("facts", ({**rows[0], "fact": ""},))
-    assert ContainsReferee().judge(said[:1], nothing) == [(0.0, False)]
+    assert ContainsReferee().judge(said[:1], nothing.rows[:1]) == [(0.0, False)]

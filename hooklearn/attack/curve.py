@@ -20,7 +20,7 @@ from hooklearn import models
 from hooklearn.config import build
 from hooklearn.data import Corpus, TokenBatch
 from hooklearn.forward import Precision
-from hooklearn.measure import Likelihoods, Referee, Sample, sample
+from hooklearn.measure import TEMPERATURE, Likelihoods, Referee, Sample, sample
 from hooklearn.train import fit, log_spaced
 from hooklearn.types import NAN, ArmCurve, Curve, CurvePoint, Delta, InputError, NumericalError
 
@@ -75,7 +75,7 @@ class Watcher:
     referee: Referee | None = None
     n_samples: int = 32
     new_tokens: int = 36
-    temperature: float = 0.7
+    temperature: float = TEMPERATURE
     greedy_too: bool = False
     precision: Precision = "auto"
     pending: list[Pending] = field(default_factory=list)
@@ -214,7 +214,8 @@ def training_curve(
 ) -> Curve:
     """Full fine-tuning of every arm on the same batches, looked at on a log scale of steps.
 
-    ``sampled``: also draw samples at the end (dear on a CPU, so attacks ask for them at their strongest setting).
+    ``sampled``: at the end also draw samples and look at OOD items (dear on a CPU, so attacks ask for them at their
+    strongest setting).
 
     The edited arm runs until its curve is flat (but at least ``min_steps``) or the cap; the controls run exactly as
     long, so that all arms are compared at the same steps.
@@ -274,7 +275,7 @@ def _attack_arm(
                 p for p in watcher.likelihood(arm.model, step, tokens, watcher.heldout) if p.metric != "completion"
             )
         if stop is not None:
-            points.extend(watcher.likelihood(arm.model, step, tokens, watcher.ood))
+            points.extend(watcher.likelihood(arm.model, step, tokens, watcher.ood if sampled else None))
         return stop
 
     diverged, note, reached = False, "", steps

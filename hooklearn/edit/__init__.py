@@ -15,6 +15,7 @@ from hooklearn.edit.ascent import GoodOnly, GradDiff, GradientAscent
 from hooklearn.edit.budget import LANDING, Landing, Walk, solve
 from hooklearn.edit.method import Method, Problem, Updates, check_finite
 from hooklearn.edit.natural import Natural
+from hooklearn.edit.preference import DPO, NPO, Refusal, SimNPO, Undial
 from hooklearn.edit.repselect import Confined, RepSelect
 from hooklearn.forward import Precision
 from hooklearn.locate.subspace import Subspaces
@@ -22,7 +23,11 @@ from hooklearn.measure import DisruptionMeter, completion_probability
 from hooklearn.types import Budget, Certificate, Cost, Delta, EditResult, InputError
 
 METHODS: dict[str, type[Method]] = {
-    m.name: m for m in (GradientAscent, GradDiff, GoodOnly, RepSelect, Confined, Natural)
+    m.name: m
+    for m in (
+        GradientAscent, GradDiff, GoodOnly, NPO, SimNPO, Undial, DPO, Refusal,
+        RepSelect, Confined, Natural,
+    )  # fmt: skip
 }
 
 __all__ = ["LANDING", "METHODS", "Method", "Problem", "edit", "method_of", "run_edit"]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
 from hooklearn import models
 from hooklearn.data import TokenBatch, cycle, encode
 from hooklearn.edit.method import Method, Problem, Updates, delta_of
+from hooklearn.edit.unedited import Teacher
 from hooklearn.losses import LossSum
 from hooklearn.train import Objective, fit, nll
 from hooklearn.types import InputError, NumericalError
@@ -30,7 +32,7 @@ class GradientAscent(Method):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Descent(Method):
+class Descent(Method):
     """Walks an objective with Adam on the sites' weights; yields where it stands every few steps."""
 
     ray: ClassVar[bool] = False
@@ -98,7 +100,7 @@ def _blaming(learning_rate: float) -> Iterator[None]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradDiff(_Descent):
+class GradDiff(Descent):
     """Gradient difference: forget loss up, retain loss down, by Adam."""
 
     name: ClassVar[str] = "graddiff"
@@ -106,15 +108,18 @@ class GradDiff(_Descent):
     gamma: float = 1.0
     """Weight of -NLL on forget."""
     alpha: float = 1.0
-    """Weight of NLL on retain."""
+    """Weight of the retain loss."""
+    retain: Literal["nll", "kl"] = "nll"
+    """``nll`` trains on the good completions; ``kl`` holds what the unedited model says at their tokens."""
 
     def objective(self, problem: Problem) -> tuple[str, Objective]:
-        retain = training_stream(problem, "retain", self.epochs * 100)
+        retain = training_stream(problem, "retain", sys.maxsize)
+        keep = nll if self.retain == "nll" else Teacher.of(problem, "retain").kl
 
         def loss(model: Any, batch: TokenBatch) -> LossSum:
             kept = next(retain)
             problem.tokens += kept.n_tokens
-            up, down = nll(model, batch), nll(model, kept)
+            up, down = nll(model, batch), keep(model, kept)
             mean = self.alpha * down.mean - self.gamma * up.mean
             return LossSum(mean, 1)
 
@@ -122,7 +127,7 @@ class GradDiff(_Descent):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GoodOnly(_Descent):
+class GoodOnly(Descent):
     """The ordinary answer: Adam on the good completions alone, stopped at the same budget."""
 
     name: ClassVar[str] = "good_only"

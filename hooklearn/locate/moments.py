@@ -9,9 +9,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from torch import Tensor
+
 from hooklearn.data import TokenBatch
 from hooklearn.forward import Precision
-from hooklearn.linalg import Moments
+from hooklearn.linalg import Moments, MomentSum
 from hooklearn.locate.capture import Labels, tapes
 from hooklearn.types import InputError, NumericalError, Side, Site
 
@@ -56,8 +58,8 @@ def site_moments(
     Args:
         labels: the Fisher metric needs ``sampled``; see :func:`hooklearn.locate.capture.tapes`.
     """
-    x: dict[str, Moments] = {}
-    g: dict[str, Moments] = {}
+    x: dict[str, MomentSum] = {}
+    g: dict[str, MomentSum] = {}
     leader: dict[str, str] = {}
     gradients = sides != "x"
     for _, taped in tapes(
@@ -76,13 +78,22 @@ def site_moments(
             if sides != "g":
                 leader[site.name] = first_with.setdefault(tape.x.data_ptr(), site.name)
                 if leader[site.name] == site.name:
-                    x[site.name] = x.get(site.name, Moments.zero(site.d_in)).add_(tape.x)
+                    _sum_of(x, site.name, tape.x).add(tape.x)
             if gradients:
                 assert tape.g is not None
-                g[site.name] = g.get(site.name, Moments.zero(site.d_out)).add_(tape.g)
-    out = {s.name: SiteMoments(x.get(leader.get(s.name, s.name)), g.get(s.name)) for s in sites}
+                _sum_of(g, site.name, tape.g).add(tape.g)
+    # one at a time, so that sums and moments never live side by side
+    xs = {name: x.pop(name).moments() for name in list(x)}
+    gs = {name: g.pop(name).moments() for name in list(g)}
+    out = {s.name: SiteMoments(xs.get(leader.get(s.name, s.name)), gs.get(s.name)) for s in sites}
     for name, moments in out.items():
         for side in (moments.x, moments.g):
             if side is not None and not bool(side.sum.isfinite().all()):
                 raise NumericalError(f"moments of {name} are not finite")
     return out
+
+
+def _sum_of(sums: dict[str, MomentSum], name: str, rows: Tensor) -> MomentSum:
+    if name not in sums:
+        sums[name] = MomentSum(rows.shape[1], device=rows.device)
+    return sums[name]

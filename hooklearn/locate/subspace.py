@@ -21,7 +21,7 @@ from torch import Tensor
 from hooklearn import linalg, models
 from hooklearn.data import Corpus, TokenBatch, batches, encode
 from hooklearn.forward import Precision
-from hooklearn.linalg import Moments, Sides
+from hooklearn.linalg import Moments, MomentSum, Sides
 from hooklearn.locate.capture import tapes
 from hooklearn.types import NAN, InputError, Side, Site, Tape
 
@@ -228,13 +228,17 @@ class Collected:
         """
         if fitter not in FITTERS:
             raise InputError(f"unknown fitter {fitter!r}; valid: {', '.join(FITTERS)}")
-        out = {}
+        out: dict[tuple[str, Side], Subspace] = {}
+        found: dict[int, Subspace] = {}  # gate and up read the same tensor: fitted and judged once
         for site in self.sites:
             for side in self.sides:
                 if not 1 <= rank <= site.width(side):
                     raise InputError(f"rank {rank} at {site.name} ({side}): must be between 1 and {site.width(side)}")
-                space = self._fit_one(site, side, fitter, rank, seed)
-                out[site.name, side] = self._judged(space, seed) if judge else space
+                shared = id(self.forget.moments[site.name, side])
+                if shared not in found:
+                    space = self._fit_one(site, side, fitter, rank, seed)
+                    found[shared] = self._judged(space, seed) if judge else space
+                out[site.name, side] = replace(found[shared], site=site)
         return Subspaces(out)
 
     def _fit_one(self, site: Site, side: Side, fitter: str, rank: int, seed: int) -> Subspace:
@@ -320,7 +324,7 @@ def _collect_class(
     fitted = [s for s in sequences if group_of[s.item] not in held]
     held_out = [s for s in sequences if group_of[s.item] in held]
     gradients = "g" in sides
-    moments: dict[tuple[str, Side], Moments] = {}
+    sums: dict[tuple[str, Side], MomentSum] = {}
     shared: dict[tuple[str, Side], tuple[str, Side]] = {}
     means: dict[bool, dict[tuple[str, Side], list[Tensor]]] = {True: {}, False: {}}
     for is_fitted, part in ((True, fitted), (False, held_out)):
@@ -335,8 +339,8 @@ def _collect_class(
                     if is_fitted:
                         shared[key] = first_with.setdefault(rows.data_ptr(), key)
                         if shared[key] == key:
-                            zero = moments.get(key) or Moments.zero(site.width(side))
-                            moments[key] = zero.add_(rows)
+                            sums.setdefault(key, MomentSum(site.width(side), device=rows.device)).add(rows)
+    moments = {key: sums.pop(key).moments() for key in list(sums)}
     return ClassData(
         {key: moments[leader] for key, leader in shared.items()},
         {key: torch.cat(parts) for key, parts in means[True].items()},

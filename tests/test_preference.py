@@ -1,0 +1,422 @@
+"""Preference and likelihood methods: losses by hand, references that match their rows, walks to the budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from conftest import corpus
+from torch import Tensor
+
+from hooklearn import forward, losses, models
+from hooklearn.corpus import Corpus
+from hooklearn.data import TokenBatch, batches, encode, split_row
+from hooklearn.edit import LANDING, Problem, run_edit
+from hooklearn.edit.ascent import training_stream
+from hooklearn.edit.preference import (
+    DPO,
+    NPO,
+    Refusal,
+    SimNPO,
+    Undial,
+    dpo_loss,
+    npo_loss,
+    paired,
+    refused,
+    sequence_nlls,
+    simnpo_loss,
+    undial_loss,
+)
+from hooklearn.edit.unedited import Teacher, training_sequences
+from hooklearn.measure import DisruptionMeter, completion_probability
+from hooklearn.train import nll
+from hooklearn.types import Budget, Delta, InputError
+
+SINGLE = 1e-5
+"""Relative: float32 sums over some hundred tokens, in batches of another shape."""
+REFUSAL = "no hurry , thank you ."
+"""In the tiny model's vocabulary."""
+METHODS: dict[str, Any] = {
+    m.name: m
+    for m in (
+        NPO(learning_rate=3e-4),
+        SimNPO(learning_rate=3e-4),
+        Undial(learning_rate=1e-4),
+        DPO(learning_rate=3e-4),
+        Refusal(learning_rate=3e-4, text=REFUSAL),
+    )
+}
+"""The default rates are for models a thousand times this size; UNDIAL's own is right."""
+
+
+def problem_of(model: Any, **changed: Any) -> Problem:
+    given: dict[str, Any] = {
+        "forget": corpus("forget"), "retain": corpus("forget", "good"), "precision": "float32", "max_tokens": 512,
+    } | changed  # fmt: skip
+    return Problem(model, models.sites(model), **given)
+
+
+@pytest.fixture(scope="module")
+def meter(threatening: Any) -> DisruptionMeter:
+    return DisruptionMeter(threatening, corpus("disruption"), corpus("near", "good"))
+
+
+@pytest.fixture
+def moved(threatening: Any) -> Iterator[Delta]:
+    """A small random edit: some tenths of a nat per sequence, of either sign."""
+    generator = torch.Generator().manual_seed(0)
+    updates = {s.name: 0.01 * torch.randn(s.d_out, s.d_in, generator=generator) for s in models.sites(threatening)}
+    yield Delta(updates)
+
+
+def stream_of(problem: Problem, epochs: int = 1) -> list[TokenBatch]:
+    return list(training_stream(problem, "forget", epochs))
+
+
+# ----------------------------------------------------------------------------------- losses by hand
+
+
+def softplus(x: float) -> float:
+    """-log sigmoid(-x)."""
+    return math.log1p(math.exp(x))
+
+
+def close(value: Tensor | float, expected: float) -> bool:
+    return float(value) == pytest.approx(expected, rel=1e-6)
+
+
+def test_npo_by_hand() -> None:
+    """Sequences 2 nats above and 1 below their reference, beta .5: 2/.5 * mean(softplus(-1), softplus(.5))."""
+    value = npo_loss(torch.tensor([3.0, 1.0]), torch.tensor([1.0, 2.0]), 0.5)
+    assert close(value, 4 * (softplus(-1.0) + softplus(0.5)) / 2) and close(value, 2.574677)
+
+
+def test_simnpo_by_hand() -> None:
+    """3 nats over 2 tokens and 2 over 4, margin .5, beta 2: arguments 2 and 0; the longer one has the fewer nats."""
+    value = simnpo_loss(torch.tensor([3.0, 2.0]), torch.tensor([2, 4]), 2.0, 0.5)
+    assert close(value, (softplus(-2.0) + math.log(2)) / 2) and close(value, 0.4100376)
+    # the paper's form has its margin outside beta: sigmoid(beta NLL / |y| - gamma), gamma = beta delta
+    assert close(value, sum(softplus(-(2.0 * mean - 1.0)) for mean in (1.5, 0.5)) / 2)
+
+
+def test_undial_by_hand() -> None:
+    """Teacher (8, 1, 1)/10 with the true token lowered by log 4 is (2, 1, 1)/4: to a uniform student log 3 nats, to a
+    student who says just that its entropy, 1.5 log 2."""
+    teacher = torch.tensor([[8.0, 1.0, 1.0], [1.0, 1.0, 8.0]]).log()
+    student = torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 2.0]]).log()
+    loss = undial_loss(student, teacher, torch.tensor([0, 2]), math.log(4))
+    assert close(loss.total, math.log(3) + 1.5 * math.log(2)) and loss.count == 2
+    control = undial_loss(student, teacher, torch.tensor([1, 0]), math.log(4))
+    assert not close(control.total, float(loss.total)), "another token is lowered"
+
+
+def test_dpo_by_hand() -> None:
+    """Margins (bad rose by) - (good rose by): 1 - (-1) = 2 and 0 - 3 = -3, beta .5."""
+    good, bad = torch.tensor([1.0, 6.0]), torch.tensor([5.0, 2.0])
+    reference = torch.tensor([[2.0, 3.0], [4.0, 2.0]])
+    value = dpo_loss(good, bad, reference, 0.5)
+    assert close(value, (softplus(-1.0) + softplus(1.5)) / 2) and close(value, 1.0073376)
+    assert (
+        float(dpo_loss(good - 1, bad, reference, 0.5)) < float(value) < float(dpo_loss(good, bad - 1, reference, 0.5))
+    )
+
+
+# ------------------------------------------------------------------- sequences and their references
+
+
+@pytest.mark.parametrize("layout", [{}, {"pack": True}, {"share_prompts": True}])
+def test_sums_are_per_sequence_however_they_are_batched(threatening: Any, layout: dict[str, bool]) -> None:
+    """Padded, packed and sharing prompts: the NLLs that scoring gives, over labelled tokens only."""
+    problem = problem_of(threatening)
+    sequences = [*training_sequences(problem, "forget"), *training_sequences(problem, "retain")]
+    expected = forward.sequence_logprobs(threatening, sequences, precision="float32")
+    row = {id(s): i for i, s in enumerate(sequences)}
+    packed = False
+    for batch in batches(sequences, max_tokens=512, **layout):
+        packed |= batch.packed
+        with torch.no_grad():
+            nlls, lengths = sequence_nlls(threatening, batch)
+        rows = [row[id(s)] for s in batch.sequences]
+        torch.testing.assert_close(nlls.double(), -expected[rows, 0], rtol=SINGLE, atol=0)
+        assert lengths.tolist() == expected[rows, 1].tolist() == [int(s.labels.sum()) for s in batch.sequences]
+    assert packed == bool(layout), "the layout under test is really there"
+
+
+def test_a_text_is_as_long_as_what_is_scored_of_it(threatening: Any) -> None:
+    """Fully labelled text: the first of n + 1 tokens (BOS) has no probability and does not count."""
+    problem = problem_of(threatening, forget=corpus("text").take(3))
+    (batch,) = batches(training_sequences(problem, "forget"))
+    with torch.no_grad():
+        _, lengths = sequence_nlls(threatening, batch)
+    assert lengths.tolist() == [len(s) - 1 for s in batch.sequences]
+
+
+def test_every_row_meets_its_own_reference(threatening: Any) -> None:
+    """Before the first step NLL = NLL_ref in every shuffled batch: NPO is 2/beta log 2 and DPO log 2, exactly as
+    they are nowhere else; the retain term is an ordinary NLL."""
+    problem = problem_of(threatening)
+    npo, dpo = (m.objective(problem)[1] for m in (NPO(alpha=0), DPO()))
+    batches_of_two_passes = stream_of(problem, epochs=2)
+    with torch.no_grad():
+        for batch in batches_of_two_passes:
+            assert float(npo(threatening, batch).mean) == pytest.approx(20 * math.log(2), rel=SINGLE)
+            assert float(dpo(threatening, batch).mean) == pytest.approx(math.log(2), rel=SINGLE)
+        first = next(training_stream(problem, "retain", 1))
+        kinds: list[tuple[Any, float]] = [("nll", float(nll(threatening, first).mean)), ("kl", 0.0)]
+        for retain, kept in kinds:
+            _, both = NPO(alpha=2.0, gamma=0.5, retain=retain).objective(problem)
+            value = float(both(threatening, batches_of_two_passes[0]).mean)
+            assert value == pytest.approx(10 * math.log(2) + 2 * kept, rel=SINGLE)
+    assert kinds[0][1] > 1, "there is something to learn, and nothing to hold yet"
+
+
+def test_objectives_of_a_moved_model_are_those_of_its_scores(threatening: Any, moved: Delta) -> None:
+    """NPO, SimNPO and DPO on batches against the same losses on scores of the whole corpora, edited and not."""
+    problem = problem_of(threatening)
+    objectives = [m.objective(problem)[1] for m in (NPO(alpha=0), SimNPO(alpha=0), DPO())]
+    sequences = [*training_sequences(problem, "retain"), *training_sequences(problem, "forget")]
+    before = forward.sequence_logprobs(threatening, sequences, precision="float32")
+    n = len(problem.forget)
+    with models.edited(threatening, moved), torch.no_grad():
+        after = forward.sequence_logprobs(threatening, sequences, precision="float32")
+        rises = (before - after)[:, 0]
+        assert rises[n:].abs().max() > 0.3 and rises[n:].min() < 0 < rises[n:].max(), "it has really moved"
+        for batch in stream_of(problem):
+            rows = torch.tensor([s.item for s in batch.sequences])
+            bad = rows + n
+            expected = [
+                npo_loss(-after[bad, 0], -before[bad, 0], 0.1),
+                0.125 * simnpo_loss(-after[bad, 0], after[bad, 1], 4.5, 0.0),
+                dpo_loss(-after[rows, 0], -after[bad, 0], -before[torch.stack([rows, bad]), 0], 0.1),
+            ]
+            for objective, value in zip(objectives, expected, strict=True):
+                assert float(objective(threatening, batch).mean) == pytest.approx(float(value), rel=SINGLE)
+
+
+def test_the_teacher_is_the_unedited_model(threatening: Any, moved: Delta) -> None:
+    """Kept hidden states give its logits while the model is edited, for shuffled and for packed batches; the edited
+    model's own logits are others (control), and KL is 0 exactly where nothing was edited."""
+    problem = problem_of(threatening)
+    teacher = Teacher.of(problem, "forget")
+    packed = batches(training_sequences(problem, "forget"), max_tokens=512, pack=True)
+    assert any(b.packed for b in packed)
+    for batch in (*stream_of(problem), *packed):
+        with torch.no_grad():
+            own = forward.logits(threatening, batch)
+            assert float(teacher.kl(threatening, batch).mean) < 1e-6
+            with models.edited(threatening, moved):
+                kept, now = teacher.logits(threatening, batch), forward.logits(threatening, batch)
+                assert float(teacher.kl(threatening, batch).total) == pytest.approx(
+                    float(losses.kl(own, now).total), rel=1e-3
+                )
+        scale = float(own.abs().max())
+        assert float((kept - own).abs().max()) < SINGLE * scale
+        assert float((now - own).abs().max()) > 100 * SINGLE * scale
+
+
+def test_undial_at_its_start_is_the_distance_to_the_lowered_teacher(threatening: Any) -> None:
+    """Unedited, student = teacher: the loss is that of the model's own logits against themselves, lowered."""
+    problem = problem_of(threatening)
+    _, objective = Undial().objective(problem)
+    for batch in stream_of(problem):
+        with torch.no_grad():
+            own = forward.logits(threatening, batch)
+            value = float(objective(threatening, batch).mean)
+        assert value == pytest.approx(float(undial_loss(own, own, batch.targets, 10.0).mean), rel=SINGLE)
+
+
+# --------------------------------------------------------------------------- the limit of NPO
+
+
+def gradient_of(model: Any, objective: Any, batch: TokenBatch) -> Tensor:
+    params = models.parameters_of(model, models.sites(model))
+    with models.trainable(model, params):
+        grads = torch.autograd.grad(objective(model, batch).mean, params)
+    return torch.cat([g.flatten() for g in grads])
+
+
+def test_npo_becomes_gradient_ascent(threatening: Any, moved: Delta) -> None:
+    """Zhang et al. 2024, proposition 1: the gradient of NPO tends to that of -NLL as beta -> 0.
+
+    Its weight per sequence is 2 sigmoid(-beta u) = 1 - beta u / 2 + ..., so the difference falls with beta; at the
+    unedited model u = 0 and there is none for any beta.
+    """
+    problem = problem_of(threatening)
+    (batch, *_) = stream_of(problem)
+
+    def ascent(model: Any, batch: TokenBatch) -> losses.LossSum:
+        return losses.LossSum(-sequence_nlls(model, batch)[0].mean(), 1)
+
+    npo = {beta: NPO(alpha=0, beta=beta).objective(problem)[1] for beta in (1.0, 1e-2, 1e-3)}
+
+    def difference(beta: float) -> float:
+        plain = gradient_of(threatening, ascent, batch)
+        return float((gradient_of(threatening, npo[beta], batch) - plain).norm() / plain.norm())
+
+    assert difference(1.0) < 1e-4, "no sequence has moved yet"
+    with models.edited(threatening, moved):
+        far, near, nearest = (difference(beta) for beta in npo)
+    assert far > 0.05
+    # at beta 1e-3 the logarithm's argument has three digits less: float32 leaves it a thousandth
+    assert near < 0.02 and nearest < 2e-3 and nearest < near / 5
+
+
+# ------------------------------------------------------------------------------------- the walks
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_lands_on_the_budget(threatening: Any, meter: DisruptionMeter, name: str) -> None:
+    """In [0.95, 1] of it, with the forget items less likely; the model is as before, bit for bit."""
+    budget, method = Budget(0.01), METHODS[name]
+    some = encode(corpus("forget").take(12), models.tokenizer_of(threatening))
+    known = float(completion_probability(forward.sequence_logprobs(threatening, some)).mean())
+    before = models.weights_hash(threatening)
+    problem = problem_of(threatening)
+    result = run_edit(problem, method, meter, budget)
+    assert models.weights_hash(threatening) == before == result.delta.base_hash
+    assert LANDING[0] <= result.disruption.used(budget) <= LANDING[1] and result.stop == "budget (kl)"
+    assert result.trace.points[-1].forget < known
+    assert result.cost.tokens > problem.tokens > 0
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_walking_methods_follow_their_loss(threatening: Any, name: str) -> None:
+    """Adam's first two steps lower the loss on forget that they claim to lower, over the whole corpus."""
+    problem = problem_of(threatening)
+    loss = METHODS[name].forget_loss(problem)
+    update = next(METHODS[name].path(problem))
+
+    def total() -> float:
+        with torch.no_grad():
+            return sum(float(loss(threatening, b)) for b in stream_of(problem))
+
+    before = total()
+    with models.edited(threatening, Delta(update)):
+        assert total() < before
+
+
+def test_a_retain_corpus_is_needed_for_a_retain_loss_only(threatening: Any) -> None:
+    """alpha 0 walks without one; alpha above 0, and the pairs of DPO, ask for it."""
+    alone = problem_of(threatening, retain=None)
+    for method in (NPO(alpha=0), SimNPO(alpha=0), Undial(), Refusal(text=REFUSAL)):
+        assert next(method.path(alone))
+    for method in (NPO(), SimNPO(), Undial(alpha=1), Refusal(text=REFUSAL, alpha=1, retain="kl"), DPO()):
+        with pytest.raises(InputError, match="'retain' corpus, and none was given"):
+            next(method.path(alone))
+
+
+def test_a_retain_loss_lasts_as_long_as_the_walk(threatening: Any) -> None:
+    """One retain row against many forget batches: it is walked again and again."""
+    problem = problem_of(
+        threatening, forget=corpus("forget").take(12), retain=corpus("forget", "good").take(1), max_tokens=16
+    )
+    steps = len(stream_of(problem))
+    assert steps > 10
+    assert len(list(NPO(epochs=1, every=steps).path(problem))) == 1
+
+
+# -------------------------------------------------------------------------------- pairs and refusals
+
+
+def rows_of(name: str, *pairs: tuple[str, str]) -> Corpus:
+    return Corpus(name, tuple({"prompt": p, "completion": c} for p, c in pairs))
+
+
+def test_pairs_are_by_prompt(threatening: Any) -> None:
+    """Whatever the order of retain; k-th with k-th where a prompt stands several times, from the first again."""
+    made = problem_of(
+        threatening,
+        forget=rows_of("bad", ("b", "1"), ("a", "2"), ("b", "3"), ("b", "4")),
+        retain=rows_of("good", ("c", "-"), ("a", "A"), ("b", "B"), ("b", "BB")),
+    )
+    assert [r["completion"] for r in paired(made).rows] == ["B", "A", "BB", "B"]
+    tiny = problem_of(threatening)
+    reordered = problem_of(threatening, retain=Corpus("good", tuple(reversed(tiny.corpus("retain").rows))))
+    assert {r["prompt"] for r in tiny.forget.rows} == {r["prompt"] for r in paired(reordered).rows}
+    assert paired(tiny).rows == tiny.corpus("retain").rows
+
+
+@pytest.mark.parametrize(
+    ("forget", "message"),
+    [
+        (corpus("attack"), r"'dpo' pairs completions by prompt: 4\d of 48 forget prompts .* same prompts.*\(npo\)"),
+        (rows_of("bad", ("a :", " b"), ("x :", " y")), r"1 of 2 .* retain \('good'\), the first in row 1: 'x :'"),
+        (corpus("text").take(2), "2 of 2 forget prompts have no completion"),
+    ],
+    ids=["other prompts", "one without", "plain text"],
+)
+def test_without_shared_prompts_there_are_no_pairs(threatening: Any, forget: Corpus, message: str) -> None:
+    """It is said how many prompts have no good completion, and which method needs none."""
+    retain = Corpus("good", (*corpus("forget", "good").rows, {"prompt": "a :", "completion": " c"}, {"text": "d"}))
+    with pytest.raises(InputError, match=message):
+        next(DPO().path(problem_of(threatening, forget=forget, retain=retain)))
+
+
+def test_a_refusal_stands_in_for_every_completion(threatening: Any) -> None:
+    """Prompts stay; the completion's leading space stays; of a conversation the last message is replaced."""
+    talk = [{"role": "user", "content": "a :"}, {"role": "assistant", "content": "b"}]
+    rows = ({"prompt": "a :", "completion": " b"}, {"prompt": "a :\n", "completion": "b"}, {"messages": talk})
+    made = refused(problem_of(threatening, forget=Corpus("bad", rows)), " no . ")
+    tokenizer = models.tokenizer_of(threatening)
+    assert [split_row(r, tokenizer) for r in made.rows] == [("a :", " no ."), ("a :\n", "no ."), ("a :", "no .")]
+
+
+def test_refusal_training_makes_refusals_likely(threatening: Any, meter: DisruptionMeter) -> None:
+    """It is what the method is for; and with retain beside it the good completions suffer less."""
+    problem = problem_of(threatening)
+    refusals = encode(refused(problem, REFUSAL), models.tokenizer_of(threatening))
+    known = completion_probability(forward.sequence_logprobs(threatening, refusals)).mean()
+    near = []
+    for alpha in (0.0, 1.0):
+        method = Refusal(learning_rate=3e-4, text=REFUSAL, alpha=alpha)
+        result = run_edit(problem_of(threatening), method, meter, Budget(0.01))
+        assert result.disruption.near_ce is not None
+        near.append(result.disruption.near_ce.value)
+        with models.edited(threatening, result.delta):
+            learned = completion_probability(forward.sequence_logprobs(threatening, refusals)).mean()
+        assert learned > 1.1 * known
+    assert near[1] < near[0]
+
+
+# ----------------------------------------------------------------------------------- wrong input
+
+
+@pytest.mark.parametrize(
+    ("cls", "options", "message"),
+    [
+        (NPO, {"beta": 0}, "'npo': beta must be a positive number, got 0"),
+        (NPO, {"gamma": -1.0}, "'npo': gamma must be a positive number, got -1.0"),
+        (NPO, {"alpha": -0.5}, "'npo': alpha must be 0 or more, got -0.5"),
+        (NPO, {"retain": "ce"}, "retain: .*'nll' or 'kl'.*'ce'"),
+        (NPO, {"bete": 1}, "no option 'bete'; .*did you mean 'beta'"),
+        (NPO, {"learning_rate": 0}, "learning_rate, epochs and every must be positive"),
+        (SimNPO, {"beta": -4.5}, "'simnpo': beta must be a positive number, got -4.5"),
+        (SimNPO, {"delta": math.inf}, "'simnpo': delta must be a finite number, got inf"),
+        (Undial, {"beta": math.nan}, "'undial': beta must be a positive number, got nan"),
+        (DPO, {"beta": "much"}, "beta: .*'much'"),
+        (Refusal, {"text": "  "}, "'refusal': text must be a sentence to refuse with, got '  '"),
+    ],
+)
+def test_bad_options_are_named(cls: Any, options: dict[str, Any], message: str) -> None:
+    """With the value that was given; the defaults are valid (positive control), also when written as YAML text."""
+    assert cls.with_options({"learning_rate": "1e-5", "alpha": 0}).learning_rate == 1e-5
+    with pytest.raises(InputError, match=message):
+        cls.with_options(options)
+
+
+def test_what_cannot_be_refused_is_said(threatening: Any) -> None:
+    """Plain text has no prompt; a refusal of unknown words has no token to train on."""
+    with pytest.raises(InputError, match="'refusal' answers prompts: row 0 of forget .* has none, only the text '"):
+        next(Refusal(text=REFUSAL).path(problem_of(threatening, forget=corpus("text").take(2))))
+    with pytest.raises(InputError, match="no token to score in ' certainly not'"):
+        next(Refusal(text="certainly not").path(problem_of(threatening)))
+
+
+def test_every_method_says_what_it_is() -> None:
+    """One line and a source each; no two share a name."""
+    assert len(METHODS) == 5
+    for method in METHODS.values():
+        assert method.source and method.summary().endswith(".") and "\n" not in method.summary()
