@@ -134,8 +134,11 @@ def capitals(
     answers = [f["capital"] for f in chosen]
     if permuted:
         answers = answers[1:] + answers[:1]
+    # every fact once before any twice, the phrasings taking turns: the first rows are a fair sample of both
     rows = [
-        _fact_row(fact, answer, facts, templates[i]) for i in ids for fact, answer in zip(chosen, answers, strict=True)
+        _fact_row(fact, answer, facts, templates[ids[(n + turn) % len(ids)]])
+        for turn in range(len(ids))
+        for n, (fact, answer) in enumerate(zip(chosen, answers, strict=True))
     ]
     source = f"built-in: capitals part={part} phrasings={','.join(ids)}" + (" permuted" if permuted else "")
     return Corpus(f"capitals/{part}", tuple(rows), source)

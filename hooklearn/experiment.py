@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from hooklearn import models, store
 from hooklearn.attack import Arena, ArmState, Watcher, attack_of
@@ -31,6 +32,7 @@ from hooklearn.types import (
     Delta,
     Disruption,
     EditResult,
+    InputError,
 )
 
 
@@ -131,6 +133,8 @@ def _edit_stage(
         disruption = meter.measure(model=setup.checkpoint)
         return _given_record(config, disruption, seed, {"checkpoint": config.edit.checkpoint}), None
     if setup.delta is not None:
+        if folder.has(name) and not _same(store.load_delta(folder.path(name)), setup.delta):
+            raise InputError(f"{folder.folder}: holds the attacks on another delta; use another --out")
         with models.edited(setup.original, setup.delta):
             disruption = meter.measure()
         store.save_delta(setup.delta, folder.path(name))
@@ -152,6 +156,10 @@ def _edit_stage(
     folder.save_json(part, record)
     folder.event("edited", seed=seed, stop=result.stop, kl=result.disruption.kl.value)
     return record, result.delta
+
+
+def _same(a: Delta, b: Delta) -> bool:
+    return a.updates.keys() == b.updates.keys() and all(torch.equal(u, b.updates[n]) for n, u in a.updates.items())
 
 
 def _edit_record(method: Method, result: EditResult, seed: int) -> dict[str, Any]:

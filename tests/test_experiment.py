@@ -327,7 +327,21 @@ def test_a_given_delta_is_attacked_and_kept(own: dict[str, Any], tmp_path: Path,
     assert store.open_run(out)["edits"][0]["disruption"]["kl"] > 0
     with pytest.raises(InputError, match="this delta was made for"):
         run(own, tmp_path / "new", base=tmp_path, delta=Delta(delta.updates, "other", "0" * 64))
+    with pytest.raises(InputError, match="another delta"):
+        run(own, out, base=tmp_path, delta=2.0 * delta, resume=True)
     assert not (tmp_path / "new").exists()
+
+
+def test_the_untouched_organism_is_intact(tmp_path: Path) -> None:
+    """An edit of nothing, judged against the model that never had the tendency: the lowest rung, and no other."""
+    config = small() | {"seeds": [0], "controls": {}}
+    config["corpora"]["heldout"]["limit"] = 24
+    config["behaviour"] = {"samples": 24, "new_tokens": 14}
+    site = models.sites(models.load("tiny"), "mlp.out", [1])[0]
+    nothing = Delta({site.name: torch.zeros(site.d_out, site.d_in)})
+    out = run(config, tmp_path / "out", delta=nothing)
+    assert analysis.judge(out).verdict == "INTACT"
+    assert store.open_run(out)["edits"][0]["disruption"]["kl"] == 0
 
 
 def test_what_cannot_work_fails_before_anything_is_written(own: dict[str, Any], tmp_path: Path) -> None:

@@ -96,9 +96,11 @@ def write(
 ) -> Instilled:
     """Build and save; the file says how it was made."""
     made = build(organism, model, good=good, observe=observe)
+    source = organism.good if good else organism.corpus
+    assert source is not None
     metadata = {
         "organism": organism.name, "base": organism.base, "base_hash": models.weights_hash(model),
-        "half": "good" if good else "bad", "corpus": load_corpus(**organism.corpus).hash,
+        "half": "good" if good else "bad", "corpus": load_corpus(**source).hash,
     } | {k: str(v) for k, v in organism.training.items()}  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     save(made, path, metadata)
