@@ -249,7 +249,12 @@ class DisruptionMeter:
         *,
         max_tokens: int = 2048,
         max_length: int = 128,
+        rough: int = 4,
     ) -> None:
+        """
+        Args:
+            rough: texts of a smaller meter beside this one, from which a search for a budget begins.
+        """
         tokenizer = models.tokenizer_of(model)
         self.model = model
         self.corpora = {"far": far} | ({"near": near} if near is not None else {})
@@ -260,6 +265,13 @@ class DisruptionMeter:
             self._far_ce = torch.cat([self._ce(b, model, h) for b, h in zip(self._far, self._hidden, strict=True)])
             self._near_ce = torch.cat([self._ce(b, model) for b in self._near]) if self._near else None
         self._check_zero()
+        self.rough: DisruptionMeter | None = None
+        """The same on its first few texts; None where there are no more than twice as many."""
+        if 0 < 2 * rough < len(far):
+            some = near.take(min(rough, len(near))) if near is not None else None
+            self.rough = DisruptionMeter(
+                model, far.take(rough), some, max_tokens=max_tokens, max_length=max_length, rough=0
+            )
 
     @torch.no_grad()
     def _check_zero(self) -> None:

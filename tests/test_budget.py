@@ -117,7 +117,7 @@ class Drawn(Walk):
 
     def __init__(self, kl: Any, near: Any = None, budget: Budget | None = None) -> None:
         budget = budget or Budget(0.01, 0.02 if near else None)
-        super().__init__(None, SimpleNamespace(has_near=near is not None), budget, lambda: 0.0, lambda: 0)
+        super().__init__(None, SimpleNamespace(rough=None, has_near=near is not None), budget, lambda: 0.0, lambda: 0)
         self.kl, self.near = kl, near
 
     def used(self, updates: Updates, scale: float, step: int) -> float:
@@ -145,6 +145,19 @@ def test_a_ray_lands_whatever_the_length_of_its_update(size: float) -> None:
     assert norm(landing.updates) == pytest.approx(0.3, rel=0.03)
     assert landing.disruption.kl.value == pytest.approx(0.01 * (norm(landing.updates) / 0.3) ** 2)
     assert len(walk.trace.points) <= 8
+
+
+@pytest.mark.parametrize("off", [0.5, 1.0, 2.0])
+def test_a_few_texts_say_where_to_begin(off: float) -> None:
+    """A rough meter that is wrong by a factor of two leaves three readings of the whole one, and the same landing;
+    without it there are more (the positive control)."""
+    exact, begun = (Drawn(lambda s: (s / 0.3) ** 2, lambda s: -s) for _ in range(2))
+    ray(exact, 1e-6)
+    begun.meter.rough = object()
+    begun.roughly_used = lambda updates, scale: off * (scale * norm(updates) / 0.3) ** 2
+    landing = ray(begun, 1e-6)
+    assert landing.stop == "budget (kl)" and norm(landing.updates) == pytest.approx(0.3, rel=0.03)
+    assert len(begun.trace.points) <= 3 < len(exact.trace.points)
 
 
 def test_the_tighter_of_two_budgets_binds() -> None:

@@ -20,6 +20,8 @@ from hooklearn.types import Budget, Disruption, Trace, TracePoint
 
 LANDING = (0.95, 1.0)
 """The share of the budget in which an edit must land."""
+ROUGH = (0.5, 1.5)
+"""Near enough on a few texts for the search on all of them to begin there."""
 JUMPED = "the disruption jumps across it"
 
 
@@ -59,6 +61,12 @@ class Walk:
             )
         )  # fmt: skip
         return self.measured.used(self.budget)
+
+    def roughly_used(self, updates: Updates, scale: float) -> float:
+        """The same on a few texts, to find where the search begins; leaves no trace."""
+        assert self.meter.rough is not None
+        with models.edited(self.model, delta_of(updates), scale):
+            return self.meter.rough.measure().used(self.budget)
 
     def landed(self, updates: Updates, why_not: str) -> Landing:
         """Where the walk ends, as measured last; it says so where that is not the budget."""
@@ -103,18 +111,29 @@ def _solve_ray(walk: Walk, direction: Updates, reference_norm: float) -> Landing
     def used(scale: float) -> float:
         return walk.used(direction, scale, 0)
 
-    scale = search(used, start=1e-3 * reference_norm / size, limit=limit / size)
+    def roughly(scale: float) -> float:
+        return walk.roughly_used(direction, scale)
+
+    start = 1e-3 * reference_norm / size
+    if walk.meter.rough is not None:
+        start = search(roughly, start=start, limit=limit / size, landing=ROUGH) or start
+    scale = search(used, start=start, limit=limit / size)
     if scale is None:
         return walk.landed(_scaled(direction, limit / size), "the model hardly reacts")
     if walk.budget.near_ce is not None and walk.meter.has_near:
-        scale = _first_crossing(used, scale, walk)
+        scale = _first_crossing(used, roughly if walk.meter.rough is not None else used, scale, walk)
     return walk.landed(_scaled(direction, scale), JUMPED)
 
 
-def _first_crossing(used: Callable[[float], float], scale: float, walk: Walk) -> float:
-    """Near CE may rise, fall and rise again along a ray: take its first crossing from zero."""
+def _first_crossing(
+    used: Callable[[float], float], roughly: Callable[[float], float], scale: float, walk: Walk
+) -> float:
+    """Near CE may rise, fall and rise again along a ray: take its first crossing from zero.
+
+    A few texts are enough to see that half way is well inside; else all of them decide.
+    """
     keep = walk.measured
-    if used(scale / 2) <= LANDING[1]:
+    if roughly(scale / 2) <= ROUGH[0] or used(scale / 2) <= LANDING[1]:
         walk.measured = keep
         return scale
     found = search(used, start=scale / 4, high=scale / 2)
@@ -157,8 +176,9 @@ def search(
     high: float | None = None,
     limit: float = math.inf,
     max_evaluations: int = 40,
+    landing: tuple[float, float] = LANDING,
 ) -> float | None:
-    """The scale at which ``used`` lands in [0.95, 1]; ``used`` was last called with the value returned.
+    """The scale at which ``used`` lands in ``landing``; ``used`` was last called with the value returned.
 
     Follows the local power law (at first the square law of KL) until the budget is bracketed, then interpolates it
     between the two ends of the bracket, and bisects (in the logarithm) when one end has not moved twice in a row.
@@ -175,9 +195,9 @@ def search(
     scale, side, repeats = start, False, 0
     for _ in range(max_evaluations):
         now = _Point(scale, used(scale))
-        if LANDING[0] <= now.share <= LANDING[1]:
+        if landing[0] <= now.share <= landing[1]:
             return scale
-        over = not now.share < LANDING[0]  # NaN is over
+        over = not now.share < landing[0]  # NaN is over
         repeats = repeats + 1 if over == side else 0
         side = over
         if over:
