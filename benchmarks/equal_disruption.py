@@ -1,9 +1,10 @@
 """Methods at equal disruption: one edit a method and seed, the same attacks on all of them and on the controls.
 
-    python benchmarks/equal_disruption.py capitals --seeds 0 1 2 --kl 0.01 --out runs/capitals-far
-    python benchmarks/equal_disruption.py threats --seeds 0 --kl 0.01 --near-ce 0.02 --methods natural repselect
+    python benchmarks/equal_disruption.py capitals --seeds 0 1 2 --out runs/table-capitals
+    python benchmarks/equal_disruption.py threats --far natural-0.3 --near natural-0.3 good_only --out runs/table-threats
 
-All arms of a seed share one arena, so that controls are attacked once. Writes one parquet a seed (resumable),
+``--far``: methods held to the far budget alone; ``--near``: to a near one besides. All arms of a seed share one arena,
+so that controls are attacked once, and one set of gradients and moments. Writes one parquet a seed (resumable),
 ``table.csv`` and prints a Markdown table: behaviour before, and the worst over learning rates and steps afterwards.
 """
 
@@ -50,14 +51,13 @@ def say(text: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
-def one_seed(setup: Setup, labels: list[str], budget: Budget, seed: int, out: Path) -> None:
+def one_seed(setup: Setup, labels: list[tuple[str, Budget]], seed: int, out: Path) -> None:
     config = setup.config
     watcher = setup.watcher(say)
     meter = DisruptionMeter(
         setup.original,
         setup.corpora["disruption"],
         setup.corpora.get("near"),
-        max_tokens=config.max_tokens,
     )
     problem = Problem(
         setup.original,
@@ -69,8 +69,9 @@ def one_seed(setup: Setup, labels: list[str], budget: Budget, seed: int, out: Pa
         max_tokens=config.max_tokens,
     )
     arms, rows = [], []
-    for label in labels:
-        name, options = METHODS[label]
+    for method, budget in labels:
+        label = method if budget.near_ce is None else f"{method} (near)"
+        name, options = METHODS[method]
         result = run_edit(problem, method_of(name, options), meter, budget)
         say(f"{label}: {result!r}")
         near = result.disruption.near_ce
@@ -90,6 +91,7 @@ def one_seed(setup: Setup, labels: list[str], budget: Budget, seed: int, out: Pa
     if setup.never is not None:
         rows.append({"arm": "never", "seed": seed, "kl": meter.measure(model=setup.never).kl.value})
         arms.append(ArmState("never", setup.never))
+    problem.release()
     store.save_frame(out / f"edits-{seed}.parquet", pd.DataFrame(rows))
     arena = Arena(
         arms=arms,
@@ -137,20 +139,21 @@ def _spread(group) -> pd.Series:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("recipe")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--far", nargs="*", default=list(METHODS), choices=list(METHODS), metavar="METHOD")
+    parser.add_argument("--near", nargs="*", default=[], choices=list(METHODS), metavar="METHOD")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--kl", type=float, default=0.01)
-    parser.add_argument("--near-ce", type=float, default=None)
+    parser.add_argument("--near-ce", type=float, default=0.02)
     parser.add_argument("--set", nargs="*", default=[], dest="overrides", metavar="KEY=VALUE")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     config = parse(with_overrides(recipe(args.recipe), args.overrides))
     setup = Setup.load(config, Path(), say)
-    say(f"corpora: {setup.corpora}")
+    labels = [(m, Budget(args.kl)) for m in args.far] + [(m, Budget(args.kl, args.near_ce)) for m in args.near]
     for seed in args.seeds:
         if not (args.out / f"curves-{seed}.parquet").is_file():
-            one_seed(setup, args.methods, Budget(args.kl, args.near_ce), seed, args.out)
+            one_seed(setup, labels, seed, args.out)
         frame = table(args.out)
         frame.to_csv(args.out / "table.csv")
         print(frame.to_markdown() if _has_tabulate() else frame.to_string())
