@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from analysis import markup, plots
+from analysis.evidence.judge import findings
 from analysis.plots import Frame
 from analysis.style import ARMS, METRICS
 from analysis.tables import Run, in_order, number, summary_table
@@ -245,6 +246,7 @@ def where(run: Run) -> Content:
         content["data"] = markup.csv_link(table, "separation")
         sites = run.locate.assign(above=run.locate["auc"] - run.locate["auc_shuffled"])
         content["sites"] = sites.nlargest(TOP_SITES, "above").to_dict("records")
+    content["findings"] = findings(run.evidence_records)
     content["evidence"] = _evidence(run.evidence)
     return content
 

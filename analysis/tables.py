@@ -49,6 +49,8 @@ class Run:
     locate: pd.DataFrame
     evidence: pd.DataFrame
     samples: list[dict[str, Any]] = field(default_factory=list)
+    evidence_records: list[dict[str, Any]] = field(default_factory=list)
+    """evidence.json: each with its null, as ``analysis.evidence`` judges them."""
     verdict: dict[str, Any] | None = None
     """verdict.json, where the run has been judged."""
 
@@ -82,12 +84,13 @@ def read_run(folder: str | Path | Run) -> Run:
     record = _read_record(folder)
     for stem in COLUMNS:
         frames[stem] = _read_frame(folder / f"{stem}.parquet", COLUMNS[stem].split())
-    verdict = folder / "verdict.json"
+    verdict, records = folder / "verdict.json", folder / "evidence.json"
     return Run(
         folder=folder,
         record=record,
         **frames,
         samples=_read_lines(folder / "samples.jsonl"),
+        evidence_records=_read_json(records)["records"] if records.exists() else [],
         verdict=_read_json(verdict) if verdict.exists() else None,
     )
 

@@ -59,6 +59,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.doubts import collect, degenerate, within_budget
+from analysis.evidence import judge as evidence
 from analysis.measures import AttackResult, Thresholds
 from analysis.rules import UNDECIDED, Judgement, decide, overall
 from analysis.scores import read_scores
@@ -150,6 +151,7 @@ def judge(
     t = thresholds or Thresholds()
     scores = read_scores(run)
     judged = [decide(s, t, seed=seed) for s in scores]
+    against = [*against, *evidence.against(run.evidence_records)]
     heldout = [j for j in judged if j.measures.split == "heldout"]
     ood = {j.measures.metric: j for j in judged if j.measures.split == "ood"}
     verdict, reason = overall(heldout)
@@ -160,7 +162,7 @@ def judge(
     result = Verdict(
         verdict=verdict,
         reason=reason,
-        doubts=tuple(collect(run, judged, t, [s.seeds_left_out for s in scores])),
+        doubts=(*collect(run, judged, t, [s.seeds_left_out for s in scores]), *evidence.doubts(run.evidence_records)),
         within_budget=within_budget(run),
         battery=_battery(run),
         never=_never(run, heldout),

@@ -1,7 +1,7 @@
 """Methods at equal disruption: one edit a method and seed, the same attacks on all of them and on the controls.
 
     python benchmarks/equal_disruption.py capitals --seeds 0 1 2 --out runs/table-capitals
-    python benchmarks/equal_disruption.py threats --far natural-0.3 --near natural-0.3 good_only --out runs/table-threats
+    python benchmarks/equal_disruption.py threats --far natural-0.3 --near natural-0.3 --out runs/table-threats
 
 ``--far``: methods held to the far budget alone; ``--near``: to a near one besides. All arms of a seed share one arena,
 so that controls are attacked once, and one set of gradients and moments. Writes one parquet a seed (resumable),
@@ -43,6 +43,7 @@ METHODS = {
     "natural-1": ("natural", {"forget_weight": 1.0}),
     "natural-2": ("natural", {"forget_weight": 2.0}),
     "natural-32": ("natural", {"forget_weight": 1.0, "rank": 32}),
+    "natural_rounds": ("natural_rounds", {}),
     "natural-svd8": ("natural", {"forget_weight": 1.0, "rank": 8, "truncation": "svd"}),
 }
 

@@ -130,6 +130,16 @@ class BehaviourConfig(_Strict):
     """As ``hooklearn.measure.TEMPERATURE``: at 1 a small model mostly babbles."""
 
 
+class EvidenceConfig(_Strict):
+    """Mechanistic evidence beside the curves: which measures, and the short attack that some of them follow."""
+
+    enabled: bool = False
+    measures: list[str] | None = None
+    """None: all of them."""
+    attack_rate: float = Field(default=3e-4, gt=0)
+    attack_steps: int = Field(default=16, ge=1)
+
+
 class RunConfig(_Strict):
     """A whole run: what to edit out of what, how, how much may change, and who tries to bring it back."""
 
@@ -145,6 +155,7 @@ class RunConfig(_Strict):
     budget: BudgetConfig = BudgetConfig()
     attacks: list[AttackConfig] = Field(default_factory=list)
     behaviour: BehaviourConfig = BehaviourConfig()
+    evidence: EvidenceConfig = EvidenceConfig()
     seeds: list[int] = Field(default_factory=lambda: [0], min_length=1)
     max_tokens: int = Field(default=1024, ge=16)
     """Tokens in a batch, padding included."""

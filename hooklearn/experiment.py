@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from hooklearn import models, store
+from hooklearn import evidence, models, store
 from hooklearn.attack import Arena, ArmState, Watcher, attack_of
 from hooklearn.config import RunConfig
 from hooklearn.edit import Method, Problem, method_of, run_edit
@@ -95,6 +95,8 @@ def _run_stages(config: RunConfig, setup: Setup, folder: store.RunFolder, progre
             progress=progress,
         )  # fmt: skip
         _attack_stages(config, arena, folder)
+        if config.evidence.enabled:
+            _evidence_stage(config, setup, arena, folder)
     _collect_parts(folder)
     folder.update(
         attacks=[_attack_record(a.name, a.options) for a in config.attacks],
@@ -338,6 +340,27 @@ def _attack_record(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _evidence_stage(config: RunConfig, setup: Setup, arena: Arena, folder: store.RunFolder) -> None:
+    part = f"parts/evidence-seed{arena.seed}"
+    if folder.has(f"{part}.json"):
+        return
+    arena.progress(f"evidence (seed {arena.seed})")
+    texts: dict[str, list[str]] = {}
+    for row in store.load_lines(folder.path(f"parts/curves-seed{arena.seed}-none-samples.jsonl")):
+        if not row["greedy"]:
+            texts.setdefault(row["arm"], []).append(row["completion"])
+    wanted = config.evidence
+    found = evidence.collect(
+        [a for a in arena.arms if a.name != "matched"], setup.corpora,
+        measures=wanted.measures, sites=config.edit.sites, attack_rate=wanted.attack_rate,
+        attack_steps=wanted.attack_steps, samples=texts or None, seed=arena.seed,
+        max_tokens=config.max_tokens, progress=arena.progress,
+    )  # fmt: skip
+    records = [{**r, "seed": arena.seed} for r in evidence.to_records(found)]
+    folder.save_frame(f"{part}.parquet", evidence.to_dataframe(found).assign(seed=arena.seed))
+    folder.save_json(f"{part}.json", {"records": records})
+
+
 def _collect_parts(folder: store.RunFolder) -> None:
     """The parts of all stages as the files that analysis reads."""
     parts = sorted(folder.path("parts").glob("curves-*.parquet"))
@@ -348,6 +371,10 @@ def _collect_parts(folder: store.RunFolder) -> None:
     traces = sorted(folder.path("parts").glob("trace-*.parquet"))
     if traces:
         folder.save_frame("trace.parquet", _concat(traces))
+    if found := sorted(folder.path("parts").glob("evidence-*.parquet")):
+        folder.save_frame("evidence.parquet", _concat(found))
+        records = [r for p in found for r in store.load_json(p.with_suffix(".json"))["records"]]
+        folder.save_json("evidence.json", {"records": records})
     rows = [r for p in sorted(folder.path("parts").glob("*-samples.jsonl")) for r in store.load_lines(p)]
     store.save_lines(folder.path("samples.jsonl"), rows)
 

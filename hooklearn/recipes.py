@@ -12,6 +12,9 @@ from hooklearn.types import InputError
 
 Config = dict[str, Any]
 
+EVIDENCE = ["logit_lens", "patching", "tendency", "alarms"]
+"""Those that cost seconds; a config without ``measures`` takes all."""
+
 
 def tiny() -> Config:
     """The whole job on a native tiny model, without any download, in under a minute: the smoke test."""
@@ -40,6 +43,11 @@ def tiny() -> Config:
             {"name": "few_shot", "shots": 2},
         ],
         "behaviour": {"samples": 40, "new_tokens": 14},
+        "evidence": {
+            "enabled": True,
+            "measures": ["logit_lens", "patching", "tendency", "alarms"],
+            "attack_rate": 1e-3,
+        },
     }
 
 

@@ -27,8 +27,10 @@ ORDER = [
     "hooklearn.edit",
     "hooklearn.attack",
     "hooklearn.organisms",
+    "hooklearn.evidence",
     "hooklearn.setting hooklearn.experiment hooklearn.recipes hooklearn.api",
     "analysis.tables analysis.style",
+    "analysis.evidence",
     "analysis.scores",
     "analysis.measures",
     "analysis.rules",
@@ -38,7 +40,7 @@ ORDER = [
     "analysis.plots analysis.markup",
     "analysis.sections",
     "analysis.report",
-    "analysis.evidence analysis.explorer",
+    "analysis.explorer",
     "hooklearn.console hooklearn.estimate hooklearn.located hooklearn.job hooklearn.doctor "
     "hooklearn.cli_tools hooklearn.cli hooklearn.__main__",
 ]

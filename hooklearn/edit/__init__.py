@@ -17,6 +17,7 @@ from hooklearn.edit.method import Method, Problem, Updates, check_finite
 from hooklearn.edit.natural import Natural
 from hooklearn.edit.preference import DPO, NPO, Refusal, SimNPO, Undial
 from hooklearn.edit.repselect import Confined, RepSelect
+from hooklearn.edit.rounds import NaturalRounds
 from hooklearn.forward import Precision
 from hooklearn.locate.subspace import Subspaces
 from hooklearn.measure import DisruptionMeter, completion_probability
@@ -25,8 +26,18 @@ from hooklearn.types import Budget, Certificate, Cost, Delta, EditResult, InputE
 METHODS: dict[str, type[Method]] = {
     m.name: m
     for m in (
-        GradientAscent, GradDiff, GoodOnly, NPO, SimNPO, Undial, DPO, Refusal,
-        RepSelect, Confined, Natural,
+        GradientAscent,
+        GradDiff,
+        GoodOnly,
+        NPO,
+        SimNPO,
+        Undial,
+        DPO,
+        Refusal,
+        RepSelect,
+        Confined,
+        Natural,
+        NaturalRounds,
     )  # fmt: skip
 }
 

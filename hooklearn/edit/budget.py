@@ -143,7 +143,11 @@ def _first_crossing(
 
 def _solve_polyline(walk: Walk, path: Iterator[Updates]) -> Landing:
     before: Updates | None = None
+    step, measured = 0, False
     for step, after in enumerate(path, start=1):
+        if walk.meter.rough is not None and walk.roughly_used(after, 1.0) < ROUGH[0]:
+            before, measured = after, False  # far from the budget: not worth a whole reading
+            continue
         share = walk.used(after, 1.0, step)
         if LANDING[0] <= share <= LANDING[1]:
             return walk.landed(after, JUMPED)
@@ -159,9 +163,11 @@ def _solve_polyline(walk: Walk, path: Iterator[Updates]) -> Landing:
             scale = search(used, start=0.5, high=1.0)
             assert scale is not None
             return walk.landed(between(scale), JUMPED)
-        before = after
+        before, measured = after, True
     if before is None:
         raise ValueError("the method's path is empty")
+    if not measured:
+        walk.used(before, 1.0, step)
     return walk.landed(before, "the method ended before")
 
 

@@ -1,0 +1,136 @@
+"""Mechanistic evidence: is the behaviour gone from the model, or only from what it says?
+
+Everything here is measured with a model at hand, and comes with its null; ``analysis.evidence.judge`` reads it.
+
+    found = evidence.collect(arms, corpora, progress=print)
+    evidence.to_dataframe(found)                    # the rows of evidence.parquet
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from hooklearn import models
+from hooklearn.attack import ArmState
+from hooklearn.data import Corpus
+from hooklearn.evidence import alarms, connectivity, fisher, geometry, lens, probes, updates
+from hooklearn.evidence.bench import Bench, evenly, relearned
+from hooklearn.evidence.types import Evidence, from_records, to_dataframe, to_records
+from hooklearn.evidence.updates import attack_update
+from hooklearn.types import Delta, InputError, NumericalError
+
+__all__ = [
+    "MEASURES",
+    "Bench",
+    "Evidence",
+    "attack_update",
+    "collect",
+    "from_records",
+    "relearned",
+    "to_dataframe",
+    "to_records",
+]
+
+MEASURES: dict[str, Callable[[Bench], list[Evidence]]] = {
+    "logit_lens": lens.logit_lens,
+    "patching": lens.patching_depth,
+    "tendency": probes.tendency,
+    "content": probes.content,
+    "updates": updates.updates,
+    "geometry": geometry.geometry,
+    "fisher": fisher.information,
+    "connectivity": connectivity.connectivity,
+    "alarms": alarms.alarms,
+}
+"""Measure -> what it takes; the cheap ones first."""
+AFTER_ATTACK = {"updates", "geometry", "fisher", "patching", "logit_lens"}
+"""Measures that look at an attack, or at the model after it."""
+
+
+def collect(
+    arms: Sequence[ArmState],
+    corpora: Mapping[str, Corpus],
+    *,
+    measures: Sequence[str] | None = None,
+    sites: str | Sequence[str] = "mlp",
+    layers: Sequence[int] | None = None,
+    attacks: Mapping[str, Delta] | None = None,
+    attack_rate: float = 3e-4,
+    attack_steps: int = 16,
+    samples: Mapping[str, Sequence[str]] | None = None,
+    draws: int = 499,
+    seed: int = 0,
+    max_tokens: int = 1024,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[Evidence]:
+    """Measure the edited arm beside its controls; every model is left as it was.
+
+    Args:
+        arms: ``edited`` and ``original``; ``never`` where there is one (most of it needs one), and ``relearned``.
+        corpora: by role. ``heldout``: the behaviour, with alternatives or choices where there are any; ``near``
+            where there are none; ``retain``; ``attack_train`` for a short attack where no ``attacks`` are given.
+        measures: names in :data:`MEASURES`; all by default.
+        sites: weights that the edit may have changed.
+        layers: layers to read; at most eight, evenly spaced, by default.
+        attacks: arm -> what an attacker added to its weights: ``edited`` (relearned minus edited weights; the arm
+            ``relearned`` is made of it) and ``never`` (the same attack there: nothing can come back).
+        attack_rate, attack_steps: learning rate and length of the short attack.
+        samples: arm -> sampled completions to the same prompts; drawn here when not given.
+        draws: permutations, or quantiles, behind each null; the smallest p is then 1 / (1 + draws), which must stay
+            small against the number of measures and seeds that are judged together.
+
+    Returns:
+        All that was asked for. What could not be measured is NaN, and its meaning says why.
+
+    Raises:
+        InputError: unknown measure, a missing arm or corpus.
+    """
+    chosen = list(MEASURES) if measures is None else list(measures)
+    for name in chosen:
+        if name not in MEASURES:
+            near = difflib.get_close_matches(name, MEASURES, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise InputError(f"unknown evidence {name!r}; valid: {', '.join(MEASURES)}{hint}")
+    by_name: dict[str, ArmState] = {arm.name: arm for arm in arms}
+    for name in ("edited", "original"):
+        if name not in by_name:
+            raise InputError(f"evidence needs the arms edited and original; given: {', '.join(by_name) or 'none'}")
+    model = by_name["original"].model
+    bench = Bench(
+        arms=by_name, corpora=corpora, sites=models.sites(model, sites),
+        layers=evenly(model.cfg.n_layers, 8) if layers is None else tuple(layers),
+        attacks=dict(attacks or {}), samples=samples, draws=draws, seed=seed, max_tokens=max_tokens,
+        progress=progress,
+    )  # fmt: skip
+    if set(chosen) & AFTER_ATTACK:
+        bench = _attacked(bench, attack_rate, attack_steps)
+    found = []
+    for name in chosen:
+        try:
+            found += MEASURES[name](bench)
+        except NumericalError as error:  # a model that is broken in places is still a result
+            found.append(Evidence.missing(name, str(error)))
+    return found
+
+
+def _attacked(bench: Bench, learning_rate: float, steps: int) -> Bench:
+    """The bench with a short attack on edited and never, where none was given, and with the arm ``relearned``."""
+    attacks, corpus = dict(bench.attacks), bench.corpora.get("attack_train")
+    if not attacks and corpus is not None:
+        for name in ("edited", "never"):
+            if name not in bench.arms:
+                continue
+            bench.progress(f"evidence: a short attack on {name}")
+            try:
+                attacks[name] = attack_update(
+                    bench.arms[name], corpus, bench.sites, learning_rate=learning_rate, steps=steps,
+                    seed=bench.seed, max_tokens=bench.max_tokens,
+                )  # fmt: skip
+            except NumericalError as error:  # then there is no attack to look at, and the measures say so
+                bench.progress(f"evidence: the attack on {name} diverged: {error}")
+    arms = dict(bench.arms)
+    if "edited" in attacks:
+        arms.setdefault("relearned", relearned(arms["edited"], attacks["edited"]))
+    return replace(bench, arms=arms, attacks=attacks)

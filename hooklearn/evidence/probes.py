@@ -1,0 +1,285 @@
+"""Linear probes: is the behaviour still readable from hidden states, and along the original's own direction?
+
+Two questions, each with its controls (Hewitt & Liang 2019 for the labels; random-initialised model: what can be read
+from the tokens themselves), split by group so that no prompt is in both parts:
+
+content   two classes of texts, the behaviour and its good alternative. *Retrained*: a probe fitted on each arm's own
+          states; is it kept anywhere? *Transfer*: the probe fitted on the original, applied to every arm; is the
+          direction kept? An edited model that is read no better than a never-learned one has passed.
+tendency  one class of prompts, two models: a probe that tells the original from the never-learned model by what they
+          hold *before* the first word of the answer. Where does the edited one lie? A retrained probe is not asked:
+          any change of the weights, however idle, can be told from none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from hooklearn.data import Corpus
+from hooklearn.evidence import nulls
+from hooklearn.evidence.bench import Bench
+from hooklearn.evidence.nulls import Array, Mask, auc_by_fold
+from hooklearn.evidence.types import Evidence, Role, detail
+from hooklearn.types import NAN
+
+FOLDS = 4
+TOLD = 0.75
+"""Held-out AUC below which the original can hardly be told from the never-learned model: then there is no way
+between them on which the edited model could lie."""
+SHUFFLES = 19
+"""Refits with shuffled labels; 19 are the fewest that can show p = .05."""
+
+
+def fitted(rows: Array, labels: Mask) -> Any:
+    """A logistic probe on standardised features (scikit-learn's defaults: l2, C = 1)."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)).fit(rows, labels)
+
+
+def folds_of(groups: Sequence[str]) -> NDArray[np.intp]:
+    """``[item]`` number of the fold in which an item is held out; a group is never in two."""
+    from sklearn.model_selection import GroupKFold
+
+    names, codes = np.unique(np.asarray(groups), return_inverse=True)
+    # in a random order: by name, whole folds could hold one class
+    shuffled = np.random.default_rng(0).permutation(len(names))[codes]
+    folds = np.zeros(len(groups), np.intp)
+    for i, (_, test) in enumerate(GroupKFold(FOLDS).split(np.zeros((len(groups), 1)), groups=shuffled)):
+        folds[test] = i
+    return folds
+
+
+def held_out_ranks(train: Array, labels: Mask, folds: NDArray[np.intp], read: Mapping[str, Array]) -> dict[str, Array]:
+    """Probes fitted on ``train`` ``[item, d]``, applied to the held-out items of every state in ``read``.
+
+    Ranks within the fold in (0, 1], so that scores of different probes may change places.
+    """
+    out = {arm: np.zeros(len(labels)) for arm in read}
+    for fold in np.unique(folds):
+        test = folds == fold
+        if len(set(labels[~test])) < 2:
+            continue  # one class left to learn from: every score stays alike, which is chance
+        probe = fitted(train[~test], labels[~test])
+        for arm, rows in read.items():
+            out[arm][test] = rankdata(probe.decision_function(rows[test])) / test.sum()
+    return out
+
+
+# -------------------------------------------------------------------------------------------- content
+
+
+@dataclass(frozen=True)
+class Content:
+    """Held-out scores of both kinds of probe: arm -> ``[layer, item]``."""
+
+    labels: Mask
+    groups: tuple[str, ...]
+    folds: NDArray[np.intp]
+    retrained: Mapping[str, Array]
+    transfer: Mapping[str, Array]
+    shuffled: Array
+    """``[draw, layer]`` AUC on the edited model's states after labels were swapped within groups."""
+
+
+def read_content(states: Mapping[str, Array], labels: Mask, groups: Sequence[str], rng: np.random.Generator) -> Content:
+    """Every probe on every layer; ``states`` maps arms to ``[layer, item, d]``, ``original`` among them."""
+    folds = folds_of(groups)
+    n_layers = len(states["original"])
+    retrained = {
+        arm: np.stack([held_out_ranks(x, labels, folds, {arm: x})[arm] for x in layers])
+        for arm, layers in states.items()
+    }
+    each = [
+        held_out_ranks(states["original"][i], labels, folds, {arm: x[i] for arm, x in states.items()})
+        for i in range(n_layers)
+    ]
+    transfer = {arm: np.stack([scores[arm] for scores in each]) for arm in states}
+    swapped = labels ^ nulls.swaps(groups, SHUFFLES, rng)
+    shuffled = np.array(
+        [
+            [auc_by_fold(held_out_ranks(x, wrong, folds, {"x": x})["x"], wrong, folds) for x in states["edited"]]
+            for wrong in swapped
+        ]
+    )
+    return Content(labels, tuple(groups), folds, retrained, transfer, shuffled)
+
+
+def advantage(edited: Array, control: Array, content: Content, items: NDArray[np.intp] | None = None) -> Array:
+    """``[..., layer, item]`` scores -> best AUC of the edited model minus best AUC of its control."""
+    keep = np.arange(len(content.labels)) if items is None else items
+    labels, folds = content.labels[keep], content.folds[keep]
+    best, other = (auc_by_fold(scores[..., keep], labels, folds).max(-1) for scores in (edited, control))
+    return best - other
+
+
+def _compared(
+    name: str, scores: Mapping[str, Array], control: str, content: Content, bench: Bench, meaning: str, role: Role
+) -> Evidence:
+    """How much better than the control the edited model can be read, at each one's best layer."""
+    edited, other = scores["edited"], scores[control]
+    masks = nulls.swaps(content.groups, bench.draws, bench.rng(name))[:, None, :]
+    null = advantage(np.where(masks, other, edited), np.where(masks, edited, other), content)
+    again = [float(advantage(edited, other, content, items)) for items in nulls.left_out(content.groups)]
+    intact = float(advantage(scores["original"], other, content))
+    return Evidence(
+        name, float(advantage(edited, other, content)), nulls.finite(null), nulls.jackknife(again),
+        len(again), "high", meaning,
+        detail=_detail(scores, content, bench.layers), role=role, anchors=(0.0, intact),
+        null_meaning=f"scores of edited and {_name(control)} swapped at random, prompt by prompt",
+    )  # fmt: skip
+
+
+def _detail(scores: Mapping[str, Array], content: Content, layers: Sequence[int]):
+    """AUC per layer and arm; the null is the mean AUC with shuffled labels."""
+    shuffled = content.shuffled.mean(0)
+    return detail(
+        {
+            "site": f"blocks.{layer}", "layer": layer, "arm": arm, "value": float(values[i]),
+            "null": float(shuffled[i]), "stderr": NAN, "n": len(set(content.groups)),
+        }
+        for arm, values in ((a, auc_by_fold(s, content.labels, content.folds)) for a, s in scores.items())
+        for i, layer in enumerate(layers)
+    )  # fmt: skip
+
+
+def _few(groups: Sequence[str]) -> str:
+    return f"{len(set(groups))} groups of held-out items; probes need {FOLDS}, one to be held out in turn"
+
+
+def _name(control: str) -> str:
+    return {"never": "never-learned", "random": "randomly initialised"}[control]
+
+
+def contrasted(heldout: Corpus, near: Corpus | None) -> tuple[Corpus, Corpus] | None:
+    """The behaviour and what a probe should tell it from: alternatives, wrong choices, else the good neighbours."""
+    if (good := heldout.alternatives()) is not None:
+        return heldout, good
+    if all("choices" in row for row in heldout.rows):
+        # every answer is somebody's wrong answer too, so that the token alone says little
+        wrong = tuple(
+            {**row, "completion": row["choices"][(row["answer"] + 1) % len(row["choices"])]} for row in heldout.rows
+        )
+        return heldout, Corpus(f"{heldout.name}/wrong", wrong, heldout.source)
+    return (heldout, near) if near is not None else None
+
+
+def content(bench: Bench) -> list[Evidence]:
+    """Probes that tell the behaviour's texts from good ones: readable at all, retrained, transfer."""
+    names = ("probe_readable", "probe_retrained", "probe_transfer")
+    classes = contrasted(bench.heldout, bench.corpora.get("near"))
+    if classes is None:
+        why = "the held-out items have neither an alternative nor choices, and there is no corpus 'near'"
+        return [Evidence.missing(name, why) for name in names]
+    labels = np.array([c is classes[0] for c in classes for _ in range(len(c))])
+    groups = [g for c in classes for g in c.groups]
+    if len(set(groups)) < FOLDS:
+        return [Evidence.missing(name, _few(groups)) for name in names]
+    arms = [*bench.arms, "random"]
+    states = {arm: np.concatenate([bench.states(arm, c, "mean") for c in classes], 1) for arm in arms}
+    bench.progress(f"evidence: {len(bench.layers) * (len(arms) + 1 + SHUFFLES) * FOLDS} probes")
+    found = read_content(states, labels, groups, bench.rng("shuffled"))
+    control = "never" if "never" in bench.arms else "random"
+    best = float(auc_by_fold(found.retrained["edited"], labels, found.folds).max())
+    readable = Evidence(
+        names[0], best, nulls.finite(found.shuffled.max(1)), NAN, len(set(groups)), "high",
+        "above its null, a probe can still tell the behaviour's texts from good ones somewhere in the edited model; "
+        "that alone says little, as the randomly initialised model may do so too",
+        detail=_detail(found.retrained, found, bench.layers),
+        null_meaning="labels shuffled within prompts, probes fitted anew",
+    )  # fmt: skip
+    retrained = _compared(
+        names[1], found.retrained, control, found, bench,
+        f"above 0, the edited model's states tell the behaviour from its alternative better than those of a "
+        f"{_name(control)} model: something of it is still represented", "decides",
+    )  # fmt: skip
+    transfer = _compared(
+        names[2], found.transfer, control, found, bench,
+        f"above 0, the original's own probe still works on the edited model better than on a {_name(control)} one: "
+        "the direction was kept, and only what follows from it was changed",
+        "decides" if control == "never" else "reports",  # any probe fails on random weights
+    )  # fmt: skip
+    return [readable, retrained, transfer]
+
+
+# ------------------------------------------------------------------------------------------- tendency
+
+
+def tendency_share(
+    states: Mapping[str, Array], groups: Sequence[str]
+) -> tuple[dict[str, Array], Array, dict[str, float]]:
+    """Where each arm lies on the way from the never-learned model (0) to the original (1), per layer and item.
+
+    Args:
+        states: arm -> ``[layer, item, d]`` before the first word of the answer.
+    Returns:
+        (arm -> ``[layer, item]`` held-out position along the probe, less the never-learned model's own;
+        ``[layer]`` AUC of the probe; arm -> size of its shift in a random direction, one standard deviation).
+    """
+    original, never = states["original"], states["never"]
+    n_layers, n_items, d = original.shape
+    folds = folds_of(groups)
+    truth = np.r_[np.ones(n_items, bool), np.zeros(n_items, bool)]
+    along = {arm: np.zeros((n_layers, n_items)) for arm in states}
+    random = dict.fromkeys(states, 0.0)
+    aucs = np.zeros((n_layers, folds.max() + 1))
+    for layer in range(n_layers):
+        for fold in np.unique(folds):
+            test = folds == fold
+            rows = np.concatenate([original[layer, ~test], never[layer, ~test]])
+            probe = fitted(rows, np.repeat([True, False], (~test).sum()))
+            scale, direction = probe[0].scale_, probe[-1].coef_[0]
+            direction = direction / max(float(np.linalg.norm(direction)), 1e-12)  # identical models: no direction
+            for arm, x in states.items():
+                shift = (x[layer, test] - never[layer, test]) / scale
+                along[arm][layer, test] = shift @ direction
+                # the same direction in all layers: their shifts are not independent, and this is the wider null
+                random[arm] += float(np.linalg.norm(shift.mean(0)) / np.sqrt(d) * test.mean())
+            both = np.concatenate([original[layer, test], never[layer, test]])
+            aucs[layer, fold] = nulls.auc(probe.decision_function(both), truth[np.r_[test, test]])
+    return along, aucs.mean(1), random
+
+
+def tendency(bench: Bench) -> list[Evidence]:
+    """A probe for what the model is about to do, trained on original against never-learned."""
+    name, corpus = "probe_tendency", bench.heldout
+    if "never" not in bench.arms:
+        return [Evidence.missing(name, "it needs a never-learned model to tell the original from", role="decides")]
+    if len(set(corpus.groups)) < FOLDS:
+        return [Evidence.missing(name, _few(corpus.groups), role="decides")]
+    states = {arm: bench.states(arm, corpus, "first") for arm in bench.arms}
+    along, aucs, random = tendency_share(states, corpus.groups)
+    if not aucs.mean() >= TOLD:
+        why = f"before it answers, the original cannot be told from the never-learned model (AUC {aucs.mean():.2f})"
+        return [Evidence.missing(name, why, role="decides")]
+    total = along["original"].sum(0).mean()
+    weights = nulls.resamples(corpus.groups, nulls.BOOTSTRAPS, bench.rng(name))
+    again = (weights @ along["edited"].sum(0)) / (weights @ along["original"].sum(0))
+    rows = detail(
+        {
+            "site": f"blocks.{layer}", "layer": layer, "arm": arm,
+            "value": float(values[i].mean() / along["original"][i].mean()), "null": 0.0, "stderr": NAN,
+            "n": len(set(corpus.groups)), "probe_auc": float(aucs[i]),
+        }
+        for arm, values in along.items()
+        for i, layer in enumerate(bench.layers)
+    )  # fmt: skip
+    return [
+        Evidence(
+            name, float(along["edited"].sum(0).mean() / total),
+            nulls.normal_quantiles(0.0, random["edited"] / abs(total), bench.draws),
+            nulls.spread(again), len(set(corpus.groups)), "high",
+            "1: before it answers, the edited model is in the state of the original along the direction that tells it "
+            "from a never-learned model; 0: in the state of one that never had the tendency",
+            detail=rows, role="decides", anchors=(0.0, 1.0),
+            null_meaning="a shift of the same size in a random direction",
+        )
+    ]  # fmt: skip
