@@ -1,35 +1,67 @@
 """Choose a method's options for *threats* on the tuning split (bad completions to the near prompts, never reported).
 
-    python benchmarks/tune_threats.py --method natural --grid forget_weight=0,0.3,1,3
+    python benchmarks/tune_threats.py natural:forget_weight=0 natural:forget_weight=0.3 --near-ce 0.02
+    python benchmarks/tune_threats.py natural:forget_weight=0.3 --scales 1.41 2 2.83   # dose and response
+    python benchmarks/tune_threats.py natural:forget_weight=0.3 --on-policy 2          # its own samples
+    python benchmarks/tune_threats.py natural_rounds:forget_weight=0.3,step_kl=6e-4
 
-Prints, per option, where the edit landed and what it left of the behaviour: likelihood, preference, samples.
+Prints, per method, where the edit landed and what it left of the behaviour: likelihood, preference, samples.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import time
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from hooklearn import models
 from hooklearn.config import parse
-from hooklearn.data import load_corpus
-from hooklearn.edit import Problem, method_of, run_edit
+from hooklearn.data import Corpus, load_corpus
+from hooklearn.edit import Method, Problem, method_of, run_edit
 from hooklearn.measure import DisruptionMeter, Likelihoods, sample
 from hooklearn.recipes import recipe
 from hooklearn.setting import Setup
 from hooklearn.types import Budget, Delta
 
+STARTED = time.perf_counter()
+
+
+def say(*what: Any) -> None:
+    print(f"[{time.perf_counter() - STARTED:5.0f} s]", *what, flush=True)
+
+
+def named(text: str) -> Method:
+    """``natural:forget_weight=0.3,damping=0.1``."""
+    name, _, options = text.partition(":")
+    pairs = (o.partition("=") for o in options.split(",") if o)
+    return method_of(name, {key: yaml.safe_load(value) for key, _, value in pairs})
+
+
+def own_samples(setup: Setup, referee: Any, draws: int) -> Corpus:
+    """The model's own answers to the forget prompts, as far as the referee calls them the behaviour."""
+    forget, rows = setup.corpora["forget"], []
+    for seed in range(draws):
+        drawn = sample(setup.original, forget, n=len(forget), seed=seed)
+        judged = zip(drawn, referee.judge(drawn, forget.rows), strict=True)
+        rows += [{**forget.rows[s.item], "completion": s.completion} for s, (_, bad) in judged if bad]
+    say(f"own samples: {len(rows)} of {draws * len(forget)} are the behaviour")
+    return Corpus("own samples", tuple(rows))
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--method", default="natural")
-    parser.add_argument("--grid", default="forget_weight=0,0.3,1,3", metavar="OPTION=V,V")
+    parser.add_argument("methods", nargs="+", type=named, metavar="METHOD:OPTION=VALUE,...")
     parser.add_argument("--sites", default="mlp")
+    parser.add_argument("--kl", type=float, default=0.01)
+    parser.add_argument("--near-ce", type=float, default=None)
+    parser.add_argument("--scales", nargs="*", type=float, default=[], help="also at these multiples of the edit")
+    parser.add_argument("--on-policy", type=int, default=0, metavar="DRAWS")
     parser.add_argument("--n", type=int, default=24)
     args = parser.parse_args()
-    option, _, values = args.grid.partition("=")
 
     setup = Setup.load(parse(recipe("threats")), Path(), lambda _: None)
     model, corpora = setup.original, setup.corpora
@@ -38,25 +70,26 @@ def main() -> None:
     referee = setup.watcher(lambda _: None).referee
     assert referee is not None
     meter = DisruptionMeter(model, corpora["disruption"], corpora["near"])
+    forget = own_samples(setup, referee, args.on_policy) if args.on_policy else corpora["forget"]
     problem = Problem(
-        model,
-        models.sites(model, args.sites),
-        corpora["forget"],
-        corpora["retain"],
-        corpora["reference"],
-    )
+        model, models.sites(model, args.sites), forget, corpora["retain"], corpora["reference"]
+    )  # fmt: skip
 
-    def report(label: str) -> None:
-        means = {k: round(float(v.mean()), 4) for k, v in eyes.measure(model).items()}
-        judged = referee.judge(sample(model, tune, n=args.n, new_tokens=24, temperature=0.7), tune.rows)
-        print(label, means, f"samples {sum(found for _, found in judged)} of {args.n}", flush=True)
+    def report(label: str, delta: Delta | None = None, scale: float = 1.0) -> None:
+        state = models.edited(model, Delta(delta.updates), scale) if delta else contextlib.nullcontext()
+        with state:
+            means = {k: round(float(v.mean()), 4) for k, v in eyes.measure(model).items()}
+            drawn = sample(model, tune, n=args.n)
+            kl = meter.measure(near=False).kl.value
+        bad = sum(found for _, found in referee.judge(drawn, tune.rows))
+        say(f"{label}: far KL {kl:.4f}, {means}, samples {bad} of {args.n}; {drawn[0].completion[:60]!r}")
 
     report("unedited")
-    for value in values.split(","):
-        method = method_of(args.method, {option: yaml.safe_load(value)})
-        result = run_edit(problem, method, meter, Budget(0.01, 0.02))
-        with models.edited(model, Delta(result.delta.updates)):
-            report(f"{option}={value} {result!r}")
+    for method in args.methods:
+        result = run_edit(problem, method, meter, Budget(args.kl, args.near_ce))
+        say(repr(result), method)
+        for scale in (1.0, *args.scales):
+            report(f"{method.name} x {scale:g}", result.delta, scale)
 
 
 if __name__ == "__main__":
