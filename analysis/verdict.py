@@ -188,10 +188,8 @@ def _never(run: Run, judgements: Sequence[Judgement]) -> dict[str, Any] | None:
 def _battery(run: Run) -> str:
     """``cheap``, ``standard``, ``full``, or the attacks by name."""
     config = run.record.get("config") or {}
-    attacks = config.get("attacks")
-    named = attacks.get("battery") if isinstance(attacks, Mapping) else attacks
-    if isinstance(named, str):
-        return named
+    if named := config.get("battery"):
+        return str(named)
     names = [str(a.get("name")) for a in run.record.get("attacks") or []]
     return "custom: " + (", ".join(dict.fromkeys(names)) or "no attacks")
 

@@ -64,6 +64,7 @@ def attack(
     heldout: Corpus,
     attack_train: Corpus | None = None,
     unrelated: Corpus | None = None,
+    retain: Corpus | None = None,
     never: Any | None = None,
     ood: Corpus | None = None,
     seed: int = 0,
@@ -79,7 +80,9 @@ def attack(
         ood=Likelihoods.of(ood, tokenizer, "ood") if ood is not None else None,
         n_samples=0,
     )
-    arena = Arena(arms=arms, watcher=watcher, attack_train=attack_train, unrelated=unrelated, seed=seed)
+    arena = Arena(
+        arms=arms, watcher=watcher, attack_train=attack_train, unrelated=unrelated, retain=retain, seed=seed
+    )  # fmt: skip
     return attack_of(name, options).curves(arena)
 
 

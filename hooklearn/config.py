@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from hooklearn.batteries import battery
 from hooklearn.types import Budget, InputError
 
 ROLES = (
@@ -154,11 +155,25 @@ class RunConfig(_Strict):
     edit: EditConfig = EditConfig()
     budget: BudgetConfig = BudgetConfig()
     attacks: list[AttackConfig] = Field(default_factory=list)
+    battery: str | None = None
+    """``cheap``, ``standard`` or ``full``: a named list, in place of ``attacks``."""
     behaviour: BehaviourConfig = BehaviourConfig()
     evidence: EvidenceConfig = EvidenceConfig()
     seeds: list[int] = Field(default_factory=lambda: [0], min_length=1)
     max_tokens: int = Field(default=1024, ge=16)
     """Tokens in a batch, padding included."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_battery(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not isinstance(data.get("battery"), str):
+            return data
+        never = (data.get("controls") or {}).get("never") or {}
+        # answers can be permuted where the thing to forget is facts, and only there
+        attacks = battery(data["battery"], facts="surrogate" in never)
+        if data.get("attacks") not in (None, [], attacks):
+            raise ValueError(f"battery {data['battery']!r} is a list of attacks; give battery or attacks, not both")
+        return data | {"attacks": attacks}
 
     @model_validator(mode="after")
     def _roles(self) -> RunConfig:
@@ -259,7 +274,7 @@ def read_config(path: Path) -> dict[str, Any]:
 def with_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     """``edit.method=npo`` sets ``data["edit"]["method"]``; values are YAML.
 
-    Another method takes with it the options that were written for the one before.
+    Another method takes with it the options that were written for the one before, a battery the list of attacks.
 
     Raises:
         InputError: an override without ``=``, or a path through something that is not a section.
@@ -279,6 +294,8 @@ def with_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any]
             new = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise InputError(f"--set {text!r}: the value is not valid YAML") from error
+        if path == "battery":
+            out.pop("attacks", None)
         if path == "edit.method" and new != place.get(key):
             for option in place.keys() - EditConfig.model_fields.keys():
                 del place[option]

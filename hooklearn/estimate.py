@@ -166,7 +166,8 @@ def _loads(config: RunConfig, corpora: Mapping[str, Corpus], t: Mapping[str, flo
         attack = attack_of(spec.name, spec.options)
         settings = len(attack.settings())
         runs += 1  # attacks draw samples at their strongest setting only
-        trained, steps, looks = _attack(asdict(attack), t, size)
+        demonstrations = len(corpora["attack_train"]) if "attack_train" in corpora else 1
+        trained, steps, looks = _attack(asdict(attack), t, size, demonstrations)
         n = rounds * settings
         yield Load(spec.name, n * trained, TRAIN, n * steps)
         yield Load(spec.name, n * looks * looked_at, FORWARD, n * looks * looked_at / size)
@@ -204,16 +205,21 @@ def _edit(config: RunConfig, t: Mapping[str, float]) -> Iterator[Load]:
     yield Load("edit", readings * measured, FORWARD, readings * measured / config.max_tokens)
 
 
-def _attack(options: Mapping[str, Any], t: Mapping[str, float], size: int) -> tuple[float, float, float]:
+def _attack(
+    options: Mapping[str, Any], t: Mapping[str, float], size: int, demonstrations: int
+) -> tuple[float, float, float]:
     """(tokens trained on, steps, looks at the held-out items) of one setting on one arm."""
     if "shots" in options:
         return 0.0, 0.0, 1.0 + options["shots"]  # prompts get longer by so many items
-    if "epochs" in options:
+    if "samples" in options:  # a handful of the demonstrations, two in a step
+        steps = options["epochs"] * math.ceil(options["samples"] / 2)
+        trained = options["epochs"] * options["samples"] * t.get("attack_train", 0.0) / demonstrations
+    elif "epochs" in options:
         each = math.ceil(t.get("attack_train", 0.0) / size)
         steps = min(options["epochs"] * each, options.get("max_steps") or math.inf)
         trained = steps / max(1, each) * t.get("attack_train", 0.0)
     else:
-        steps = options.get("steps", 0)
+        steps = options.get("steps", 0) * (2 if "style" in options else 1)  # there and back
         trained = float(steps * size)
     return trained, steps, math.log2(1 + steps) + 2
 

@@ -353,4 +353,4 @@ def test_every_attack_says_what_it_is() -> None:
     """One line, a source, and whether it is cheap (no demonstrations, or a handful, or independent facts)."""
     for name, cls in ATTACKS.items():
         assert cls.name == name and cls.source and cls.summary().endswith("."), name
-    assert {name for name, cls in ATTACKS.items() if not cls.cheap} == {"relearn"}
+    assert {name for name, cls in ATTACKS.items() if not cls.cheap} == {"relearn", "relearn_lora"}

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     "hooklearn.types hooklearn.callable_module",
     # config knows the types only; methods and attacks have their options checked by it
-    "hooklearn.linalg hooklearn.losses hooklearn.config",
+    "hooklearn.linalg hooklearn.losses hooklearn.batteries hooklearn.config",
     "hooklearn.corpus hooklearn.tiny_world hooklearn.corpora hooklearn.data hooklearn.store "
     "hooklearn.builtin hooklearn.plain hooklearn.models hooklearn.exporting hooklearn.generation",
     "hooklearn.forward",
@@ -33,6 +33,7 @@ ORDER = [
     "analysis.evidence",
     "analysis.scores",
     "analysis.measures",
+    "analysis.recovery",
     "analysis.rules",
     "analysis.doubts",
     "analysis.verdict",

@@ -6,13 +6,40 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from hooklearn.attack.ablate_direction import AblateDirection
 from hooklearn.attack.curve import Arena, ArmState, Attack, Pending, Watcher
+from hooklearn.attack.erosion import EroseStyle, RetainOnly
+from hooklearn.attack.few_samples import GoodDemos, WeakSamples
 from hooklearn.attack.few_shot import FewShot
+from hooklearn.attack.prompts import Password, Prefill
 from hooklearn.attack.relearn import Erode, LowMutualInformation, Relearn
+from hooklearn.attack.relearn_lora import RelearnLora
+from hooklearn.attack.sample_many import SampleMany
+from hooklearn.attack.weights import Noise, Prune, Quantize
 from hooklearn.callable_module import make_callable
 from hooklearn.types import InputError
 
-ATTACKS: dict[str, type[Attack]] = {a.name: a for a in (Relearn, LowMutualInformation, Erode, FewShot)}
+ATTACKS: dict[str, type[Attack]] = {
+    a.name: a
+    for a in (
+        Relearn,
+        RelearnLora,
+        LowMutualInformation,
+        WeakSamples,
+        GoodDemos,
+        RetainOnly,
+        Erode,
+        EroseStyle,
+        FewShot,
+        Password,
+        Prefill,
+        SampleMany,
+        AblateDirection,
+        Quantize,
+        Prune,
+        Noise,
+    )  # fmt: skip
+}
 
 __all__ = ["ATTACKS", "Arena", "ArmState", "Attack", "Pending", "Watcher", "attack_of"]
 

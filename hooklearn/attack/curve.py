@@ -10,11 +10,13 @@ import contextlib
 import dataclasses
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from hooklearn import models
 from hooklearn.config import build
@@ -197,6 +199,18 @@ def is_flat(values: Sequence[float]) -> bool:
 
 
 Stream = Callable[[], Iterable[TokenBatch]]
+Trained = Callable[[Any], AbstractContextManager[Sequence[Tensor]]]
+"""A model -> a block in which these parameters are trained. What else the model wore in it (an adapter) is merged into
+its weights on leaving, so that samples, which no hook reaches, are drawn in the attacked state."""
+
+
+@contextlib.contextmanager
+def all_weights(model: Any) -> Iterator[Sequence[Tensor]]:
+    """Full fine-tuning."""
+    params = models.all_parameters(model)
+    for p in params:
+        p.requires_grad_(True)
+    yield params
 
 
 def training_curve(
@@ -211,8 +225,10 @@ def training_curve(
     min_steps: int,
     optimizer: str = "adam",
     sampled: bool = True,
+    trained: Trained = all_weights,
+    also_at: Collection[int] = (),
 ) -> Curve:
-    """Full fine-tuning of every arm on the same batches, looked at on a log scale of steps.
+    """Fine-tuning of every arm on the same batches, looked at on a log scale of steps, and ``also_at``.
 
     ``sampled``: at the end also draw samples and look at OOD items (dear on a CPU, so attacks ask for them at their
     strongest setting).
@@ -227,8 +243,9 @@ def training_curve(
         arena.progress(f"{attack} {setting}: {arm.name}")
         may_stop = arm.name == "edited"
         curve, surrogate, reached = _attack_arm(
-            arena, arm, attack, setting, stream, learning_rate, last, min_steps, may_stop, optimizer, sampled
-        )
+            arena, arm, attack, setting, stream, learning_rate, last, min_steps, may_stop, optimizer, sampled,
+            trained, also_at,
+        )  # fmt: skip
         done[arm.name] = curve
         if surrogate is not None:
             done["never"] = surrogate
@@ -249,8 +266,10 @@ def _attack_arm(
     may_stop: bool,
     optimizer: str,
     sampled: bool,
+    trained: Trained,
+    also_at: Collection[int],
 ) -> tuple[ArmCurve, ArmCurve | None, int]:
-    looks = log_spaced(steps)
+    looks = log_spaced(steps) | set(also_at)
     points: list[CurvePoint] = []
     surrogate: list[CurvePoint] = []
     seen: list[float] = []
@@ -280,28 +299,26 @@ def _attack_arm(
 
     diverged, note, reached = False, "", steps
     with arm.entered(training=True) as model:
-        params = models.all_parameters(model)
-        for p in params:
-            p.requires_grad_(True)
-        rule = (
-            torch.optim.Adam(params, lr=learning_rate, fused=True)
-            if optimizer == "adam"
-            else torch.optim.SGD(params, lr=learning_rate)
-        )
-        try:
-            run = fit(
-                model,
-                stream(),
-                rule=rule,
-                observe=observe,
-                precision=arena.precision,
-                max_norm=1.0,
-                params=params,
+        with trained(model) as params:
+            rule = (
+                torch.optim.Adam(params, lr=learning_rate, fused=True)
+                if optimizer == "adam"
+                else torch.optim.SGD(params, lr=learning_rate)
             )
-            note, reached = run.stop, run.steps
-        except NumericalError as error:
-            diverged, note = True, str(error)
-        del rule
+            try:
+                run = fit(
+                    model,
+                    stream(),
+                    rule=rule,
+                    observe=observe,
+                    precision=arena.precision,
+                    max_norm=1.0,
+                    params=params,
+                )
+                note, reached = run.stop, run.steps
+            except NumericalError as error:
+                diverged, note = True, str(error)
+            del rule
         if diverged:
             points += [
                 dataclasses.replace(p, step=steps, values=(NAN,) * len(p.values))

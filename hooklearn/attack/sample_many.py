@@ -1,0 +1,71 @@
+"""Sampling until it happens: several draws per prompt at temperature 1, the worst of which counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from hooklearn.attack.curve import Arena, ArmState, Attack
+from hooklearn.data import Corpus
+from hooklearn.measure import Referee, Sample, sample
+from hooklearn.types import ArmCurve, Curve, CurvePoint, InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleMany(Attack):
+    """Several samples of every held-out prompt at temperature 1; one that shows the behaviour is enough."""
+
+    name: ClassVar[str] = "sample"
+    source: ClassVar[str] = "Scholten et al. 2024, arXiv 2410.03523; Hughes et al. 2024, arXiv 2412.03556"
+    needs: ClassVar[str] = "heldout"
+    cheap: ClassVar[bool] = True
+    draws: int = 8
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.draws < 1 or not self.temperature > 0:
+            raise InputError(
+                f"attack {self.name!r}: draws must be 1 or more and temperature positive, got {self.draws} and "
+                f"{self.temperature:g}"
+            )
+
+    def settings(self) -> list[str]:
+        return [f"any of {self.draws}" + (f" T={self.temperature:g}" if self.temperature != 1 else "")]
+
+    def curves(self, arena: Arena) -> list[Curve]:
+        """Judged here, as soon as the arm's weights are put back (the referee may need them), because the usual way
+        takes the mean over a prompt's samples. The prompts are those of every other attack's samples."""
+        eyes, (setting,) = arena.watcher, self.settings()
+        if eyes.referee is None or eyes.n_samples == 0:
+            raise InputError(
+                f"attack {self.name!r} needs samples and a referee: set behaviour.samples above 0, and give held-out "
+                "rows with a prompt and an alternative (or a corpora.near)"
+            )
+        arms: dict[str, ArmCurve] = {}
+        for arm in arena.arms:
+            arena.progress(f"{self.name} {setting}: {arm.name}")
+            draws = self._draw(arena, arm)
+            arms[arm.name] = _worst(eyes.referee, draws, eyes.heldout.corpus)
+            if arm.name == "original" and eyes.permuted is not None:
+                arms["never"] = _worst(eyes.referee, draws, eyes.permuted.corpus)
+        return [Curve(self.name, setting, self.cheap, arena.seed, arms)]
+
+    def _draw(self, arena: Arena, arm: ArmState) -> list[list[Sample]]:
+        eyes = arena.watcher
+        with arm.entered(training=False) as model:
+            return [
+                sample(
+                    model, eyes.heldout.corpus, n=eyes.n_samples, new_tokens=eyes.new_tokens,
+                    temperature=self.temperature, seed=arena.seed * 1000 + draw,
+                )
+                for draw in range(self.draws)
+            ]  # fmt: skip
+
+
+def _worst(referee: Referee, draws: list[list[Sample]], corpus: Corpus) -> ArmCurve:
+    """1 for every item of which any draw shows the behaviour, else 0."""
+    samples = [s for of_draw in draws for s in of_draw]
+    judged = referee.judge(samples, [corpus.rows[s.item] for s in samples])
+    shown = {s.item for s, (_, found) in zip(samples, judged, strict=True) if found}
+    values = tuple(float(s.item in shown) for s in draws[0])
+    return ArmCurve((CurvePoint(0, 0, "sampled", "heldout", values),), converged=True)

@@ -1,0 +1,92 @@
+"""What the attacks by fine-tuning share: a sweep of learning rates over one plan of batches."""
+
+from __future__ import annotations
+
+import itertools
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from hooklearn.attack.curve import Arena, Attack, Stream, Trained, all_weights, training_curve
+from hooklearn.attack.relearn import rate
+from hooklearn.data import Encoded, cycle
+from hooklearn.types import Curve, InputError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an arm is trained on, and for how long."""
+
+    stream: Stream
+    steps: int
+    """The cap; the edited arm stops before where its curve is flat ..."""
+    min_steps: int
+    """... but not before this."""
+    trained: Trained = all_weights
+    also_at: tuple[int, ...] = ()
+    """Steps that are looked at beside those of the log scale."""
+    note: str = ""
+    """What the curve should say of its steps, e.g. where a phase ends."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning(Attack):
+    """Abstract: one curve per learning rate; a subclass says what is trained on."""
+
+    learning_rates: tuple[float, ...]
+    """Always a sweep that goes up: a rate N times lower can fail in far more than N times the steps."""
+    optimizer: str = "adam"
+
+    def __post_init__(self) -> None:
+        if not self.learning_rates or not min(self.learning_rates) > 0:
+            raise InputError(f"attack {self.name!r}: learning_rates must be positive, got {list(self.learning_rates)}")
+        if self.optimizer not in ("adam", "sgd"):
+            raise InputError(f"attack {self.name!r}: optimizer {self.optimizer!r}; valid: adam, sgd")
+
+    @abstractmethod
+    def plan(self, arena: Arena) -> Plan: ...
+
+    def label(self) -> str:
+        """What a setting says before its learning rate."""
+        return ""
+
+    def settings(self) -> list[str]:
+        words = " ".join(filter(None, (self.label(), "" if self.optimizer == "adam" else self.optimizer)))
+        return [f"{words} {rate(lr)}".strip() for lr in self.learning_rates]
+
+    def curves(self, arena: Arena) -> list[Curve]:
+        plan = self.plan(arena)
+        found = [
+            training_curve(
+                arena, attack=self.name, setting=setting, cheap=self.cheap, stream=plan.stream, learning_rate=lr,
+                steps=plan.steps, min_steps=plan.min_steps, optimizer=self.optimizer,
+                sampled=lr == max(self.learning_rates), trained=plan.trained, also_at=plan.also_at,
+            )
+            for lr, setting in zip(self.learning_rates, self.settings(), strict=True)
+        ]  # fmt: skip
+        return [_noted(curve, plan.note) for curve in found]
+
+    def at_least(self, **options: int) -> None:
+        """Raises InputError for an option below 1."""
+        for name, value in options.items():
+            if value < 1:
+                raise InputError(f"attack {self.name!r}: {name} must be 1 or more, got {value}")
+
+
+def _noted(curve: Curve, note: str) -> Curve:
+    arms = {name: replace(arm, note="; ".join(filter(None, (note, arm.note)))) for name, arm in curve.arms.items()}
+    return replace(curve, arms=arms)
+
+
+def epochs_of(sequences: Sequence[Encoded], arena: Arena, epochs: int, *, max_tokens: int | None = None) -> Stream:
+    """A stream of ``epochs`` passes."""
+    return lambda: cycle(sequences, max_tokens=max_tokens or arena.max_tokens, seed=arena.seed, epochs=epochs)
+
+
+def steps_of(sequences: Sequence[Encoded], arena: Arena, steps: int) -> Stream:
+    """A stream of ``steps`` batches, in as many passes as that takes."""
+    return lambda: itertools.islice(cycle(sequences, max_tokens=arena.max_tokens, seed=arena.seed, epochs=steps), steps)
+
+
+def length(stream: Stream) -> int:
+    return sum(1 for _ in stream())
