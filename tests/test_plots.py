@@ -8,8 +8,8 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from drawn_runs import Drawn, flat, rising, write_run
 from matplotlib.figure import Figure
-from runs import Drawn, flat, rising, write_run
 
 from analysis import plots, style
 from analysis.tables import Run, read_run

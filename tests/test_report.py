@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from runs import Drawn, flat, write_run
+from drawn_runs import Drawn, flat, write_run
 
 from analysis import markup
 from analysis.report import VERDICTS, report

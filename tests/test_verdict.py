@@ -11,9 +11,9 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from drawn_runs import Drawn, battery, draw_scores, edit, flat, rising, write_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import Drawn, battery, draw_scores, edit, flat, rising, write_run
 
 import analysis
 from analysis.measures import Thresholds, half_life, measure

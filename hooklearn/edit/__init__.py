@@ -13,11 +13,18 @@ from hooklearn.callable_module import make_callable
 from hooklearn.data import Corpus, encode
 from hooklearn.edit.ascent import GoodOnly, GradDiff, GradientAscent
 from hooklearn.edit.budget import LANDING, Landing, Walk, solve
+from hooklearn.edit.cir import CIR
+from hooklearn.edit.lowcurvature import KFAC, SSPU, Whitened
 from hooklearn.edit.method import Method, Problem, Updates, check_finite
+from hooklearn.edit.mudman import Mudman
 from hooklearn.edit.natural import Natural
 from hooklearn.edit.preference import DPO, NPO, Refusal, SimNPO, Undial
 from hooklearn.edit.repselect import Confined, RepSelect
+from hooklearn.edit.repselect_multi import RepSelectMulti
 from hooklearn.edit.rounds import NaturalRounds
+from hooklearn.edit.steering import RMU, CircuitBreakers
+from hooklearn.edit.tar import Tar
+from hooklearn.edit.undo import Undo
 from hooklearn.forward import Precision
 from hooklearn.locate.subspace import Subspaces
 from hooklearn.measure import DisruptionMeter, completion_probability
@@ -34,8 +41,18 @@ METHODS: dict[str, type[Method]] = {
         Undial,
         DPO,
         Refusal,
+        RMU,
+        CircuitBreakers,
+        CIR,
         RepSelect,
+        RepSelectMulti,
+        Whitened,
         Confined,
+        SSPU,
+        KFAC,
+        Mudman,
+        Tar,
+        Undo,
         Natural,
         NaturalRounds,
     )  # fmt: skip
