@@ -160,6 +160,18 @@ def test_a_few_texts_say_where_to_begin(off: float) -> None:
     assert len(begun.trace.points) <= 3 < len(exact.trace.points)
 
 
+@pytest.mark.parametrize("ends", [False, True], ids=["the path goes on", "the path ends there"])
+def test_a_point_passed_over_by_mistake_is_read_before_it_is_relied_on(ends: bool) -> None:
+    """A few texts say .4 of a point that is at 1.3: the edit still lands, between the last inside point and it."""
+    walk = Drawn(lambda s: s**2)
+    walk.meter.rough = object()
+    walk.roughly_used = lambda updates, scale: (0.3 if norm(updates) < 1.2 else 9.0) * norm(updates) ** 2
+    sizes = [0.5, 0.9, 1.14] + ([] if ends else [1.5])
+    landing = solve(walk, iter([direction(s) for s in sizes]), ray=False, reference_norm=1.0)
+    assert landing.stop == "budget (kl)" and landed(landing.disruption.used(walk.budget))
+    assert norm(landing.updates) < 1.0
+
+
 def test_the_tighter_of_two_budgets_binds() -> None:
     """Far or near, whichever is used up first, and it is said which."""
     far = ray(Drawn(lambda s: s**2, lambda s: 0.1 * s**2))

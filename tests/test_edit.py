@@ -35,6 +35,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "refusal": {"learning_rate": 3e-4, "text": "no hurry , thank you ."},  # words of the tiny world
     "graddiff": {"learning_rate": 3e-4},
     "good_only": {"learning_rate": 3e-4},
+    "rmu": {"layer": 2, "steering": 20.0, "alpha": 30.0, "learning_rate": 1e-3},
+    "circuit_breakers": {"learning_rate": 1e-3},
+    "mudman": {"learning_rate": 0.04, "every": 1},
+    "tar": {"learning_rate": 3e-4, "adversary_rates": [1e-4, 3e-4], "inner_steps": 4, "look_every": 2, "every": 1},
+    "undo": {"alpha": 0.05, "teacher_rate": 1e-4, "learning_rate": 1e-3},
+    "repselect_multi": {"learning_rate": 0.5, "rank": 8},
     "repselect": {"rank": 8},
     "confined": {"rank": 8},
 }

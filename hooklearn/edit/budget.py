@@ -142,33 +142,45 @@ def _first_crossing(
 
 
 def _solve_polyline(walk: Walk, path: Iterator[Updates]) -> Landing:
-    before: Updates | None = None
-    step, measured = 0, False
+    """Points that are far inside by a few texts are passed over; none is relied on before it was wholly read."""
+    inside: Updates | None = None
+    passed: Updates | None = None
+    """The last point since ``inside`` that was passed over."""
+    step = 0
     for step, after in enumerate(path, start=1):
         if walk.meter.rough is not None and walk.roughly_used(after, 1.0) < ROUGH[0]:
-            before, measured = after, False  # far from the budget: not worth a whole reading
+            passed = after
             continue
         share = walk.used(after, 1.0, step)
         if LANDING[0] <= share <= LANDING[1]:
             return walk.landed(after, JUMPED)
         if share > LANDING[1]:
-            start = before if before is not None else {n: 0 * u for n, u in after.items()}
-
-            def between(s: float, a: Updates = start, b: Updates = after) -> Updates:
-                return combine(a, b, 1 - s, s)
-
-            def used(s: float, step: int = step) -> float:
-                return walk.used(between(s), 1.0, step)
-
-            scale = search(used, start=0.5, high=1.0)
-            assert scale is not None
-            return walk.landed(between(scale), JUMPED)
-        before, measured = after, True
-    if before is None:
+            return _between_points(walk, inside, passed, after, step)
+        inside, passed = after, None
+    if passed is not None:
+        if walk.used(passed, 1.0, step) > LANDING[1]:
+            return _between_points(walk, inside, None, passed, step)
+        inside = passed
+    if inside is None:
         raise ValueError("the method's path is empty")
-    if not measured:
-        walk.used(before, 1.0, step)
-    return walk.landed(before, "the method ended before")
+    return walk.landed(inside, "the method ended before")
+
+
+def _between_points(walk: Walk, inside: Updates | None, passed: Updates | None, over: Updates, step: int) -> Landing:
+    """The budget lies on the way from ``inside`` (nothing when None), perhaps by ``passed``, to ``over``."""
+    if passed is not None:
+        share = walk.used(passed, 1.0, step)
+        if LANDING[0] <= share <= LANDING[1]:
+            return walk.landed(passed, JUMPED)
+        inside, over = (inside, passed) if share > LANDING[1] else (passed, over)
+    start = inside if inside is not None else {name: 0 * u for name, u in over.items()}
+
+    def between(s: float) -> Updates:
+        return combine(start, over, 1 - s, s)
+
+    scale = search(lambda s: walk.used(between(s), 1.0, step), start=0.5, high=1.0)
+    assert scale is not None
+    return walk.landed(between(scale), JUMPED)
 
 
 def _scaled(updates: Updates, scale: float) -> Updates:
