@@ -89,7 +89,7 @@ class MomentSum:
     def add(self, rows: Float[Tensor, "token d"]) -> None:
         rows = rows.to(self._second)  # its precision and its place
         if self._lower_only:
-            syrk = get_blas_funcs("syrk", dtype=self._second.numpy().dtype)
+            (syrk,) = get_blas_funcs(("syrk",), dtype=self._second.numpy().dtype)
             # the transpose is the Fortran view of the same memory, so its upper triangle is our lower one
             syrk(1.0, rows.contiguous().numpy().T, beta=1.0, c=self._second.numpy().T, overwrite_c=1)
         else:

@@ -669,6 +669,7 @@ class Explorer {
   }
 
   paintDots(c, w, hgt) {
+    if (!this.range) return;
     const to = this.project(w, hgt), [a, b] = this.axes, xs = this.coordinates(a), ys = this.coordinates(b), n = this.n;
     this.px = new Float32Array(n);
     this.py = new Float32Array(n);

@@ -112,7 +112,8 @@ def table(packed: Packed) -> Markup:
         for p in places
     )
     total = len(packed.header["places"])
-    note = f"The {len(places)} of {total} places with the highest held-out AUC above the shuffled null."
+    share = f"The {len(places)} of {total}" if total > len(places) else f"The {total}"
+    note = f"{share} places, by held-out AUC above the shuffled null."
     return Markup("<table><caption>{}</caption><thead><tr>{}</tr></thead><tbody>{}</tbody></table>").format(
         note, heads, rows
     )
