@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from analysis import plots
     from analysis.compare import Comparison, compare
+    from analysis.explorer import explore
     from analysis.report import report
     from analysis.tables import Run, markdown, read_run, summary_table
     from analysis.verdict import Thresholds, Verdict, decide, judge
@@ -30,6 +31,7 @@ __all__ = [
     "Verdict",
     "compare",
     "decide",
+    "explore",
     "judge",
     "markdown",
     "plots",
@@ -45,6 +47,7 @@ _HOME = {
     "Verdict": "verdict",
     "compare": "compare",
     "decide": "verdict",
+    "explore": "explorer",
     "judge": "verdict",
     "markdown": "tables",
     "plots": "plots",

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 
-from analysis import markup, sections
+from analysis import explorer, markup, sections
 from analysis.tables import Run, read_run
 
 Content = dict[str, Any]
@@ -77,7 +77,8 @@ def collect(run: Run, *, redact: bool = False, unjudged: str = "") -> Content:
         "curves": sections.curves(run),
         "elsewhere": sections.elsewhere(run),
         "samples": sections.samples(run, redact=redact),
-        "where": sections.where(run),
+        "where": sections.where(run, redact=redact),
+        "csp": explorer.csp(),
         "attacks": sections.attacks(run),
         "judgement": sections.judgement(run),
         "provenance": _provenance(run),

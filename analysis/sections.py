@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from analysis import markup, plots
+from analysis import explorer, markup, plots
 from analysis.evidence.judge import findings
 from analysis.plots import Frame
 from analysis.style import ARMS, METRICS
@@ -236,7 +236,7 @@ def _rate(run: Run) -> Content | None:
 # ------------------------------------------------------------------------------------------ where
 
 
-def where(run: Run) -> Content:
+def where(run: Run, *, redact: bool = False) -> Content:
     """Where the behaviour separates, beside the nulls; what was measured inside the model."""
     content: Content = {"figure": None, "sites": [], "n_sites": len(run.locate)}
     if not run.locate.empty:
@@ -246,6 +246,8 @@ def where(run: Run) -> Content:
         content["data"] = markup.csv_link(table, "separation")
         sites = run.locate.assign(above=run.locate["auc"] - run.locate["auc_shuffled"])
         content["sites"] = sites.nlargest(TOP_SITES, "above").to_dict("records")
+    sample = run.folder / explorer.SAMPLE_FILE
+    content["explorer"] = explorer.fragment(explorer.load(sample), redact=redact) if sample.is_file() else None
     content["findings"] = findings(run.evidence_records)
     content["evidence"] = _evidence(run.evidence)
     return content

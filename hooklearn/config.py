@@ -120,6 +120,8 @@ class LocateConfig(_Strict):
     rank: int = Field(default=8, ge=1)
     sides: Literal["x", "g", "both"] = "x"
     enabled: bool = True
+    tokens: int = Field(default=0, ge=0)
+    """Tokens to sample for the explorer in the report; 0: no explorer."""
 
 
 class BehaviourConfig(_Strict):

@@ -21,6 +21,7 @@ from hooklearn.attack import Arena, ArmState, Watcher, attack_of
 from hooklearn.config import RunConfig
 from hooklearn.edit import Method, Problem, method_of, run_edit
 from hooklearn.locate import collect
+from hooklearn.locate.tokens import sample_tokens
 from hooklearn.measure import (
     DisruptionMeter,
 )
@@ -118,6 +119,13 @@ def _locate(config: RunConfig, setup: Setup, folder: store.RunFolder) -> None:
     spaces = data.fit(config.locate.fitter, config.locate.rank, seed=config.seeds[0])
     tensors = {f"{n}.{side}": s.basis.contiguous() for (n, side), s in spaces.items()}
     store.save_tensors(folder.path("subspaces.safetensors"), tensors, {"fitter": config.locate.fitter})
+    if config.locate.tokens:
+        sample = sample_tokens(
+            setup.original, spaces, setup.corpora["forget"], setup.corpora["retain"],
+            unrelated=setup.corpora["disruption"], tokens=config.locate.tokens, seed=config.seeds[0],
+            max_tokens=config.max_tokens,
+        )  # fmt: skip
+        sample.save(folder.path("tokens.safetensors"))
     folder.save_frame("locate.parquet", spaces.to_dataframe())
 
 

@@ -34,7 +34,7 @@ def tiny() -> Config:
             "ood": corpus("ood"),
             "unrelated": corpus("unrelated"),
         },
-        "locate": {"fitter": "contrast", "rank": 4},
+        "locate": {"fitter": "contrast", "rank": 4, "tokens": 20_000},
         "edit": {"method": "natural", "forget_weight": 0.3},
         "budget": {"kl": 0.01, "near_ce": 0.02},
         "attacks": [

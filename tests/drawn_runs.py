@@ -181,7 +181,7 @@ def _record(name: str, attacks: Sequence[Drawn], seeds: Sequence[int], items: in
         }
         for n, a in by_name.items()
     ]  # fmt: skip
-    config = {"attacks": {"battery": "standard"}, "seeds": list(seeds)}
+    config = {"battery": "standard", "seeds": list(seeds)}
     has_never = any("never" in a.arms for a in attacks)
     return {
         "schema_version": 1, "name": name, "status": "done", "error": None,

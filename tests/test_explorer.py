@@ -214,8 +214,8 @@ const out = asked.map(([place, components]) => ({
   token: m.tokenAuc(view, m.column(view, place, components[0])),
   signal: m.signal(view, place, components),
 }));
-for (const extra of process.argv.slice(5)) {
-  const place = view.replace(fs.readFileSync(extra));
+for (const file of process.argv.slice(5)) {
+  const place = view.replace(fs.readFileSync(file));
   out.push({ place, readout: m.readout(view, place, [0, 9, 15]), tokens: view.places[place].tokens });
 }
 console.log(JSON.stringify(out, (k, v) => (typeof v === "number" && !Number.isFinite(v) ? null : v)));
@@ -244,7 +244,7 @@ def in_chromium(data: bytes, asked: list[Any], extra: tuple[bytes, ...]) -> list
 
     body = JAVASCRIPT.split("const asked", 1)[1].split("\n", 1)[1]
     body = body.replace("fs.readFileSync(process.argv[3])", "bytes(data)").replace("process.argv.slice(5)", "extra")
-    body = body.replace("fs.readFileSync(extra)", "bytes(extra)").replace("console.log(", "return (")
+    body = body.replace("fs.readFileSync(file)", "bytes(file)").replace("console.log(", "return (")
     read = "const bytes = (s) => Uint8Array.from(atob(s), (c) => c.charCodeAt(0));"
     with launched() as browser:
         page = browser.new_page()

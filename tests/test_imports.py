@@ -39,9 +39,9 @@ ORDER = [
     "analysis.verdict",
     "analysis.compare analysis.outcome",
     "analysis.plots analysis.markup",
+    "analysis.explorer",
     "analysis.sections",
     "analysis.report",
-    "analysis.explorer",
     "hooklearn.console hooklearn.estimate hooklearn.located hooklearn.job hooklearn.doctor "
     "hooklearn.cli_tools hooklearn.cli hooklearn.__main__",
 ]

@@ -6,8 +6,8 @@
 // Text from models and corpora only ever becomes text nodes. Numbers follow analysis/explorer/numbers.py.
 
 const VERSION = 1;
-const FORGET = 0, RETAIN = 1;
-const LENS = ["writes", "writes against", "reads", "reads against"];
+const FORGET = 0,
+  RETAIN = 1;
 const GRID = 1e-8;
 const ROWS = 30; // snippets shown at once
 
@@ -32,7 +32,8 @@ export function unpack(data) {
     if (!blocks.has(place)) blocks.set(place, read(header, body, header.places[place]));
     return blocks.get(place);
   };
-  view.replace = (bytes) => { // one place in full, from the kernel
+  view.replace = (bytes) => {
+    // one place in full, from the kernel
     const full = open(bytes);
     const { place, entry } = full.header;
     header.places[place] = measured(entry);
@@ -49,29 +50,48 @@ function measured(entry) {
 }
 
 function open(data) {
-  let bytes = ArrayBuffer.isView(data) ? new Uint8Array(data.buffer, data.byteOffset, data.byteLength) : new Uint8Array(data);
+  let bytes = ArrayBuffer.isView(data)
+    ? new Uint8Array(data.buffer, data.byteOffset, data.byteLength)
+    : new Uint8Array(data);
   if (bytes.byteOffset % 8) bytes = bytes.slice(); // typed arrays must be aligned
   if (String.fromCharCode(...bytes.subarray(0, 4)) !== "HLX1") throw new Error("these bytes are no explorer payload");
   const length = new DataView(bytes.buffer, bytes.byteOffset).getUint32(4, true);
-  return { header: JSON.parse(new TextDecoder().decode(bytes.subarray(8, 8 + length))), body: bytes.subarray(8 + length) };
+  return {
+    header: JSON.parse(new TextDecoder().decode(bytes.subarray(8, 8 + length))),
+    body: bytes.subarray(8 + length),
+  };
 }
 
 function typed(body, dtype, shape, at) {
-  return new TYPES[dtype](body.buffer, body.byteOffset + at, shape.reduce((a, b) => a * b, 1));
+  return new TYPES[dtype](
+    body.buffer,
+    body.byteOffset + at,
+    shape.reduce((a, b) => a * b, 1),
+  );
 }
 
 /** The arrays of one place, in the order of payload.layout. */
 function read(header, body, entry) {
-  const k = entry.count, points = header.time;
-  const code = `i${entry.bits / 8}`, moving = entry.frames ? k : 0;
+  const k = entry.count,
+    points = header.time;
+  const code = `i${entry.bits / 8}`,
+    moving = entry.frames ? k : 0;
   const edited = points.filter((p) => p.arm === "edited").length;
   const block = {};
   let at = entry.at;
   for (const [name, dtype, shape] of [
-    ["energy", "f4", [k, 3]], ["cosine", "f4", [k]], ["value", "f4", [k]], ["disruption", "f4", [k, k]],
-    ["scale", "f4", [k]], ["item_scale", "f4", [k]], ["means", "f4", [points.length, k, 2]],
-    ["lens", header.index, [k, 4, header.lens]], ["items", code, [header.items, k]], ["codes", code, [entry.tokens, k]],
-    ["frame_scale", "f4", [moving]], ["frames", "i2", [edited, entry.frames, moving]],
+    ["energy", "f4", [k, 3]],
+    ["cosine", "f4", [k]],
+    ["value", "f4", [k]],
+    ["disruption", "f4", [k, k]],
+    ["scale", "f4", [k]],
+    ["item_scale", "f4", [k]],
+    ["means", "f4", [points.length, k, 2]],
+    ["lens", header.index, [k, 4, header.lens]],
+    ["items", code, [header.items, k]],
+    ["codes", code, [entry.tokens, k]],
+    ["frame_scale", "f4", [moving]],
+    ["frames", "i2", [edited, entry.frames, moving]],
   ]) {
     block[name] = typed(body, dtype, shape, at);
     at += Math.ceil(block[name].byteLength / 8) * 8;
@@ -83,9 +103,11 @@ function read(header, body, entry) {
 
 /** P(forget score > retain score), ties half; the error is over texts. */
 export function auc(forget, retain, forgetText, retainText) {
-  const n = forget.length, m = retain.length;
+  const n = forget.length,
+    m = retain.length;
   if (!n || !m) return { value: NaN, stderr: NaN, forget: n, retain: m };
-  const f = Float64Array.from(forget).sort(), r = Float64Array.from(retain).sort();
+  const f = Float64Array.from(forget).sort(),
+    r = Float64Array.from(retain).sort();
   const above = Float64Array.from(forget, (v) => below(r, v) / m);
   const under = Float64Array.from(retain, (v) => 1 - below(f, v) / n);
   let value = 0;
@@ -97,10 +119,12 @@ export function auc(forget, retain, forgetText, retainText) {
 
 function below(ordered, value) {
   const bound = (right) => {
-    let low = 0, high = ordered.length;
+    let low = 0,
+      high = ordered.length;
     while (low < high) {
       const mid = (low + high) >> 1;
-      if (right ? ordered[mid] <= value : ordered[mid] < value) low = mid + 1; else high = mid;
+      if (right ? ordered[mid] <= value : ordered[mid] < value) low = mid + 1;
+      else high = mid;
     }
     return low;
   };
@@ -119,8 +143,10 @@ function clustered(values, mean, text) {
 
 /** Scores of `test` rows under a standardised logistic probe, L2 with C = 1; Newton with step halving. */
 export function probe(rows, truth, test, k) {
-  const n = truth.length, w = k + 1;
-  const mean = new Float64Array(k), scale = new Float64Array(k);
+  const n = truth.length,
+    w = k + 1;
+  const mean = new Float64Array(k),
+    scale = new Float64Array(k);
   for (let j = 0; j < k; j++) {
     for (let i = 0; i < n; i++) mean[j] += rows[i * k + j];
     mean[j] /= n;
@@ -134,7 +160,9 @@ export function probe(rows, truth, test, k) {
     x[i * w + k] = 1;
   }
   const z = new Float64Array(n);
-  let weights = new Float64Array(w), step = new Float64Array(w), best = Infinity;
+  let weights = new Float64Array(w),
+    step = new Float64Array(w),
+    best = Infinity;
   const moved = () => weights.map((v, j) => v + step[j]);
   const loss = (at) => {
     let sum = 0;
@@ -155,16 +183,22 @@ export function probe(rows, truth, test, k) {
     }
     weights = moved();
     best = now;
-    const gradient = new Float64Array(w), hessian = new Float64Array(w * w);
+    const gradient = new Float64Array(w),
+      hessian = new Float64Array(w * w);
     for (let i = 0; i < n; i++) {
-      const p = 1 / (1 + Math.exp(-z[i])), d = p * (1 - p), row = i * w;
+      const p = 1 / (1 + Math.exp(-z[i])),
+        d = p * (1 - p),
+        row = i * w;
       for (let a = 0; a < w; a++) {
         const xa = x[row + a];
         gradient[a] += xa * (p - truth[i]);
         for (let b = 0; b <= a; b++) hessian[a * w + b] += d * xa * x[row + b];
       }
     }
-    for (let j = 0; j < k; j++) { gradient[j] += weights[j]; hessian[j * w + j] += 1; }
+    for (let j = 0; j < k; j++) {
+      gradient[j] += weights[j];
+      hessian[j * w + j] += 1;
+    }
     step = solve(hessian, gradient, w).map((v) => -v);
     if (step.every((v) => Math.abs(v) < 1e-11)) break;
   }
@@ -179,7 +213,8 @@ export function probe(rows, truth, test, k) {
 
 /** x with A x = b, for a positive definite A given by its lower triangle (Cholesky). */
 function solve(a, b, n) {
-  const l = Float64Array.from(a), x = Float64Array.from(b);
+  const l = Float64Array.from(a),
+    x = Float64Array.from(b);
   for (let i = 0; i < n; i++)
     for (let j = 0; j <= i; j++) {
       let s = l[i * n + j];
@@ -199,24 +234,30 @@ function solve(a, b, n) {
 
 /** The live numbers for these components of a place; as Packed.readout. */
 export function readout(view, place, components) {
-  const block = view.block(place), entry = view.places[place], pick = [...components].sort((a, b) => a - b);
+  const block = view.block(place),
+    entry = view.places[place],
+    pick = [...components].sort((a, b) => a - b);
   const energy = [0, 0, 0];
   for (const c of pick) for (let i = 0; i < 3; i++) energy[i] += block.energy[c * 3 + i];
   let disruption = 0;
   for (const a of pick) for (const b of pick) disruption += block.disruption[a * entry.count + b];
   return {
     auc: heldOut(view, block, entry.count, pick),
-    forget: energy[0], retain: energy[1], unrelated: energy[2],
+    forget: energy[0],
+    retain: energy[1],
+    unrelated: energy[2],
     random: pick.length / entry.width,
     disruption: disruption / 2,
   };
 }
 
 function heldOut(view, block, count, pick) {
-  const k = pick.length, parts = { fitted: [], truth: [], test: [], kind: [] };
+  const k = pick.length,
+    parts = { fitted: [], truth: [], test: [], kind: [] };
   const counts = [0, 0, 0, 0]; // held forget, held retain, fitted forget, fitted retain
   view.items.forEach((text, i) => {
-    const held = view.text_held[text] === 1, kind = view.text_corpus[text];
+    const held = view.text_held[text] === 1,
+      kind = view.text_corpus[text];
     counts[(held ? 0 : 2) + kind]++;
     const into = held ? parts.test : parts.fitted;
     for (const c of pick) into.push(block.items[i * count + c] * block.item_scale[c]);
@@ -224,15 +265,23 @@ function heldOut(view, block, count, pick) {
   });
   if (!k || counts.includes(0)) return { value: NaN, stderr: NaN, forget: counts[0], retain: counts[1] };
   const scores = probe(parts.fitted, parts.truth, parts.test, k);
-  const forget = scores.filter((_, i) => parts.kind[i] === 1), retain = scores.filter((_, i) => parts.kind[i] === 0);
-  return auc(forget, retain, forget.map((_, i) => i), retain.map((_, i) => i));
+  const forget = scores.filter((_, i) => parts.kind[i] === 1),
+    retain = scores.filter((_, i) => parts.kind[i] === 0);
+  return auc(
+    forget,
+    retain,
+    forget.map((_, i) => i),
+    retain.map((_, i) => i),
+  );
 }
 
 /** Of single held-out tokens along one component; `values` are its coordinates or codes. */
 export function tokenAuc(view, values) {
-  const scores = [[], []], texts = [[], []];
+  const scores = [[], []],
+    texts = [[], []];
   for (let i = 0; i < values.length; i++) {
-    const text = view.token_text[i], kind = view.text_corpus[text];
+    const text = view.token_text[i],
+      kind = view.text_corpus[text];
     if (kind > RETAIN || !view.text_held[text]) continue;
     scores[kind].push(values[i]);
     texts[kind].push(text);
@@ -242,7 +291,8 @@ export function tokenAuc(view, values) {
 
 /** Per attack point the squared distance of the class means inside the chosen directions. */
 export function signal(view, place, components) {
-  const { means } = view.block(place), k = view.places[place].count;
+  const { means } = view.block(place),
+    k = view.places[place].count;
   return view.time.map((_, t) => {
     let sum = 0;
     for (const c of components) sum += (means[(t * k + c) * 2] - means[(t * k + c) * 2 + 1]) ** 2;
@@ -252,36 +302,87 @@ export function signal(view, place, components) {
 
 /** The codes of one component, of the original model (frame -1) or after an attack step. */
 export function column(view, place, component, frame = -1) {
-  const block = view.block(place), entry = view.places[place], k = entry.count;
-  if (frame < 0) return Float32Array.from({ length: entry.tokens }, (_, i) => block.codes[i * k + component] * block.scale[component]);
+  const block = view.block(place),
+    entry = view.places[place],
+    k = entry.count;
+  if (frame < 0)
+    return Float32Array.from(
+      { length: entry.tokens },
+      (_, i) => block.codes[i * k + component] * block.scale[component],
+    );
   const start = frame * entry.frames * k;
-  return Float32Array.from({ length: entry.frames }, (_, i) => block.frames[start + i * k + component] * block.frame_scale[component]);
+  return Float32Array.from(
+    { length: entry.frames },
+    (_, i) => block.frames[start + i * k + component] * block.frame_scale[component],
+  );
 }
 
 // ------------------------------------------------------------------------------------------ drawing
 
-const SEPARATION = { light: ["#f0f1ee", "#c9dfe0", "#7db8c9", "#2f7fae", "#12456f", "#0a2746"], dark: ["#262b32", "#264754", "#2f7187", "#55a5ba", "#a3d3da", "#edf7f4"] };
-const RATIO = { light: ["#8a4a10", "#d9955a", "#f1dcc6", "#f0f0ee", "#cfdcec", "#6f9cc8", "#174f86"], dark: ["#f0b070", "#b9702e", "#5d4633", "#262b32", "#2f4a66", "#5b92c8", "#a9d1f5"] };
+const SEPARATION = {
+  light: ["#f0f1ee", "#c9dfe0", "#7db8c9", "#2f7fae", "#12456f", "#0a2746"],
+  dark: ["#262b32", "#264754", "#2f7187", "#55a5ba", "#a3d3da", "#edf7f4"],
+};
+const RATIO = {
+  light: ["#8a4a10", "#d9955a", "#f1dcc6", "#f0f0ee", "#cfdcec", "#6f9cc8", "#174f86"],
+  dark: ["#f0b070", "#b9702e", "#5d4633", "#262b32", "#2f4a66", "#5b92c8", "#a9d1f5"],
+};
 
 const METRICS = {
-  separation: { label: "separation", long: "held-out AUC minus AUC with shuffled labels", value: (p) => p.auc - p.auc_shuffled, colours: SEPARATION, from: 0, text: (v) => v.toFixed(2) },
-  retain: { label: "retain", long: "share of retain energy inside, in multiples of a random subspace", value: (p) => Math.log2(p.retain_energy / p.random_energy), colours: RATIO, flip: true, text: (v) => `×${short(2 ** v)}` },
-  ratio: { label: "ratio", long: "forget / retain: share of forget energy over share of retain energy; a random subspace: ×1", value: (p) => Math.log2(p.forget_energy / p.retain_energy), colours: RATIO, text: (v) => `×${short(2 ** v)}` },
+  separation: {
+    label: "separation",
+    long: "held-out AUC minus AUC with shuffled labels",
+    value: (p) => p.auc - p.auc_shuffled,
+    colours: SEPARATION,
+    from: 0,
+    text: (v) => v.toFixed(2),
+  },
+  retain: {
+    label: "retain",
+    long: "share of retain energy inside, in multiples of a random subspace",
+    value: (p) => Math.log2(p.retain_energy / p.random_energy),
+    colours: RATIO,
+    flip: true,
+    text: (v) => `×${short(2 ** v)}`,
+  },
+  ratio: {
+    label: "ratio",
+    long: "forget / retain: share of forget energy over share of retain energy; a random subspace: ×1",
+    value: (p) => Math.log2(p.forget_energy / p.retain_energy),
+    colours: RATIO,
+    text: (v) => `×${short(2 ** v)}`,
+  },
 };
 
 function between(stops, t) {
-  const at = Math.min(1, Math.max(0, t)) * (stops.length - 1), i = Math.min(stops.length - 2, Math.floor(at)), f = at - i;
+  const at = Math.min(1, Math.max(0, t)) * (stops.length - 1),
+    i = Math.min(stops.length - 2, Math.floor(at)),
+    f = at - i;
   const rgb = (hex) => [1, 3, 5].map((j) => parseInt(hex.slice(j, j + 2), 16));
-  const a = rgb(stops[i]), b = rgb(stops[i + 1]);
+  const a = rgb(stops[i]),
+    b = rgb(stops[i + 1]);
   return a.map((v, j) => Math.round(v + (b[j] - v) * f));
 }
 
-const short = (x) => (x >= 100 || x === 0 ? x.toFixed(0) : x >= 10 ? x.toFixed(1) : x >= 0.01 ? x.toPrecision(2) : x.toExponential(0).replace("e-", "e−"));
+const short = (x) =>
+  x >= 100 || x === 0
+    ? x.toFixed(0)
+    : x >= 10
+      ? x.toFixed(1)
+      : x >= 0.01
+        ? x.toPrecision(2)
+        : x.toExponential(0).replace("e-", "e−");
 const number = (x) => (Number.isFinite(x) ? x.toLocaleString("en") : "–");
 const fixed = (x, digits = 2) => (Number.isFinite(x) ? x.toFixed(digits).replace("-", "−") : "–");
-const percent = (x) => (Number.isFinite(x) ? `${x * 100 >= 10 ? (x * 100).toFixed(0) : (x * 100).toPrecision(2)} %` : "–");
-const nats = (x) => (!Number.isFinite(x) ? "–" : x === 0 ? "0" : x < 1e-4 ? x.toExponential(1).replace("e-", "e−") : x.toPrecision(2));
-const plusMinus = (a) => (Number.isFinite(a.value) ? `${fixed(a.value)}` + (a.stderr > 0 ? ` ± ${fixed(a.stderr)}` : "") : "–");
+const percent = (x) =>
+  Number.isFinite(x) ? `${x * 100 >= 10 ? (x * 100).toFixed(0) : (x * 100).toPrecision(2)} %` : "–";
+const nats = (x) =>
+  !Number.isFinite(x) ? "–" : x === 0 ? "0" : x < 1e-4 ? x.toExponential(1).replace("e-", "e−") : x.toPrecision(2);
+/** As many decimals as the error allows; no error where there is none to be had (a perfect separation). */
+function plusMinus({ value, stderr }) {
+  const digits = stderr > 0 && stderr < 0.005 ? 3 : 2;
+  return fixed(value, digits) + (Number.isFinite(value) && stderr > 0 ? ` ± ${fixed(stderr, digits)}` : "");
+}
 
 /** An element. Strings become text nodes; there is no other way for text to get in. */
 function h(tag, attributes = {}, ...children) {
@@ -301,37 +402,42 @@ function h(tag, attributes = {}, ...children) {
 function surface(className, draw, attributes = {}) {
   const canvas = h("canvas", { class: className, ...attributes });
   canvas.redraw = () => {
-    const { clientWidth: w, clientHeight: hgt } = canvas, ratio = Math.min(2, window.devicePixelRatio || 1);
-    if (!w || !hgt) return;
-    if (canvas.width !== Math.round(w * ratio) || canvas.height !== Math.round(hgt * ratio)) {
+    const { clientWidth: w, clientHeight: height } = canvas,
+      ratio = Math.min(2, window.devicePixelRatio || 1);
+    if (!w || !height) return;
+    if (canvas.width !== Math.round(w * ratio) || canvas.height !== Math.round(height * ratio)) {
       canvas.width = Math.round(w * ratio);
-      canvas.height = Math.round(hgt * ratio);
+      canvas.height = Math.round(height * ratio);
     }
     const context = canvas.getContext("2d");
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
-    context.clearRect(0, 0, w, hgt);
-    draw(context, w, hgt);
+    context.clearRect(0, 0, w, height);
+    draw(context, w, height);
   };
   return canvas;
 }
 
 function ticks(low, high, wanted = 4) {
-  const raw = (high - low) / wanted, power = 10 ** Math.floor(Math.log10(raw));
+  const raw = (high - low) / wanted,
+    power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= raw);
   const out = [];
-  for (let v = Math.ceil(low / step) * step; v <= high + 1e-9 * step; v += step) out.push(Math.abs(v) < step / 1e6 ? 0 : v);
+  for (let v = Math.ceil(low / step) * step; v <= high + 1e-9 * step; v += step)
+    out.push(Math.abs(v) < step / 1e6 ? 0 : v);
   return out;
 }
 
 function quantiles(values, low, high) {
-  const sorted = Float32Array.from(values).sort(), at = (q) => sorted[Math.min(sorted.length - 1, Math.max(0, Math.round(q * (sorted.length - 1))))];
+  const sorted = Float32Array.from(values).sort(),
+    at = (q) => sorted[Math.min(sorted.length - 1, Math.max(0, Math.round(q * (sorted.length - 1))))];
   return sorted.length ? [at(low), at(high)] : [-1, 1];
 }
 
 function inside(path, x, y) {
   let odd = false;
   for (let i = 0, j = path.length - 1; i < path.length; j = i++) {
-    const [xi, yi] = path[i], [xj, yj] = path[j];
+    const [xi, yi] = path[i],
+      [xj, yj] = path[j];
     if (yi > y !== yj > y && x < ((xj - xi) * (y - yi)) / (yj - yi) + xi) odd = !odd;
   }
   return odd;
@@ -348,8 +454,18 @@ class Explorer {
     this.view = view;
     this.port = port;
     this.state = {
-      place: view.header.open, axes: [0, 1], chosen: {}, pinned: [], step: 0, picked: [],
-      metric: "separation", side: view.places[view.header.open].side, shown: [true, true, true], held: false, mode: "lasso", rows: ROWS,
+      place: view.header.open,
+      axes: [0, 1],
+      chosen: {},
+      pinned: [],
+      step: 0,
+      picked: [],
+      metric: "separation",
+      side: view.places[view.header.open].side,
+      shown: [true, true, true],
+      held: false,
+      mode: "lasso",
+      rows: ROWS,
     };
     for (const key of SHARED) {
       const given = port.get(key);
@@ -368,19 +484,33 @@ class Explorer {
     this.openPlace();
   }
 
-  get entry() { return this.view.places[this.state.place]; }
-  get count() { return this.entry.count; }
-  get frame() { return this.entry.frames ? this.stops[this.state.step].frame : -1; }
-  get n() { return this.frame < 0 ? this.entry.tokens : this.entry.frames; }
+  get entry() {
+    return this.view.places[this.state.place];
+  }
+  get count() {
+    return this.entry.count;
+  }
+  get frame() {
+    return this.entry.frames ? this.stops[this.state.step].frame : -1;
+  }
+  get n() {
+    return this.frame < 0 ? this.entry.tokens : this.entry.frames;
+  }
   get components() {
     const own = this.state.chosen[this.state.place];
     return own ? own.filter((c) => c < this.count) : Array.from({ length: this.count }, (_, i) => i);
   }
   /** Picked tokens stay picked from place to place; a place may hold fewer of them. */
-  get picked() { return this.state.picked.filter((i) => i < this.n); }
-  get axes() { return this.state.axes.map((a) => Math.min(a, this.count - 1)); }
+  get picked() {
+    return this.state.picked.filter((i) => i < this.n);
+  }
+  get axes() {
+    return this.state.axes.map((a) => Math.min(a, this.count - 1));
+  }
 
-  name(p = this.entry) { return `blocks.${p.layer}.${p.module} · ${p.side}`; }
+  name(p = this.entry) {
+    return `${p.site} · ${p.side}`;
+  }
 
   coordinates(component) {
     const key = `${this.state.place} ${component} ${this.frame}`;
@@ -424,7 +554,8 @@ class Explorer {
       this.cache.clear();
       if (place === this.state.place) this.openPlace();
     });
-    const dark = window.matchMedia("(prefers-color-scheme: dark)"), follow = () => this.theme();
+    const dark = window.matchMedia("(prefers-color-scheme: dark)"),
+      follow = () => this.isDark() !== (this.root.dataset.theme === "dark") && this.theme();
     dark.addEventListener("change", follow);
     // notebooks have a theme of their own
     const watch = new MutationObserver(follow);
@@ -432,19 +563,33 @@ class Explorer {
     // also the first time that there is a size: a notebook attaches the element only after this, and with it the style
     const sizes = new ResizeObserver(() => this.theme());
     sizes.observe(this.root);
-    this.close = () => { dark.removeEventListener("change", follow); watch.disconnect(); sizes.disconnect(); };
+    this.close = () => {
+      dark.removeEventListener("change", follow);
+      watch.disconnect();
+      sizes.disconnect();
+    };
+  }
+
+  /** Whether the page around is dark: as the notebook says, or else the system. */
+  isDark() {
+    const { dataset, classList } = document.body;
+    if (dataset.jpThemeLight) return dataset.jpThemeLight === "false";
+    if (classList.contains("vscode-dark") || dataset.theme === "dark") return true;
+    if (classList.contains("vscode-light") || dataset.theme === "light") return false;
+    return window.matchMedia("(prefers-color-scheme: dark)").matches;
   }
 
   theme() {
-    const body = document.body, jupyter = body.dataset.jpThemeLight;
-    const dark = jupyter ? jupyter === "false"
-      : body.classList.contains("vscode-dark") || body.dataset.theme === "dark" ? true
-      : body.classList.contains("vscode-light") || body.dataset.theme === "light" ? false
-      : window.matchMedia("(prefers-color-scheme: dark)").matches;
-    const turned = this.root.dataset.theme !== (dark ? "dark" : "light");
-    this.root.dataset.theme = dark ? "dark" : "light";
-    const style = getComputedStyle(this.root), colour = (name) => style.getPropertyValue(`--${name}`).trim();
-    this.colour = Object.fromEntries(["ink", "muted", "rule", "card", "forget", "retain", "unrelated", "accent", "edited", "original", "never"].map((n) => [n, colour(n)]));
+    const name = this.isDark() ? "dark" : "light";
+    const turned = this.root.dataset.theme !== name;
+    this.root.dataset.theme = name;
+    const style = getComputedStyle(this.root),
+      colour = (role) => style.getPropertyValue(`--${role}`).trim();
+    this.colour = Object.fromEntries(
+      ["ink", "muted", "rule", "card", "forget", "retain", "unrelated", "accent", "edited", "original", "never"].map(
+        (n) => [n, colour(n)],
+      ),
+    );
     this.colours = [this.colour.forget, this.colour.retain, this.colour.unrelated];
     this.font = `11px ${style.fontFamily}`;
     if (this.cells && turned) this.drawMap();
@@ -458,107 +603,299 @@ class Explorer {
   // ---------------------------------------------------------------------------------------- building
 
   build(el) {
-    const { header } = this.view, facts = header.facts;
+    const { header } = this.view,
+      facts = header.facts;
     const sides = [...new Set(header.places.map((p) => p.side))];
-    this.root = h("div", { class: "hlx", role: "group", "data-lm-suppress-shortcuts": "true", "aria-label": "subspace explorer", onkeydown: (e) => this.key(e) });
+    this.root = h("div", {
+      class: "hlx",
+      role: "group",
+      "data-lm-suppress-shortcuts": "true",
+      "aria-label": "subspace explorer",
+      onkeydown: (e) => this.key(e),
+    });
     this.title = h("h3", {});
-    this.pin = h("button", { class: "hlx-pin", type: "button", title: "keep this place for explorer.selection (p)", onclick: () => this.togglePin() });
-    const help = h("details", { class: "hlx-help" }, h("summary", { title: "keys" }, "keys"), h("dl", {}, ...[
-      ["arrows on the map", "move to another place"], ["[  ]", "rank down, up"], ["1 … 9", "in or out: a component"], ["x  y", "next component on that axis"],
-      ["arrows, + −, enter on the plot", "move and resize the ring, pick the tokens in it"], ["shift / alt while drawing", "add to, take from the picked"], ["p", "keep the place"], ["esc", "pick nothing"],
-    ].map(([k, v]) => h("div", {}, h("dt", {}, k), h("dd", {}, v)))));
+    this.pin = h("button", {
+      class: "hlx-pin",
+      type: "button",
+      title: "keep this place for explorer.selection (p)",
+      onclick: () => this.togglePin(),
+    });
+    const help = h(
+      "details",
+      { class: "hlx-help" },
+      h("summary", { title: "keys" }, "keys"),
+      h(
+        "dl",
+        {},
+        ...[
+          ["arrows on the map", "move to another place"],
+          ["[  ]", "rank down, up"],
+          ["1 … 9", "in or out: a component"],
+          ["x  y", "next component on that axis"],
+          ["arrows, + −, enter on the plot", "move and resize the ring, pick the tokens in it"],
+          ["shift / alt while drawing", "add to, take from the picked"],
+          ["p", "keep the place"],
+          ["esc", "pick nothing"],
+        ].map(([k, v]) => h("div", {}, h("dt", {}, k), h("dd", {}, v))),
+      ),
+    );
     this.live = h("p", { class: "hlx-live", "aria-live": "polite" });
 
     // left: the map
-    const segmented = (name, options, current, choose) => h("div", { class: "hlx-seg", role: "radiogroup", "aria-label": name }, ...Object.entries(options).map(([value, label]) =>
-      h("label", {}, h("input", { type: "radio", name: `${name}-${(this.id ??= Math.random().toString(36).slice(2))}`, value, checked: value === current, onchange: () => choose(value) }), h("span", {}, label))));
+    const segmented = (name, options, current, choose) =>
+      h(
+        "div",
+        { class: "hlx-seg", role: "radiogroup", "aria-label": name },
+        ...Object.entries(options).map(([value, label]) =>
+          h(
+            "label",
+            {},
+            h("input", {
+              type: "radio",
+              name: `${name}-${(this.id ??= Math.random().toString(36).slice(2))}`,
+              value,
+              checked: value === current,
+              onchange: () => choose(value),
+            }),
+            h("span", {}, label),
+          ),
+        ),
+      );
     this.map = h("div", { class: "hlx-map", role: "grid", "aria-label": "layers by sites" });
     this.scale = h("div", { class: "hlx-scale" });
-    const left = h("section", { class: "hlx-left", "aria-label": "where" },
-      segmented("measure", Object.fromEntries(Object.entries(METRICS).map(([k, m]) => [k, m.label])), this.state.metric, (metric) => this.set({ metric })),
-      sides.length > 1 && segmented("side", { x: "inputs x", g: "gradients g" }, this.state.side, (side) => this.setSide(side)),
-      this.map, this.scale);
+    const left = h(
+      "section",
+      { class: "hlx-left", "aria-label": "where" },
+      segmented(
+        "measure",
+        Object.fromEntries(Object.entries(METRICS).map(([k, m]) => [k, m.label])),
+        this.state.metric,
+        (metric) => this.set({ metric }),
+      ),
+      sides.length > 1 &&
+        segmented("side", { x: "inputs x", g: "gradients g" }, this.state.side, (side) => this.setSide(side)),
+      this.map,
+      this.scale,
+    );
 
     // middle: tokens
-    this.axisSelects = [0, 1].map((i) => h("select", { "aria-label": i ? "vertical axis" : "horizontal axis", onchange: (e) => this.set({ axes: this.axes.map((a, j) => (j === i ? +e.target.value : a)) }) }));
+    this.axisSelects = [0, 1].map((i) =>
+      h("select", {
+        "aria-label": i ? "vertical axis" : "horizontal axis",
+        onchange: (e) => this.set({ axes: this.axes.map((a, j) => (j === i ? +e.target.value : a)) }),
+      }),
+    );
     this.legend = h("div", { class: "hlx-legend" });
-    this.scatter = surface("hlx-dots", (c, w, hgt) => this.paintDots(c, w, hgt));
-    this.overlay = surface("hlx-over", (c, w, hgt) => this.paintOver(c, w, hgt), {
-      tabindex: "0", role: "application", "aria-label": "tokens on two components. Arrow keys move a ring, plus and minus resize it, enter picks the tokens in it, escape picks none.",
-      onpointerdown: (e) => this.dragStart(e), onpointermove: (e) => this.dragMove(e), onpointerup: (e) => this.dragEnd(e), onpointercancel: (e) => this.dragEnd(e),
-      onpointerleave: () => this.hover(null), onkeydown: (e) => this.plotKey(e), onfocus: () => this.overlay.redraw(), onblur: () => this.overlay.redraw(),
+    this.scatter = surface("hlx-dots", (c, w, height) => this.paintDots(c, w, height));
+    this.overlay = surface("hlx-over", (c, w, height) => this.paintOver(c, w, height), {
+      tabindex: "0",
+      role: "application",
+      "aria-label":
+        "tokens on two components. Arrow keys move a ring, plus and minus resize it, enter picks the tokens in it, escape picks none.",
+      onpointerdown: (e) => this.dragStart(e),
+      onpointermove: (e) => this.dragMove(e),
+      onpointerup: (e) => this.dragEnd(e),
+      onpointercancel: (e) => this.dragEnd(e),
+      onpointerleave: () => this.hover(null),
+      onkeydown: (e) => this.plotKey(e),
+      onfocus: () => this.overlay.redraw(),
+      onblur: () => this.overlay.redraw(),
     });
     this.tip = h("div", { class: "hlx-tip", hidden: true });
-    this.histogram = surface("hlx-hist", (c, w, hgt) => this.paintHistogram(c, w, hgt), {
-      role: "img", onpointerdown: (e) => this.brushStart(e), onpointermove: (e) => this.brushMove(e), onpointerup: (e) => this.brushEnd(e), onpointercancel: (e) => this.brushEnd(e),
+    this.histogram = surface("hlx-hist", (c, w, height) => this.paintHistogram(c, w, height), {
+      role: "img",
+      onpointerdown: (e) => this.brushStart(e),
+      onpointermove: (e) => this.brushMove(e),
+      onpointerup: (e) => this.brushEnd(e),
+      onpointercancel: (e) => this.brushEnd(e),
     });
     this.along = h("p", { class: "hlx-along" });
     this.list = h("div", { class: "hlx-picked" });
-    const middle = h("section", { class: "hlx-middle", "aria-label": "tokens" },
-      h("div", { class: "hlx-tools" }, h("span", { class: "hlx-pair" }, this.axisSelects[0], h("i", {}, "×"), this.axisSelects[1]),
-        segmented("mode", { lasso: "lasso", box: "box" }, this.state.mode, (mode) => { this.state.mode = mode; })),
+    const middle = h(
+      "section",
+      { class: "hlx-middle", "aria-label": "tokens" },
+      h(
+        "div",
+        { class: "hlx-tools" },
+        h("span", { class: "hlx-pair" }, this.axisSelects[0], h("i", {}, "×"), this.axisSelects[1]),
+        segmented("mode", { lasso: "lasso", box: "box" }, this.state.mode, (mode) => {
+          this.state.mode = mode;
+        }),
+      ),
       this.legend,
       h("div", { class: "hlx-plot" }, this.scatter, this.overlay, this.tip),
-      this.along, this.histogram, this.list);
+      this.along,
+      this.histogram,
+      this.list,
+    );
 
     // right: components
     this.tiles = h("div", { class: "hlx-tiles", role: "group", "aria-label": "read-outs for the chosen components" });
-    this.curve = surface("hlx-curve", (c, w, hgt) => this.paintCurve(c, w, hgt), { role: "img", "aria-label": "held-out AUC by rank" });
-    this.rank = h("input", { type: "range", min: "1", step: "1", class: "hlx-rank", "aria-label": "rank", oninput: (e) => this.setRank(+e.target.value) });
+    this.curve = surface("hlx-curve", (c, w, height) => this.paintCurve(c, w, height), {
+      role: "img",
+      "aria-label": "held-out AUC by rank",
+    });
+    this.rank = h("input", {
+      type: "range",
+      min: "1",
+      step: "1",
+      class: "hlx-rank",
+      "aria-label": "rank",
+      oninput: (e) => this.setRank(+e.target.value),
+    });
     this.rankLabel = h("output", { class: "hlx-ranklabel" });
     this.cards = h("ol", { class: "hlx-cards", tabindex: "0", "aria-label": "components" });
-    const right = h("section", { class: "hlx-right", "aria-label": "components" }, this.tiles,
-      h("div", { class: "hlx-ranks" }, h("div", {}, h("label", {}, "rank"), this.rankLabel), this.curve, this.rank, h("p", { class: "hlx-key" }, "line: held-out AUC by rank, dots: null · ", h("span", {}, "area: retain energy"))), this.cards);
+    const right = h(
+      "section",
+      { class: "hlx-right", "aria-label": "components" },
+      this.tiles,
+      h(
+        "div",
+        { class: "hlx-ranks" },
+        h("div", {}, h("label", {}, "rank"), this.rankLabel),
+        this.curve,
+        this.rank,
+        h("p", { class: "hlx-key" }, "line: held-out AUC by rank, dots: null · ", h("span", {}, "area: retain energy")),
+      ),
+      this.cards,
+    );
 
     // below: time
     if (this.stops.length > 1) {
-      this.line = surface("hlx-line", (c, w, hgt) => this.paintTime(c, w, hgt), { role: "img" });
+      this.line = surface("hlx-line", (c, w, height) => this.paintTime(c, w, height), { role: "img" });
       this.timeLabel = h("p", { class: "hlx-timelabel" });
-      this.slider = h("input", { type: "range", min: "0", max: String(this.stops.length - 1), step: "1", value: String(this.state.step), "aria-label": "attack step", oninput: (e) => this.set({ step: +e.target.value }) });
-      this.timePanel = h("section", { class: "hlx-time", "aria-label": "attack steps" },
-        h("div", {}, h("h4", {}, "Do the directions come back?"), this.timeLabel, this.slider, h("div", { class: "hlx-stops" }, ...this.stops.map((s) => h("span", {}, s.frame < 0 ? "original" : number(s.step))))),
-        this.line);
+      this.slider = h("input", {
+        type: "range",
+        min: "0",
+        max: String(this.stops.length - 1),
+        step: "1",
+        value: String(this.state.step),
+        "aria-label": "attack step",
+        oninput: (e) => this.set({ step: +e.target.value }),
+      });
+      this.timePanel = h(
+        "section",
+        { class: "hlx-time", "aria-label": "attack steps" },
+        h(
+          "div",
+          {},
+          h("h4", {}, "Do the directions come back?"),
+          this.timeLabel,
+          this.slider,
+          h(
+            "div",
+            { class: "hlx-stops" },
+            ...this.stops.map((s) => h("span", {}, s.frame < 0 ? "original" : number(s.step))),
+          ),
+        ),
+        this.line,
+      );
     }
-    const scored = facts.n_tokens ? Object.entries(facts.n_tokens).filter(([, v]) => v).map(([k, v]) => `${number(v)} ${k}`).join(", ") : "";
+    const scored = facts.n_tokens
+      ? Object.entries(facts.n_tokens)
+          .filter(([, v]) => v)
+          .map(([k, v]) => `${number(v)} ${k}`)
+          .join(", ")
+      : "";
     this.root.append(
-      h("header", { class: "hlx-head" }, h("div", {}, h("p", { class: "hlx-eyebrow" }, facts.model ? `Subspaces of ${facts.model}` : "Subspaces"), this.title), this.pin, help),
-      h("div", { class: "hlx-grid" }, left, middle, right), ...(this.timePanel ? [this.timePanel] : []),
-      h("p", { class: "hlx-note" }, `${number(header.sampled)} tokens, a sample stratified by corpus and by held out or not${scored ? `, of ${scored}` : ""}. Stored are projections, rounded to 16 bits where a place is kept in full and to 8 elsewhere. `,
-        this.placeNote = h("span", {}), " Tokens beyond the frame of the plot stand on its edge. Components are fitted on other texts than the held-out ones; choosing by a held-out number makes that number optimistic."),
-      this.live);
+      h(
+        "header",
+        { class: "hlx-head" },
+        h(
+          "div",
+          {},
+          h("p", { class: "hlx-eyebrow" }, facts.model ? `Subspaces of ${facts.model}` : "Subspaces"),
+          this.title,
+        ),
+        this.pin,
+        help,
+      ),
+      h("div", { class: "hlx-grid" }, left, middle, right),
+      ...(this.timePanel ? [this.timePanel] : []),
+      h(
+        "p",
+        { class: "hlx-note" },
+        `${number(header.sampled)} tokens, a sample stratified by corpus and by held out or not${scored ? `, of ${scored}` : ""}. Stored are projections, rounded to 16 bits where a place is kept in full and to 8 elsewhere. `,
+        (this.placeNote = h("span", {})),
+        " Tokens beyond the frame of the plot stand on its edge. Components are fitted on other texts than the held-out ones; choosing by a held-out number makes that number optimistic.",
+      ),
+      this.live,
+    );
     el.replaceChildren(this.root);
   }
 
   // -------------------------------------------------------------------------------------------- map
 
   drawMap() {
-    const { metric, side } = this.state, m = METRICS[metric];
+    const { metric, side } = this.state,
+      m = METRICS[metric];
     const places = this.view.places.map((p, i) => ({ ...p, i })).filter((p) => p.side === side);
-    const modules = [...new Set(places.map((p) => p.module))], layers = [...new Set(places.map((p) => p.layer))].sort((a, b) => a - b);
-    const values = places.map(m.value).filter(Number.isFinite), top = Math.max(metric === "separation" ? 0.1 : 0.5, ...values.map(Math.abs));
-    const low = m.from ?? -top, stops = m.colours[this.root.dataset.theme], ordered = m.flip ? [...stops].reverse() : stops;
+    const modules = [...new Set(places.map((p) => p.module))],
+      layers = [...new Set(places.map((p) => p.layer))].sort((a, b) => a - b);
+    const values = places.map(m.value).filter(Number.isFinite),
+      top = Math.max(metric === "separation" ? 0.1 : 0.5, ...values.map(Math.abs));
+    const low = m.from ?? -top,
+      stops = m.colours[this.root.dataset.theme],
+      ordered = m.flip ? [...stops].reverse() : stops;
     const at = new Map(places.map((p) => [`${p.layer} ${p.module}`, p]));
     this.cells = new Map();
     this.cellAt = layers.map((layer) => modules.map((module) => at.get(`${layer} ${module}`)?.i ?? -1));
     const cell = (p) => {
       if (!p) return h("span", { class: "hlx-none", role: "gridcell" });
-      const v = m.value(p), known = Number.isFinite(v);
+      const v = m.value(p),
+        known = Number.isFinite(v);
       const says = `${this.name(p)}: ${m.label} ${known ? m.text(v) : "not measured"} (AUC ${fixed(p.auc)}, shuffled ${fixed(p.auc_shuffled)}, random subspace ${fixed(p.auc_random)}; energy: forget ${percent(p.forget_energy)}, retain ${percent(p.retain_energy)}, random ${percent(p.random_energy)})`;
-      const b = h("button", { type: "button", role: "gridcell", tabindex: "-1", title: says, "aria-label": says, class: known ? "" : "hlx-unknown", onclick: () => this.set({ place: p.i }) });
+      const b = h("button", {
+        type: "button",
+        role: "gridcell",
+        tabindex: "-1",
+        title: says,
+        "aria-label": says,
+        class: known ? "" : "hlx-unknown",
+        onclick: () => this.set({ place: p.i }),
+      });
       if (known) b.style.background = `rgb(${between(ordered, (v - low) / (top - low))})`;
       this.cells.set(p.i, b);
       return b;
     };
     const every = layers.length > 16 ? 5 : 1;
     this.map.style.setProperty("--columns", modules.length);
-    this.map.style.setProperty("--row", `${layers.length > 48 ? 9 : layers.length > 24 ? 14 : layers.length > 12 ? 19 : 26}px`);
+    this.map.style.setProperty(
+      "--row",
+      `${layers.length > 48 ? 9 : layers.length > 24 ? 14 : layers.length > 12 ? 19 : 26}px`,
+    );
     this.map.replaceChildren(
-      h("div", { role: "row", class: "hlx-modules" }, h("span", {}), ...modules.map((name) => h("span", { role: "columnheader" }, name))),
-      ...layers.map((layer, i) => h("div", { role: "row" }, h("span", { role: "rowheader", "aria-label": `layer ${layer}` }, i % every && i !== layers.length - 1 ? "" : String(layer)), ...modules.map((module) => cell(at.get(`${layer} ${module}`))))));
+      h(
+        "div",
+        { role: "row", class: "hlx-modules" },
+        h("span", {}),
+        ...modules.map((name) => h("span", { role: "columnheader" }, name)),
+      ),
+      ...layers.map((layer, i) =>
+        h(
+          "div",
+          { role: "row" },
+          h(
+            "span",
+            { role: "rowheader", "aria-label": `layer ${layer}` },
+            i % every && i !== layers.length - 1 ? "" : String(layer),
+          ),
+          ...modules.map((module) => cell(at.get(`${layer} ${module}`))),
+        ),
+      ),
+    );
     const gradient = Array.from({ length: 9 }, (_, i) => `rgb(${between(ordered, i / 8)})`).join(", ");
     this.scale.replaceChildren(
       h("span", { class: "hlx-ramp", style: { background: `linear-gradient(to right, ${gradient})` } }),
-      h("span", { class: "hlx-ends" }, h("span", {}, m.text(low)), m.from === undefined && h("span", {}, m.text(0)), h("span", {}, m.text(top))), h("p", {}, m.long));
+      h(
+        "span",
+        { class: "hlx-ends" },
+        h("span", {}, m.text(low)),
+        m.from === undefined && h("span", {}, m.text(0)),
+        h("span", {}, m.text(top)),
+      ),
+      h("p", {}, m.long),
+    );
     this.markMap();
   }
 
@@ -572,24 +909,38 @@ class Explorer {
     if (!this.cells.has(this.state.place)) this.cells.values().next().value.tabIndex = 0;
     const pinned = this.state.pinned.includes(this.state.place);
     this.pin.setAttribute("aria-pressed", pinned);
-    this.pin.replaceChildren(pinned ? "kept" : "keep", h("small", {}, this.state.pinned.length ? ` ${this.state.pinned.length}` : ""));
+    this.pin.replaceChildren(
+      pinned ? "kept" : "keep",
+      h("small", {}, this.state.pinned.length ? ` ${this.state.pinned.length}` : ""),
+    );
   }
 
   togglePin() {
     const { place, pinned } = this.state;
-    this.set({ pinned: pinned.includes(place) ? pinned.filter((p) => p !== place) : [...pinned, place].sort((a, b) => a - b) });
+    this.set({
+      pinned: pinned.includes(place) ? pinned.filter((p) => p !== place) : [...pinned, place].sort((a, b) => a - b),
+    });
   }
 
   setSide(side) {
-    const here = this.entry, twin = this.view.places.findIndex((p) => p.side === side && p.layer === here.layer && p.module === here.module);
+    const here = this.entry,
+      twin = this.view.places.findIndex((p) => p.side === side && p.layer === here.layer && p.module === here.module);
     this.state.side = side;
-    if (twin >= 0) this.set({ place: twin }); else this.drawMap();
+    if (twin >= 0) this.set({ place: twin });
+    else this.drawMap();
   }
 
   moveOnMap(down, right) {
     let [r, c] = [0, 0];
-    this.cellAt.forEach((row, i) => row.forEach((p, j) => { if (p === this.state.place) [r, c] = [i, j]; }));
-    do { r += down; c += right; } while (this.cellAt[r]?.[c] === -1);
+    this.cellAt.forEach((row, i) =>
+      row.forEach((p, j) => {
+        if (p === this.state.place) [r, c] = [i, j];
+      }),
+    );
+    do {
+      r += down;
+      c += right;
+    } while (this.cellAt[r]?.[c] === -1);
     const to = this.cellAt[r]?.[c];
     if (to === undefined) return;
     this.set({ place: to });
@@ -604,16 +955,26 @@ class Explorer {
       this.asked.add(this.state.place);
       this.port.send({ kind: "place", place: this.state.place });
     }
-    this.title.replaceChildren(h("code", {}, `blocks.${p.layer}.${p.module}`), h("span", {}, p.side === "x" ? "inputs x" : "gradients g"), h("small", {}, `${p.fitter}, rank ${p.rank} of ${number(p.width)}`));
-    this.placeNote.textContent = p.bits === 8 ? `Here: ${number(p.tokens)} of them, 8 bits${p.count < p.of ? `, ${p.count} of ${p.of} components` : ""}.` : "";
+    this.title.replaceChildren(
+      h("code", {}, p.site),
+      h("span", {}, p.side === "x" ? "inputs x" : "gradients g"),
+      h("small", {}, `${p.fitter}, rank ${p.rank} of ${number(p.width)}`),
+    );
+    this.placeNote.textContent =
+      p.bits === 8
+        ? `Here: ${number(p.tokens)} of them, 8 bits${p.count < p.of ? `, ${p.count} of ${p.of} components` : ""}.`
+        : "";
     for (const [i, select] of this.axisSelects.entries()) {
-      select.replaceChildren(...Array.from({ length: p.count }, (_, c) => h("option", { value: String(c) }, `component ${c + 1}`)));
+      select.replaceChildren(
+        ...Array.from({ length: p.count }, (_, c) => h("option", { value: String(c) }, `component ${c + 1}`)),
+      );
       select.value = String(this.axes[i]);
     }
     this.rank.max = String(p.count);
     if (!this.cells || this.state.side !== p.side) {
       this.state.side = p.side;
-      for (const input of this.root.querySelectorAll('.hlx-seg input[value="x"], .hlx-seg input[value="g"]')) input.checked = input.value === p.side;
+      for (const input of this.root.querySelectorAll('.hlx-seg input[value="x"], .hlx-seg input[value="g"]'))
+        input.checked = input.value === p.side;
       this.drawMap();
     } else this.markMap();
     this.byRank = null;
@@ -623,64 +984,150 @@ class Explorer {
     this.drawPicked();
     this.drawTime();
     clearTimeout(this.later);
-    this.later = setTimeout(() => { // the curve needs a probe per rank: after the first paint
-      this.byRank = Array.from({ length: p.count }, (_, k) => readout(this.view, this.state.place, Array.from({ length: k + 1 }, (_, i) => i)));
+    this.later = setTimeout(() => {
+      // the curve needs a probe per rank: after the first paint
+      this.byRank = Array.from({ length: p.count }, (_, k) =>
+        readout(
+          this.view,
+          this.state.place,
+          Array.from({ length: k + 1 }, (_, i) => i),
+        ),
+      );
       this.curve.redraw();
     }, 30);
   }
 
   drawAxes() {
-    this.axisSelects.forEach((select, i) => { select.value = String(this.axes[i]); });
-    for (const [c, card] of (this.cardOf ?? []).entries()) card.dataset.axis = this.axes[0] === c ? "x" : this.axes[1] === c ? "y" : "";
+    this.axisSelects.forEach((select, i) => {
+      select.value = String(this.axes[i]);
+    });
+    for (const [c, card] of (this.cardOf ?? []).entries())
+      card.dataset.axis = this.axes[0] === c ? "x" : this.axes[1] === c ? "y" : "";
   }
 
   // ------------------------------------------------------------------------------------------- tokens
 
   drawTokens() {
-    const [a, b] = this.axes, xs = this.coordinates(a), ys = this.coordinates(b);
-    const padded = ([low, high]) => { const pad = (high - low || 1) * 0.06; return [low - pad, high + pad]; };
+    const [a, b] = this.axes,
+      xs = this.coordinates(a),
+      ys = this.coordinates(b);
+    const padded = ([low, high]) => {
+      const pad = (high - low || 1) * 0.06;
+      return [low - pad, high + pad];
+    };
     // the frame of the original, so that what moves is seen to move
     const base = (c) => column(this.view, this.state.place, c);
-    this.range = this.frame < 0 ? [xs, ys].map((v) => padded(quantiles(v, 0.002, 0.998)))
-      : [[a, xs], [b, ys]].map(([c, v]) => { const [p, q] = [quantiles(base(c), 0.002, 0.998), quantiles(v, 0.01, 0.99)]; return padded([Math.min(p[0], q[0]), Math.max(p[1], q[1])]); });
-    const { shown, held } = this.state, { token_text: text, text_corpus: corpus, text_held: isHeld } = this.view;
-    this.visible = Uint8Array.from({ length: this.n }, (_, i) => shown[corpus[text[i]]] && (!held || isHeld[text[i]]) ? 1 : 0);
+    this.range =
+      this.frame < 0
+        ? [xs, ys].map((v) => padded(quantiles(v, 0.002, 0.998)))
+        : [
+            [a, xs],
+            [b, ys],
+          ].map(([c, v]) => {
+            const [p, q] = [quantiles(base(c), 0.002, 0.998), quantiles(v, 0.01, 0.99)];
+            return padded([Math.min(p[0], q[0]), Math.max(p[1], q[1])]);
+          });
+    const { shown, held } = this.state,
+      { token_text: text, text_corpus: corpus, text_held: isHeld } = this.view;
+    this.visible = Uint8Array.from({ length: this.n }, (_, i) =>
+      shown[corpus[text[i]]] && (!held || isHeld[text[i]]) ? 1 : 0,
+    );
     const counts = [0, 0, 0];
     for (let i = 0; i < this.n; i++) if (!held || isHeld[text[i]]) counts[corpus[text[i]]]++;
     this.legend.replaceChildren(
-      ...this.view.header.corpora.map((name, c) => (counts[c] || !shown[c]) && h("button", { type: "button", class: `hlx-chip hlx-${name}`, "aria-pressed": shown[c], title: shown[c] ? "hide" : "show", onclick: () => this.set({ shown: shown.map((s, i) => (i === c ? !s : s)) }) }, h("i", {}), name, h("small", {}, number(counts[c])))),
-      h("label", { class: "hlx-check" }, h("input", { type: "checkbox", checked: held, onchange: (e) => this.set({ held: e.target.checked }) }), "held-out only"));
+      ...this.view.header.corpora.map(
+        (name, c) =>
+          (counts[c] || !shown[c]) &&
+          h(
+            "button",
+            {
+              type: "button",
+              class: `hlx-chip hlx-${name}`,
+              "aria-pressed": shown[c],
+              title: shown[c] ? "hide" : "show",
+              onclick: () => this.set({ shown: shown.map((s, i) => (i === c ? !s : s)) }),
+            },
+            h("i", {}),
+            name,
+            h("small", {}, number(counts[c])),
+          ),
+      ),
+      h(
+        "label",
+        { class: "hlx-check" },
+        h("input", { type: "checkbox", checked: held, onchange: (e) => this.set({ held: e.target.checked }) }),
+        "held-out only",
+      ),
+    );
     const at = tokenAuc(this.view, xs);
-    this.along.replaceChildren(h("strong", {}, `Along component ${a + 1}`), " held-out tokens: ", h("span", {}, `AUC ${plusMinus(at)}`), h("small", {}, ` ${number(at.forget)} forget, ${number(at.retain)} retain; error over texts`));
-    this.histogram.setAttribute("aria-label", `histogram of forget against retain tokens along component ${a + 1}, AUC ${plusMinus(at)}`);
+    this.along.replaceChildren(
+      h("strong", {}, `Along component ${a + 1}`),
+      " held-out tokens: ",
+      h("span", {}, `AUC ${plusMinus(at)}`),
+      h("small", {}, ` ${number(at.forget)} forget, ${number(at.retain)} retain; error over texts`),
+    );
+    this.histogram.setAttribute(
+      "aria-label",
+      `histogram of forget against retain tokens along component ${a + 1}, AUC ${plusMinus(at)}`,
+    );
     this.scatter.redraw();
     this.overlay.redraw();
     this.histogram.redraw();
   }
 
   /** From coordinates to pixels of the plot, and back. */
-  project(w, hgt) {
-    const [[x0, x1], [y0, y1]] = this.range, { left, right, top, bottom } = MARGIN;
-    const sx = (w - left - right) / (x1 - x0), sy = (hgt - top - bottom) / (y1 - y0);
+  project(w, height) {
+    const [[x0, x1], [y0, y1]] = this.range,
+      { left, right, top, bottom } = MARGIN;
+    const sx = (w - left - right) / (x1 - x0),
+      sy = (height - top - bottom) / (y1 - y0);
     return {
-      x: (v) => left + Math.min(x1 - x0, Math.max(0, v - x0)) * sx, y: (v) => hgt - bottom - Math.min(y1 - y0, Math.max(0, v - y0)) * sy,
-      left, right: w - right, top, bottom: hgt - bottom,
+      x: (v) => left + Math.min(x1 - x0, Math.max(0, v - x0)) * sx,
+      y: (v) => height - bottom - Math.min(y1 - y0, Math.max(0, v - y0)) * sy,
+      left,
+      right: w - right,
+      top,
+      bottom: height - bottom,
     };
   }
 
-  paintDots(c, w, hgt) {
+  paintDots(c, w, height) {
     if (!this.range) return;
-    const to = this.project(w, hgt), [a, b] = this.axes, xs = this.coordinates(a), ys = this.coordinates(b), n = this.n;
+    const to = this.project(w, height),
+      [a, b] = this.axes,
+      xs = this.coordinates(a),
+      ys = this.coordinates(b),
+      n = this.n;
     this.px = new Float32Array(n);
     this.py = new Float32Array(n);
-    for (let i = 0; i < n; i++) { this.px[i] = to.x(xs[i]); this.py[i] = to.y(ys[i]); }
-    const line = (x0, y0, x1, y1) => { c.beginPath(); c.moveTo(x0, y0); c.lineTo(x1, y1); c.stroke(); };
+    for (let i = 0; i < n; i++) {
+      this.px[i] = to.x(xs[i]);
+      this.py[i] = to.y(ys[i]);
+    }
+    const line = (x0, y0, x1, y1) => {
+      c.beginPath();
+      c.moveTo(x0, y0);
+      c.lineTo(x1, y1);
+      c.stroke();
+    };
     c.font = this.font;
     c.lineWidth = 1;
     c.textAlign = "center";
-    for (const v of ticks(...this.range[0])) { const x = Math.round(to.x(v)) + 0.5; c.strokeStyle = v === 0 ? this.colour.muted : this.colour.rule; line(x, to.top, x, to.bottom); c.fillStyle = this.colour.muted; c.fillText(label(v), x, hgt - 6); }
+    for (const v of ticks(...this.range[0])) {
+      const x = Math.round(to.x(v)) + 0.5;
+      c.strokeStyle = v === 0 ? this.colour.muted : this.colour.rule;
+      line(x, to.top, x, to.bottom);
+      c.fillStyle = this.colour.muted;
+      c.fillText(label(v), x, height - 6);
+    }
     c.textAlign = "right";
-    for (const v of ticks(...this.range[1])) { const y = Math.round(to.y(v)) + 0.5; c.strokeStyle = v === 0 ? this.colour.muted : this.colour.rule; line(to.left, y, to.right, y); c.fillStyle = this.colour.muted; c.fillText(label(v), to.left - 6, y + 4); }
+    for (const v of ticks(...this.range[1])) {
+      const y = Math.round(to.y(v)) + 0.5;
+      c.strokeStyle = v === 0 ? this.colour.muted : this.colour.rule;
+      line(to.left, y, to.right, y);
+      c.fillStyle = this.colour.muted;
+      c.fillText(label(v), to.left - 6, y + 4);
+    }
     this.dot = n > 12000 ? 1.7 : n > 4000 ? 2.2 : n > 1200 ? 3 : 4;
     c.globalAlpha = n > 4000 ? 0.5 : 0.62;
     this.paintPoints(c, null);
@@ -689,25 +1136,29 @@ class Explorer {
 
   /** Points in the order of the sample, so that no corpus lies on top of the others. */
   paintPoints(c, only, size = this.dot) {
-    const { token_text: text, text_corpus: corpus } = this.view, half = size / 2;
+    const { token_text: text, text_corpus: corpus } = this.view,
+      half = size / 2;
     let last = -1;
     const draw = (i) => {
       if (!this.visible[i]) return;
       const kind = corpus[text[i]];
-      if (kind !== last) { c.fillStyle = this.colours[kind]; last = kind; }
+      if (kind !== last) {
+        c.fillStyle = this.colours[kind];
+        last = kind;
+      }
       c.fillRect(this.px[i] - half, this.py[i] - half, size, size);
     };
     if (only) for (const i of only) draw(i);
     else for (let i = 0; i < this.n; i++) draw(i);
   }
 
-  paintOver(c, w, hgt) {
+  paintOver(c, w, height) {
     if (!this.px) return;
     const { picked } = this;
     if (picked.length) {
       c.globalAlpha = 0.72;
       c.fillStyle = this.colour.card;
-      c.fillRect(MARGIN.left, 0, w - MARGIN.left, hgt - MARGIN.bottom);
+      c.fillRect(MARGIN.left, 0, w - MARGIN.left, height - MARGIN.bottom);
       c.globalAlpha = 1;
       this.paintPoints(c, picked, this.dot + 0.8);
     }
@@ -725,21 +1176,32 @@ class Explorer {
       c.stroke();
       c.setLineDash([]);
     }
-    if (this.hovered >= 0) { c.beginPath(); c.arc(this.px[this.hovered], this.py[this.hovered], 5, 0, 7); c.stroke(); }
+    if (this.hovered >= 0) {
+      c.beginPath();
+      c.arc(this.px[this.hovered], this.py[this.hovered], 5, 0, 7);
+      c.stroke();
+    }
     if (document.activeElement === this.overlay && this.overlay.matches(":focus-visible")) {
       c.beginPath();
-      c.arc(...this.ring(w, hgt), 0, 7);
+      c.arc(...this.ring(w, height), 0, 7);
       c.stroke();
     }
   }
 
-  ring(w = this.overlay.clientWidth, hgt = this.overlay.clientHeight) { return [this.cursor.x * w, this.cursor.y * hgt, this.cursor.r * Math.min(w, hgt)]; }
+  ring(w = this.overlay.clientWidth, height = this.overlay.clientHeight) {
+    return [this.cursor.x * w, this.cursor.y * height, this.cursor.r * Math.min(w, height)];
+  }
 
-  paintHistogram(c, w, hgt) {
+  paintHistogram(c, w, height) {
     if (!this.range) return;
-    const to = this.project(w, hgt), bottom = hgt - 2, most = Math.min(80, Math.floor((to.right - to.left) / 7));
-    const bins = Math.max(14, Math.min(most, Math.round(1.4 * Math.sqrt(this.n / 3)))), xs = this.coordinates(this.axes[0]), { token_text: text, text_corpus: corpus, text_held: held } = this.view;
-    const counts = [new Float64Array(bins), new Float64Array(bins)], total = [0, 0];
+    const to = this.project(w, height),
+      bottom = height - 2,
+      most = Math.min(80, Math.floor((to.right - to.left) / 7));
+    const bins = Math.max(14, Math.min(most, Math.round(1.4 * Math.sqrt(this.n / 3)))),
+      xs = this.coordinates(this.axes[0]),
+      { token_text: text, text_corpus: corpus, text_held: held } = this.view;
+    const counts = [new Float64Array(bins), new Float64Array(bins)],
+      total = [0, 0];
     for (let i = 0; i < this.n; i++) {
       const kind = corpus[text[i]];
       if (kind > RETAIN || !held[text[i]]) continue;
@@ -747,29 +1209,46 @@ class Explorer {
       counts[kind][bin]++;
       total[kind]++;
     }
-    const top = Math.max(1e-9, ...counts.map((b, k) => Math.max(...b) / (total[k] || 1))), step = (to.right - to.left) / bins;
+    const top = Math.max(1e-9, ...counts.map((b, k) => Math.max(...b) / (total[k] || 1))),
+      step = (to.right - to.left) / bins;
     c.strokeStyle = this.colour.rule;
-    c.beginPath(); c.moveTo(to.left, bottom); c.lineTo(to.right, bottom); c.stroke();
+    c.beginPath();
+    c.moveTo(to.left, bottom);
+    c.lineTo(to.right, bottom);
+    c.stroke();
     counts.forEach((b, kind) => {
       if (!total[kind]) return;
       const y = (i) => bottom - (b[i] / total[kind] / top) * (bottom - 6);
       c.beginPath();
       c.moveTo(to.left, bottom);
-      for (let i = 0; i < bins; i++) { c.lineTo(to.left + i * step, y(i)); c.lineTo(to.left + (i + 1) * step, y(i)); }
+      for (let i = 0; i < bins; i++) {
+        c.lineTo(to.left + i * step, y(i));
+        c.lineTo(to.left + (i + 1) * step, y(i));
+      }
       c.lineTo(to.right, bottom);
       c.fillStyle = c.strokeStyle = this.colours[kind];
-      c.globalAlpha = 0.16; c.fill();
-      c.globalAlpha = 1; c.lineWidth = 1.5;
+      c.globalAlpha = 0.16;
+      c.fill();
+      c.globalAlpha = 1;
+      c.lineWidth = 1.5;
       c.setLineDash(kind === RETAIN ? [5, 2] : []);
       c.stroke();
       c.setLineDash([]);
     });
-    if (this.span) { c.globalAlpha = 0.12; c.fillStyle = this.colour.ink; c.fillRect(Math.min(...this.span), 0, Math.abs(this.span[1] - this.span[0]), bottom); c.globalAlpha = 1; }
+    if (this.span) {
+      c.globalAlpha = 0.12;
+      c.fillStyle = this.colour.ink;
+      c.fillRect(Math.min(...this.span), 0, Math.abs(this.span[1] - this.span[0]), bottom);
+      c.globalAlpha = 1;
+    }
   }
 
   // ------------------------------------------------------------------------------------------- picking
 
-  where(e) { const box = e.currentTarget.getBoundingClientRect(); return [e.clientX - box.left, e.clientY - box.top]; }
+  where(e) {
+    const box = e.currentTarget.getBoundingClientRect();
+    return [e.clientX - box.left, e.clientY - box.top];
+  }
 
   within(test) {
     const found = [];
@@ -779,7 +1258,10 @@ class Explorer {
 
   combine(found, e) {
     if (e.shiftKey) return [...new Set([...this.before, ...found])].sort((a, b) => a - b);
-    if (e.altKey) { const out = new Set(found); return this.before.filter((i) => !out.has(i)); }
+    if (e.altKey) {
+      const out = new Set(found);
+      return this.before.filter((i) => !out.has(i));
+    }
     return found;
   }
 
@@ -797,15 +1279,22 @@ class Explorer {
     if (!this.path) return this.hover(at);
     const last = this.path[this.path.length - 1];
     if (Math.hypot(at[0] - last[0], at[1] - last[1]) < 3) return;
-    if (this.state.mode === "box") { const [x, y] = this.anchor; this.path = [[x, y], [at[0], y], at, [x, at[1]]]; } else this.path.push(at);
+    if (this.state.mode === "box") {
+      const [x, y] = this.anchor;
+      this.path = [[x, y], [at[0], y], at, [x, at[1]]];
+    } else this.path.push(at);
     this.dragged(e);
   }
 
   /** Live, while the pointer is down: the tokens inside are picked on screen, not yet told to Python. */
   dragged(e) {
-    const xs = this.path.map((p) => p[0]), ys = this.path.map((p) => p[1]);
+    const xs = this.path.map((p) => p[0]),
+      ys = this.path.map((p) => p[1]);
     const box = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
-    this.state.picked = this.combine(this.within((x, y) => x >= box[0] && x <= box[1] && y >= box[2] && y <= box[3] && inside(this.path, x, y)), e);
+    this.state.picked = this.combine(
+      this.within((x, y) => x >= box[0] && x <= box[1] && y >= box[2] && y <= box[3] && inside(this.path, x, y)),
+      e,
+    );
     this.overlay.redraw();
     this.drawPicked(true);
   }
@@ -814,15 +1303,22 @@ class Explorer {
     if (!this.path) return;
     const click = this.path.length < 3;
     this.path = null;
-    if (click) { const i = this.nearest(...this.where(e)); this.set({ picked: this.combine(i < 0 ? [] : [i], e), rows: ROWS }); } else this.set({ picked: this.state.picked, rows: ROWS });
+    if (click) {
+      const i = this.nearest(...this.where(e));
+      this.set({ picked: this.combine(i < 0 ? [] : [i], e), rows: ROWS });
+    } else this.set({ picked: this.state.picked, rows: ROWS });
   }
 
   nearest(x, y, reach = 9) {
-    let best = -1, distance = reach * reach;
+    let best = -1,
+      distance = reach * reach;
     for (let i = 0; i < this.n; i++) {
       if (!this.visible[i]) continue;
       const d = (this.px[i] - x) ** 2 + (this.py[i] - y) ** 2;
-      if (d < distance) { distance = d; best = i; }
+      if (d < distance) {
+        distance = d;
+        best = i;
+      }
     }
     return best;
   }
@@ -835,19 +1331,28 @@ class Explorer {
     this.tip.hidden = i < 0;
     if (i < 0) return;
     this.tip.replaceChildren(this.snippet(i));
-    const w = this.overlay.clientWidth, left = this.px[i] > w / 2;
+    const w = this.overlay.clientWidth,
+      left = this.px[i] > w / 2;
     this.tip.style.left = left ? "auto" : `${this.px[i] + 10}px`;
     this.tip.style.right = left ? `${w - this.px[i] + 10}px` : "auto";
     this.tip.style.top = `${this.py[i] + 10}px`;
   }
 
-  brushStart(e) { e.currentTarget.setPointerCapture(e.pointerId); this.before = this.state.picked; this.span = [this.where(e)[0], this.where(e)[0]]; }
+  brushStart(e) {
+    e.currentTarget.setPointerCapture(e.pointerId);
+    this.before = this.state.picked;
+    this.span = [this.where(e)[0], this.where(e)[0]];
+  }
 
   brushMove(e) {
     if (!this.span) return;
     this.span[1] = this.where(e)[0];
-    const low = Math.min(...this.span), high = Math.max(...this.span);
-    this.state.picked = this.combine(this.within((x) => x >= low && x <= high), e);
+    const low = Math.min(...this.span),
+      high = Math.max(...this.span);
+    this.state.picked = this.combine(
+      this.within((x) => x >= low && x <= high),
+      e,
+    );
     this.overlay.redraw();
     this.histogram.redraw();
     this.drawPicked(true);
@@ -863,54 +1368,188 @@ class Explorer {
 
   drawPicked(live = false) {
     if (!live) this.overlay.redraw();
-    const { picked } = this, { token_text: text, text_corpus: corpus } = this.view;
+    const { picked } = this,
+      { token_text: text, text_corpus: corpus } = this.view;
     const counts = [0, 0, 0];
     for (const i of picked) counts[corpus[text[i]]]++;
     if (!picked.length) {
-      this.list.replaceChildren(h("p", { class: "hlx-hint" }, "Draw around tokens, or drag across the histogram, to read them here."));
+      this.list.replaceChildren(
+        h("p", { class: "hlx-hint" }, "Draw around tokens, or drag across the histogram, to read them here."),
+      );
       return;
     }
-    const summary = h("p", {}, h("strong", {}, `${number(picked.length)} token${picked.length > 1 ? "s" : ""}`), ...counts.flatMap((n, k) => (n ? [" ", h("span", { class: `hlx-tag hlx-${this.view.header.corpora[k]}` }, `${number(n)} ${this.view.header.corpora[k]}`)] : [])));
+    const summary = h(
+      "p",
+      {},
+      h("strong", {}, `${number(picked.length)} token${picked.length > 1 ? "s" : ""}`),
+      ...counts.flatMap((n, k) =>
+        n
+          ? [
+              " ",
+              h(
+                "span",
+                { class: `hlx-tag hlx-${this.view.header.corpora[k]}` },
+                `${number(n)} ${this.view.header.corpora[k]}`,
+              ),
+            ]
+          : [],
+      ),
+    );
     if (live) return this.list.firstChild?.replaceWith(summary);
-    const xs = this.coordinates(this.axes[0]), order = [...picked].sort((a, b) => xs[b] - xs[a]), shown = order.slice(0, this.state.rows);
-    this.list.replaceChildren(summary, h("ul", {}, ...shown.map((i) => h("li", {}, this.snippet(i, xs[i])))),
-      h("p", { class: "hlx-more" }, `highest on component ${this.axes[0] + 1} first`, order.length > shown.length && h("button", { type: "button", onclick: () => { this.state.rows += ROWS; this.drawPicked(); } }, `${number(order.length - shown.length)} more`),
-        h("button", { type: "button", onclick: () => this.set({ picked: [] }) }, "pick none")));
+    const xs = this.coordinates(this.axes[0]),
+      order = [...picked].sort((a, b) => xs[b] - xs[a]),
+      shown = order.slice(0, this.state.rows);
+    this.list.replaceChildren(
+      summary,
+      h("ul", {}, ...shown.map((i) => h("li", {}, this.snippet(i, xs[i])))),
+      h(
+        "p",
+        { class: "hlx-more" },
+        `highest on component ${this.axes[0] + 1} first`,
+        order.length > shown.length &&
+          h(
+            "button",
+            {
+              type: "button",
+              onclick: () => {
+                this.state.rows += ROWS;
+                this.drawPicked();
+              },
+            },
+            `${number(order.length - shown.length)} more`,
+          ),
+        h("button", { type: "button", onclick: () => this.set({ picked: [] }) }, "pick none"),
+      ),
+    );
     this.say(`${picked.length} tokens picked: ${counts[0]} forget, ${counts[1]} retain`);
   }
 
   /** A token in its line: what stands before it, itself, what follows. */
   snippet(i, value) {
-    const { view } = this, text = view.token_text[i], at = view.token_position[i], start = view.text_start[text], length = view.text_start[text + 1] - start;
-    const words = (from, to) => { let s = ""; for (let j = Math.max(0, from); j < Math.min(length, to); j++) s += view.strings[view.text_tokens[start + j]]; return s; };
-    const name = view.header.corpora[view.text_corpus[text]], held = view.text_held[text];
-    const before = words(at - 24, at), token = words(at, at + 1), after = words(at + 1, at + 14);
-    return h("div", { class: "hlx-kwic", title: `${before}[${token}]${after}` },
-      h("span", { class: `hlx-dot hlx-${name}`, title: `${name}, ${held ? "held out" : "fitted on"}`, role: "img", "aria-label": name }),
-      h("span", { class: "hlx-before" }, h("bdi", {}, before)), h("mark", {}, token), h("span", { class: "hlx-after" }, h("bdi", {}, after)),
-      value !== undefined && h("small", {}, signed(value)));
+    const { view } = this,
+      text = view.token_text[i],
+      at = view.token_position[i],
+      start = view.text_start[text],
+      length = view.text_start[text + 1] - start;
+    const words = (from, to) => {
+      let s = "";
+      for (let j = Math.max(0, from); j < Math.min(length, to); j++) s += view.strings[view.text_tokens[start + j]];
+      return s;
+    };
+    const name = view.header.corpora[view.text_corpus[text]],
+      held = view.text_held[text];
+    const before = words(at - 24, at),
+      token = words(at, at + 1),
+      after = words(at + 1, at + 14);
+    return h(
+      "div",
+      { class: "hlx-kwic", title: `${before}[${token}]${after}` },
+      h("span", {
+        class: `hlx-dot hlx-${name}`,
+        title: `${name}, ${held ? "held out" : "fitted on"}`,
+        role: "img",
+        "aria-label": name,
+      }),
+      h("span", { class: "hlx-before" }, h("bdi", {}, before)),
+      h("mark", {}, token),
+      h("span", { class: "hlx-after" }, h("bdi", {}, after)),
+      value !== undefined && h("small", {}, signed(value)),
+    );
   }
 
   // ------------------------------------------------------------------------------------------- components
 
   drawCards() {
-    const { view } = this, block = view.block(this.state.place), k = this.count, names = view.header.corpora;
+    const { view } = this,
+      block = view.block(this.state.place),
+      k = this.count,
+      names = view.header.corpora;
     const top = Math.max(1e-12, ...block.energy.filter(Number.isFinite));
     this.boxes = [];
     this.cardOf = Array.from({ length: k }, (_, c) => {
-      const values = column(view, this.state.place, c), at = tokenAuc(view, values);
+      const values = column(view, this.state.place, c),
+        at = tokenAuc(view, values);
       const box = h("input", { type: "checkbox", "aria-label": `component ${c + 1}`, onchange: () => this.toggle(c) });
       this.boxes.push(box);
-      const words = (i) => Array.from({ length: view.header.lens }, (_, j) => view.strings[block.lens[(c * 4 + i) * view.header.lens + j]]).filter(Boolean);
-      const says = (verb, i) => { const plus = words(i), minus = words(i + 1); return plus.length + minus.length > 0 && h("div", { class: "hlx-says" }, h("dt", {}, verb), h("dd", {}, h("i", {}, "+"), ...plus.map((t) => h("span", {}, t))), h("dd", {}, h("i", {}, "−"), ...minus.map((t) => h("span", {}, t)))); };
-      return h("li", { class: "hlx-card" },
-        h("div", { class: "hlx-cardhead" }, h("label", {}, box, h("strong", {}, `component ${c + 1}`)),
-          h("span", { class: "hlx-meta" }, h("span", { title: "token AUC along this component, held-out texts, no sign fixed" }, "AUC ", fixed(at.value)), h("span", { title: "cosine with the difference of class means (held-out texts)" }, "cos ", fixed(block.cosine[c]))),
-          ...["x", "y"].map((axis, i) => h("button", { type: "button", class: "hlx-axis", "data-for": axis, title: `show on the ${i ? "vertical" : "horizontal"} axis`, "aria-label": `component ${c + 1} on the ${axis} axis`, onclick: () => this.set({ axes: this.axes.map((a, j) => (j === i ? c : a)) }) }, axis))),
-        h("div", { class: "hlx-bars", role: "img", "aria-label": names.map((n, i) => `${n} energy ${percent(block.energy[c * 3 + i])}`).join(", ") },
-          ...names.map((n, i) => Number.isFinite(block.energy[c * 3 + i]) && h("div", { class: `hlx-${n}` }, h("span", {}, n), h("b", {}, h("i", { style: { width: `${(100 * block.energy[c * 3 + i]) / top}%` } })), h("span", {}, percent(block.energy[c * 3 + i]))))),
+      const words = (i) =>
+        Array.from(
+          { length: view.header.lens },
+          (_, j) => view.strings[block.lens[(c * 4 + i) * view.header.lens + j]],
+        ).filter(Boolean);
+      const says = (verb, i) => {
+        const plus = words(i),
+          minus = words(i + 1);
+        return (
+          plus.length + minus.length > 0 &&
+          h(
+            "div",
+            { class: "hlx-says" },
+            h("dt", {}, verb),
+            h("dd", {}, h("i", {}, "+"), ...plus.map((t) => h("span", {}, t))),
+            h("dd", {}, h("i", {}, "−"), ...minus.map((t) => h("span", {}, t))),
+          )
+        );
+      };
+      return h(
+        "li",
+        { class: "hlx-card" },
+        h(
+          "div",
+          { class: "hlx-cardhead" },
+          h("label", {}, box, h("strong", {}, `component ${c + 1}`)),
+          h(
+            "span",
+            { class: "hlx-meta" },
+            h(
+              "span",
+              { title: "token AUC along this component, held-out texts, no sign fixed" },
+              "AUC ",
+              fixed(at.value),
+            ),
+            h(
+              "span",
+              { title: "cosine with the difference of class means (held-out texts)" },
+              "cos ",
+              fixed(block.cosine[c]),
+            ),
+          ),
+          ...["x", "y"].map((axis, i) =>
+            h(
+              "button",
+              {
+                type: "button",
+                class: "hlx-axis",
+                "data-for": axis,
+                title: `show on the ${i ? "vertical" : "horizontal"} axis`,
+                "aria-label": `component ${c + 1} on the ${axis} axis`,
+                onclick: () => this.set({ axes: this.axes.map((a, j) => (j === i ? c : a)) }),
+              },
+              axis,
+            ),
+          ),
+        ),
+        h(
+          "div",
+          {
+            class: "hlx-bars",
+            role: "img",
+            "aria-label": names.map((n, i) => `${n} energy ${percent(block.energy[c * 3 + i])}`).join(", "),
+          },
+          ...names.map(
+            (n, i) =>
+              Number.isFinite(block.energy[c * 3 + i]) &&
+              h(
+                "div",
+                { class: `hlx-${n}` },
+                h("span", {}, n),
+                h("b", {}, h("i", { style: { width: `${(100 * block.energy[c * 3 + i]) / top}%` } })),
+                h("span", {}, percent(block.energy[c * 3 + i])),
+              ),
+          ),
+        ),
         h("dl", {}, says("writes", 0), says("reads", 2)),
-        h("div", { class: "hlx-tops" }, ...this.extremes(values).map((i) => this.snippet(i, values[i]))));
+        h("div", { class: "hlx-tops" }, ...this.extremes(values).map((i) => this.snippet(i, values[i]))),
+      );
     });
     this.cards.replaceChildren(...this.cardOf);
     this.drawAxes();
@@ -924,7 +1563,10 @@ class Explorer {
         const v = sign * values[i];
         if (found.length === 2 && v <= sign * values[found[1]]) continue;
         const same = found.findIndex((j) => this.view.token_text[j] === this.view.token_text[i]);
-        if (same >= 0) { if (v <= sign * values[found[same]]) continue; found.splice(same, 1); }
+        if (same >= 0) {
+          if (v <= sign * values[found[same]]) continue;
+          found.splice(same, 1);
+        }
         found.push(i);
         found.sort((a, b) => sign * (values[b] - values[a]));
         found.length = Math.min(2, found.length);
@@ -934,101 +1576,215 @@ class Explorer {
     return [...pick(1), ...pick(-1).reverse()];
   }
 
-  setRank(k) { this.choose(Array.from({ length: k }, (_, i) => i)); }
+  setRank(k) {
+    this.choose(Array.from({ length: k }, (_, i) => i));
+  }
 
   toggle(c) {
     const now = this.components;
     this.choose(now.includes(c) ? now.filter((i) => i !== c) : [...now, c].sort((a, b) => a - b));
   }
 
-  choose(components) { this.set({ chosen: { ...this.state.chosen, [this.state.place]: components } }); }
+  choose(components) {
+    this.set({ chosen: { ...this.state.chosen, [this.state.place]: components } });
+  }
 
   drawReadout() {
-    const chosen = this.components, k = chosen.length, p = this.entry, facts = this.view.header.facts;
+    const chosen = this.components,
+      k = chosen.length,
+      p = this.entry,
+      facts = this.view.header.facts;
     const r = readout(this.view, this.state.place, chosen);
-    const tile = (name, value, note, key, title) => h("div", { "data-key": key, title }, h("span", {}, name), h("b", {}, value), h("small", {}, note));
+    const tile = (name, value, note, key, title) =>
+      h("div", { "data-key": key, title }, h("span", {}, name), h("b", {}, value), h("small", {}, note));
     this.tiles.replaceChildren(
-      tile("held-out AUC", plusMinus(r.auc), `${r.auc.forget} + ${r.auc.retain} texts · null ${fixed(p.auc_shuffled)}`, "auc", `logistic probe on text means; nulls at full rank: shuffled labels ${fixed(p.auc_shuffled)}, random subspace ${fixed(p.auc_random)}`),
-      tile("retain energy", percent(r.retain), `random ${percent(r.random)} · forget ${percent(r.forget)}`, "retain", "share of E||x||² of held-out retain tokens inside the chosen directions: what would be lost with them"),
-      tile("predicted KL", nats(r.disruption), `nats per token · ${facts.disruption_tokens ? `${number(facts.disruption_tokens)} ` : ""}${facts.disruption_on ?? "other"} tokens`, "disruption", "second-order prediction for projecting the chosen directions out of this one place"));
+      tile(
+        "held-out AUC",
+        plusMinus(r.auc),
+        `${r.auc.forget} + ${r.auc.retain} texts · null ${fixed(p.auc_shuffled)}`,
+        "auc",
+        `logistic probe on text means; nulls at full rank: shuffled labels ${fixed(p.auc_shuffled)}, random subspace ${fixed(p.auc_random)}`,
+      ),
+      tile(
+        "retain energy",
+        percent(r.retain),
+        `random ${percent(r.random)} · forget ${percent(r.forget)}`,
+        "retain",
+        "share of E||x||² of held-out retain tokens inside the chosen directions: what would be lost with them",
+      ),
+      tile(
+        "predicted KL",
+        nats(r.disruption),
+        `nats per token · ${facts.disruption_tokens ? `${number(facts.disruption_tokens)} ` : ""}${facts.disruption_on ?? "other"} tokens`,
+        "disruption",
+        "second-order prediction for projecting the chosen directions out of this one place",
+      ),
+    );
     const prefix = chosen.every((c, i) => c === i);
     this.rank.value = String(Math.max(1, k));
     this.rank.classList.toggle("hlx-custom", !prefix);
-    this.rankLabel.textContent = prefix && k ? `first ${k} of ${p.count}` : k ? `${k} of ${p.count}, chosen one by one` : "none chosen";
-    this.boxes.forEach((box, c) => { box.checked = chosen.includes(c); this.cardOf[c].classList.toggle("hlx-out", !box.checked); });
+    this.rankLabel.textContent =
+      prefix && k ? `first ${k} of ${p.count}` : k ? `${k} of ${p.count}, chosen one by one` : "none chosen";
+    this.boxes.forEach((box, c) => {
+      box.checked = chosen.includes(c);
+      this.cardOf[c].classList.toggle("hlx-out", !box.checked);
+    });
     this.curve.redraw();
-    this.say(`${this.rankLabel.textContent}: held-out AUC ${plusMinus(r.auc)}, retain energy ${percent(r.retain)}, predicted KL ${nats(r.disruption)} nats per token`);
+    this.say(
+      `${this.rankLabel.textContent}: held-out AUC ${plusMinus(r.auc)}, retain energy ${percent(r.retain)}, predicted KL ${nats(r.disruption)} nats per token`,
+    );
   }
 
-  paintCurve(c, w, hgt) {
-    const by = this.byRank, k = this.count;
+  paintCurve(c, w, height) {
+    const by = this.byRank,
+      k = this.count;
     if (!by) return;
-    const x = (i) => (k > 1 ? 9 + (i * (w - 18)) / (k - 1) : w / 2), y = (v) => hgt - 4 - ((v - 0.4) / 0.6) * (hgt - 12);
-    const most = Math.max(1e-12, by[k - 1].retain), path = (f) => { c.beginPath(); by.forEach((r, i) => (i ? c.lineTo(x(i), f(r)) : c.moveTo(x(i), f(r)))); };
-    path((r) => hgt - (r.retain / most) * (hgt - 12) * 0.7);
-    c.lineTo(x(k - 1), hgt); c.lineTo(x(0), hgt); c.closePath();
-    c.globalAlpha = 0.16; c.fillStyle = this.colour.retain; c.fill(); c.globalAlpha = 1;
+    const x = (i) => (k > 1 ? 9 + (i * (w - 18)) / (k - 1) : w / 2),
+      y = (v) => height - 4 - ((v - 0.4) / 0.6) * (height - 12);
+    const most = Math.max(1e-12, by[k - 1].retain),
+      path = (f) => {
+        c.beginPath();
+        by.forEach((r, i) => (i ? c.lineTo(x(i), f(r)) : c.moveTo(x(i), f(r))));
+      };
+    path((r) => height - (r.retain / most) * (height - 12) * 0.7);
+    c.lineTo(x(k - 1), height);
+    c.lineTo(x(0), height);
+    c.closePath();
+    c.globalAlpha = 0.16;
+    c.fillStyle = this.colour.retain;
+    c.fill();
+    c.globalAlpha = 1;
     const null_ = y(this.entry.auc_shuffled);
-    c.setLineDash([2, 3]); c.strokeStyle = this.colour.muted; c.lineWidth = 1;
-    c.beginPath(); c.moveTo(0, null_); c.lineTo(w, null_); c.stroke(); c.setLineDash([]);
+    c.setLineDash([2, 3]);
+    c.strokeStyle = this.colour.muted;
+    c.lineWidth = 1;
+    c.beginPath();
+    c.moveTo(0, null_);
+    c.lineTo(w, null_);
+    c.stroke();
+    c.setLineDash([]);
     path((r) => y(Number.isFinite(r.auc.value) ? r.auc.value : 0.5));
-    c.strokeStyle = this.colour.ink; c.lineWidth = 1.6; c.stroke();
-    const chosen = this.components, here = chosen.length - 1;
-    if (here >= 0 && chosen.every((v, i) => v === i)) { c.beginPath(); c.arc(x(here), y(by[here].auc.value), 3.6, 0, 7); c.fillStyle = this.colour.accent; c.fill(); }
+    c.strokeStyle = this.colour.ink;
+    c.lineWidth = 1.6;
+    c.stroke();
+    const chosen = this.components,
+      here = chosen.length - 1;
+    if (here >= 0 && chosen.every((v, i) => v === i)) {
+      c.beginPath();
+      c.arc(x(here), y(by[here].auc.value), 3.6, 0, 7);
+      c.fillStyle = this.colour.accent;
+      c.fill();
+    }
   }
 
   // ------------------------------------------------------------------------------------------- time
 
   drawTime() {
     if (!this.line) return;
-    const chosen = this.components, all = signal(this.view, this.state.place, chosen), base = all[0] || NaN;
+    const chosen = this.components,
+      all = signal(this.view, this.state.place, chosen),
+      base = all[0] || NaN;
     this.shares = all.map((v) => v / base);
-    const stop = this.stops[this.state.step], share = this.shares[stop.i];
+    const stop = this.stops[this.state.step],
+      share = this.shares[stop.i];
     const twin = this.view.time.findIndex((p) => p.arm === "never" && p.step === stop.step);
     this.slider.value = String(this.state.step);
-    this.timeLabel.replaceChildren(stop.frame < 0 ? "The original model: all of the signal is there."
-      : `${stop.step ? `After ${number(stop.step)} attack steps` : "Edited, before any attack"}, ${percent(share)} of the original distance between the class means is inside the chosen directions${twin >= 0 ? ` (never-learned: ${percent(this.shares[twin])})` : ""}.`,
-      !this.entry.frames && stop.frame >= 0 ? h("small", {}, " Tokens were followed at other places only; the plot shows the original.") : "");
-    this.line.setAttribute("aria-label", `signal inside the chosen directions: ${this.view.time.map((p, i) => `${p.arm} ${p.step}: ${percent(this.shares[i])}`).join(", ")}`);
+    this.timeLabel.replaceChildren(
+      stop.frame < 0
+        ? "The original model: all of the signal is there."
+        : `${stop.step ? `After ${number(stop.step)} attack steps` : "Edited, before any attack"}, ${percent(share)} of the original distance between the class means is inside the chosen directions${twin >= 0 ? ` (never-learned: ${percent(this.shares[twin])})` : ""}.`,
+      !this.entry.frames && stop.frame >= 0
+        ? h("small", {}, " Tokens were followed at other places only; the plot shows the original.")
+        : "",
+    );
+    this.line.setAttribute(
+      "aria-label",
+      `signal inside the chosen directions: ${this.view.time.map((p, i) => `${p.arm} ${p.step}: ${percent(this.shares[i])}`).join(", ")}`,
+    );
     this.line.redraw();
   }
 
-  paintTime(c, w, hgt) {
+  paintTime(c, w, height) {
     if (!this.shares) return;
-    const points = this.view.time, last = Math.max(1, ...points.map((p) => p.step)), top = Math.max(1.05, ...this.shares.filter(Number.isFinite));
-    const x = (s) => 34 + (Math.log2(1 + s) / Math.log2(1 + last)) * (w - 34 - 62), y = (v) => hgt - 18 - (v / top) * (hgt - 30);
-    c.font = this.font; c.lineWidth = 1; c.strokeStyle = this.colour.rule; c.fillStyle = this.colour.muted; c.textAlign = "right";
-    for (const v of [0, 0.5, 1]) { c.beginPath(); c.moveTo(34, y(v)); c.lineTo(w - 62, y(v)); c.stroke(); c.fillText(`${v * 100}%`, 30, y(v) + 4); }
+    const points = this.view.time,
+      last = Math.max(1, ...points.map((p) => p.step)),
+      top = Math.max(1.05, ...this.shares.filter(Number.isFinite));
+    const x = (s) => 34 + (Math.log2(1 + s) / Math.log2(1 + last)) * (w - 34 - 62),
+      y = (v) => height - 18 - (v / top) * (height - 30);
+    c.font = this.font;
+    c.lineWidth = 1;
+    c.strokeStyle = this.colour.rule;
+    c.fillStyle = this.colour.muted;
+    c.textAlign = "right";
+    for (const v of [0, 0.5, 1]) {
+      c.beginPath();
+      c.moveTo(34, y(v));
+      c.lineTo(w - 62, y(v));
+      c.stroke();
+      c.fillText(`${v * 100}%`, 30, y(v) + 4);
+    }
     c.textAlign = "center";
     const steps = [...new Set(points.map((p) => p.step))].sort((a, b) => a - b);
     let right = -Infinity;
-    for (const s of steps) if (x(s) - right > 26) { c.fillText(number(s), x(s), hgt - 3); right = x(s); }
-    const looks = { edited: [this.colour.edited, []], never: [this.colour.never, [5, 3]], original: [this.colour.original, [2, 2]] };
+    for (const s of steps)
+      if (x(s) - right > 26) {
+        c.fillText(number(s), x(s), height - 3);
+        right = x(s);
+      }
+    const looks = {
+      edited: [this.colour.edited, []],
+      never: [this.colour.never, [5, 3]],
+      original: [this.colour.original, [2, 2]],
+    };
     c.textAlign = "left";
     const ends = [];
     for (const arm of new Set(points.map((p) => p.arm))) {
-      const own = points.map((p, i) => ({ ...p, v: this.shares[i] })).filter((p) => p.arm === arm && Number.isFinite(p.v));
+      const own = points
+        .map((p, i) => ({ ...p, v: this.shares[i] }))
+        .filter((p) => p.arm === arm && Number.isFinite(p.v));
       if (!own.length) continue;
       const [colour, dash] = looks[arm] ?? [this.colour.muted, []];
-      c.strokeStyle = c.fillStyle = colour; c.lineWidth = arm === "edited" ? 2.2 : 1.6; c.setLineDash(own.length > 1 ? dash : []);
+      c.strokeStyle = c.fillStyle = colour;
+      c.lineWidth = arm === "edited" ? 2.2 : 1.6;
+      c.setLineDash(own.length > 1 ? dash : []);
       c.beginPath();
       own.forEach((p, i) => (i ? c.lineTo(x(p.step), y(p.v)) : c.moveTo(x(p.step), y(p.v))));
-      if (own.length === 1) { c.setLineDash(dash); c.lineTo(w - 62, y(own[0].v)); }
-      c.stroke(); c.setLineDash([]);
+      if (own.length === 1) {
+        c.setLineDash(dash);
+        c.lineTo(w - 62, y(own[0].v));
+      }
+      c.stroke();
+      c.setLineDash([]);
       ends.push({ arm, colour, y: y(own[own.length - 1].v) });
     }
-    ends.sort((a, b) => a.y - b.y).forEach((e, i) => { if (i) e.y = Math.max(e.y, ends[i - 1].y + 12); c.fillStyle = e.colour; c.fillText(e.arm, w - 57, e.y + 4); });
+    ends
+      .sort((a, b) => a.y - b.y)
+      .forEach((e, i) => {
+        if (i) e.y = Math.max(e.y, ends[i - 1].y + 12);
+        c.fillStyle = e.colour;
+        c.fillText(e.arm, w - 57, e.y + 4);
+      });
     const stop = this.stops[this.state.step];
-    c.beginPath(); c.arc(x(stop.step), y(this.shares[stop.i]), 4.5, 0, 7);
-    c.fillStyle = stop.frame < 0 ? this.colour.original : this.colour.edited; c.fill();
-    c.lineWidth = 2; c.strokeStyle = this.colour.card; c.stroke();
+    c.beginPath();
+    c.arc(x(stop.step), y(this.shares[stop.i]), 4.5, 0, 7);
+    c.fillStyle = stop.frame < 0 ? this.colour.original : this.colour.edited;
+    c.fill();
+    c.lineWidth = 2;
+    c.strokeStyle = this.colour.card;
+    c.stroke();
   }
 
   // ------------------------------------------------------------------------------------------- keys
 
   key(e) {
     if (e.ctrlKey || e.metaKey || e.defaultPrevented) return;
-    const on = e.target, typing = on.matches?.("select, textarea") || (on.matches?.("input") && on.type !== "checkbox" && on.type !== "radio" && !/^[[\]1-9xyp]$|^Escape$/.test(e.key));
+    const on = e.target,
+      typing =
+        on.matches?.("select, textarea") ||
+        (on.matches?.("input") &&
+          on.type !== "checkbox" &&
+          on.type !== "radio" &&
+          !/^[[\]1-9xyp]$|^Escape$/.test(e.key));
     if (typing) return;
     const arrows = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[e.key];
     const next = (i) => this.set({ axes: this.axes.map((a, j) => (j === i ? (a + 1) % this.count : a)) });
@@ -1046,7 +1802,9 @@ class Explorer {
   }
 
   plotKey(e) {
-    const step = e.shiftKey ? 0.01 : 0.04, c = this.cursor, bound = (v) => Math.min(1, Math.max(0, v));
+    const step = e.shiftKey ? 0.01 : 0.04,
+      c = this.cursor,
+      bound = (v) => Math.min(1, Math.max(0, v));
     if (e.key === "ArrowLeft") c.x = bound(c.x - step);
     else if (e.key === "ArrowRight") c.x = bound(c.x + step);
     else if (e.key === "ArrowUp") c.y = bound(c.y - step);
@@ -1056,7 +1814,13 @@ class Explorer {
     else if (e.key === "Enter" || e.key === " ") {
       const [x, y, r] = this.ring();
       this.before = this.state.picked;
-      this.set({ picked: this.combine(this.within((a, b) => Math.hypot(a - x, b - y) <= r), e), rows: ROWS });
+      this.set({
+        picked: this.combine(
+          this.within((a, b) => Math.hypot(a - x, b - y) <= r),
+          e,
+        ),
+        rows: ROWS,
+      });
     } else return;
     e.preventDefault();
     e.stopPropagation();
@@ -1065,12 +1829,18 @@ class Explorer {
 
   say(text) {
     clearTimeout(this.saying);
-    this.saying = setTimeout(() => { this.live.textContent = text; }, 400);
+    this.saying = setTimeout(() => {
+      this.live.textContent = text;
+    }, 400);
   }
 }
 
 const signed = (v) => `${v < 0 ? "−" : "+"}${short(Math.abs(v))}`;
-const label = (v) => (v < 0 ? "−" : "") + (Math.abs(v) >= 1e4 || (v && Math.abs(v) < 1e-2) ? Math.abs(v).toExponential(0) : String(+Math.abs(v).toPrecision(3)));
+const label = (v) =>
+  (v < 0 ? "−" : "") +
+  (Math.abs(v) >= 1e4 || (v && Math.abs(v) < 1e-2)
+    ? Math.abs(v).toExponential(0)
+    : String(+Math.abs(v).toPrecision(3)));
 
 // ------------------------------------------------------------------------------------------- two doors
 
@@ -1089,25 +1859,46 @@ function start(el, bytes, port) {
 export function hydrate(el, payload, port = {}) {
   const bytes = typeof payload === "string" ? Uint8Array.from(atob(payload.trim()), (c) => c.charCodeAt(0)) : payload;
   const memory = {};
-  return start(el, bytes, { live: false, get: (key) => memory[key], set: (key, value) => { memory[key] = value; }, save() {}, on() {}, send() {}, receive() {}, ...port });
+  return start(el, bytes, {
+    live: false,
+    get: (key) => memory[key],
+    set: (key, value) => {
+      memory[key] = value;
+    },
+    save() {},
+    on() {},
+    send() {},
+    receive() {},
+    ...port,
+  });
 }
 
 function render({ model, el }) {
   let stop = () => {};
   const handlers = [];
-  const on = (event, handler) => { model.on(event, handler); handlers.push([event, handler]); };
+  const on = (event, handler) => {
+    model.on(event, handler);
+    handlers.push([event, handler]);
+  };
   const draw = () => {
     stop();
     for (const [event, handler] of handlers.splice(0)) model.off?.(event, handler);
     stop = start(el, model.get("payload"), {
-      live: true, get: (key) => model.get(key), set: (key, value) => model.set(key, value), save: () => model.save_changes(),
-      on: (key, handler) => on(`change:${key}`, () => handler(model.get(key))), send: (message) => model.send(message),
+      live: true,
+      get: (key) => model.get(key),
+      set: (key, value) => model.set(key, value),
+      save: () => model.save_changes(),
+      on: (key, handler) => on(`change:${key}`, () => handler(model.get(key))),
+      send: (message) => model.send(message),
       receive: (handler) => on("msg:custom", (message, buffers) => handler(message, buffers ?? [])),
     });
     on("change:payload", draw);
   };
   draw();
-  return () => { stop(); for (const [event, handler] of handlers) model.off?.(event, handler); };
+  return () => {
+    stop();
+    for (const [event, handler] of handlers) model.off?.(event, handler);
+  };
 }
 
 export default { render };
