@@ -36,9 +36,13 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("budget", kept),
         ("battery", str(verdict.get("battery") or "")),
         ("never-learned control", _named(record.get("never")) or "none"),
-        ("measured on", f"{known[0][0]} items × {known[0][1]} seeds" if len(known) == 1 else ""),
+        ("measured on", _size(*known[0]) if len(known) == 1 else ""),
     ]
     return [(name, value) for name, value in found if value]
+
+
+def _size(items: int, seeds: int) -> str:
+    return f"{items} items, {'one seed' if seeds == 1 else f'{seeds} seeds'}"
 
 
 def _named(thing: Any) -> str:

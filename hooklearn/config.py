@@ -170,9 +170,11 @@ class RunConfig(_Strict):
     def _named_battery(cls, data: Any) -> Any:
         if not isinstance(data, dict) or not isinstance(data.get("battery"), str):
             return data
-        never = (data.get("controls") or {}).get("never") or {}
+        controls = data.get("controls")
+        never = controls.get("never") if isinstance(controls, dict) else None
         # answers can be permuted where the thing to forget is facts, and only there
-        attacks = battery(data["battery"], facts="surrogate" in never)
+        facts = isinstance(never, dict) and never.get("surrogate") is not None
+        attacks = battery(data["battery"], facts=facts)
         if data.get("attacks") not in (None, [], attacks):
             raise ValueError(f"battery {data['battery']!r} is a list of attacks; give battery or attacks, not both")
         return data | {"attacks": attacks}

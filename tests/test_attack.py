@@ -14,8 +14,9 @@ from hooklearn import models
 from hooklearn.api import attack
 from hooklearn.attack import ATTACKS, Arena, ArmState, Attack, Watcher, attack_of
 from hooklearn.attack.curve import is_flat
+from hooklearn.attack.erosion import Erode
 from hooklearn.attack.few_shot import FewShot
-from hooklearn.attack.relearn import Erode, Relearn
+from hooklearn.attack.relearn import Relearn
 from hooklearn.corpus import Corpus
 from hooklearn.data import split_row
 from hooklearn.edit import Problem, method_of, run_edit
@@ -330,7 +331,7 @@ def test_a_curve_cannot_be_had_without_its_control() -> None:
         ("relearn", {"learning_rates": []}, "learning_rates must be positive"),
         ("relearn", {"learning_rates": [-1e-4]}, "learning_rates must be positive"),
         ("relearn", {"optimizer": "lion"}, "'lion'; valid: adam, sgd"),
-        ("erode", {"steps": 0}, "steps at least 1"),
+        ("erode", {"steps": 0}, "steps must be 1 or more, got 0"),
         ("few_shot", {"shots": 0}, "shots must be 1 or more, got 0"),
     ],
 )

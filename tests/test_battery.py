@@ -572,6 +572,12 @@ def test_a_config_names_a_battery_in_place_of_attacks() -> None:
     config = parse(plain | {"battery": "cheap"})
     assert [a.name for a in config.attacks] == [s["name"] for s in battery("cheap")]
     assert parse(config.model_dump(mode="json")) == config
+    named = parse(plain | {"battery": "cheap", "controls": {"never": {"name": "tiny"}}})
+    assert parse(named.model_dump(mode="json")) == named and named.attacks == config.attacks
+    facts = parse(plain | {"battery": "cheap", "controls": {"never": {"surrogate": "permuted"}}})
+    assert "low_mi" in [a.name for a in facts.attacks] and parse(facts.model_dump(mode="json")) == facts
+    with pytest.raises(InputError, match="did you mean 'cheap'"):
+        parse(plain | {"battery": "cheep", "controls": "nothing"})
     with pytest.raises(InputError, match="battery or attacks, not both"):
         parse(plain | {"battery": "cheap", "attacks": [{"name": "erode"}]})
     assert parse(with_overrides(plain | {"attacks": [{"name": "erode"}]}, ["battery=cheap"])) == config

@@ -89,7 +89,9 @@ def _still(packed: Packed) -> Markup:
     image, table = picture_and_table(packed)
     source = base64.b64encode(image).decode()
     alt = "layers by sites, and the tokens of the place that separates best"
-    return Markup('<img src="data:image/png;base64,{}" alt="{}" style="max-width:100%">{}').format(source, alt, table)
+    return Markup(
+        '<img src="data:image/png;base64,{}" alt="{}" style="max-width:100%"><div style="overflow-x:auto">{}</div>'
+    ).format(source, alt, table)
 
 
 def save(sample: Any, path: str | Path, *, title: str = "Subspace explorer", redact: bool = False) -> Path:

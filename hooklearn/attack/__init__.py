@@ -8,11 +8,11 @@ from typing import Any
 
 from hooklearn.attack.ablate_direction import AblateDirection
 from hooklearn.attack.curve import Arena, ArmState, Attack, Pending, Watcher
-from hooklearn.attack.erosion import EroseStyle, RetainOnly
+from hooklearn.attack.erosion import Erode, EroseStyle, RetainOnly
 from hooklearn.attack.few_samples import GoodDemos, WeakSamples
 from hooklearn.attack.few_shot import FewShot
 from hooklearn.attack.prompts import Password, Prefill
-from hooklearn.attack.relearn import Erode, LowMutualInformation, Relearn
+from hooklearn.attack.relearn import LowMutualInformation, Relearn
 from hooklearn.attack.relearn_lora import RelearnLora
 from hooklearn.attack.sample_many import SampleMany
 from hooklearn.attack.weights import Noise, Prune, Quantize

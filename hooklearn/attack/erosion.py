@@ -1,4 +1,4 @@
-"""Fine-tuning without a single demonstration: on what was to be kept, on another style and back again."""
+"""Fine-tuning without a single demonstration: on unrelated text, on what was to be kept, on a style and back again."""
 
 from __future__ import annotations
 
@@ -12,6 +12,28 @@ from hooklearn.attack.style import STYLES, styled
 from hooklearn.attack.tuning import Plan, Tuning, steps_of
 from hooklearn.data import encode
 from hooklearn.types import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Erode(Tuning):
+    """Fine-tuning on unrelated text: what was only suppressed often comes back by itself."""
+
+    name: ClassVar[str] = "erode"
+    source: ClassVar[str] = "Greenblatt & Roger's discussion; Qi et al. 2023, arXiv 2310.03693"
+    needs: ClassVar[str] = "unrelated"
+    cheap: ClassVar[bool] = True
+    learning_rates: tuple[float, ...] = (1e-4,)
+    steps: int = 32
+    max_length: int = 128
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(steps=self.steps, max_length=self.max_length)
+
+    def plan(self, arena: Arena) -> Plan:
+        tokenizer = models.tokenizer_of(arena.arms[0].model)
+        sequences = encode(arena.corpus("unrelated"), tokenizer, max_length=self.max_length)
+        return Plan(steps_of(sequences, arena, self.steps), self.steps, self.steps // 2)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,11 +6,10 @@ import random
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from hooklearn import models
 from hooklearn.attack.curve import Arena, Attack, Watcher
-from hooklearn.data import Corpus, Row
-from hooklearn.measure import Likelihoods
-from hooklearn.types import ArmCurve, Curve, InputError
+from hooklearn.attack.look import asking, one_look
+from hooklearn.data import Row
+from hooklearn.types import Curve, InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,45 +30,17 @@ class FewShot(Attack):
         return [f"shots={self.shots}"]
 
     def curves(self, arena: Arena) -> list[Curve]:
-        setting = self.settings()[0]
-        watcher = self._watcher(arena)
-        arms: dict[str, ArmCurve] = {}
-        for arm in arena.arms:
-            arena.progress(f"{self.name} {setting}: {arm.name}")
-            with arm.entered(training=False) as model:
-                points = watcher.likelihood(model, 0, 0, watcher.heldout)
-                arms[arm.name] = ArmCurve(tuple(points), converged=True)
-                if arm.name == "original" and (twin := watcher.surrogate(model, 0, 0)):
-                    arms["never"] = ArmCurve(tuple(twin), converged=True)
-                watcher.sample(model, arm.name, self.name, setting, 0, arena.seed)
-        arena.watcher.pending.extend(watcher.pending)
-        return [Curve(self.name, setting, self.cheap, arena.seed, arms)]
+        (setting,) = self.settings()
+        return [one_look(arena, self, setting, watcher=self._watcher(arena))]
 
     def _watcher(self, arena: Arena) -> Watcher:
-        """The arena's eyes, with demonstrations before every prompt (the same for all arms)."""
-        demonstrations = arena.corpus("attack_train").rows
+        rows = arena.corpus("attack_train").rows
 
-        def prompted(split: Likelihoods | None) -> Likelihoods | None:
-            if split is None:
-                return None
-            rows = tuple(
-                {**row, "history": self._history(row, i, demonstrations, arena.seed)}
-                for i, row in enumerate(split.corpus.rows)
-            )
-            corpus = Corpus(f"{split.corpus.name}/{self.shots}-shot", rows, split.corpus.source)
-            tokenizer = models.tokenizer_of(arena.arms[0].model)
-            return Likelihoods.of(corpus, tokenizer, split.split)
+        def shown(row: Row, i: int) -> Row:
+            return {**row, "history": self._history(row, i, rows, arena.seed)}
 
-        heldout = prompted(arena.watcher.heldout)
-        assert heldout is not None
-        return replace(
-            arena.watcher,
-            heldout=heldout,
-            ood=None,
-            permuted=prompted(arena.watcher.permuted),
-            pending=[],
-            start={},
-        )
+        # long prompts are dear, and held-out items decide
+        return replace(asking(arena, shown, f"{self.shots}-shot"), ood=None)
 
     def _history(self, row: Row, i: int, demonstrations: tuple[Row, ...], seed: int) -> list[dict[str, str]]:
         """Demonstrations before the row's own earlier turns; of its own template where there is a choice."""

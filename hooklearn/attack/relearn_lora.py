@@ -11,33 +11,28 @@ from torch import Tensor
 
 from hooklearn import models
 from hooklearn.attack.curve import Arena
-from hooklearn.attack.tuning import Plan, Tuning, epochs_of, length
-from hooklearn.data import encode
+from hooklearn.attack.relearn import Relearn
+from hooklearn.attack.tuning import Plan, demonstrations
 from hooklearn.lora import Lora
 from hooklearn.types import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class RelearnLora(Tuning):
+class RelearnLora(Relearn):
     """A LoRA on demonstrations of the behaviour, over a sweep of learning rates."""
 
     name: ClassVar[str] = "relearn_lora"
     source: ClassVar[str] = "Lucki et al. 2024, arXiv 2409.18025 (rank 128, all projections)"
-    needs: ClassVar[str] = "attack_train"
-    cheap: ClassVar[bool] = False
     learning_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
     rank: int = 16
     """Usually 8 to 128."""
     alpha: float | None = None
     """``y = W x + (alpha / rank) B A x``; None: the rank, so that the factor is 1."""
     sites: str = "all"
-    epochs: int = 8
-    """The cap; the curve usually gets flat before."""
-    max_steps: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.at_least(rank=self.rank, epochs=self.epochs, max_steps=self.max_steps or 1)
+        self.at_least(rank=self.rank)
         if self.alpha is not None and not self.alpha > 0:
             raise InputError(f"attack {self.name!r}: alpha must be positive, got {self.alpha:g}")
 
@@ -45,13 +40,7 @@ class RelearnLora(Tuning):
         return f"rank={self.rank}"
 
     def plan(self, arena: Arena) -> Plan:
-        sequences = encode(arena.corpus("attack_train"), models.tokenizer_of(arena.arms[0].model), end=True)
-        stream = epochs_of(sequences, arena, self.epochs)
-        total = length(stream)
-        return Plan(
-            stream, min(total, self.max_steps or total), -(-total // self.epochs) * 2,
-            trained=lambda model: self.worn(model, arena.seed),
-        )  # fmt: skip
+        return demonstrations(arena, self.epochs, self.max_steps, lambda model: self.worn(model, arena.seed))
 
     @contextlib.contextmanager
     def worn(self, model: Any, seed: int) -> Iterator[list[Tensor]]:

@@ -7,9 +7,9 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from hooklearn import models
 from hooklearn.attack.curve import Arena, Attack, Stream, Trained, all_weights, training_curve
-from hooklearn.attack.relearn import rate
-from hooklearn.data import Encoded, cycle
+from hooklearn.data import Encoded, cycle, encode
 from hooklearn.types import Curve, InputError
 
 
@@ -52,7 +52,7 @@ class Tuning(Attack):
 
     def settings(self) -> list[str]:
         words = " ".join(filter(None, (self.label(), "" if self.optimizer == "adam" else self.optimizer)))
-        return [f"{words} {rate(lr)}".strip() for lr in self.learning_rates]
+        return [f"{words} lr={lr:g}".strip() for lr in self.learning_rates]
 
     def curves(self, arena: Arena) -> list[Curve]:
         plan = self.plan(arena)
@@ -76,6 +76,14 @@ class Tuning(Attack):
 def _noted(curve: Curve, note: str) -> Curve:
     arms = {name: replace(arm, note="; ".join(filter(None, (note, arm.note)))) for name, arm in curve.arms.items()}
     return replace(curve, arms=arms)
+
+
+def demonstrations(arena: Arena, epochs: int, max_steps: int | None, trained: Trained = all_weights) -> Plan:
+    """``epochs`` passes over the attacker's data; two of them are always run."""
+    sequences = encode(arena.corpus("attack_train"), models.tokenizer_of(arena.arms[0].model), end=True)
+    stream = epochs_of(sequences, arena, epochs)
+    total = length(stream)
+    return Plan(stream, min(total, max_steps or total), -(-total // epochs) * 2, trained)
 
 
 def epochs_of(sequences: Sequence[Encoded], arena: Arena, epochs: int, *, max_tokens: int | None = None) -> Stream:

@@ -68,6 +68,10 @@ class Walk:
         with models.edited(self.model, delta_of(updates), scale):
             return self.meter.rough.measure().used(self.budget)
 
+    def well_inside(self, updates: Updates, scale: float) -> bool:
+        """Less than half of the budget, as far as a few texts can tell; False where there is no smaller meter."""
+        return self.meter.rough is not None and self.roughly_used(updates, scale) < ROUGH[0]
+
     def landed(self, updates: Updates, why_not: str) -> Landing:
         """Where the walk ends, as measured last; it says so where that is not the budget."""
         assert self.measured is not None
@@ -111,29 +115,23 @@ def _solve_ray(walk: Walk, direction: Updates, reference_norm: float) -> Landing
     def used(scale: float) -> float:
         return walk.used(direction, scale, 0)
 
-    def roughly(scale: float) -> float:
-        return walk.roughly_used(direction, scale)
-
     start = 1e-3 * reference_norm / size
     if walk.meter.rough is not None:
-        start = search(roughly, start=start, limit=limit / size, landing=ROUGH) or start
+        start = search(
+            lambda scale: walk.roughly_used(direction, scale), start=start, limit=limit / size, landing=ROUGH
+        ) or start  # fmt: skip
     scale = search(used, start=start, limit=limit / size)
     if scale is None:
         return walk.landed(_scaled(direction, limit / size), "the model hardly reacts")
     if walk.budget.near_ce is not None and walk.meter.has_near:
-        scale = _first_crossing(used, roughly if walk.meter.rough is not None else used, scale, walk)
+        scale = _first_crossing(used, scale, walk, direction)
     return walk.landed(_scaled(direction, scale), JUMPED)
 
 
-def _first_crossing(
-    used: Callable[[float], float], roughly: Callable[[float], float], scale: float, walk: Walk
-) -> float:
-    """Near CE may rise, fall and rise again along a ray: take its first crossing from zero.
-
-    A few texts are enough to see that half way is well inside; else all of them decide.
-    """
+def _first_crossing(used: Callable[[float], float], scale: float, walk: Walk, direction: Updates) -> float:
+    """Near CE may rise, fall and rise again along a ray: take its first crossing from zero."""
     keep = walk.measured
-    if roughly(scale / 2) <= ROUGH[0] or used(scale / 2) <= LANDING[1]:
+    if walk.well_inside(direction, scale / 2) or used(scale / 2) <= LANDING[1]:
         walk.measured = keep
         return scale
     found = search(used, start=scale / 4, high=scale / 2)
@@ -148,7 +146,7 @@ def _solve_polyline(walk: Walk, path: Iterator[Updates]) -> Landing:
     """The last point since ``inside`` that was passed over."""
     step = 0
     for step, after in enumerate(path, start=1):
-        if walk.meter.rough is not None and walk.roughly_used(after, 1.0) < ROUGH[0]:
+        if walk.well_inside(after, 1.0):
             passed = after
             continue
         share = walk.used(after, 1.0, step)

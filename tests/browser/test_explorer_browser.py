@@ -366,3 +366,15 @@ def test_twenty_thousand_points_are_drawn(page: Any) -> None:
     assert seen["forget"] > 3_000 and seen["retain"] > 3_000
     drag(page, ".hlx-over", [(0.01, 0.01), (0.99, 0.01), (0.99, 0.99), (0.01, 0.99), (0.01, 0.02)])
     assert len(state(page, "picked")) > 19_000
+
+
+def test_without_scripts_a_narrow_page_does_not_scroll_sideways(browser: Any, sample: Any, tmp_path: Path) -> None:
+    """Picture and table of the page that nobody's script has touched fit a phone; the table scrolls in itself."""
+    path = save(sample, tmp_path / "explorer.html")
+    context = browser.new_context(viewport={"width": 390, "height": 844}, java_script_enabled=False)
+    page = context.new_page()
+    page.goto(path.as_uri())
+    box = page.locator("table").bounding_box()
+    assert box["width"] > 390, "the table itself is wider: there is something to hold"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    context.close()
