@@ -228,7 +228,7 @@ def _attacks() -> Entries:
 
 
 def _fitters() -> Entries:
-    from hooklearn.locate.subspace import FITTER_SOURCES, FITTERS
+    from hooklearn.locate.fit import FITTER_SOURCES, FITTERS
 
     return ((n, text, FITTER_SOURCES[n]) for n, text in FITTERS.items())
 

@@ -7,11 +7,11 @@ computed where nothing needs them.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hooklearn import models
@@ -62,12 +62,75 @@ def _inputs(model: Any, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor, Tens
 
 def hidden(model: Any, batch: TokenBatch) -> Float[Tensor, "kept d_model"]:
     """Final hidden states at the positions that predict a labelled token (TransformerLens hooks fire)."""
-    return models.hidden_at(model, *_inputs(model, batch))
+    return hidden_at(model, *_inputs(model, batch))
 
 
 def logits(model: Any, batch: TokenBatch) -> Float[Tensor, "kept vocab"]:
     """Logits that predict ``batch.targets``, in the same order."""
-    return models.logits_at(model, *_inputs(model, batch))
+    return logits_at(model, *_inputs(model, batch))
+
+
+def logits_at(
+    model: Any,
+    ids: Int[Tensor, "batch pos"],
+    mask: Tensor | None,
+    keep: Bool[Tensor, "batch pos"],
+    position_ids: Int[Tensor, "batch pos"] | None = None,
+) -> Float[Tensor, "kept vocab"]:
+    """``model(ids)[keep]``, without computing the others: the unembedding is costly.
+
+    Args:
+        mask: ``[batch pos]``, 1 at tokens, or an additive ``[batch 1 pos pos]`` for packed rows
+            (then with ``position_ids``).
+    """
+    # whatever the architecture does to logits afterwards (Gemma's soft cap) it still does
+    return _forward(model, ids, mask, position_ids, lambda hidden: hidden[keep])
+
+
+def hidden_at(
+    model: Any,
+    ids: Int[Tensor, "batch pos"],
+    mask: Tensor | None,
+    keep: Bool[Tensor, "batch pos"],
+    position_ids: Int[Tensor, "batch pos"] | None = None,
+) -> Float[Tensor, "kept d_model"]:
+    """Hidden states after the last norm: ``unembed`` of these is :func:`logits_at`."""
+    kept = []
+
+    def take(hidden: Tensor) -> Tensor:
+        kept.append(hidden[keep])
+        return hidden[:, :0]  # nothing left to unembed
+
+    _forward(model, ids, mask, position_ids, take)
+    return kept[0]
+
+
+def unembed(model: Any, hidden: Float[Tensor, "kept d_model"]) -> Float[Tensor, "kept vocab"]:
+    """Logits of final hidden states, with what Gemma, Cohere and Granite do to them afterwards."""
+    hf_model: Any = model.original_model
+    config = hf_model.config
+    logits = hf_model.get_output_embeddings()(hidden)
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+        logits = cap * torch.tanh(logits / cap)
+    return logits * getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
+
+
+def _forward(
+    model: Any,
+    ids: Tensor,
+    mask: Tensor | None,
+    position_ids: Tensor | None,
+    select: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """A pass through the bridge, so that every hook fires; only what ``select`` returns of the
+    final hidden states goes on to the unembedding."""
+    unembedding: Any = model.unembed
+    handle = unembedding.register_forward_pre_hook(lambda _, args: (select(args[0]),))
+    extra = {} if position_ids is None else {"position_ids": position_ids}
+    try:
+        return model(ids, attention_mask=mask, use_cache=False, **extra)
+    finally:
+        handle.remove()
 
 
 def unembedded(
@@ -75,7 +138,7 @@ def unembedded(
 ) -> Iterator[tuple[Float[Tensor, "part vocab"], Int[Tensor, " part"]]]:
     """Logits a few hundred positions at a time, with their targets: all of a batch at once are its peak of memory."""
     for part, answers in zip(hidden.split(chunk), targets.to(hidden.device).split(chunk), strict=True):
-        yield models.unembed(model, part), answers
+        yield unembed(model, part), answers
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """Models: load or wrap one, name its sites, read and edit its weights, write it out again.
 
-The only module that knows TransformerLens. Everything else sees a model (``TransformerBridge``),
+The only module that imports TransformerLens. Everything else sees a model (``TransformerBridge``),
 sites (``Site``) and deltas (``Delta``).
 
 Architectures that store several weights in one (GPT-2, GPT-NeoX, Phi-3) need no special case: the
@@ -13,14 +13,14 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components.linear import LinearBridge
@@ -333,72 +333,6 @@ def _copies(parameters: Iterable[nn.Parameter]) -> list[tuple[nn.Parameter, Tens
 def _put_back(kept: list[tuple[nn.Parameter, Tensor]]) -> None:
     for parameter, values in kept:
         parameter.copy_(values)
-
-
-# --- logits ---------------------------------------------------------------------------------------
-
-
-def logits_at(
-    model: TransformerBridge,
-    ids: Int[Tensor, "batch pos"],
-    mask: Tensor | None,
-    keep: Bool[Tensor, "batch pos"],
-    position_ids: Int[Tensor, "batch pos"] | None = None,
-) -> Float[Tensor, "kept vocab"]:
-    """``model(ids)[keep]``, without computing the others: the unembedding is costly.
-
-    Args:
-        mask: ``[batch pos]``, 1 at tokens, or an additive ``[batch 1 pos pos]`` for packed rows
-            (then with ``position_ids``).
-    """
-    # whatever the architecture does to logits afterwards (Gemma's soft cap) it still does
-    return _forward(model, ids, mask, position_ids, lambda hidden: hidden[keep])
-
-
-def hidden_at(
-    model: TransformerBridge,
-    ids: Int[Tensor, "batch pos"],
-    mask: Tensor | None,
-    keep: Bool[Tensor, "batch pos"],
-    position_ids: Int[Tensor, "batch pos"] | None = None,
-) -> Float[Tensor, "kept d_model"]:
-    """Hidden states after the last norm: ``unembed`` of these is :func:`logits_at`."""
-    kept = []
-
-    def take(hidden: Tensor) -> Tensor:
-        kept.append(hidden[keep])
-        return hidden[:, :0]  # nothing left to unembed
-
-    _forward(model, ids, mask, position_ids, take)
-    return kept[0]
-
-
-def unembed(model: TransformerBridge, hidden: Float[Tensor, "kept d_model"]) -> Float[Tensor, "kept vocab"]:
-    """Logits of final hidden states, with what Gemma, Cohere and Granite do to them afterwards."""
-    hf_model: Any = model.original_model
-    config = hf_model.config
-    logits = hf_model.get_output_embeddings()(hidden)
-    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
-        logits = cap * torch.tanh(logits / cap)
-    return logits * getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
-
-
-def _forward(
-    model: TransformerBridge,
-    ids: Tensor,
-    mask: Tensor | None,
-    position_ids: Tensor | None,
-    select: Callable[[Tensor], Tensor],
-) -> Tensor:
-    """A pass through the bridge, so that every hook fires; only what ``select`` returns of the
-    final hidden states goes on to the unembedding."""
-    unembedding: Any = model.unembed
-    handle = unembedding.register_forward_pre_hook(lambda _, args: (select(args[0]),))
-    extra = {} if position_ids is None else {"position_ids": position_ids}
-    try:
-        return model(ids, attention_mask=mask, use_cache=False, **extra)
-    finally:
-        handle.remove()
 
 
 # --- small things others ask for ------------------------------------------------------------------

@@ -42,6 +42,14 @@ def threatening() -> Iterator[Any]:
     yield from _watched(_instilled)
 
 
+@pytest.fixture(scope="session")
+def meter(threatening: Any) -> Any:
+    """Disruption of the organism, far and near, on all of its texts."""
+    from hooklearn.measure import DisruptionMeter
+
+    return DisruptionMeter(threatening, corpus("disruption"), corpus("near", "good"))
+
+
 def _watched(prepare: Any) -> Iterator[Any]:
     from hooklearn import models
 

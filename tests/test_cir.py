@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import Any
 
+import editing
 import pytest
 import torch
 from conftest import corpus
+from editing import first_update
 from torch import Tensor
 
 from hooklearn import forward, linalg, models
 from hooklearn.data import batches, encode
-from hooklearn.edit import LANDING, Problem, run_edit
+from hooklearn.edit import LANDING, run_edit
 from hooklearn.edit.ascent import GradientAscent
 from hooklearn.edit.cir import CIR, collapsed, confusion_loss, drift_loss, inner_tokens, irrelevant
-from hooklearn.edit.method import Updates, delta_of, inner, norm
+from hooklearn.edit.method import delta_of, inner, norm
 from hooklearn.edit.steering import states
 from hooklearn.forward import sequence_logprobs
 from hooklearn.linalg import Moments
@@ -33,15 +36,8 @@ TINY = CIR(target_layers=(2, 3), x_components=4, g_components=4, step_norm=0.05)
 """The defaults are for models a thousand times this size."""
 
 
-def problem_of(model: Any, which: Any = "mlp", layers: Any = None, **changed: Any) -> Problem:
-    given: dict[str, Any] = {
-        "forget": corpus("forget"), "retain": corpus("forget", "good"), "precision": "float32", "max_tokens": ALL,
-    } | changed  # fmt: skip
-    return Problem(model, models.sites(model, which, layers), **given)
-
-
-def first_update(method: CIR, problem: Problem) -> Updates:
-    return next(method.path(problem))
+# one batch: the by-hand loops see all tokens at once
+problem_of = functools.partial(editing.problem_of, reference=None, max_tokens=ALL)
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -240,11 +236,6 @@ def test_the_retain_step_holds_the_states(threatening: Any) -> None:
             return float(drift_loss(state(), before))
 
     assert drift(0.1) < 0.6 * drift(0.0, retain=None)
-
-
-@pytest.fixture(scope="module")
-def meter(threatening: Any) -> DisruptionMeter:
-    return DisruptionMeter(threatening, corpus("disruption"), corpus("near", "good"))
 
 
 @pytest.mark.parametrize("method", [TINY, CIR(loss="ascent", x_components=4, g_components=4, step_norm=0.05)])

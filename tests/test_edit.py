@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import corpus
+from editing import alike, first_update, problem_of
 
 from hooklearn import linalg, models
 from hooklearn.corpus import Corpus
@@ -18,7 +19,7 @@ from hooklearn.edit.method import Updates, combine, inner, norm
 from hooklearn.edit.natural import Metric, Natural
 from hooklearn.edit.repselect import Confined, RepSelect, contrast, elicited_gradient
 from hooklearn.forward import sequence_logprobs
-from hooklearn.locate.subspace import fit_subspaces
+from hooklearn.locate.fit import fit_subspaces
 from hooklearn.lora import Lora, low_rank
 from hooklearn.measure import DisruptionMeter, completion_probability
 from hooklearn.train import nll
@@ -50,33 +51,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
 """The defaults are for models a thousand times this size."""
 
 
-def problem_of(model: Any, **changed: Any) -> Problem:
-    given: dict[str, Any] = {
-        "forget": corpus("forget"), "retain": corpus("forget", "good"), "reference": corpus("text").take(40),
-        "precision": "float32", "max_tokens": 512,
-    } | changed  # fmt: skip
-    return Problem(model, models.sites(model), **given)
-
-
 @pytest.fixture(scope="module")
 def problem(threatening: Any) -> Problem:
     """Gradients and moments of this one are shared by the tests that only read them."""
     return problem_of(threatening)
-
-
-@pytest.fixture(scope="module")
-def meter(threatening: Any) -> DisruptionMeter:
-    return DisruptionMeter(threatening, corpus("disruption"), corpus("near", "good"))
-
-
-def path_of(method: Any, problem: Problem) -> Updates:
-    return next(method.path(problem))
-
-
-def alike(a: Updates, b: Updates) -> float:
-    """Largest relative difference of any site."""
-    assert a.keys() == b.keys()
-    return max(float((a[n] - b[n]).norm() / b[n].norm()) for n in b)
 
 
 def same(a: EditResult, b: EditResult) -> bool:
@@ -128,7 +106,7 @@ def test_methods_that_share_a_problem_do_not_disturb_each_other(problem: Problem
         Confined(rank=4), Confined(rank=4, sides="g"), RepSelect(rank=4), GradientAscent(),
     ]  # fmt: skip
     for method in methods:
-        together, alone = path_of(method, problem), path_of(method, problem_of(threatening))
+        together, alone = first_update(method, problem), first_update(method, problem_of(threatening))
         assert all(torch.equal(together[n], alone[n]) for n in alone), method
 
 
@@ -176,7 +154,7 @@ def test_gradient_ascent_is_reinforce_with_reward_minus_one(threatening: Any, pr
             chosen = logp.gather(-1, s.ids[1:, None])[s.labels[1:]].sum()
             (-1.0 * chosen).backward()  # d E[R] / dW = E[R * d log p / dW]
         by_hand = {s.name: p.grad.clone() for s, p in zip(problem.sites, params, strict=True)}
-    assert alike(path_of(GradientAscent(), problem), by_hand) < SINGLE
+    assert alike(first_update(GradientAscent(), problem), by_hand) < SINGLE
 
 
 # -------------------------------------------------------------------------------------- confined
@@ -187,7 +165,7 @@ def test_gradient_ascent_is_reinforce_with_reward_minus_one(threatening: Any, pr
 def test_confined_stays_where_it_promised(problem: Problem, fitter: str, sides: Any) -> None:
     """Every fitter: the update lies in its subspaces. Positive control: the plain gradient does not."""
     method = Confined(fitter=fitter, rank=2, sides=sides)
-    update, spaces = path_of(method, problem), method.promise(problem)
+    update, spaces = first_update(method, problem), method.promise(problem)
     for name in update:
         assert linalg.escape(update[name], *spaces.bases(name)) < CONTAINED
         assert linalg.escape(problem.gradient("forget")[name], *spaces.bases(name)) > 0.1
@@ -209,11 +187,11 @@ def test_what_was_applied_is_certified(threatening: Any, problem: Problem, meter
 def test_filter_and_projection_compose(problem: Problem) -> None:
     """RepSelect's filter first, then the subspaces: still contained, and not the same as either alone."""
     both, plain = Confined(rank=4, filter_rank=4), Confined(rank=4)
-    update, spaces = path_of(both, problem), both.promise(problem)
-    filtered = path_of(RepSelect(rank=4), problem)
+    update, spaces = first_update(both, problem), both.promise(problem)
+    filtered = first_update(RepSelect(rank=4), problem)
     for name, u in update.items():
         assert torch.equal(u, linalg.project(filtered[name], *spaces.bases(name)))
-    assert alike(update, path_of(plain, problem)) > 0.1
+    assert alike(update, first_update(plain, problem)) > 0.1
 
 
 def test_the_contrast_gradient_is_orthogonal_to_the_retain_gradient(problem: Problem) -> None:
@@ -233,18 +211,18 @@ def test_the_contrast_gradient_is_orthogonal_to_the_retain_gradient(problem: Pro
 @pytest.mark.parametrize("sides", ["both", "x", "g"])
 def test_all_directions_are_the_natural_gradient(problem: Problem, mixture: Any, sides: Any) -> None:
     """E E^T = A'^-1: confined to *all* generalised eigenvectors it is the plain update; to few it is not."""
-    plain = path_of(Natural(contrast=mixture, sides=sides), problem)
-    assert alike(path_of(Natural(contrast=mixture, sides=sides, rank=128), problem), plain) < SINGLE
-    assert alike(path_of(Natural(contrast=mixture, sides=sides, rank=8), problem), plain) > 0.1
+    plain = first_update(Natural(contrast=mixture, sides=sides), problem)
+    assert alike(first_update(Natural(contrast=mixture, sides=sides, rank=128), problem), plain) < SINGLE
+    assert alike(first_update(Natural(contrast=mixture, sides=sides, rank=8), problem), plain) > 0.1
 
 
 @pytest.mark.parametrize("sides", ["both", "x", "g"])
 def test_the_full_truncated_svd_is_the_natural_gradient(problem: Problem, sides: Any) -> None:
     """At full rank; below it is the best approximation in the metric: better than as many directions."""
-    plain = path_of(Natural(sides=sides), problem)
-    full = path_of(Natural(sides=sides, rank=64, truncation="svd"), problem)
+    plain = first_update(Natural(sides=sides), problem)
+    full = first_update(Natural(sides=sides, rank=64, truncation="svd"), problem)
     assert alike(full, plain) < SINGLE
-    svd = path_of(Natural(rank=4, truncation="svd"), problem)
+    svd = first_update(Natural(rank=4, truncation="svd"), problem)
     assert all(int(torch.linalg.matrix_rank(u, rtol=1e-4)) == 4 for u in svd.values())
 
 
@@ -254,7 +232,7 @@ def test_truncation_by_svd_keeps_most_effect_per_disruption(problem: Problem) ->
     metric = Metric(problem, method.damping)
     gradient = method._gradient(problem, metric)
     svd, directions, plain = (
-        effect(gradient, path_of(m, problem), problem)
+        effect(gradient, first_update(m, problem), problem)
         for m in (method, Natural(rank=4), Natural())
     )  # fmt: skip
     assert 0 < directions <= svd <= plain
@@ -278,7 +256,7 @@ def test_natural_is_the_best_update_under_the_kl_constraint(problem: Problem) ->
     """max <G, D> subject to 1/2 D^T F D = eps: the constraint's gradient F D is parallel to G, and no other
     direction of the same metric norm does better: not random ones, not near ones, not the gradient itself."""
     gradient = problem.gradient("forget")
-    best = path_of(Natural(contrast="none"), problem)
+    best = first_update(Natural(contrast="none"), problem)
     assert alike(fisher(problem, best), gradient) < SINGLE
     reached = effect(gradient, best, problem)
     assert reached > 2 * effect(gradient, gradient, problem) > 0
@@ -297,7 +275,7 @@ def test_fisher_contrast_holds_what_is_retained(threatening: Any) -> None:
     """
     made = problem_of(threatening, retain=corpus("attack"))
     forget, retain = made.gradient("forget"), made.gradient("retain")
-    held, free = (path_of(Natural(contrast=c), made) for c in ("fisher", "none"))
+    held, free = (first_update(Natural(contrast=c), made) for c in ("fisher", "none"))
 
     def slope(g: Updates, d: Updates) -> float:
         return inner(g, d) / norm(g) / norm(d)
@@ -318,8 +296,8 @@ def test_fisher_contrast_holds_what_is_retained(threatening: Any) -> None:
 def test_the_mixture_pushes_bad_down_and_pulls_good_up(problem: Problem) -> None:
     """Both effects have the right sign; with weight 0 only the good is pulled, and then bad falls less."""
     forget, retain = problem.gradient("forget"), problem.gradient("retain")
-    mixed = path_of(Natural(forget_weight=1.0), problem)
-    good = path_of(Natural(forget_weight=0.0), problem)
+    mixed = first_update(Natural(forget_weight=1.0), problem)
+    good = first_update(Natural(forget_weight=0.0), problem)
     assert inner(forget, mixed) > 0 > inner(retain, mixed)
     assert inner(retain, good) < 0
     assert inner(forget, mixed) / norm(mixed) > inner(forget, good) / norm(good)
@@ -376,14 +354,14 @@ def test_the_elicited_gradient_is_taken_under_an_adversary(threatening: Any) -> 
     assert models.weights_hash(threatening) == before
     assert alike(elicited, plain) > 0.01
     assert alike(elicited_gradient(made, rank=4, learning_rate=1e-12), plain) < SINGLE
-    assert path_of(RepSelect(lora=True, rank=4), made).keys() == plain.keys()
+    assert first_update(RepSelect(lora=True, rank=4), made).keys() == plain.keys()
 
 
 def test_walking_methods_follow_their_loss(threatening: Any) -> None:
     """Adam's first two steps lower the loss that they claim to lower."""
     for name, role in (("good_only", "retain"), ("graddiff", "forget")):
         made = problem_of(threatening)
-        update = path_of(method_of(name, OPTIONS[name]), made)
+        update = first_update(method_of(name, OPTIONS[name]), made)
         batch = made.stream(role)[0]
         with torch.no_grad():
             before = float(nll(threatening, batch).mean)

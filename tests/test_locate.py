@@ -19,8 +19,9 @@ from hooklearn.data import Corpus, TokenBatch, batches, encode
 from hooklearn.linalg import Moments
 from hooklearn.locate import FITTERS, Collected, Subspaces, collect, locate, sweep
 from hooklearn.locate.capture import capture, tapes, weight_gradients
+from hooklearn.locate.fit import ClassData
 from hooklearn.locate.moments import site_moments
-from hooklearn.locate.subspace import ClassData, Subspace
+from hooklearn.locate.subspace import Subspace
 from hooklearn.train import nll
 from hooklearn.types import InputError, Site
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import corpus
+from editing import alike, first_update, problem_of
 from torch import Tensor
 
 from hooklearn import linalg, models
@@ -40,32 +41,10 @@ CONTAINED = 1e-5
 TINY = [Whitened(rank=8), Whitened(quantile=0.8, form="svd"), KFAC(), SSPU(forget_rank=16, retain_rank=8)]
 
 
-def problem_of(model: Any, **changed: Any) -> Problem:
-    given: dict[str, Any] = {
-        "forget": corpus("forget"), "retain": corpus("forget", "good"), "reference": corpus("text").take(40),
-        "precision": "float32", "max_tokens": 512,
-    } | changed  # fmt: skip
-    return Problem(model, models.sites(model), **given)
-
-
 @pytest.fixture(scope="module")
 def problem(threatening: Any) -> Problem:
     """Gradients and moments of this one are shared by the tests, which only read them."""
     return problem_of(threatening)
-
-
-@pytest.fixture(scope="module")
-def meter(threatening: Any) -> DisruptionMeter:
-    return DisruptionMeter(threatening, corpus("disruption"), corpus("near", "good"))
-
-
-def path_of(method: Any, problem: Problem) -> Updates:
-    return next(method.path(problem))
-
-
-def alike(a: Updates, b: Updates) -> float:
-    """Largest relative difference of any site."""
-    return max(float((a[n] - b[n]).norm() / b[n].norm()) for n in b)
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -108,7 +87,7 @@ def test_tau_is_a_rank_or_a_quantile() -> None:
 def test_both_forms_of_the_method_are_one(problem: Problem) -> None:
     """To a hundredth of s_1 and further down, where a float32 Gram matrix fails (control)."""
     for options in ({"rank": 4}, {"quantile": 0.5}, {}):
-        solve, svd = (path_of(Whitened(**options, form=form), problem) for form in ("solve", "svd"))
+        solve, svd = (first_update(Whitened(**options, form=form), problem) for form in ("solve", "svd"))
         assert alike(solve, svd) < 0.01, options
     deep = spectrum(1.0, 1e-1, 1e-2, 1e-3, 1e-4)
     exact = whitened_svd(deep.double(), 1e-3)
@@ -120,7 +99,7 @@ def test_both_forms_of_the_method_are_one(problem: Problem) -> None:
 
 def test_whitening_is_a_smooth_repselect(problem: Problem) -> None:
     """Nearer to RepSelect's soft filter of both sides at the same rank than the gradient itself is."""
-    smooth, filtered = path_of(Whitened(rank=8), problem), path_of(RepSelect(rank=8), problem)
+    smooth, filtered = first_update(Whitened(rank=8), problem), first_update(RepSelect(rank=8), problem)
     plain = problem.gradient("forget")
     cosines = [float((smooth[n] * filtered[n]).sum() / smooth[n].norm() / filtered[n].norm()) for n in plain]
     before = [float((plain[n] * filtered[n]).sum() / plain[n].norm() / filtered[n].norm()) for n in plain]
@@ -176,13 +155,13 @@ def test_what_is_left_is_where_the_retain_loss_is_flat(problem: Problem) -> None
             total += float((d[name] * (b @ d[name] @ a)).sum())
         return total / inner(d, d)
 
-    assert alike(path_of(KFAC(top=0), problem), gradient) < SINGLE
-    kept = [path_of(KFAC(share=share), problem) for share in (0.3, 0.9, 0.99)]
+    assert alike(first_update(KFAC(top=0), problem), gradient) < SINGLE
+    kept = [first_update(KFAC(share=share), problem) for share in (0.3, 0.9, 0.99)]
     steps = [curvature(d) for d in (gradient, *kept)]
     assert steps == sorted(steps, reverse=True) and steps[2] < steps[0] / 10
     for d in kept:  # an orthogonal projection: its effect is its squared length
         assert inner(d, gradient) == pytest.approx(inner(d, d), rel=SINGLE) and 0 < norm(d) < norm(gradient)
-    assert all(torch.equal(u, path_of(KFAC(), problem)[n]) for n, u in kept[1].items()), "0.9 is the default"
+    assert all(torch.equal(u, first_update(KFAC(), problem)[n]) for n, u in kept[1].items()), "0.9 is the default"
 
 
 # --------------------------------------------------------------------------------------------- SSPU
@@ -208,7 +187,7 @@ def test_sspu_is_a_loop_over_tokens(threatening: Any, sides: Any) -> None:
     directions, which the gradient is not (positive control)."""
     made = problem_of(threatening, forget=corpus("forget").take(4))
     method = SSPU(forget_rank=16, retain_rank=8, sides=sides)
-    update, spaces = path_of(method, made), method.promise(made)
+    update, spaces = first_update(method, made), method.promise(made)
     assert spaces is not None
     taped = capture(threatening, made.stream("forget"), made.sites, precision="float32")
     for name in ("blocks.1.mlp.gate", "blocks.2.mlp.out"):
@@ -242,7 +221,7 @@ def test_given_directions_take_the_place_of_pca(threatening: Any) -> None:
     rows = {(s.name, "x"): Subspace.of(s, "x", "sae", randn(s.d_in, 3), torch.ones(3)) for s in made.sites}
     made.subspaces = Subspaces(rows)
     method = SSPU(forget_rank=1, retain_rank=4)
-    update = path_of(method, made)
+    update = first_update(method, made)
     for name, u in update.items():
         retain = linalg.pca(made.retain_moments[name].side("x").mean_second(), 4)[0]
         both = linalg.orthonormal(torch.cat([rows[name, "x"].basis, retain], 1))
@@ -251,7 +230,7 @@ def test_given_directions_take_the_place_of_pca(threatening: Any) -> None:
         assert int(torch.linalg.matrix_rank(u, rtol=1e-4)) == 3
     few = problem_of(threatening, subspaces=made.subspaces.where(lambda s: s.site.layer > 0))
     with pytest.raises(InputError, match="no subspace was located at blocks.0.mlp.gate"):
-        path_of(method, few)
+        first_update(method, few)
 
 
 def test_retain_directions_that_cover_everything_are_an_error(problem: Problem) -> None:
@@ -259,7 +238,7 @@ def test_retain_directions_that_cover_everything_are_an_error(problem: Problem) 
     few = problem_of(problem.model)
     few.sites = [s for s in problem.sites if s.d_in == 64]
     with pytest.raises(InputError, match="no forget direction is left beside 64 retain directions; lower retain_rank"):
-        path_of(SSPU(forget_rank=8, retain_rank=64), few)
+        first_update(SSPU(forget_rank=8, retain_rank=64), few)
 
 
 # ---------------------------------------------------------------------------------------- editing
@@ -286,9 +265,9 @@ def test_they_land_on_the_budget(threatening: Any, meter: DisruptionMeter, metho
 def test_methods_on_a_shared_problem_do_not_disturb_each_other(problem: Problem, threatening: Any) -> None:
     """Whatever was tried before on the same problem, a method gives the bits that it gives alone."""
     methods = [SSPU(forget_rank=16, retain_rank=4), *TINY, SSPU(forget_rank=16, retain_rank=8, sides="g")]
-    together = [path_of(m, problem) for m in methods]
+    together = [first_update(m, problem) for m in methods]
     for method, found in zip(methods, together, strict=True):
-        alone = path_of(method, problem_of(threatening))
+        alone = first_update(method, problem_of(threatening))
         assert all(torch.equal(found[n], alone[n]) for n in alone), method
 
 
@@ -298,10 +277,10 @@ def test_methods_on_a_shared_problem_do_not_disturb_each_other(problem: Problem,
 @pytest.mark.parametrize("method", [KFAC(), SSPU(forget_rank=4, retain_rank=4)])
 def test_the_retain_side_needs_a_corpus(threatening: Any, method: Any) -> None:
     """Retain or reference will do (positive control); whitening needs neither."""
-    assert path_of(method, problem_of(threatening, retain=None))
-    assert path_of(Whitened(), problem_of(threatening, retain=None, reference=None))
+    assert first_update(method, problem_of(threatening, retain=None))
+    assert first_update(Whitened(), problem_of(threatening, retain=None, reference=None))
     with pytest.raises(InputError, match="retain curvature needs a 'retain' or a 'reference' corpus"):
-        path_of(method, problem_of(threatening, retain=None, reference=None))
+        first_update(method, problem_of(threatening, retain=None, reference=None))
 
 
 @pytest.mark.parametrize(
@@ -336,4 +315,4 @@ def test_bad_options_are_named(cls: Any, options: dict[str, Any], message: str) 
 )
 def test_numbers_too_large_for_a_site_name_it(problem: Problem, method: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        path_of(method, problem)
+        first_update(method, problem)

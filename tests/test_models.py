@@ -17,22 +17,20 @@ from transformers import PreTrainedModel as HfModel
 
 from hooklearn.builtin import BUILTIN, fetch, is_cached
 from hooklearn.exporting import export
+from hooklearn.forward import hidden_at, logits_at, unembed
 from hooklearn.generation import generate
 from hooklearn.models import (
     add_,
     all_parameters,
     describe,
     edited,
-    hidden_at,
     hook_names,
     load,
-    logits_at,
     named_parameters,
     parameters_of,
     restored,
     sites,
     trainable,
-    unembed,
     weight,
     weights_hash,
     wrap,

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import corpus
+from editing import problem_of
 from torch import Tensor
 
 from hooklearn import forward, losses, models
@@ -50,18 +51,6 @@ METHODS: dict[str, Any] = {
     )
 }
 """The default rates are for models a thousand times this size; UNDIAL's own is right."""
-
-
-def problem_of(model: Any, **changed: Any) -> Problem:
-    given: dict[str, Any] = {
-        "forget": corpus("forget"), "retain": corpus("forget", "good"), "precision": "float32", "max_tokens": 512,
-    } | changed  # fmt: skip
-    return Problem(model, models.sites(model), **given)
-
-
-@pytest.fixture(scope="module")
-def meter(threatening: Any) -> DisruptionMeter:
-    return DisruptionMeter(threatening, corpus("disruption"), corpus("near", "good"))
 
 
 @pytest.fixture

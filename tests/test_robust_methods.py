@@ -13,7 +13,7 @@ import torch
 from conftest import corpus
 from torch import Tensor
 
-from hooklearn import linalg, losses, models
+from hooklearn import forward, linalg, losses, models
 from hooklearn.corpus import Corpus
 from hooklearn.data import TokenBatch, batches, encode
 from hooklearn.edit import LANDING, Method, Problem, run_edit
@@ -337,7 +337,7 @@ def test_a_student_learns_from_its_teacher(threatening: Any, problem: Problem) -
     finished = method.distilled(problem, teacher, student)
     text = method._text(problem)
     with torch.no_grad(), models.edited(threatening, Delta(teacher)):
-        imitate = imitation(text, [models.hidden_at(threatening, b.ids, b.mask.long(), b.keep) for b in text])
+        imitate = imitation(text, [forward.hidden_at(threatening, b.ids, b.mask.long(), b.keep) for b in text])
 
     def off(updates: Updates) -> float:
         with models.edited(threatening, Delta(updates)):

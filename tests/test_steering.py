@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import corpus
+from editing import first_update, forget_score, problem_of
 from torch import Tensor
 
 from hooklearn import models
 from hooklearn.data import TokenBatch, batches, encode
-from hooklearn.edit import LANDING, Problem, run_edit
-from hooklearn.edit.method import Updates, delta_of
+from hooklearn.edit import LANDING, run_edit
+from hooklearn.edit.method import delta_of
 from hooklearn.edit.steering import (
     RMU,
     CircuitBreakers,
@@ -25,9 +26,8 @@ from hooklearn.edit.steering import (
     rerouting_loss,
     residual,
 )  # fmt: skip
-from hooklearn.forward import sequence_logprobs
-from hooklearn.measure import DisruptionMeter, completion_probability
-from hooklearn.types import Budget, EditResult, InputError
+from hooklearn.measure import DisruptionMeter
+from hooklearn.types import Budget, InputError
 
 SINGLE = 1e-5
 """Relative, float32: the same sums in another order."""
@@ -38,27 +38,6 @@ TINY: dict[str, Any] = {
     "circuit_breakers": CircuitBreakers(learning_rate=1e-3),
 }
 """The defaults are for models a thousand times this size."""
-
-
-def problem_of(model: Any, which: Any = "mlp", layers: Any = None, **changed: Any) -> Problem:
-    given: dict[str, Any] = {
-        "forget": corpus("forget"), "retain": corpus("forget", "good"), "reference": corpus("text").take(40),
-        "precision": "float32", "max_tokens": 512,
-    } | changed  # fmt: skip
-    return Problem(model, models.sites(model, which, layers), **given)
-
-
-@pytest.fixture(scope="module")
-def meter(threatening: Any) -> DisruptionMeter:
-    return DisruptionMeter(threatening, corpus("disruption"), corpus("near", "good"))
-
-
-def forget_score(model: Any, result: EditResult | None = None) -> float:
-    some = encode(corpus("forget").take(12), models.tokenizer_of(model))
-    if result is None:
-        return float(completion_probability(sequence_logprobs(model, some)).mean())
-    with models.edited(model, result.delta):
-        return forget_score(model)
 
 
 def hidden_by_hand(model: Any, sequences: Any, layer: int, *, labelled: bool = True) -> Tensor:
@@ -196,10 +175,6 @@ def test_what_is_held_is_what_the_unedited_model_held(threatening: Any, monkeypa
 
 
 # ------------------------------------------------------------------------------------------ sites
-
-
-def first_update(method: Any, problem: Problem) -> Updates:
-    return next(method.path(problem))
 
 
 def test_rmu_edits_three_down_projections_or_all_below(threatening: Any) -> None:

@@ -13,7 +13,8 @@ from hooklearn.data import cycle, encode
 from hooklearn.edit.method import Method, Problem, Updates, combine, inner
 from hooklearn.forward import count_tokens
 from hooklearn.linalg import Filter, Sides
-from hooklearn.locate.subspace import Subspaces, fit_subspaces
+from hooklearn.locate.fit import fit_subspaces
+from hooklearn.locate.subspace import Subspaces
 from hooklearn.lora import Lora
 from hooklearn.train import fit
 from hooklearn.types import InputError

@@ -149,7 +149,7 @@ def imitation(text: Sequence[TokenBatch], said: Sequence[Float[Tensor, "kept d_m
 
     def loss(model: Any, batch: TokenBatch) -> LossSum:
         with torch.no_grad():
-            taught = models.unembed(model, by_batch[id(batch)])
+            taught = forward.unembed(model, by_batch[id(batch)])
         return losses.kl(taught, forward.logits(model, batch))
 
     return loss

@@ -59,7 +59,7 @@ class Teacher:
     @torch.no_grad()
     def logits(self, model: Any, batch: TokenBatch) -> Float[Tensor, "kept vocab"]:
         """The unedited model's logits for ``batch.targets``, however the model is edited now."""
-        return models.unembed(model, torch.cat([self.hidden[s.item] for s in batch.sequences]))
+        return forward.unembed(model, torch.cat([self.hidden[s.item] for s in batch.sequences]))
 
     def kl(self, model: Any, batch: TokenBatch) -> LossSum:
         """KL(unedited || model) at the labelled tokens, an objective: hold what was said there."""

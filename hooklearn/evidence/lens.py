@@ -45,7 +45,7 @@ def lens(decoder: Any, recording: Recording) -> Array:
     rows = []
     for batch, hidden in zip(recording.batches, recording.hidden, strict=True):
         targets = batch.targets.to(device)
-        read = [models.unembed(decoder, decoder.ln_final(h[None].to(device))[0]) for h in hidden]
+        read = [forward.unembed(decoder, decoder.ln_final(h[None].to(device))[0]) for h in hidden]
         rows.append(torch.stack([token_logprobs(logits, targets).cpu() for logits in read]))
     return recording.item_means(rows)
 

@@ -10,7 +10,8 @@ from hooklearn.callable_module import make_callable
 from hooklearn.data import Corpus
 from hooklearn.forward import Precision
 from hooklearn.linalg import Sides
-from hooklearn.locate.subspace import FITTERS, Collected, Subspace, Subspaces, collect, sweep
+from hooklearn.locate.fit import FITTERS, Collected, collect, sweep
+from hooklearn.locate.subspace import Subspace, Subspaces
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -19,7 +19,8 @@ from hooklearn import models
 from hooklearn.data import Corpus, Encoded, TokenBatch, batches, encode
 from hooklearn.forward import Precision
 from hooklearn.locate.capture import tapes
-from hooklearn.locate.subspace import HELD_OUT, Subspace
+from hooklearn.locate.fit import held_out_groups
+from hooklearn.locate.subspace import Subspace
 from hooklearn.types import NAN, Tape
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -47,11 +48,7 @@ class Text:
 
 def texts_of(model: Any, corpora: Mapping[str, Corpus], seed: int) -> list[Text]:
     """Every row, split as :func:`hooklearn.locate.collect` splits them; all unrelated text is held out."""
-    held: set[str] = set()
-    for name in ("forget", "retain"):
-        groups = sorted(set(corpora[name].groups))
-        random.Random(seed).shuffle(groups)
-        held.update(groups[: max(1, round(HELD_OUT * len(groups)))])
+    held = held_out_groups(corpora["forget"], corpora["retain"], seed=seed)
     out = []
     for name, corpus in corpora.items():
         group_of = corpus.groups

@@ -85,7 +85,7 @@ def _anchored(model: Any, anchor: Corpus, weight: float, max_tokens: int) -> Obj
 
     def objective(model: Any, batch: TokenBatch) -> LossSum:
         i = next(turn)
-        drift = losses.kl(models.unembed(model, before[i]), forward.logits(model, texts[i]))
+        drift = losses.kl(forward.unembed(model, before[i]), forward.logits(model, texts[i]))
         return LossSum(nll(model, batch).mean + weight * drift.mean, 1)
 
     return objective
