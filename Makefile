@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 
-.PHONY: demo tiny test check lint types notebooks format clean
+.PHONY: demo tiny test check lint types notebooks setup-browser format clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hooklearn needs python >= 3.11")'
@@ -32,6 +32,10 @@ check: lint types
 
 test: lint types
 	OMP_WAIT_POLICY=passive $(BIN)/pytest
+
+# Debian's Chromium, for the tests of the explorer; without one they are skipped
+setup-browser:
+	command -v chromium > /dev/null || { apt-get update -qq && apt-get install -qq --yes --no-install-recommends chromium; }
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix hooklearn analysis tests

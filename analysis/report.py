@@ -3,7 +3,7 @@
     report("runs/threats")                  # writes report.html and report.md into the folder
     report("runs/threats", redact=True)     # lengths and hashes in place of what was said
 
-The page needs no script, no network and no other file. What stands on it is made in
+The page can be read without a script and needs no network and no other file. What stands on it is made in
 ``analysis.sections``; how it looks is ``report.html.j2``.
 """
 

@@ -16,7 +16,7 @@ from hooklearn import forward, losses, models
 from hooklearn.corpus import Corpus
 from hooklearn.data import TokenBatch, batches, encode, split_row
 from hooklearn.edit import LANDING, Problem, run_edit
-from hooklearn.edit.ascent import training_stream
+from hooklearn.edit.descent import training_stream
 from hooklearn.edit.preference import (
     DPO,
     NPO,

@@ -17,11 +17,11 @@ from hooklearn import forward, linalg, losses, models
 from hooklearn.corpus import Corpus
 from hooklearn.data import TokenBatch, batches, encode
 from hooklearn.edit import LANDING, Method, Problem, run_edit
-from hooklearn.edit.ascent import training_stream
+from hooklearn.edit.descent import advancing, confusion, nowhere, training_stream
 from hooklearn.edit.method import Updates, inner, norm
 from hooklearn.edit.mudman import MaskedStep, Mudman, Retaining, correct_logit, disruption_mask
 from hooklearn.edit.repselect_multi import Collapser, JointStep, RepSelectMulti, npo_pressure
-from hooklearn.edit.tar import Tar, advancing, confusion, hidden_states, nowhere, retention
+from hooklearn.edit.tar import Tar, hidden_states, retention
 from hooklearn.edit.undo import Undo, imitation, mean_loss, xavier
 from hooklearn.forward import sequence_logprobs
 from hooklearn.locate.capture import weight_gradients

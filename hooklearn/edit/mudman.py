@@ -28,9 +28,16 @@ from torch import Tensor
 
 from hooklearn import forward, models
 from hooklearn.data import TokenBatch
-from hooklearn.edit.ascent import training_stream
+from hooklearn.edit.descent import (
+    HandRule,
+    advancing,
+    blaming,
+    confusion,
+    nowhere,
+    one_step,
+    training_stream,
+)
 from hooklearn.edit.method import Method, Problem, Updates
-from hooklearn.edit.tar import HandRule, advancing, blaming, confusion, nowhere, one_step
 from hooklearn.losses import LossSum
 from hooklearn.train import Objective, nll
 from hooklearn.types import InputError

@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -22,16 +22,12 @@ from torch import Tensor
 from hooklearn import forward, losses, models
 from hooklearn.corpus import Corpus, Row
 from hooklearn.data import Encoded, TokenBatch, batches, encode, split_row
-from hooklearn.edit.ascent import Descent, training_stream
+from hooklearn.edit.descent import BatchLoss, BesideRetain
 from hooklearn.edit.method import Problem
 from hooklearn.edit.unedited import Teacher, reference_nlls, training_sequences
 from hooklearn.losses import LossSum
-from hooklearn.train import Objective, nll
+from hooklearn.train import nll
 from hooklearn.types import InputError
-
-BatchLoss = Callable[[Any, TokenBatch], Float[Tensor, ""]]
-"""(model, batch) -> nats; the mean over sequences or tokens, as the method's paper has it."""
-Retain = Literal["nll", "kl"]
 
 # ------------------------------------------------------------------------------- the losses themselves
 
@@ -79,61 +75,6 @@ def sequence_nlls(model: Any, batch: TokenBatch) -> tuple[Float[Tensor, " sequen
     return losses.sequence_sums(per_token, owner, n), torch.bincount(owner, minlength=n)
 
 
-# ---------------------------------------------------------------------------------- what they share
-
-
-@dataclass(frozen=True, kw_only=True)
-class _BesideRetain(Descent):
-    """A loss on forget beside one on retain, by Adam; final classes say what the first is."""
-
-    positive: ClassVar[tuple[str, ...]] = ("gamma",)
-    """Options that must be above 0."""
-    gamma: float = 1.0
-    """Weight of the loss on forget."""
-    alpha: float = 1.0
-    """Weight of the loss on retain, nats per token; with 0 no retain corpus is needed."""
-    retain: Retain = "nll"
-    """``nll`` trains on the good completions; ``kl`` holds what the unedited model says at their tokens."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in self.positive:
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise InputError(f"method {self.name!r}: {name} must be a positive number, got {value}")
-        if not (math.isfinite(self.alpha) and self.alpha >= 0):
-            raise InputError(f"method {self.name!r}: alpha must be 0 or more, got {self.alpha}")
-
-    def forget_loss(self, problem: Problem) -> BatchLoss:
-        """Called once, the model being unedited; the loss is called on batches of forget sequences."""
-        raise NotImplementedError
-
-    def objective(self, problem: Problem) -> tuple[str, Objective]:
-        forget = self.forget_loss(problem)
-        keep = _retain_loss(problem, self.retain) if self.alpha else None
-
-        def loss(model: Any, batch: TokenBatch) -> LossSum:
-            total = self.gamma * forget(model, batch)
-            if keep is not None:
-                total = total + self.alpha * keep(model)
-            return LossSum(total, 1)
-
-        return "forget", loss
-
-
-def _retain_loss(problem: Problem, kind: Retain) -> Callable[[Any], Float[Tensor, ""]]:
-    """Mean loss per token of the next retain batch, without end."""
-    stream = training_stream(problem, "retain", sys.maxsize)
-    objective = nll if kind == "nll" else Teacher.of(problem, "retain").kl
-
-    def loss(model: Any) -> Tensor:
-        batch = next(stream)
-        problem.tokens += batch.n_tokens
-        return objective(model, batch).mean
-
-    return loss
-
-
 def _rows_of(batch: TokenBatch) -> list[int]:
     return [s.item for s in batch.sequences]
 
@@ -148,7 +89,7 @@ def _together(sequences: Sequence[Encoded]) -> TokenBatch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NPO(_BesideRetain):
+class NPO(BesideRetain):
     """Negative preference optimisation: forget answers less likely than before, with a force that fades as they go."""
 
     name: ClassVar[str] = "npo"
@@ -168,7 +109,7 @@ class NPO(_BesideRetain):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimNPO(_BesideRetain):
+class SimNPO(BesideRetain):
     """NPO without a reference model: the length-normalised NLL itself is pushed above a margin."""
 
     name: ClassVar[str] = "simnpo"
@@ -191,7 +132,7 @@ class SimNPO(_BesideRetain):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Undial(_BesideRetain):
+class Undial(BesideRetain):
     """UNDIAL: self-distillation from the unedited model with the true token's logit lowered."""
 
     name: ClassVar[str] = "undial"
@@ -217,7 +158,7 @@ class Undial(_BesideRetain):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPO(_BesideRetain):
+class DPO(BesideRetain):
     """Direct preference optimisation: the good completion preferred over the bad one to the same prompt."""
 
     name: ClassVar[str] = "dpo"
@@ -278,7 +219,7 @@ def paired(problem: Problem) -> Corpus:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Refusal(_BesideRetain):
+class Refusal(BesideRetain):
     """Supervised fine-tuning on a refusal to the forget prompts: behavioural suppression, the lowest rung."""
 
     name: ClassVar[str] = "refusal"

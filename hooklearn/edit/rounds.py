@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from hooklearn import models
 from hooklearn.edit.budget import search
+from hooklearn.edit.descent import nowhere
 from hooklearn.edit.method import Method, Problem, Updates, delta_of, inner, norm
 from hooklearn.edit.natural import Metric
 from hooklearn.measure import DisruptionMeter
@@ -50,8 +49,7 @@ class NaturalRounds(Method):
     def path(self, problem: Problem) -> Iterator[Updates]:
         metric = Metric(problem, self.damping)
         meter = DisruptionMeter(problem.model, problem.corpus("reference").take(TEXTS), rough=0)
-        # zeros and not nothing: what edited() puts back are the weights that its delta names
-        there: Updates = {s.name: torch.zeros(s.d_out, s.d_in) for s in problem.sites}
+        there = nowhere(problem)
         length = (
             1e-3 * sum(float(models.weight(problem.model, s).detach().square().sum()) for s in problem.sites) ** 0.5
         )

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hooklearn import forward
 from hooklearn.data import TokenBatch
-from hooklearn.edit.ascent import descend, training_stream
+from hooklearn.edit.descent import descend, training_stream
 from hooklearn.edit.method import Method, Problem, Updates
 from hooklearn.losses import LossSum
 from hooklearn.types import InputError, Site

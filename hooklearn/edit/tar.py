@@ -27,7 +27,6 @@ import contextlib
 import math
 import random
 import sys
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -35,84 +34,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from hooklearn import forward, losses, models
+from hooklearn import forward, models
 from hooklearn.data import TokenBatch, cycle, encode
-from hooklearn.edit.ascent import training_stream
-from hooklearn.edit.method import Method, Problem, Updates, delta_of
+from hooklearn.edit.descent import HandRule, advancing, blaming, confusion, nowhere, one_step, training_stream
+from hooklearn.edit.method import Method, Problem, Updates
 from hooklearn.losses import LossSum
-from hooklearn.train import Objective, Rule, fit, nll
-from hooklearn.types import InputError, NumericalError
-
-# ------------------------------------------------------------------- what walks with adversaries share
-
-
-def nowhere(problem: Problem) -> Updates:
-    """The start of a walk: zeros and not nothing, as what ``edited`` puts back are the weights that its delta names."""
-    return {s.name: torch.zeros(s.d_out, s.d_in) for s in problem.sites}
-
-
-@contextlib.contextmanager
-def advancing(problem: Problem, updates: Updates) -> Iterator[list[Tensor]]:
-    """The model at ``original + updates``, its sites' weights (handed out as stored) trainable.
-
-    On leaving, ``updates`` says where they stand now (new tensors: what was yielded before stays as it was), and the
-    model is unedited bit for bit. Nothing is recorded when the block raises.
-    """
-    model, sites = problem.model, problem.sites
-    params = models.parameters_of(model, sites)
-    with models.edited(model, delta_of(updates)), models.trainable(model, params):
-        yield list(params)
-        moved = {s.name: models.weight(model, s).detach().clone() for s in sites}
-    for s in sites:
-        updates[s.name] = moved[s.name].sub_(models.weight(model, s).detach())
-
-
-def one_step(problem: Problem, batch: TokenBatch, rule: Rule, objective: Objective = nll) -> None:
-    """One turn of the loop on one batch; its tokens are counted."""
-    run = fit(problem.model, [batch], rule=rule, objective=objective, precision=problem.precision)
-    problem.tokens += run.tokens
-
-
-class HandRule(ABC):
-    """A rule written by hand: what to do with the gradients of ``params`` is all that differs."""
-
-    def __init__(self, params: Sequence[Tensor]) -> None:
-        self.params = params
-
-    @abstractmethod
-    def step(self) -> None: ...
-
-    def zero_grad(self, set_to_none: bool = True) -> None:  # noqa: ARG002 (torch's interface)
-        for parameter in self.params:
-            parameter.grad = None
-
-    def gradients(self) -> list[Tensor]:
-        """One per parameter, as stored; zeros for what the loss does not depend on."""
-        return [torch.zeros_like(p) if p.grad is None else p.grad for p in self.params]
-
-
-class Collect(HandRule):
-    """Moves nothing: it adds ``weight`` times the gradients to ``total``."""
-
-    def __init__(self, params: Sequence[Tensor], total: Sequence[Tensor], weight: float = 1.0) -> None:
-        super().__init__(params)
-        self.total = total
-        self.weight = weight
-
-    @torch.no_grad()
-    def step(self) -> None:
-        for total, gradient in zip(self.total, self.gradients(), strict=True):
-            total.add_(gradient, alpha=self.weight)
-
-
-@contextlib.contextmanager
-def blaming(options: str) -> Iterator[None]:
-    """A loss that breaks down in here is due to numbers that the user gave."""
-    try:
-        yield
-    except NumericalError as error:
-        raise InputError(f"{options}: too high for this model ({error})") from error
-
+from hooklearn.train import Objective, nll
+from hooklearn.types import InputError
 
 # ------------------------------------------------------------------------------------------------ TAR
 
@@ -220,11 +148,6 @@ def _halves(problem: Problem) -> tuple[Iterator[TokenBatch], Iterator[TokenBatch
     return one, other
 
 
-def confusion(model: Any, batch: TokenBatch) -> LossSum:
-    """Minus the predictive entropy, nats per token: lowest where the model has no idea."""
-    return -1.0 * losses.entropy(forward.logits(model, batch))
-
-
 def retention(original: Sequence[Tensor]) -> Objective:
     """CE, nats per token, plus the mean distance of the hidden states to the original's."""
 
@@ -256,3 +179,17 @@ def _recorded(model: Any, batch: TokenBatch) -> Iterator[list[Tensor]]:
 
     with model.hooks(fwd_hooks=[(f"blocks.{layer}.hook_out", keep) for layer in range(model.cfg.n_layers)]):
         yield found
+
+
+class Collect(HandRule):
+    """Moves nothing: it adds ``weight`` times the gradients to ``total``."""
+
+    def __init__(self, params: Sequence[Tensor], total: Sequence[Tensor], weight: float = 1.0) -> None:
+        super().__init__(params)
+        self.total = total
+        self.weight = weight
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for total, gradient in zip(self.total, self.gradients(), strict=True):
+            total.add_(gradient, alpha=self.weight)

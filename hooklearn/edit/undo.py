@@ -45,9 +45,8 @@ from torch import Tensor
 
 from hooklearn import forward, losses, models
 from hooklearn.data import TokenBatch, batches, encode
-from hooklearn.edit.ascent import descend, training_stream
+from hooklearn.edit.descent import advancing, blaming, confusion, descend, training_stream
 from hooklearn.edit.method import Method, Problem, Updates, delta_of
-from hooklearn.edit.tar import advancing, blaming, confusion
 from hooklearn.forward import count_tokens
 from hooklearn.losses import LossSum
 from hooklearn.train import Objective, fit, nll
