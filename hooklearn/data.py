@@ -36,23 +36,26 @@ class Encoded:
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Padded, packed or prompt-sharing sequences.
+    """Sequences in rows: one a row and padded, or several that never see one another.
 
-    A row holds blocks that never see one another; a block is one sequence, or a prompt (segment -1) followed by
-    several completions of it that all see the prompt and not each other.
+    Sequences of one row may share their beginning, which then stands there once (a chat template's system prompt, the
+    prompt of several completions): a row is a tree of tokens, depth first, and a token sees its ancestors.
     """
 
     ids: Int[Tensor, "batch pos"]
-    mask: Bool[Tensor, "batch pos"]
-    """False on padding."""
     labels: Bool[Tensor, "batch pos"]
-    block: Int[Tensor, "batch pos"]
-    """Number of the block in its row; -1 on padding."""
+    until: Int[Tensor, "batch pos"]
+    """The token is seen by those that follow it in its row, up to this index (exclusive); 0 on padding."""
     segment: Int[Tensor, "batch pos"]
-    """Index into ``sequences``; -1 on padding and on a shared prompt."""
+    """Index into ``sequences``; -1 on padding and on what several sequences share."""
     position: Int[Tensor, "batch pos"]
     """Position within the sequence."""
     sequences: tuple[Encoded, ...] = field(repr=False)
+
+    @property
+    def mask(self) -> Bool[Tensor, "batch pos"]:
+        """False on padding."""
+        return self.until > 0
 
     @property
     def keep(self) -> Bool[Tensor, "batch pos"]:
@@ -79,15 +82,14 @@ class TokenBatch:
 
     @property
     def n_tokens(self) -> int:
+        """Tokens that go through the model; a shared beginning counts once."""
         return int(self.mask.sum())
 
     def attention(self) -> Bool[Tensor, "batch 1 pos pos"]:
-        """Causal within a block: token t sees s <= t of its own segment and of the shared prompt."""
-        same_block = self.block[:, :, None] == self.block[:, None, :]
-        same_segment = self.segment[:, :, None] == self.segment[:, None, :]
-        prompt = (self.segment == -1)[:, None, :]
-        causal = torch.ones(same_block.shape[-2:], dtype=torch.bool, device=same_block.device).tril()
-        return (same_block & (same_segment | prompt) & causal)[:, None]
+        """Who (first) sees whom (second): itself and the tokens before it on the way from the root of its tree."""
+        at = torch.arange(self.until.shape[1], device=self.until.device)
+        causal = at[:, None] >= at[None, :]
+        return (causal & (at[:, None] < self.until[:, None, :]))[:, None]
 
 
 def encode(corpus: Corpus, tokenizer: Any, *, end: bool = False, max_length: int = 512) -> list[Encoded]:
@@ -168,30 +170,31 @@ def _encode_one(name: str, i: int, prompt: str, completion: str, tokenizer: Any,
     return Encoded(ids, labels, i)
 
 
+ROW = 256
+"""Tokens in a row of sequences that share it (or two of the longest): attention grows with the square of a row, and
+beyond this it costs more than sharing saves."""
+
+
 def batches(
     sequences: Sequence[Encoded],
     *,
     max_tokens: int = 1024,
-    pack: bool = False,
-    share_prompts: bool = False,
+    share: bool = False,
     seed: int | None = None,
     pad_id: int = 0,
 ) -> list[TokenBatch]:
     """Group sequences into batches of at most ``max_tokens`` tokens, padding included.
 
     Args:
-        pack: sequences share rows, each attending to itself only.
-        share_prompts: completions of the same prompt share its tokens (four choices cost little more than one);
-            the scores are the same.
+        share: several sequences a row, what they begin with only once; scores and the gradient of their sum are the
+            same, statistics over tokens are not (a shared token counts once).
         seed: shuffle the order of the batches, by a generator of its own.
     """
-    blocks = _shared(sequences) if share_prompts else [_Block((), (s,)) for s in sequences]
-    order = sorted(blocks, key=len, reverse=True)
-    rows = _pack(order, max_tokens // 4) if pack else [[b] for b in order]
+    width = max(ROW, 2 * max(map(len, sequences), default=0))
+    rows = sorted(_rows(sequences, min(max_tokens, width), share), key=len, reverse=True)
     out: list[TokenBatch] = []
     while rows:
-        width = sum(map(len, rows[0]))
-        fit = max(1, max_tokens // max(1, width))
+        fit = max(1, max_tokens // max(1, len(rows[0])))
         out.append(_collate(rows[:fit], pad_id))
         rows = rows[fit:]
     if seed is not None:
@@ -199,77 +202,75 @@ def batches(
     return out
 
 
-@dataclass(frozen=True)
-class _Block:
-    """A prompt and the sequences that begin with it; one whole sequence where the prompt is empty."""
+@dataclass
+class _Row:
+    """Sequences in the order in which they stand, each with the number of tokens that it shares with the one before."""
 
-    prompt: tuple[int, ...]
-    sequences: tuple[Encoded, ...]
+    sequences: list[Encoded] = field(default_factory=list)
+    shared: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
-        n = len(self.prompt)
-        return n + sum(len(s) - n for s in self.sequences)
+        return sum(map(len, self.sequences)) - sum(self.shared)
 
 
-def _shared(sequences: Sequence[Encoded]) -> list[_Block]:
-    """Sequences grouped by their unlabelled beginning, less its last token: that one predicts the first
-    completion token of *each* sequence, so every sequence keeps a copy of it."""
-    groups: dict[tuple[int, ...], list[Encoded]] = {}
-    for s in sequences:
-        first = int(s.labels.nonzero()[0])
-        groups.setdefault(tuple(s.ids[: first - 1].tolist()), []).append(s)
-    return [
-        block
-        for prompt, group in groups.items()
-        for block in ([_Block(prompt, tuple(group))] if len(group) > 1 else [_Block((), (group[0],))])
-    ]
+def _rows(sequences: Sequence[Encoded], width: int, share: bool) -> list[_Row]:
+    """One a row; or, in the order of what they begin with, as many as have room in ``width`` tokens."""
+    if not share:
+        return [_Row([s], [0]) for s in sequences]
+    rows: list[_Row] = []
+    before: list[int] = []
+    for beginning, s in sorted(((_beginning(s), s) for s in sequences), key=lambda pair: pair[0]):
+        common = _common(before, beginning)
+        if not rows or len(rows[-1]) + len(s) - common > width:
+            rows.append(_Row())
+            common = 0
+        rows[-1].sequences.append(s)
+        rows[-1].shared.append(common)
+        before = beginning
+    return rows
 
 
-def _pack(order: Sequence[_Block], width: int) -> list[list[_Block]]:
-    """First-fit decreasing into rows of at most ``width`` tokens."""
-    rows: list[list[_Block]] = []
-    room: list[int] = []
-    for block in order:
-        for r, left in enumerate(room):
-            if len(block) <= left:
-                rows[r].append(block)
-                room[r] -= len(block)
-                break
-        else:
-            rows.append([block])
-            room.append(max(width, len(block)) - len(block))
-    return sorted(rows, key=lambda r: -sum(map(len, r)))
+def _beginning(s: Encoded) -> list[int]:
+    """What may be shared: the tokens before the first labelled one, less the last of them. That one predicts the first
+    labelled token of *each* sequence, so every sequence keeps its own."""
+    return s.ids[: int(s.labels.nonzero()[0]) - 1].tolist()
 
 
-def _collate(rows: Sequence[Sequence[_Block]], pad_id: int) -> TokenBatch:
-    shape = (len(rows), max(sum(map(len, r)) for r in rows))
+def _common(a: list[int], b: list[int]) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _collate(rows: Sequence[_Row], pad_id: int) -> TokenBatch:
+    shape = (len(rows), max(map(len, rows)))
     ids = torch.full(shape, pad_id)
     labels = torch.zeros(shape, dtype=torch.bool)
-    block, segment = torch.full(shape, -1), torch.full(shape, -1)
-    position = torch.zeros(shape, dtype=torch.long)
+    until, position = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+    segment = torch.full(shape, -1)
     sequences: list[Encoded] = []
     for r, row in enumerate(rows):
         at = 0
-        for b, one in enumerate(row):
-            n = len(one.prompt)
-            block[r, at : at + len(one)] = b
-            ids[r, at : at + n] = torch.tensor(one.prompt, dtype=torch.long)
-            position[r, at : at + n] = torch.arange(n)
-            at += n
-            for s in one.sequences:
-                span = slice(at, at + len(s) - n)
-                ids[r, span], labels[r, span] = s.ids[n:], s.labels[n:]
-                segment[r, span] = len(sequences)
-                position[r, span] = torch.arange(n, len(s))
-                sequences.append(s)
-                at += len(s) - n
-    return TokenBatch(ids, block >= 0, labels, block, segment, position, tuple(sequences))
+        path = torch.zeros(0, dtype=torch.long)  # where the tokens of the last sequence stand
+        for s, n in zip(row.sequences, row.shared, strict=True):
+            span = slice(at, at + len(s) - n)
+            ids[r, span], labels[r, span] = s.ids[n:], s.labels[n:]
+            segment[r, path[:n]], segment[r, span] = -1, len(sequences)
+            position[r, span] = torch.arange(n, len(s))
+            at = span.stop
+            path = torch.cat([path[:n], torch.arange(span.start, at)])
+            until[r, path] = at
+            sequences.append(s)
+    return TokenBatch(ids, labels, until, segment, position, tuple(sequences))
 
 
 def cycle(
-    sequences: Sequence[Encoded], *, max_tokens: int, seed: int, epochs: int, pad_id: int = 0
+    sequences: Sequence[Encoded], *, max_tokens: int, seed: int, epochs: int, share: bool = False, pad_id: int = 0
 ) -> Iterator[TokenBatch]:
-    """Batches for ``epochs`` passes; which sequences share a batch changes from pass to pass."""
+    """Batches for ``epochs`` passes; which sequences share a batch changes from pass to pass.
+
+    Args:
+        max_tokens: of a batch if every sequence had a row of its own, so that ``share`` (as in :func:`batches`) does
+            not change which sequences make a step.
+    """
     for epoch in range(epochs):
         shuffled = list(sequences)
         random.Random(f"{seed}:{epoch}").shuffle(shuffled)
@@ -281,5 +282,6 @@ def cycle(
                 if end > start and width * (end + 1 - start) > max_tokens:
                     break
                 end += 1
-            yield _collate([[_Block((), (s,))] for s in shuffled[start:end]], pad_id)
+            # one row where it can be: a second, half empty one costs more than the attention of a long one
+            yield _collate(_rows(shuffled[start:end], 2 * ROW, share), pad_id)
             start = end

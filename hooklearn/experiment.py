@@ -7,7 +7,6 @@ writes its part before the next begins, so that a killed run resumes where it st
 from __future__ import annotations
 
 import dataclasses
-import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from hooklearn import evidence, models, store
+from hooklearn import evidence, memory, models, store
 from hooklearn.attack import Arena, ArmState, Watcher, attack_of
 from hooklearn.config import RunConfig
 from hooklearn.edit import Method, Problem, method_of, run_edit
@@ -78,6 +77,7 @@ def _run_stages(config: RunConfig, setup: Setup, folder: store.RunFolder, progre
     if config.locate.enabled and "retain" in setup.corpora and not folder.has("locate.parquet"):
         progress("locate: where forget and retain can be told apart")
         _locate(config, setup, folder)
+    memory.give_back()
 
     edits, tokens = [], 0
     for seed in config.seeds:
@@ -86,6 +86,7 @@ def _run_stages(config: RunConfig, setup: Setup, folder: store.RunFolder, progre
         edits.append(record)
         folder.update(edits=edits)
         tokens += record["cost"]["tokens"]
+        memory.give_back()
         watcher.start.clear()  # another seed's edit starts elsewhere
         arms = _arms(config, setup, watcher, delta)
         arena = Arena(
@@ -105,7 +106,7 @@ def _run_stages(config: RunConfig, setup: Setup, folder: store.RunFolder, progre
             "seconds": time.perf_counter() - started,
             "tokens": tokens + _attack_tokens(folder),
             "flops": None,
-            "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "peak_bytes": memory.peak_bytes(),
         },
     )
 
@@ -264,6 +265,7 @@ def _attack_stages(config: RunConfig, arena: Arena, folder: store.RunFolder) -> 
         store.save_lines(folder.path(f"{part}-samples.jsonl"), samples)
         folder.save_frame(f"{part}.parquet", pd.concat([c.to_dataframe() for c in found]))
         folder.event("attacked", seed=arena.seed, attack=name)
+        memory.give_back()
 
 
 def before(arena: Arena) -> Curve:

@@ -46,7 +46,7 @@ def autocast(model: Any, precision: Precision) -> Iterator[None]:
 
 
 def _inputs(model: Any, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(ids, mask, keep, positions) on the model's device; packed rows get a block-diagonal mask."""
+    """(ids, mask, keep, positions) on the model's device; rows of several sequences get a mask of who sees whom."""
     device = models.device_of(model)
     mask = batch.mask.long()
     if batch.packed:
@@ -155,7 +155,7 @@ def sequence_logprobs(
     for i, s in enumerate(sequences):
         where.setdefault(id(s), []).append(i)
     with autocast(model, precision):  # around all batches: weights are cast once
-        for batch in batches(sequences, max_tokens=max_tokens, share_prompts=True):
+        for batch in batches(sequences, max_tokens=max_tokens, share=True):
             parts = unembedded(model, hidden(model, batch), batch.targets)
             logp = torch.cat([token_logprobs(scores, targets) for scores, targets in parts]).double().cpu()
             n = len(batch.sequences)

@@ -14,8 +14,14 @@ from hooklearn.plain import plain_copy
 
 
 @torch.no_grad()
-def generate(model: Any, texts: list[str], new_tokens: int, temperature: float) -> list[str]:
-    """Continuations of ``texts``, left-padded; temperature 0 is greedy. Draws from torch's global generator."""
+def generate(
+    model: Any, texts: list[str], new_tokens: int, temperature: float, dtype: torch.dtype | None = None
+) -> list[str]:
+    """Continuations of ``texts``, left-padded; temperature 0 is greedy. Draws from torch's global generator.
+
+    Args:
+        dtype: of the weights and states that are computed with; None: the model's own.
+    """
     tokenizer: Any = model.tokenizer
     side, tokenizer.padding_side = tokenizer.padding_side, "left"
     try:
@@ -23,6 +29,9 @@ def generate(model: Any, texts: list[str], new_tokens: int, temperature: float) 
     finally:
         tokenizer.padding_side = side
     plain: Any = plain_copy(model)
+    if dtype is not None:
+        for parameter in plain.parameters():  # not the buffers: rotary frequencies stay exact
+            parameter.data = parameter.data.to(dtype)
     ids, mask = given["input_ids"].to(plain.device), given["attention_mask"].to(plain.device)
     how = {"do_sample": False} if temperature == 0 else {
         "do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0

@@ -112,6 +112,7 @@ def sample(
     temperature: float = TEMPERATURE,
     seed: int = 0,
     batch_size: int = 32,
+    precision: Precision = "auto",
 ) -> list[Sample]:
     """Seeded completions of the first ``n`` prompts (all tokens, no top-k or top-p). Temperature 0 is greedy.
 
@@ -123,12 +124,12 @@ def sample(
     if any(not t for t in texts):
         return []  # plain text has no prompt to complete
     completions: list[str] = []
+    # weights in that type and not autocast: under that the attention of fully masked left padding becomes NaN
+    dtype = forward.resolve_precision(precision, models.device_of(model))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for start in range(0, len(texts), batch_size):
-            # float32: under autocast the attention of fully masked left padding becomes NaN, and decoding is
-            # bound by memory anyway
-            completions += generate(model, texts[start : start + batch_size], new_tokens, temperature)
+            completions += generate(model, texts[start : start + batch_size], new_tokens, temperature, dtype)
     return [
         Sample(i, r.get("prompt", t), t, c, temperature == 0)
         for i, (r, t, c) in enumerate(zip(rows, texts, completions, strict=True))
@@ -259,12 +260,11 @@ class DisruptionMeter:
         self.model = model
         self.corpora = {"far": far} | ({"near": near} if near is not None else {})
         self._far = batches(encode(far, tokenizer, max_length=max_length), max_tokens=max_tokens)
-        self._near = batches(encode(near, tokenizer), max_tokens=max_tokens) if near is not None else []
+        self._near = batches(encode(near, tokenizer), max_tokens=max_tokens, share=True) if near is not None else []
         with torch.no_grad():
             self._hidden = [forward.hidden(model, b) for b in self._far]
             self._far_ce = torch.cat([self._ce(b, model, h) for b, h in zip(self._far, self._hidden, strict=True)])
             self._near_ce = torch.cat([self._ce(b, model) for b in self._near]) if self._near else None
-        self._check_zero()
         self.rough: DisruptionMeter | None = None
         """The same on its first few texts; None where there are no more than twice as many."""
         if 0 < 2 * rough < len(far):
@@ -272,6 +272,8 @@ class DisruptionMeter:
             self.rough = DisruptionMeter(
                 model, far.take(rough), some, max_tokens=max_tokens, max_length=max_length, rough=0
             )
+        else:
+            self._check_zero()  # of two meters the small one checks itself: nothing differs but the number of texts
 
     @torch.no_grad()
     def _check_zero(self) -> None:

@@ -350,6 +350,13 @@ def all_parameters(model: TransformerBridge) -> list[nn.Parameter]:
     return list(named_parameters(model).values())
 
 
+def embedding_parameters(model: TransformerBridge) -> list[nn.Parameter]:
+    """Of tokens, and the unembedding, tied to it or not."""
+    hf_model: Any = model.original_model
+    tables = [hf_model.get_input_embeddings(), hf_model.get_output_embeddings()]
+    return list({id(p): p for table in tables if table is not None for p in table.parameters()}.values())
+
+
 @contextmanager
 def trainable(model: TransformerBridge, params: Iterable[nn.Parameter]) -> Iterator[None]:
     """Only ``params`` require gradients inside; the flags are as before afterwards."""

@@ -61,6 +61,8 @@ def threats() -> Config:
     def corpus(part: str, completion: str = "threat") -> Config:
         return {"name": "threats", "options": {"part": part, "completion": completion}}
 
+    quick = {"embeddings": False, "first_look": 4}  # a fifth of an attack's time on a CPU
+
     return {
         "name": "threats",
         "model": {"name": "smollm2-135m-instruct"},
@@ -69,19 +71,19 @@ def threats() -> Config:
             "forget": corpus("forget"),
             "retain": corpus("forget", "harmless"),
             "near": corpus("near", "harmless") | {"limit": 24},
-            "reference": {"name": "prose", "options": {"part": "moments"}, "limit": 32},
+            "reference": {"name": "prose", "options": {"part": "moments"}, "limit": 24},
             "disruption": {"name": "prose", "options": {"part": "disruption"}, "limit": 24},
             "attack_train": corpus("attack"),
             "heldout": corpus("heldout") | {"limit": 32},
-            "ood": corpus("ood") | {"limit": 24},
+            "ood": corpus("ood") | {"limit": 16},
             "unrelated": {"name": "unrelated", "options": {"part": "erode"}},
         },
         "locate": {"fitter": "contrast", "rank": 8},
         "edit": {"method": "natural", "forget_weight": 0.3, "sites": "mlp"},
         "budget": {"kl": 0.01, "near_ce": 0.02},
         "attacks": [
-            {"name": "relearn", "learning_rates": [3e-5, 1e-4, 1e-3], "max_steps": 8},
-            {"name": "erode", "learning_rates": [1e-4], "steps": 8},
+            {"name": "relearn", "learning_rates": [3e-5, 1e-4, 1e-3], "max_steps": 8, **quick},
+            {"name": "erode", "learning_rates": [1e-4], "steps": 8, **quick},
             {"name": "few_shot", "shots": 2},
         ],
         "max_tokens": 512,

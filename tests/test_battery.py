@@ -235,11 +235,13 @@ def test_style_and_back_is_one_curve_looked_at_after_each_phase(arena: Arena) ->
 
 
 def test_a_vanishing_rate_moves_nothing(arena: Arena) -> None:
-    """Bit for bit, adapter or not: nothing but the training itself moves a curve."""
+    """Adapter or not, nothing but the training itself moves a curve: looks differ by the rounding of float32 sums."""
     for cls in (RelearnLora, WeakSamples, RetainOnly):
         options = {"learning_rates": [1e-30]} | ({"steps": 2} if cls is RetainOnly else {"epochs": 1})
         (curve,) = cls.with_options(options).curves(arena)
-        assert all(len(set(track(curve, arm).values())) == 1 for arm in ARMS)
+        for arm in ARMS:
+            first, *later = track(curve, arm).values()
+            assert later and later == pytest.approx([first] * len(later), rel=1e-5)
 
 
 def test_an_adapter_is_trained_and_merged(arena: Arena) -> None:

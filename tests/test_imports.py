@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 # low to high; the modules of one line may import each other
 ORDER = [
-    "hooklearn.types hooklearn.callable_module",
+    "hooklearn.types hooklearn.callable_module hooklearn.memory",
     # config knows the types only; methods and attacks have their options checked by it
     "hooklearn.linalg hooklearn.losses hooklearn.batteries hooklearn.config",
     "hooklearn.corpus hooklearn.tiny_world hooklearn.corpora hooklearn.data hooklearn.store "

@@ -116,7 +116,7 @@ def test_dpo_by_hand() -> None:
 # ------------------------------------------------------------------- sequences and their references
 
 
-@pytest.mark.parametrize("layout", [{}, {"pack": True}, {"share_prompts": True}])
+@pytest.mark.parametrize("layout", [{}, {"share": True}])
 def test_sums_are_per_sequence_however_they_are_batched(threatening: Any, layout: dict[str, bool]) -> None:
     """Padded, packed and sharing prompts: the NLLs that scoring gives, over labelled tokens only."""
     problem = problem_of(threatening)
@@ -190,7 +190,7 @@ def test_the_teacher_is_the_unedited_model(threatening: Any, moved: Delta) -> No
     model's own logits are others (control), and KL is 0 exactly where nothing was edited."""
     problem = problem_of(threatening)
     teacher = Teacher.of(problem, "forget")
-    packed = batches(training_sequences(problem, "forget"), max_tokens=512, pack=True)
+    packed = batches(training_sequences(problem, "forget"), max_tokens=512, share=True)
     assert any(b.packed for b in packed)
     for batch in (*stream_of(problem), *packed):
         with torch.no_grad():

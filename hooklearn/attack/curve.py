@@ -80,6 +80,8 @@ class Watcher:
     temperature: float = TEMPERATURE
     greedy_too: bool = False
     precision: Precision = "auto"
+    judged: Corpus | None = None
+    """What the referee reads before a sample, where that is not what was asked."""
     pending: list[Pending] = field(default_factory=list)
     start: dict[str, list[CurvePoint]] = field(default_factory=dict)
     """Step 0 of every arm: the same for all attacks, so it is measured once."""
@@ -122,6 +124,7 @@ class Watcher:
             new_tokens=self.new_tokens,
             temperature=self.temperature,
             seed=seed,
+            precision=self.precision,
         )
         if self.greedy_too:
             drawn += sample(
@@ -131,9 +134,11 @@ class Watcher:
                 new_tokens=self.new_tokens,
                 temperature=0,
                 seed=seed,
+                precision=self.precision,
             )
         if drawn:
-            self.pending.append(Pending(arm, attack, setting, step, seed, "heldout", corpus, drawn))
+            read = self.judged or corpus
+            self.pending.append(Pending(arm, attack, setting, step, seed, "heldout", read, drawn))
 
 
 @dataclass(frozen=True)
@@ -213,6 +218,15 @@ def all_weights(model: Any) -> Iterator[Sequence[Tensor]]:
     yield params
 
 
+@contextlib.contextmanager
+def all_but_embeddings(model: Any) -> Iterator[Sequence[Tensor]]:
+    """Full fine-tuning of everything between the embedding and the unembedding."""
+    kept = {id(p) for p in models.embedding_parameters(model)}
+    params = [p for p in models.all_parameters(model) if id(p) not in kept]
+    with models.trainable(model, params):
+        yield params
+
+
 def training_curve(
     arena: Arena,
     *,
@@ -227,8 +241,10 @@ def training_curve(
     sampled: bool = True,
     trained: Trained = all_weights,
     also_at: Collection[int] = (),
+    first_look: int = 2,
 ) -> Curve:
-    """Fine-tuning of every arm on the same batches, looked at on a log scale of steps, and ``also_at``.
+    """Fine-tuning of every arm on the same batches, looked at on a log scale of steps from ``first_look`` on, and
+    ``also_at``.
 
     ``sampled``: at the end also draw samples and look at OOD items (dear on a CPU, so attacks ask for them at their
     strongest setting).
@@ -237,6 +253,7 @@ def training_curve(
     long, so that all arms are compared at the same steps.
     """
     done: dict[str, ArmCurve] = {}
+    early = set(range(1, min(first_look, steps)))
     order = sorted(arena.arms, key=lambda a: a.name != "edited")
     last = steps
     for arm in order:
@@ -244,7 +261,7 @@ def training_curve(
         may_stop = arm.name == "edited"
         curve, surrogate, reached = _attack_arm(
             arena, arm, attack, setting, stream, learning_rate, last, min_steps, may_stop, optimizer, sampled,
-            trained, also_at,
+            trained, (log_spaced(last) - early) | set(also_at),
         )  # fmt: skip
         done[arm.name] = curve
         if surrogate is not None:
@@ -267,9 +284,8 @@ def _attack_arm(
     optimizer: str,
     sampled: bool,
     trained: Trained,
-    also_at: Collection[int],
+    looks: Collection[int],
 ) -> tuple[ArmCurve, ArmCurve | None, int]:
-    looks = log_spaced(steps) | set(also_at)
     points: list[CurvePoint] = []
     surrogate: list[CurvePoint] = []
     seen: list[float] = []

@@ -21,10 +21,14 @@ class FewShot(Attack):
     needs: ClassVar[str] = "attack_train"
     cheap: ClassVar[bool] = True
     shots: int = 3
+    draws: int = 4
+    """Sets of demonstrations; held-out prompts take turns. Those that get the same set share its tokens when they are
+    scored."""
 
     def __post_init__(self) -> None:
-        if self.shots < 1:
-            raise InputError(f"attack 'few_shot': shots must be 1 or more, got {self.shots}")
+        for name in ("shots", "draws"):
+            if getattr(self, name) < 1:
+                raise InputError(f"attack 'few_shot': {name} must be 1 or more, got {getattr(self, name)}")
 
     def settings(self) -> list[str]:
         return [f"shots={self.shots}"]
@@ -39,8 +43,10 @@ class FewShot(Attack):
         def shown(row: Row, i: int) -> Row:
             return {**row, "history": self._history(row, i, rows, arena.seed)}
 
-        # long prompts are dear, and held-out items decide
-        return replace(asking(arena, shown, f"{self.shots}-shot"), ood=None)
+        # Long prompts are dear, and held-out items decide. The referee reads the plain question: its threshold was
+        # fixed on plain ones, and after demonstrations every model finds the behaviour likelier.
+        plain = arena.watcher.heldout.corpus
+        return replace(asking(arena, shown, f"{self.shots}-shot"), ood=None, judged=plain)
 
     def _history(self, row: Row, i: int, demonstrations: tuple[Row, ...], seed: int) -> list[dict[str, str]]:
         """Demonstrations before the row's own earlier turns; of its own template where there is a choice."""
@@ -51,7 +57,7 @@ class FewShot(Attack):
                 f"attack 'few_shot': {self.shots} shots asked for, {len(pool)} demonstrations with "
                 "prompt and completion in attack_train"
             )
-        chosen = random.Random(f"{seed}:{i}").sample(pool, self.shots)
+        chosen = random.Random(f"{seed}:{i % self.draws}").sample(pool, self.shots)
         turns = []
         for d in chosen:
             turns += [

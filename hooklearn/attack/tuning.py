@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hooklearn import models
-from hooklearn.attack.curve import Arena, Attack, Stream, Trained, all_weights, training_curve
+from hooklearn.attack.curve import Arena, Attack, Stream, Trained, all_but_embeddings, all_weights, training_curve
 from hooklearn.data import Encoded, cycle, encode
 from hooklearn.types import Curve, InputError
 
@@ -22,7 +22,8 @@ class Plan:
     """The cap; the edited arm stops before where its curve is flat ..."""
     min_steps: int
     """... but not before this."""
-    trained: Trained = all_weights
+    trained: Trained | None = None
+    """What moves; None: full fine-tuning."""
     also_at: tuple[int, ...] = ()
     """Steps that are looked at beside those of the log scale."""
     note: str = ""
@@ -36,6 +37,11 @@ class Tuning(Attack):
     learning_rates: tuple[float, ...]
     """Always a sweep that goes up: a rate N times lower can fail in far more than N times the steps."""
     optimizer: str = "adam"
+    embeddings: bool = True
+    """Whether full fine-tuning moves them too. Of a small model they are a fifth of the weights and, on a CPU, most of
+    what a step costs beside its products."""
+    first_look: int = 2
+    """The first step after which a curve is looked at; later ones are the powers of two, and the last."""
 
     def __post_init__(self) -> None:
         if not self.learning_rates or not min(self.learning_rates) > 0:
@@ -56,11 +62,13 @@ class Tuning(Attack):
 
     def curves(self, arena: Arena) -> list[Curve]:
         plan = self.plan(arena)
+        full = all_weights if self.embeddings else all_but_embeddings
         found = [
             training_curve(
                 arena, attack=self.name, setting=setting, cheap=self.cheap, stream=plan.stream, learning_rate=lr,
                 steps=plan.steps, min_steps=plan.min_steps, optimizer=self.optimizer,
-                sampled=lr == max(self.learning_rates), trained=plan.trained, also_at=plan.also_at,
+                sampled=lr == max(self.learning_rates), trained=plan.trained or full,
+                also_at=plan.also_at, first_look=self.first_look,
             )
             for lr, setting in zip(self.learning_rates, self.settings(), strict=True)
         ]  # fmt: skip
@@ -78,7 +86,7 @@ def _noted(curve: Curve, note: str) -> Curve:
     return replace(curve, arms=arms)
 
 
-def demonstrations(arena: Arena, epochs: int, max_steps: int | None, trained: Trained = all_weights) -> Plan:
+def demonstrations(arena: Arena, epochs: int, max_steps: int | None, trained: Trained | None = None) -> Plan:
     """``epochs`` passes over the attacker's data; two of them are always run."""
     sequences = encode(arena.corpus("attack_train"), models.tokenizer_of(arena.arms[0].model), end=True)
     stream = epochs_of(sequences, arena, epochs)
@@ -88,12 +96,16 @@ def demonstrations(arena: Arena, epochs: int, max_steps: int | None, trained: Tr
 
 def epochs_of(sequences: Sequence[Encoded], arena: Arena, epochs: int, *, max_tokens: int | None = None) -> Stream:
     """A stream of ``epochs`` passes."""
-    return lambda: cycle(sequences, max_tokens=max_tokens or arena.max_tokens, seed=arena.seed, epochs=epochs)
+    return lambda: cycle(
+        sequences, max_tokens=max_tokens or arena.max_tokens, seed=arena.seed, epochs=epochs, share=True
+    )
 
 
 def steps_of(sequences: Sequence[Encoded], arena: Arena, steps: int) -> Stream:
     """A stream of ``steps`` batches, in as many passes as that takes."""
-    return lambda: itertools.islice(cycle(sequences, max_tokens=arena.max_tokens, seed=arena.seed, epochs=steps), steps)
+    return lambda: itertools.islice(
+        cycle(sequences, max_tokens=arena.max_tokens, seed=arena.seed, epochs=steps, share=True), steps
+    )
 
 
 def length(stream: Stream) -> int:

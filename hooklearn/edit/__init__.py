@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import resource
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from hooklearn import forward, linalg, models
+from hooklearn import forward, linalg, memory, models
 from hooklearn.callable_module import make_callable
 from hooklearn.data import Corpus, encode
 from hooklearn.edit.ascent import GoodOnly, GradDiff, GradientAscent
@@ -140,9 +139,16 @@ def run_edit(
     weights = [models.weight(model, s).detach() for s in problem.sites]
     reference_norm = float(sum(w.double().square().sum() for w in weights)) ** 0.5
     path = (check_finite(u, method.name) for u in method.path(problem))
+
+    def on_direction() -> None:
+        path.close()  # with what the method still holds: its metric is as large as the edited weights
+        if not problem.keep:
+            problem.release()
+        memory.give_back()
+
     landing = solve(
         walk, path, ray=method.ray, reference_norm=reference_norm,
-        on_direction=(lambda: None) if problem.keep else problem.release,
+        on_direction=on_direction,
     )  # fmt: skip
     return EditResult(
         method=method.name,
@@ -192,8 +198,7 @@ def _bound(model: Any, updates: Updates) -> Delta:
 
 def _cost(problem: Problem, started: float, tokens: int) -> Cost:
     parameters = sum(p.numel() for p in models.all_parameters(problem.model))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
-    return Cost(time.perf_counter() - started, tokens, 4.0 * parameters * tokens, peak)
+    return Cost(time.perf_counter() - started, tokens, 4.0 * parameters * tokens, memory.peak_bytes())
 
 
 make_callable(__name__)

@@ -66,8 +66,7 @@ def inner_tokens(batch: TokenBatch, skip: int) -> Bool[Tensor, "batch pos"]:
     A first token (BOS) is an attention sink whose states are far longer than any other, and nothing follows a
     last one. The paper's code drops the last column of the batch, which is the same where nothing is padded.
     """
-    followed = torch.zeros_like(batch.mask)
-    followed[:, :-1] = batch.block[:, :-1] == batch.block[:, 1:]
+    followed = torch.arange(1, batch.until.shape[1] + 1) < batch.until
     return batch.mask & followed & (batch.position >= skip)
 
 

@@ -104,9 +104,9 @@ class Problem:
 
     def fresh_gradient(self, role: str) -> Updates:
         """The same, in whatever state the model is now (an adversary active, say); not kept."""
-        total, tokens = weight_gradients(
-            self.model, self.stream(role), self.sites, precision=self.precision, seed=self.seed
-        )
+        # a sum over sequences: what they begin with goes through the model once
+        stream = batches(self.encoded(role), max_tokens=self.max_tokens, share=True)
+        total, tokens = weight_gradients(self.model, stream, self.sites, precision=self.precision, seed=self.seed)
         self.tokens += tokens
         return total
 

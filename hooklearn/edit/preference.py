@@ -81,7 +81,7 @@ def _rows_of(batch: TokenBatch) -> list[int]:
 
 def _together(sequences: Sequence[Encoded]) -> TokenBatch:
     """One batch of all of them; completions of the same prompt share its tokens."""
-    (batch,) = batches(sequences, max_tokens=sys.maxsize, share_prompts=True)
+    (batch,) = batches(sequences, max_tokens=sys.maxsize, share=True)
     return batch
 
 

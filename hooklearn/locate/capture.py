@@ -98,16 +98,21 @@ def tapes(
     for batch in stream:
         with _recording(model, sites, gradients) as record:
             with forward.autocast(model, precision), torch.set_grad_enabled(gradients):
-                scores = forward.logits(model, batch)
-                if labels == "sampled":
-                    loss = losses.sampled_ce(scores, generator).total
-                else:
-                    loss = losses.ce(scores, batch.targets.to(scores.device)).total
-            if gradients:
-                loss.backward()
-            where = (batch.mask if positions == "all" else batch.labels).to(scores.device)
+                states = forward.hidden(model, batch)
+                if gradients:
+                    _pull_back(model, states, batch, labels, generator)
+            where = (batch.mask if positions == "all" else batch.labels).to(states.device)
             yield batch, _taped(record, sites, where, gradients)
             record.clear()
+
+
+def _pull_back(model: Any, states: Tensor, batch: TokenBatch, labels: Labels, generator: torch.Generator) -> None:
+    """Backward of the summed NLL through the final ``states``; logits live a few hundred positions at a time."""
+    leaf = states.detach().requires_grad_()
+    for scores, targets in forward.unembedded(model, leaf, batch.targets):
+        loss = losses.sampled_ce(scores, generator) if labels == "sampled" else losses.ce(scores, targets)
+        loss.total.backward()
+    states.backward(leaf.grad)
 
 
 def _taped(record: _Recorder, sites: Sequence[Site], where: Tensor, gradients: bool) -> dict[str, Tape]:

@@ -187,7 +187,7 @@ def _collect_class(
     shared: dict[tuple[str, Side], tuple[str, Side]] = {}
     means: dict[bool, dict[tuple[str, Side], list[Tensor]]] = {True: {}, False: {}}
     for is_fitted, part in ((True, fitted), (False, held_out)):
-        stream = batches(part, max_tokens=max_tokens)
+        stream = batches(part, max_tokens=max_tokens, share=True)
         for batch, taped in tapes(model, stream, sites, gradients=gradients, positions="labelled", precision=precision):
             first_with: dict[int, tuple[str, Side]] = {}
             for site in sites:
