@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from analysis import plots
-    from analysis.compare import Comparison, compare
+    from analysis.compare import compare
+    from analysis.comparison import Comparison
     from analysis.explorer import explore
     from analysis.report import report
     from analysis.tables import Run, markdown, read_run, summary_table
+    from analysis.tradeoff import tradeoff
     from analysis.verdict import Thresholds, Verdict, decide, judge
 
 __all__ = [
@@ -38,10 +40,11 @@ __all__ = [
     "read_run",
     "report",
     "summary_table",
+    "tradeoff",
 ]
 
 _HOME = {
-    "Comparison": "compare",
+    "Comparison": "comparison",
     "Run": "tables",
     "Thresholds": "verdict",
     "Verdict": "verdict",
@@ -54,10 +57,11 @@ _HOME = {
     "read_run": "tables",
     "report": "report",
     "summary_table": "tables",
+    "tradeoff": "tradeoff",
 }
 
 
-_CALLABLE = ("compare", "report")
+_CALLABLE = ("compare", "report", "tradeoff")
 """Modules that hold a function of their own name."""
 
 

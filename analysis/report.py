@@ -9,7 +9,6 @@ The page can be read without a script and needs no network and no other file. Wh
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 
 from analysis import explorer, markup, sections
 from analysis.tables import Run, read_run
+from analysis.writing import write_text
 
 Content = dict[str, Any]
 
@@ -59,7 +59,7 @@ def report(folder: str | Path | Run, *, redact: bool = False, out: str | Path | 
     target.mkdir(parents=True, exist_ok=True)
     pages = _environment()
     for name in ("report.md", "report.html"):
-        _write(target / name, pages.get_template(f"{name}.j2").render(content))
+        write_text(target / name, pages.get_template(f"{name}.j2").render(content))
     return target / "report.html"
 
 
@@ -178,13 +178,3 @@ def _finalize(value: Any) -> Any:
     if value is None:
         return markup.DASH
     return markup.visible(value) if type(value) is str else value
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8", errors="replace")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
