@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from analysis.comparison import Comparison
     from analysis.explorer import explore
     from analysis.report import report
+    from analysis.sweep import sweep_table
     from analysis.tables import Run, markdown, read_run, summary_table
     from analysis.tradeoff import tradeoff
     from analysis.verdict import Thresholds, Verdict, decide, judge
@@ -40,6 +41,7 @@ __all__ = [
     "read_run",
     "report",
     "summary_table",
+    "sweep_table",
     "tradeoff",
 ]
 
@@ -57,6 +59,7 @@ _HOME = {
     "read_run": "tables",
     "report": "report",
     "summary_table": "tables",
+    "sweep_table": "sweep",
     "tradeoff": "tradeoff",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -77,7 +78,7 @@ class Comparison:
         worst = QUANTITIES["any"]
         columns = {m: f"{m}: {worst}" for m in self.differences["metric"].unique()}
         best = {m: self.table.loc[self.table[c].idxmin(), "run"] for m, c in columns.items()}
-        rows = self.differences[self.differences["quantity"] == worst]
+        rows: Any = self.differences[self.differences["quantity"] == worst]
         lowest = rows["metric"].map(best)
         return rows[(rows["run_a"] == lowest) | (rows["run_b"] == lowest)]
 

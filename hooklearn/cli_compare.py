@@ -1,16 +1,18 @@
-"""The commands for many runs at once: ``compare``."""
+"""The commands for many runs at once: ``compare``, ``sweep``."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hooklearn.console import Json, print_json, print_line, work
+from hooklearn.console import Json, Quiet, print_json, print_line, print_rows, say, work
 
 if TYPE_CHECKING:
     from analysis.comparison import Comparison
+    from hooklearn.sweep_config import Plan
 
 comparing = typer.Typer(rich_markup_mode=None)
 
@@ -79,3 +81,89 @@ def as_json(found: Comparison) -> dict[str, object]:
     frames = ("table", "controls", "unlearning", "compute", "differences")
     records = {name: getattr(found, name).to_dict("records") for name in frames}
     return {"runs": records.pop("table"), **records, "notes": found.notes}
+
+
+@comparing.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A YAML file; examples in benchmarks/sweeps.")],
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: runs/sweep-NAME-TIME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the sweep in --out.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show cells and cost; write nothing.")] = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Methods x budgets x seeds in one file, a run folder each.
+
+    Options are chosen on the tuning split, results reported on another. Controls and referee are measured
+    once for all cells. A cell that fails is a record and stops no other; the exit code is then 1. With
+    --resume what is finished is skipped, and methods, budgets or seeds may have been added to the file.
+
+    \b
+    hooklearn sweep benchmarks/sweeps/tiny.yaml --dry-run
+    hooklearn sweep benchmarks/sweeps/tiny.yaml --out runs/tiny
+    hooklearn sweep benchmarks/sweeps/tiny.yaml --out runs/tiny --resume --json | jq .tuning
+    """
+    if resume and out is None:
+        raise typer.BadParameter("needs --out: the folder of the sweep to continue", param_hint="--resume")
+    if dry_run:
+        _plan_only(file, json_, quiet)
+        return
+    with work(quiet) as progress:
+        from hooklearn import sweeping
+        from hooklearn.job import check_place, stay_offline
+
+        plan, data = _plan(file)
+        stay_offline(plan.base)
+        folder = out or sweeping.new_folder(plan.config.name)
+        check_place(folder, resume=resume)
+        try:
+            sweeping.Sweep(plan, folder, data, sweeping.command_of(file), progress).run(resume)
+        except KeyboardInterrupt:
+            again = f"{sweeping.command_of(file)} --out {shlex.quote(str(folder))} --resume"
+            raise KeyboardInterrupt(f"continue with: {again}") from None
+    _tell_sweep(folder, json_)
+
+
+def _plan(file: Path) -> tuple[Plan, dict[str, Any]]:
+    from hooklearn.config import read_config
+    from hooklearn.sweep_config import Plan
+
+    data = read_config(file)
+    return Plan.of({"name": file.stem} | data, file.parent, str(file)), data
+
+
+def _plan_only(file: Path, json_: bool, quiet: bool) -> None:
+    with work(quiet) as progress:
+        from hooklearn.sweep_cost import cost
+
+        plan, _ = _plan(file)
+        progress("estimating")
+        stages = cost(plan)
+    families = [f.name for f in plan.families()]
+    if json_:
+        print_json({"cells": [f"{f}-seed{s}" for s in plan.config.seeds for f in families], "estimate": stages})
+        return
+    print_rows({"cells": f, "seeds": ", ".join(map(str, plan.config.seeds))} for f in families)
+    print_line("")
+    print_rows(stages)
+
+
+def _tell_sweep(folder: Path, json_: bool) -> None:
+    """The table, written beside the cells; exit code 1 where cells are missing from it."""
+    with work(quiet=True):
+        import analysis
+        from analysis.sweep import read_sweep
+
+        record = read_sweep(folder)
+        found = analysis.sweep_table(folder) if any(c["status"] == "done" for c in record["cells"]) else None
+    if json_:
+        told = as_json(found) if found else {}
+        print_json({"sweep": folder, "status": record["status"], "tuning": record["tuning"],
+                    "cells": record["cells"], **told})  # fmt: skip
+    else:
+        print_line(f"{found.to_markdown()}\n\n{folder}" if found else str(folder))
+    failed = [c for c in record["cells"] if c["status"] == "failed"]
+    for cell in failed:
+        say(f"failed: {cell['folder']}: {cell['error']}")
+    if failed:
+        raise typer.Exit(1)

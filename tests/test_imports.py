@@ -28,7 +28,8 @@ ORDER = [
     "hooklearn.attack",
     "hooklearn.organisms",
     "hooklearn.evidence",
-    "hooklearn.setting hooklearn.experiment hooklearn.recipes hooklearn.api",
+    "hooklearn.setting hooklearn.shared hooklearn.experiment hooklearn.controls hooklearn.recipes "
+    "hooklearn.sweep_config hooklearn.sweeping hooklearn.api",
     "analysis.tables analysis.style analysis.writing",
     "analysis.evidence",
     "analysis.scores",
@@ -41,11 +42,12 @@ ORDER = [
     "analysis.comparison",
     "analysis.compare analysis.outcome",
     "analysis.plots analysis.markup analysis.tradeoff",
+    "analysis.sweep",
     "analysis.explorer",
     "analysis.sections",
     "analysis.report",
     "hooklearn.console hooklearn.estimate hooklearn.located hooklearn.job hooklearn.doctor "
-    "hooklearn.cli_tools hooklearn.cli_compare hooklearn.cli hooklearn.__main__",
+    "hooklearn.cli_tools hooklearn.sweep_cost hooklearn.cli_compare hooklearn.cli hooklearn.__main__",
 ]
 LEVEL = {module: level for level, line in enumerate(ORDER) for module in line.split()}
 
