@@ -38,13 +38,14 @@ class Comparison:
         return self.table.to_csv(index=False)
 
     def to_latex(self) -> str:
-        """A booktabs table with a column per run, intervals in brackets."""
-        return self.by_run().to_latex(index=False, escape=True, na_rep="-", float_format="%.3g")
+        """A booktabs table with a column per run (many runs: a row each), intervals in brackets."""
+        frame = self.by_run() if len(self.table) <= FEW else self.in_short()
+        return frame.to_latex(index=False, escape=True, na_rep="-", float_format="%.3g")
 
     def to_markdown(self) -> str:
         """A column per run, the controls, the other two ways to be equal, the differences, the notes."""
         few = len(self.table) <= FEW
-        parts = [markdown(self.by_run() if few else self.by_row())]
+        parts = [markdown(self.by_run() if few else self.in_short())]
         if len(self.controls):
             parts += ["The controls, under the same attacks (mean over the runs):", markdown(self.by_control())]
         if len(self.unlearning):
@@ -90,6 +91,11 @@ class Comparison:
             frame[column] = with_interval(frame, column, *bounds)
             frame = frame.drop(columns=bounds)
         return frame
+
+    def in_short(self) -> pd.DataFrame:
+        """A row per run, without what each was brought back by."""
+        frame = self.by_row()
+        return frame.drop(columns=[c for c in frame if c.endswith(", by")])
 
     def by_run(self) -> pd.DataFrame:
         """The same with a column per run."""

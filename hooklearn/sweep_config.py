@@ -152,8 +152,8 @@ class Plan:
         config = validated(SweepConfig, dict(data), where)
         given, start = config.base, folder
         if isinstance(given, str):
-            name = given if given in RECIPES or Path(given).is_absolute() else str(folder / given)
-            given, found = resolve(name)
+            beside = given not in RECIPES and (folder / given).is_file()
+            given, found = resolve(str(folder / given) if beside else given)
             start = found or folder
         if config.attacks is not None:
             given = {k: v for k, v in given.items() if k != "battery"}

@@ -75,8 +75,12 @@ class Sweep:
             check(plan.tuning())
         with store.claim(self.out, RECORD):
             self._begin(resume)
+            waiting = [c for c in self.record["cells"] if c["status"] != "done"]
+            loaded = self._load(waiting)
+            self._save(status="running", error=None, finished=None)
             try:
-                self._measure()
+                if loaded is not None:
+                    self._measure(waiting, *loaded)
             except KeyboardInterrupt:
                 self._save(status="interrupted")
                 raise
@@ -118,7 +122,6 @@ class Sweep:
         for cell in self.record["cells"]:
             if self._finished(cell["folder"]):
                 cell["status"] = "done"
-        self._save(status="running", error=None)
 
     def _fixed(self) -> dict[str, Any]:
         """What every cell rests on: it may not change under a sweep that was begun."""
@@ -137,15 +140,22 @@ class Sweep:
 
     # ------------------------------------------------------------------------------------- measuring
 
-    def _measure(self) -> None:
-        waiting = [c for c in self.record["cells"] if c["status"] != "done"]
+    def _load(self, waiting: list[dict[str, Any]]) -> tuple[Setup, Setup | None] | None:
+        """Models and corpora, of the cells and of the trials; None where nothing is left to do."""
         if not waiting:
-            return
+            return None
         plan = self.plan
         setup = Setup.load(plan.base, plan.folder, self.progress)
-        families = {f.name: f for f in plan.families()}
-        if plan.config.tuning is not None:
-            self._tune(setup, [families[name] for name in dict.fromkeys(c["family"] for c in waiting)])
+        if not self._undecided(waiting):
+            return setup, None
+        trials = setup.again(plan.tuning(), plan.folder)
+        _check_apart(trials.corpora["heldout"], setup.corpora)
+        return setup, trials
+
+    def _measure(self, waiting: list[dict[str, Any]], setup: Setup, trials: Setup | None) -> None:
+        families = {f.name: f for f in self.plan.families()}
+        if trials is not None:
+            self._tune(trials, self._undecided(waiting))
         shared = Shared(setup, self.progress)
         for seed in dict.fromkeys(c["seed"] for c in waiting):
             self.progress(f"controls (seed {seed})")
@@ -183,23 +193,21 @@ class Sweep:
 
     # ---------------------------------------------------------------------------------------- tuning
 
+    def _undecided(self, waiting: list[dict[str, Any]]) -> list[Family]:
+        """Methods at budgets whose options are still to be chosen."""
+        wanted = {c["family"] for c in waiting}
+        return [f for f in self.plan.families() if f.name in wanted and f.spec.search and not self._chosen(f)]
+
     def _tune(self, setup: Setup, families: list[Family]) -> None:
-        """Choose the options of every method and budget that has a search."""
         tuning = self.plan.config.tuning
         assert tuning is not None
-        searched = [f for f in families if f.spec.search and not self._chosen(f)]
-        if not searched:
-            return
-        config = self.plan.tuning()
-        trials = setup.again(config, self.plan.folder)
-        _check_apart(trials.corpora["heldout"], setup.corpora)
-        shared = Shared(trials, self.progress)
+        shared = Shared(setup, self.progress)
         shared.measured = {
             tuning.seed: controls.measure(
                 shared, self.out / "tuning/controls", tuning.seed, command=self.command, progress=self.progress
             )
         }
-        for family in searched:
+        for family in families:
             self._choose(family, shared)
 
     def _chosen(self, family: Family) -> bool:
