@@ -26,12 +26,15 @@ if TYPE_CHECKING:
     from analysis.tables import Run, markdown, read_run, summary_table
     from analysis.tradeoff import tradeoff
     from analysis.verdict import Thresholds, Verdict, decide, judge
+    from analysis.verify import Verification, verify
+    from analysis.view import view
 
 __all__ = [
     "Comparison",
     "Run",
     "Thresholds",
     "Verdict",
+    "Verification",
     "compare",
     "decide",
     "explore",
@@ -43,6 +46,8 @@ __all__ = [
     "summary_table",
     "sweep_table",
     "tradeoff",
+    "verify",
+    "view",
 ]
 
 _HOME = {
@@ -50,6 +55,7 @@ _HOME = {
     "Run": "tables",
     "Thresholds": "verdict",
     "Verdict": "verdict",
+    "Verification": "verify",
     "compare": "compare",
     "decide": "verdict",
     "explore": "explorer",
@@ -61,10 +67,12 @@ _HOME = {
     "summary_table": "tables",
     "sweep_table": "sweep",
     "tradeoff": "tradeoff",
+    "verify": "verify",
+    "view": "view",
 }
 
 
-_CALLABLE = ("compare", "report", "tradeoff")
+_CALLABLE = ("compare", "report", "tradeoff", "verify", "view")
 """Modules that hold a function of their own name."""
 
 

@@ -1,8 +1,8 @@
 """The command line: ``hooklearn run``, ``locate``, ``edit`` ...; the small commands are in ``cli_tools``.
 
-With ``cli_compare`` (many runs at once) the only module of hooklearn that knows ``analysis``. Nothing heavy is
-imported before a command runs, so that help is instant. Exit codes: 0; 1 failed; 2 wrong input (one line on stderr);
-130 interrupted.
+With ``cli_compare`` (many runs, reports that exist) the only module of hooklearn that knows ``analysis``. Nothing
+heavy is imported before a command runs, so that help is instant. Exit codes: 0; 1 failed; 2 wrong input (one line on
+stderr); 130 interrupted.
 """
 
 from __future__ import annotations

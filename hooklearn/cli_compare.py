@@ -1,4 +1,4 @@
-"""The commands for many runs at once: ``compare``, ``sweep``."""
+"""The commands for many runs, and for reports that exist: ``compare``, ``sweep``, ``verify``, ``view``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hooklearn.console import Json, Quiet, print_json, print_line, print_rows, say, work
+from hooklearn.console import Json, Quiet, print_json, print_line, print_rows, say, visible, work
 
 if TYPE_CHECKING:
     from analysis.comparison import Comparison
@@ -167,3 +167,62 @@ def _tell_sweep(folder: Path, json_: bool) -> None:
         say(f"failed: {cell['folder']}: {cell['error']}")
     if failed:
         raise typer.Exit(1)
+
+
+@comparing.command()
+def verify(
+    target: Annotated[Path, typer.Argument(metavar="RUN|report.html", help="A reported run, or a report.")],
+    json_: Json = False,
+) -> None:
+    """Does a report say what its run measured?
+
+    Hashes of the page and of the files behind it, the table, every curve and the verdict, computed again.
+    Exit code 1 where something differs.
+
+    \b
+    hooklearn verify runs/mine
+    hooklearn verify runs/mine/report.html --json | jq .differences
+    """
+    with work(quiet=True):
+        import analysis
+
+        found = analysis.verify(target)
+    if json_:
+        print_json({"ok": found.ok, "checked": found.checked, "differences": found.differences,
+                    "not_checked": found.not_checked})  # fmt: skip
+    else:
+        for line in found.differences:
+            print_line(f"differs: {visible(line)}")
+        for line in found.not_checked:
+            print_line(f"not checked: {visible(line)}")
+        if found.ok:
+            print_line(f"as reported: {', '.join(found.checked)}")
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+@comparing.command()
+def view(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Runs in it and below are listed.")] = Path("runs"),
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: DIR/index.html.")] = None,
+    open_: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    json_: Json = False,
+) -> None:
+    """A folder of runs as one local page.
+
+    Sortable; opens reports; puts two runs side by side. One file, no network, no server.
+
+    \b
+    hooklearn view runs
+    hooklearn view runs/sweep-tiny --open
+    """
+    with work(quiet=True):
+        import analysis
+
+        page = analysis.view(folder, out)
+    if json_:
+        print_json({"page": page})
+    else:
+        print_line(str(page))
+    if open_:
+        typer.launch(page.resolve().as_uri())

@@ -45,7 +45,9 @@ ORDER = [
     "analysis.sweep",
     "analysis.explorer",
     "analysis.sections",
-    "analysis.report",
+    "analysis.report_record analysis.model_card",
+    "analysis.report analysis.verify",
+    "analysis.view",
     "hooklearn.console hooklearn.estimate hooklearn.located hooklearn.job hooklearn.doctor "
     "hooklearn.cli_tools hooklearn.sweep_cost hooklearn.cli_compare hooklearn.cli hooklearn.__main__",
 ]
