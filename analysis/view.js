@@ -46,15 +46,19 @@ function sideBySide(a, b) {
     line.append(element("td", measured ? Number(gap.toPrecision(3)).toString().replace("-", "−") : ""));
   });
   const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+  const words = element("p", "Paired by item and seed, with intervals; typed in the folder of this page:");
+  words.className = "after";
   const paired = element("pre", `hooklearn compare ${quoted(a.dataset.place)} ${quoted(b.dataset.place)}`);
-  two.replaceChildren(made, element("p", "Paired by item and seed, with intervals:"), paired);
+  two.replaceChildren(made, words, paired);
 }
 
 function show() {
   const ticked = [...body.rows].filter((row) => row.querySelector("input").checked);
   for (const row of body.rows) row.querySelector("input").disabled = ticked.length === 2 && !ticked.includes(row);
   two.hidden = ticked.length !== 2;
-  if (!two.hidden) sideBySide(...ticked);
+  if (two.hidden) return;
+  sideBySide(...ticked);
+  two.scrollIntoView({ block: "nearest" });
 }
 
 heads.forEach((head, column) => head.querySelector("button")?.addEventListener("click", () => sort(column)));
