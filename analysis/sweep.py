@@ -42,7 +42,10 @@ class SweepTable(Comparison):
 
 
 def sweep_table(folder: str | Path, *, write: bool = True) -> SweepTable:
-    """Compare the finished cells of a sweep; ``write``: also ``sweep.parquet``, ``table.*`` and ``tradeoff.png``.
+    """Compare the finished cells of a sweep.
+
+    Args:
+        write: also ``sweep.parquet``, ``table.*`` and ``tradeoff.png``, and the verdict of every cell by itself.
 
     Raises:
         InputError: no sweep there, or none of its cells has ended.
@@ -58,6 +61,7 @@ def sweep_table(folder: str | Path, *, write: bool = True) -> SweepTable:
     table["options"] = [_options(record, run) for run in table["run"]]
     result = SweepTable(**{**vars(found), "table": table}, tuning=_tuning(record, table), missing=_missing(record))
     if write:
+        _judge_cells(record, folder)
         _write(result, folder)
     return result
 
@@ -108,6 +112,12 @@ def _families(record: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
 
 def _pooled(folder: Path, name: str, cells: Sequence[Mapping[str, Any]]) -> Run:
     return pool([read_run(folder / cell["folder"]) for cell in cells], name)
+
+
+def _judge_cells(record: Mapping[str, Any], folder: Path) -> None:
+    for cell in record["cells"]:
+        if cell["status"] == "done" and not (folder / cell["folder"] / "verdict.json").is_file():
+            judge(folder / cell["folder"])
 
 
 def _options(record: Mapping[str, Any], family: str) -> str:

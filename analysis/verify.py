@@ -17,6 +17,8 @@ from analysis.tables import Run, input_error, number, read_run, summary_table
 from analysis.verdict import Thresholds, judge
 from analysis.writing import plain
 
+SHOWN = 5
+"""Points of curves that are named, where many are wrong."""
 TOLERANCE = 1e-9
 """Means of doubles, summed in any order."""
 
@@ -107,10 +109,12 @@ def _curves(run: Run) -> Iterator[str]:
     items: Any = run.items
     means: dict[Any, float] = items.groupby(keys)["value"].mean().to_dict()
     curves: dict[Any, float] = run.curves.set_index(keys)["value"].to_dict()
-    for key, value in curves.items():
-        if not _same(value, means.get(key)):
-            place = " ".join(str(part) for part in key if part != "")
-            yield f"curves, {place}: {_shown(value)}, its items {_shown(means.get(key))}"
+    wrong = [key for key, value in curves.items() if not _same(value, means.get(key))]
+    for key in wrong[:SHOWN]:
+        place = " ".join(str(part) for part in key if part != "")
+        yield f"curves, {place}: {_shown(curves[key])}, its items {_shown(means.get(key))}"
+    if len(wrong) > SHOWN:
+        yield f"and {len(wrong) - SHOWN} more points of curves"
 
 
 def _verdict(run: Run, record: Mapping[str, Any]) -> Iterator[str]:

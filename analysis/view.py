@@ -14,7 +14,7 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from analysis import markup
-from analysis.outcome import outcome
+from analysis.outcome import behaviour
 from analysis.report import VERDICTS, environment
 from analysis.tables import Run, input_error, mean, number, read_run
 from analysis.writing import write_text
@@ -104,7 +104,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "status": run.record.get("status"),
         "before": float("nan"),
     }
-    told = outcome(run)["behaviour"] if run.verdict is not None and not run.curves.empty else {}
+    told = behaviour(run.curves.loc[run.curves["split"] == "heldout"])
     for arm, key in (("edited", "worst"), ("original", "original"), ("never", "never")):
         found[key] = max((number(arms[arm]["worst"]) for arms in told.values() if arm in arms), default=float("nan"))
     found["before"] = mean(arms["edited"]["before"] for arms in told.values() if "edited" in arms)

@@ -23,6 +23,7 @@ from hooklearn.config import (
     validated,
     with_overrides,
 )  # fmt: skip
+from hooklearn.recipes import RECIPES, resolve
 from hooklearn.types import InputError
 
 Options = dict[str, Any]
@@ -147,8 +148,6 @@ class Plan:
     @staticmethod
     def of(data: Mapping[str, Any], folder: Path, where: str = "sweep") -> Plan:
         """Raises InputError: one line that names the key, its value and what would be valid."""
-        from hooklearn.recipes import RECIPES, resolve
-
         config = validated(SweepConfig, dict(data), where)
         given, start = config.base, folder
         if isinstance(given, str):

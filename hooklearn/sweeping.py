@@ -31,7 +31,7 @@ RECORD = "sweep.json"
 
 
 def sweep(
-    sweep: Mapping[str, Any] | str | Path,
+    config: Mapping[str, Any] | str | Path,
     out: str | Path,
     *,
     base: str | Path | None = None,
@@ -48,11 +48,11 @@ def sweep(
     Raises:
         InputError: anything wrong with the file, before anything is measured; or ``out`` holds another sweep.
     """
-    if isinstance(sweep, Mapping):
-        data, folder = dict(sweep), Path()
+    if isinstance(config, Mapping):
+        data, folder, where = dict(config), Path(), "sweep"
     else:
-        data, folder = read_config(Path(sweep)), Path(sweep).parent
-    plan = Plan.of(data, Path(base) if base else folder, "sweep" if isinstance(sweep, Mapping) else str(sweep))
+        data, folder, where = read_config(Path(config)), Path(config).parent, str(config)
+    plan = Plan.of(data, Path(base) if base else folder, where)
     Sweep(plan, Path(out), data, command, progress).run(resume)
     return Path(out)
 
@@ -105,9 +105,16 @@ class Sweep:
                     f"{self.out}: holds a sweep with another {key}; only methods, budgets and seeds may be added "
                     "to a sweep that was begun"
                 )
+        declared = {m.label: store.plain(m.model_dump(mode="json")) for m in self.plan.config.methods}
+        for label, earlier_spec in earlier.get("declared", {}).items():
+            if declared.get(label, earlier_spec) != earlier_spec:
+                raise InputError(
+                    f"{self.out}: {label!r} was declared otherwise when this sweep was begun; give it another label"
+                )
         self.record = {
             "schema_version": SCHEMA_VERSION, "name": self.plan.config.name, "command": self.command,
-            "given": dict(self.given), "fixed": fixed, "started": earlier.get("started", store.now()),
+            "given": dict(self.given), "fixed": fixed, "declared": earlier.get("declared", {}) | declared,
+            "started": earlier.get("started", store.now()),
             "tuning": earlier.get("tuning", {}),
             "cells": [
                 {
@@ -196,7 +203,11 @@ class Sweep:
     def _undecided(self, waiting: list[dict[str, Any]]) -> list[Family]:
         """Methods at budgets whose options are still to be chosen."""
         wanted = {c["family"] for c in waiting}
-        return [f for f in self.plan.families() if f.name in wanted and f.spec.search and not self._chosen(f)]
+        return [f for f in self.plan.families() if f.name in wanted and f.spec.search and not self._chosen(f.name)]
+
+    def _chosen(self, family: str) -> bool:
+        earlier = self.record["tuning"].get(family)
+        return earlier is not None and not earlier["error"]
 
     def _tune(self, setup: Setup, families: list[Family]) -> None:
         tuning = self.plan.config.tuning
@@ -210,21 +221,6 @@ class Sweep:
         for family in families:
             self._choose(family, shared)
 
-    def _chosen(self, family: Family) -> bool:
-        """Whether the very search that the file declares has been decided before.
-
-        Raises InputError where another search was: its choice would stand in the table beside this declaration.
-        """
-        earlier = self.record["tuning"].get(family.name)
-        if earlier is None or earlier.get("error"):
-            return False
-        if earlier["declared"] != store.plain(_declared(family)):
-            raise InputError(
-                f"{self.out}: {family.spec.label!r} was declared otherwise when its options were chosen; "
-                "give it another label"
-            )
-        return True
-
     def _choose(self, family: Family, shared: Shared) -> None:
         tuning = self.plan.config.tuning
         assert tuning is not None
@@ -235,12 +231,8 @@ class Sweep:
             error = None if self._finished(folder) else self._run(self.plan.trial(family, options), folder, shared)
             value = float("nan") if error else _lowest_is_best(self.out / folder, tuning.metric)
             tried.append({"options": options, "value": value, "folder": folder, "error": error})
-        self.record["tuning"][family.name] = {"declared": _declared(family), "trials": tried} | _decide(tried)
+        self.record["tuning"][family.name] = {"trials": tried} | _decide(tried)
         self._save()
-
-
-def _declared(family: Family) -> dict[str, Any]:
-    return family.spec.model_dump(mode="json")
 
 
 def _decide(tried: list[dict[str, Any]]) -> dict[str, Any]:

@@ -134,6 +134,7 @@ def test_the_table_pools_seeds_and_prints_both_splits(swept: Path) -> None:
     found = analysis.sweep_table(swept)
     names = {p.name for p in swept.iterdir()}
     assert names >= {"sweep.parquet", "table.md", "table.csv", "table.tex", "tradeoff.png"}
+    assert all((cell / "verdict.json").is_file() for cell in cells(swept))
     table = pd.read_parquet(swept / "sweep.parquet").set_index("run")
     assert table["seeds"].tolist() == [2, 2]
     starts = [
@@ -225,6 +226,9 @@ def test_a_killed_sweep_goes_on_where_it_was(folder: Path, tmp_path: Path, monke
     other = {**QUICK, "attacks": [{"name": "relearn", "learning_rates": [1e-3]}]}
     with pytest.raises(InputError, match="holds a sweep with another base"):
         hl.sweep(other, out, base=folder, resume=True)
+    changed = {**QUICK, "methods": ["gradient_ascent", {"name": "repselect", "rank": 4}]}
+    with pytest.raises(InputError, match="'repselect' was declared otherwise"):
+        hl.sweep(changed, out, base=folder, resume=True)
 
 
 def test_a_cell_that_fails_is_a_record_and_stops_no_other(
