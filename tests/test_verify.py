@@ -23,7 +23,7 @@ EVIL = '</a>"href="data:application/json;base64,QQ==" <script>alert(1)</script>'
 def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A judged and reported run, with a sample that looks like the page's own record."""
     arms = {"edited": flat(0.1, 3), "original": flat(0.8, 3), "never": flat(0.1, 3)}
-    folder = write_run(tmp_path_factory.mktemp("runs") / "whole", arms=arms, items=8, metrics=["sampled", "completion"])
+    folder = write_run(tmp_path_factory.mktemp("runs") / "whole", arms=arms, items=60, metrics=["sampled", "completion"])
     lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     lines[0]["completion"] = EVIL
     (folder / "samples.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -197,8 +197,9 @@ def test_a_page_of_somebody_else_is_not_overwritten(listed: Path, tmp_path: Path
     result = hooklearn("view", listed, "--out", mine)
     assert result.exit_code == 2 and "was not written by hooklearn view" in result.stderr
     assert mine.read_text() == "my own page"
+    (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no run folder in it"):
-        analysis.view(tmp_path)
+        analysis.view(tmp_path / "empty")
 
 
 def test_in_a_browser_it_sorts_opens_reports_and_compares_two(listed: Path) -> None:
