@@ -43,7 +43,8 @@ VERDICTS = {
 
 
 def report(folder: str | Path | Run, *, redact: bool = False, out: str | Path | None = None) -> Path:
-    """Write ``report.html``, ``report.md``, ``report.json`` and a model card (``README.md``).
+    """Write ``report.html``, ``report.md``, ``report.json`` and a model card (``README.md``; ``model-card.md`` in a
+    folder that is not the run's own).
 
     A run that was not judged is judged first.
 
@@ -65,7 +66,9 @@ def report(folder: str | Path | Run, *, redact: bool = False, out: str | Path | 
     texts = {name: environment().get_template(f"{name}.j2").render(content) for name in TEMPLATES}
     page, record = sealed(texts["report.html"], record_of(run, redact=redact))
     write_text(target / "report.md", texts["report.md"])
-    write_text(target / "README.md", card_text(run, texts["model_card.md"]))
+    # in a folder of the reader's own, README.md is the reader's
+    card = "README.md" if target == run.folder else "model-card.md"
+    write_text(target / card, card_text(run, texts["model_card.md"]))
     write_json(target / RECORD, record)
     write_text(target / "report.html", page)
     return target / "report.html"

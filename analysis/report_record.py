@@ -1,7 +1,7 @@
 """``report.json``: what a report says as numbers, with the hashes of all that it was made from.
 
     schema_version  1
-    run, status, command, model, corpora, seeds, redacted
+    run, status, command, environment, model, organism, never, corpora, seeds, redacted
     verdict         verdict, reason, doubts, within_budget, battery, thresholds
     summary         the table of the report, a row per arm (:func:`analysis.tables.summary_table`)
     edits           per seed: method, disruption, budget, stop, cost
@@ -18,7 +18,6 @@ import base64
 import hashlib
 import json
 import re
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ SCHEMA_VERSION = 1
 RECORD = "report.json"
 MADE = (RECORD, "report.html", "report.md", "README.md", "events.jsonl")
 """Files that a report writes, and the one to which lines may still be added."""
-OF_THE_RUN = ("status", "command", "model", "organism", "never", "corpora", "seeds")
+OF_THE_RUN = ("status", "command", "environment", "model", "organism", "never", "corpora", "seeds")
 KINDS = (".json", ".jsonl", ".parquet", ".safetensors")
 _LINK = re.compile(r'(href="data:application/json;base64,)([A-Za-z0-9+/=]*)(")')
 """Text on a page is escaped: a quotation mark of a model can never look like this."""
@@ -43,11 +42,10 @@ def record_of(run: Run, *, redact: bool = False) -> dict[str, Any]:
     return plain(
         {
             "schema_version": SCHEMA_VERSION,
-            "hooklearn": metadata.version("hooklearn"),
             "run": run.name,
             **{
                 key: run.record.get(key)
-                for key in ("status", "command", "model", "organism", "never", "corpora", "seeds")
+                for key in ("status", "command", "environment", "model", "organism", "never", "corpora", "seeds")
             },
             "redacted": redact,
             "verdict": {key: verdict.get(key) for key in kept},

@@ -27,7 +27,7 @@ def measure(
     Raises:
         InputError: the folder holds something else, or controls of another config.
     """
-    if not _finished(out):
+    if not store.is_done(out):
         config = _without_edit(shared.setup.config, seed)
         setup = dataclasses.replace(shared.setup, config=config)
         arms = [ArmState("original", setup.original)]
@@ -41,10 +41,6 @@ def measure(
             collect_parts(folder)
             folder.update(attacks=attack_records(config), edits=[])
     return read(out)
-
-
-def _finished(folder: Path) -> bool:
-    return (folder / "run.json").is_file() and store.open_run(folder)["status"] == "done"
 
 
 def _without_edit(config: RunConfig, seed: int) -> RunConfig:

@@ -327,6 +327,11 @@ def open_run(path: StrPath) -> dict[str, Any]:
     return record
 
 
+def is_done(path: StrPath) -> bool:
+    """Whether a run lies there that has ended well. Raises like :func:`open_run` where it is damaged."""
+    return (Path(path) / "run.json").is_file() and open_run(path)["status"] == "done"
+
+
 def environment() -> dict[str, Any]:
     """What numbers may depend on: versions, platform, threads, git. Nothing that names a person."""
     names = ("hooklearn", "torch", "transformers", "transformer_lens", "numpy")

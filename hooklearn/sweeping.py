@@ -127,7 +127,7 @@ class Sweep:
             ],
         }  # fmt: skip
         for cell in self.record["cells"]:
-            if self._finished(cell["folder"]):
+            if store.is_done(self.out / cell["folder"]):
                 cell["status"] = "done"
 
     def _fixed(self) -> dict[str, Any]:
@@ -140,10 +140,6 @@ class Sweep:
     def _save(self, **values: Any) -> None:
         self.record |= values
         store.save_json(self.out / RECORD, self.record)
-
-    def _finished(self, folder: str) -> bool:
-        path = self.out / folder
-        return (path / "run.json").is_file() and store.open_run(path)["status"] == "done"
 
     # ------------------------------------------------------------------------------------- measuring
 
@@ -228,7 +224,8 @@ class Sweep:
         for i, options in enumerate(family.spec.settings(tuning.trials)):
             folder = f"tuning/{family.name}/{i}"
             self.progress(f"tuning: {family.name}, trial {i + 1} of {tuning.trials}")
-            error = None if self._finished(folder) else self._run(self.plan.trial(family, options), folder, shared)
+            config = self.plan.trial(family, options)
+            error = None if store.is_done(self.out / folder) else self._run(config, folder, shared)
             value = float("nan") if error else _lowest_is_best(self.out / folder, tuning.metric)
             tried.append({"options": options, "value": value, "folder": folder, "error": error})
         self.record["tuning"][family.name] = {"trials": tried} | _decide(tried)

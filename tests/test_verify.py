@@ -23,7 +23,8 @@ EVIL = '</a>"href="data:application/json;base64,QQ==" <script>alert(1)</script>'
 def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A judged and reported run, with a sample that looks like the page's own record."""
     arms = {"edited": flat(0.1, 3), "original": flat(0.8, 3), "never": flat(0.1, 3)}
-    folder = write_run(tmp_path_factory.mktemp("runs") / "whole", arms=arms, items=60, metrics=["sampled", "completion"])
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    write_run(folder, arms=arms, items=60, metrics=["sampled", "completion"])
     lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     lines[0]["completion"] = EVIL
     (folder / "samples.jsonl").write_text("\n".join(map(json.dumps, lines)))
