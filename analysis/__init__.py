@@ -18,17 +18,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from analysis import plots
-    from analysis.compare import Comparison, compare
+    from analysis.compare import compare
+    from analysis.comparison import Comparison
     from analysis.explorer import explore
     from analysis.report import report
+    from analysis.sweep import sweep_table
     from analysis.tables import Run, markdown, read_run, summary_table
+    from analysis.tradeoff import tradeoff
     from analysis.verdict import Thresholds, Verdict, decide, judge
+    from analysis.verify import Verification, verify
+    from analysis.view import view
 
 __all__ = [
     "Comparison",
     "Run",
     "Thresholds",
     "Verdict",
+    "Verification",
     "compare",
     "decide",
     "explore",
@@ -38,13 +44,18 @@ __all__ = [
     "read_run",
     "report",
     "summary_table",
+    "sweep_table",
+    "tradeoff",
+    "verify",
+    "view",
 ]
 
 _HOME = {
-    "Comparison": "compare",
+    "Comparison": "comparison",
     "Run": "tables",
     "Thresholds": "verdict",
     "Verdict": "verdict",
+    "Verification": "verify",
     "compare": "compare",
     "decide": "verdict",
     "explore": "explorer",
@@ -54,10 +65,14 @@ _HOME = {
     "read_run": "tables",
     "report": "report",
     "summary_table": "tables",
+    "sweep_table": "sweep",
+    "tradeoff": "tradeoff",
+    "verify": "verify",
+    "view": "view",
 }
 
 
-_CALLABLE = ("compare", "report")
+_CALLABLE = ("compare", "report", "tradeoff", "verify", "view")
 """Modules that hold a function of their own name."""
 
 

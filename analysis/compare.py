@@ -4,10 +4,12 @@ Per run and metric, on held-out items: behaviour of the edited model before any 
 worst cell (attack, setting, step) of the attacks that *all* runs have and in none of them diverged;
 once over the cheap ones, once over all. Intervals are of the mean at that cell, by bootstrap over
 items and seeds; that the cell was picked for being the worst makes it look a little worse than it
-is, in all runs alike.
+is, in all runs alike. The controls (unedited, never-learned) are seen at their own worst cell.
 
 Differences are paired: two runs are resampled on the same items. They need the same held-out corpus
 (by hash) and items; where these differ a note says so and no difference is given.
+
+Beside it, from the way of each edit: runs at equal unlearning and at equal compute (``analysis.equal``).
 """
 
 from __future__ import annotations
@@ -21,63 +23,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.scores import Array, Attacker, Resampler, Scores, interval, read_scores
-from analysis.tables import METRICS, Run, in_order, input_error, markdown, mean, number, read_run
+from analysis.comparison import QUANTITIES, Comparison
+from analysis.equal import equal_compute, equal_unlearning
+from analysis.scores import CONTROLS, Array, Attacker, Resampler, Scores, interval, read_scores
+from analysis.tables import METRICS, Run, in_order, input_error, mean, number, read_run
 
-QUANTITIES = {"before": "before", "cheap": "worst, cheap attacks", "any": "worst, any attack"}
 EQUAL = (0.95, 1.0)
 """Share of the binding budget that counts as reaching it (the solver's own tolerance)."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A row per run, a row per paired difference, and what to know when reading them."""
-
-    table: pd.DataFrame
-    differences: pd.DataFrame
-    """``run_a - run_b`` per metric and quantity; clear when the interval excludes 0."""
-    notes: tuple[str, ...]
-
-    def to_dataframe(self) -> pd.DataFrame:
-        return self.table.copy()
-
-    def to_csv(self) -> str:
-        return self.table.to_csv(index=False)
-
-    def to_latex(self) -> str:
-        """A booktabs table with a column per run, intervals in brackets."""
-        return self._by_run().to_latex(index=False, escape=True, na_rep="-", float_format="%.3g")
-
-    def to_markdown(self) -> str:
-        """A column per run, then the differences, then the notes."""
-        parts = [markdown(self._by_run())]
-        if len(self.differences):
-            frame = self.differences.drop(columns=["low", "high"])
-            frame["difference"] = _with_interval(self.differences, "difference", "low", "high")
-            parts.append(markdown(frame))
-        if self.notes:
-            parts.append("\n".join(f"- {note}" for note in self.notes))
-        return "\n\n".join(parts)
-
-    _repr_markdown_ = to_markdown
-
-    def __repr__(self) -> str:
-        return f"Comparison of {len(self.table)} runs\n{self._by_run().to_string(index=False)}"
-
-    def _by_run(self) -> pd.DataFrame:
-        """A column per run; numbers with their intervals as one cell."""
-        frame = self.table.copy()
-        for column in [c for c in frame if f"{c} low" in frame]:
-            bounds = [f"{column} low", f"{column} high"]
-            frame[column] = _with_interval(frame, column, *bounds)
-            frame = frame.drop(columns=bounds)
-        return frame.set_index("run").T.rename_axis("", axis=0).rename_axis("", axis=1).reset_index()
-
-
-def _with_interval(frame: pd.DataFrame, *columns: str) -> list[str | None]:
-    rows = frame[list(columns)].to_numpy(float)
-    return [None if np.isnan(v) else f"{v:.3g} [{low:.3g}, {high:.3g}]" for v, low, high in rows]
-
 
 # ---------------------------------------------------------------------------------- making one
 
@@ -91,12 +43,14 @@ class _Entry:
     scores: Mapping[str, Scores]
     """metric -> scores"""
     cells: dict[tuple[str, str], _Cell] = field(default_factory=dict)
-    """(metric, quantity) -> cell"""
+    """(metric, quantity) -> the edited arm's cell"""
+    controls: dict[tuple[str, str, str], _Cell] = field(default_factory=dict)
+    """(arm, metric, quantity) -> cell"""
 
 
 @dataclass(frozen=True)
 class _Cell:
-    """Attack, setting and step, and the edited arm's mean there, ``[1 + resamples]``."""
+    """Attack, setting and step, and an arm's mean there, ``[1 + resamples]``."""
 
     name: str
     draws: Array
@@ -116,7 +70,11 @@ def compare(runs: Sequence[Run | str | Path], *, seed: int = 0, resamples: int =
         shared = _shared_attackers(having, metric)
         notes += _attacker_notes(having, metric, shared)
         for e in having:
-            e.cells.update(_cells(e.scores[metric], shared, seed, resamples))
+            draw = _resampler(e.scores[metric], seed, resamples)
+            e.cells.update(_cells(e.scores[metric], "edited", shared, draw))
+            for arm in CONTROLS:
+                found = _cells(e.scores[metric], arm, shared, draw)
+                e.controls.update({(arm, *key): cell for key, cell in found.items()})
     rows = [_facts(e) | _behaviour(e, metrics) for e in entries]
     differences = []
     for a, b in combinations(entries, 2):
@@ -126,8 +84,15 @@ def compare(runs: Sequence[Run | str | Path], *, seed: int = 0, resamples: int =
             else:
                 differences += _differences(a, b, metric)
     columns = ["run_a", "run_b", "metric", "quantity", "difference", "low", "high", "clear", "n"]
-    table = pd.DataFrame(rows)
-    return Comparison(table, pd.DataFrame(differences, columns=columns), tuple(notes))
+    walked = {e.name: e.run for e in entries}
+    return Comparison(
+        table=pd.DataFrame(rows),
+        differences=pd.DataFrame(differences, columns=columns),
+        notes=tuple(notes),
+        controls=pd.DataFrame([row for e in entries for row in _control_rows(e)]),
+        unlearning=equal_unlearning(walked),
+        compute=equal_compute(walked),
+    )
 
 
 def _entries(runs: Sequence[Run]) -> list[_Entry]:
@@ -148,17 +113,21 @@ def _shared_attackers(entries: Sequence[_Entry], metric: str) -> set[tuple[str, 
     return set.intersection(*sets)
 
 
-def _cells(scores: Scores, shared: set[tuple[str, str]], seed: int, resamples: int) -> dict[tuple[str, str], _Cell]:
-    draw = Resampler(scores.shape, resamples=resamples, seed=seed, share=scores.is_share)
+def _resampler(scores: Scores, seed: int, resamples: int) -> Resampler:
+    return Resampler(scores.shape, resamples=resamples, seed=seed, share=scores.is_share)
+
+
+def _cells(scores: Scores, arm: str, shared: set[tuple[str, str]], draw: Resampler) -> dict[tuple[str, str], _Cell]:
+    """Before any attack, and where the arm behaves worst under the shared attackers."""
     cells = {}
-    if "edited" in scores.before:
-        before = draw.mean(scores.before["edited"][:, None], "edited")
+    if arm in scores.before:
+        before = draw.mean(scores.before[arm][:, None], arm)
         cells[scores.metric, "before"] = _Cell("before any attack", before[:, 0])
     for quantity in ("cheap", "any"):
         found = [
-            _strongest(a, draw)
+            _strongest(a, arm, draw)
             for a in scores.attackers
-            if (a.attack, a.setting) in shared and "edited" in a.y
+            if (a.attack, a.setting) in shared and arm in a.y
             if a.cheap or quantity == "any"
         ]
         if found:
@@ -167,11 +136,18 @@ def _cells(scores: Scores, shared: set[tuple[str, str]], seed: int, resamples: i
     return cells
 
 
-def _strongest(attacker: Attacker, draw: Resampler) -> _Cell:
-    means = draw.mean(attacker.y["edited"], "edited")
+def _strongest(attacker: Attacker, arm: str, draw: Resampler) -> _Cell:
+    means = draw.mean(attacker.y[arm], arm)
     at = int(np.argmax(np.nan_to_num(means[0], nan=-1)))
     where = " ".join(filter(None, (attacker.attack, attacker.setting)))
     return _Cell(f"{where}, step {attacker.steps[at]:g}", means[:, at])
+
+
+def _control_rows(e: _Entry) -> list[dict[str, Any]]:
+    return [
+        {"run": e.name, "arm": arm, "metric": metric, "quantity": QUANTITIES[quantity]} | interval(cell.draws)._asdict()
+        for (arm, metric, quantity), cell in e.controls.items()
+    ]
 
 
 def _facts(e: _Entry) -> dict[str, Any]:

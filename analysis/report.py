@@ -1,6 +1,6 @@
 """The report of a run: one HTML file that opens anywhere, and the same in markdown.
 
-    report("runs/threats")                  # writes report.html and report.md into the folder
+    report("runs/threats")                  # writes report.html and .md, report.json, a model card
     report("runs/threats", redact=True)     # lengths and hashes in place of what was said
 
 The page can be read without a script and needs no network and no other file. What stands on it is made in
@@ -9,7 +9,6 @@ The page can be read without a script and needs no network and no other file. Wh
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,14 @@ import yaml
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 
 from analysis import explorer, markup, sections
+from analysis.model_card import card_text
+from analysis.report_record import RECORD, record_of, sealed
 from analysis.tables import Run, read_run
+from analysis.writing import write_json, write_text
 
 Content = dict[str, Any]
 
+TEMPLATES = ("report.md", "report.html", "model_card.md")
 VERDICTS = {
     "INTACT": ("intact", "The edit left the behaviour as it was."),
     "DISABLED": ("disabled", "Switched off, not gone: something cheap brings the behaviour back."),
@@ -40,7 +43,10 @@ VERDICTS = {
 
 
 def report(folder: str | Path | Run, *, redact: bool = False, out: str | Path | None = None) -> Path:
-    """Write ``report.html`` and ``report.md``; a run that was not judged is judged first.
+    """Write ``report.html``, ``report.md``, ``report.json`` and a model card (``README.md``; ``model-card.md`` in a
+    folder that is not the run's own).
+
+    A run that was not judged is judged first.
 
     Args:
         folder: a run folder, or what ``read_run`` made of it.
@@ -57,9 +63,14 @@ def report(folder: str | Path | Run, *, redact: bool = False, out: str | Path | 
     content = collect(run, redact=redact, unjudged=unjudged)
     target = Path(out) if out is not None else run.folder
     target.mkdir(parents=True, exist_ok=True)
-    pages = _environment()
-    for name in ("report.md", "report.html"):
-        _write(target / name, pages.get_template(f"{name}.j2").render(content))
+    texts = {name: environment().get_template(f"{name}.j2").render(content) for name in TEMPLATES}
+    page, record = sealed(texts["report.html"], record_of(run, redact=redact))
+    write_text(target / "report.md", texts["report.md"])
+    # in a folder of the reader's own, README.md is the reader's
+    card = "README.md" if target == run.folder else "model-card.md"
+    write_text(target / card, card_text(run, texts["model_card.md"]))
+    write_json(target / RECORD, record)
+    write_text(target / "report.html", page)
     return target / "report.html"
 
 
@@ -146,7 +157,7 @@ def _yaml(content: Any) -> str:
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True) if content else ""
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
     """Escaping is on for HTML, and nothing invisible passes on any page.
 
     What a record lacks is as good as null: a run that failed early still gets its page.
@@ -178,13 +189,3 @@ def _finalize(value: Any) -> Any:
     if value is None:
         return markup.DASH
     return markup.visible(value) if type(value) is str else value
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8", errors="replace")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

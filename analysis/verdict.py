@@ -50,9 +50,7 @@ Scores and intervals: ``analysis.scores``; the numbers: ``analysis.measures``; t
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -64,6 +62,7 @@ from analysis.measures import AttackResult, Thresholds
 from analysis.rules import UNDECIDED, Judgement, decide, overall
 from analysis.scores import read_scores
 from analysis.tables import SCHEMA_VERSION, Run, markdown, read_run
+from analysis.writing import write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -171,7 +170,7 @@ def judge(
         thresholds=t,
     )
     if write:
-        _write(run.folder / "verdict.json", result.to_dict())
+        write_json(run.folder / "verdict.json", result.to_dict())
     return result
 
 
@@ -192,13 +191,3 @@ def _battery(run: Run) -> str:
         return str(named)
     names = [str(a.get("name")) for a in run.record.get("attacks") or []]
     return "custom: " + (", ".join(dict.fromkeys(names)) or "no attacks")
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", "utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

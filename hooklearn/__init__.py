@@ -35,6 +35,7 @@ _WHERE = {
     "behaviour": "api",
     "run": "api",
     "recipe": "recipes",
+    "sweep": "sweeping",
     "load_delta": "store",
     "save_delta": "store",
     "Budget": "types",
@@ -65,6 +66,7 @@ __all__ = [
     "behaviour",
     "run",
     "recipe",
+    "sweep",
     "load_delta",
     "save_delta",
     "Budget",
@@ -85,6 +87,7 @@ if TYPE_CHECKING:
     from hooklearn.models import edited, load, sites, wrap
     from hooklearn.recipes import recipe
     from hooklearn.store import load_delta, save_delta
+    from hooklearn.sweeping import sweep
     from hooklearn.types import Budget, Curve, Delta, Disruption, EditResult, InputError, Site
 
 

@@ -1,7 +1,8 @@
 """The command line: ``hooklearn run``, ``locate``, ``edit`` ...; the small commands are in ``cli_tools``.
 
-The only module of hooklearn that knows ``analysis``. Nothing heavy is imported before a command runs, so that
-help is instant. Exit codes: 0; 1 failed; 2 wrong input (one line on stderr); 130 interrupted.
+With ``cli_compare`` (many runs, reports that exist) the only module of hooklearn that knows ``analysis``. Nothing
+heavy is imported before a command runs, so that help is instant. Exit codes: 0; 1 failed; 2 wrong input (one line on
+stderr); 130 interrupted.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 import hooklearn
+from hooklearn.cli_compare import comparing
 from hooklearn.cli_tools import tools
 from hooklearn.console import (
     Json,
@@ -320,29 +322,5 @@ def report(
         print_line(f"{one['run']}: {one['verdict']}: {visible(one['reason'])}\n{one['report']}")
 
 
-@app.command()
-def compare(
-    runs: Runs,
-    json_: Json = False,
-    csv: Annotated[bool, typer.Option("--csv", help="Comma-separated values.")] = False,
-) -> None:
-    """Runs side by side, at equal disruption.
-
-    A markdown table with a column per run, and the differences, paired by item.
-
-    \b
-    hooklearn compare runs/natural runs/repselect
-    hooklearn compare runs/* --csv > comparison.csv
-    """
-    with work(quiet=True):
-        import analysis
-
-        found = analysis.compare(runs)
-    if json_:
-        table, differences = found.table.to_dict("records"), found.differences.to_dict("records")
-        print_json({"runs": table, "differences": differences, "notes": found.notes})
-    else:
-        print_line(found.to_csv() if csv else found.to_markdown())
-
-
+app.add_typer(comparing)
 app.add_typer(tools)

@@ -19,13 +19,14 @@ ROLES = (
 
 
 T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ModelConfig(_Strict):
+class ModelConfig(Strict):
     """``name``: built-in name, local folder, ``.gguf`` file or hub id."""
 
     name: str = "smollm2-135m-instruct"
@@ -34,7 +35,7 @@ class ModelConfig(_Strict):
     trust_remote_code: bool = False
 
 
-class CorpusConfig(_Strict):
+class CorpusConfig(Strict):
     """Exactly one of ``name`` (built in), ``path`` (relative to the config file) or ``hub``."""
 
     name: str | None = None
@@ -56,7 +57,7 @@ class CorpusConfig(_Strict):
         return self
 
 
-class PrefilterConfig(_Strict):
+class PrefilterConfig(Strict):
     """Keep only facts that the model answers right under *all* of these phrasings (four choices)."""
 
     corpus: str
@@ -86,7 +87,7 @@ class AttackConfig(BaseModel):
         return dict(self.model_extra or {})
 
 
-class BudgetConfig(_Strict):
+class BudgetConfig(Strict):
     kl: float = 0.01
     near_ce: float | None = None
 
@@ -94,7 +95,7 @@ class BudgetConfig(_Strict):
         return Budget(self.kl, self.near_ce)
 
 
-class NeverConfig(_Strict):
+class NeverConfig(Strict):
     """The never-learned control: ``name`` of a model, or ``surrogate: permuted`` (facts)."""
 
     name: str | None = None
@@ -109,13 +110,13 @@ class NeverConfig(_Strict):
         return self
 
 
-class ControlsConfig(_Strict):
+class ControlsConfig(Strict):
     never: NeverConfig | None = None
     matched: bool = False
     """Also attack the delta scaled back until the behaviour starts at the never level."""
 
 
-class LocateConfig(_Strict):
+class LocateConfig(Strict):
     fitter: str = "contrast"
     rank: int = Field(default=8, ge=1)
     sides: Literal["x", "g", "both"] = "x"
@@ -124,7 +125,7 @@ class LocateConfig(_Strict):
     """Tokens to sample for the explorer in the report; 0: no explorer."""
 
 
-class BehaviourConfig(_Strict):
+class BehaviourConfig(Strict):
     """How the sampled rate is measured."""
 
     samples: int = Field(default=32, ge=0)
@@ -133,7 +134,7 @@ class BehaviourConfig(_Strict):
     """As ``hooklearn.measure.TEMPERATURE``: at 1 a small model mostly babbles."""
 
 
-class EvidenceConfig(_Strict):
+class EvidenceConfig(Strict):
     """Mechanistic evidence beside the curves: which measures, and the short attack that some of them follow."""
 
     enabled: bool = False
@@ -143,7 +144,7 @@ class EvidenceConfig(_Strict):
     attack_steps: int = Field(default=16, ge=1)
 
 
-class RunConfig(_Strict):
+class RunConfig(Strict):
     """A whole run: what to edit out of what, how, how much may change, and who tries to bring it back."""
 
     name: str = "run"
@@ -204,12 +205,17 @@ def parse(data: Any, where: str = "config") -> RunConfig:
     Raises:
         InputError: one line that names the key, its value and what would be valid.
     """
+    return validated(RunConfig, data, where)
+
+
+def validated(cls: type[M], data: Any, where: str) -> M:
+    """:func:`parse` for any kind of config."""
     if not isinstance(data, dict):
         raise InputError(f"{where}: expected a mapping of sections, got {type(data).__name__}")
     try:
-        return RunConfig.model_validate(data)
+        return cls.model_validate(data)
     except ValidationError as error:
-        raise InputError(f"{where}: {_first_problem(error)}") from error
+        raise InputError(f"{where}: {_first_problem(error, cls)}") from error
 
 
 def build(cls: type[T], options: Mapping[str, Any], what: str) -> T:
@@ -227,20 +233,20 @@ def build(cls: type[T], options: Mapping[str, Any], what: str) -> T:
         raise InputError(f"{what}: {_first_problem(error)}") from error
 
 
-def _first_problem(error: ValidationError) -> str:
+def _first_problem(error: ValidationError, root: type[BaseModel] = RunConfig) -> str:
     first = error.errors()[0]
     path = ".".join(str(p) for p in first["loc"])
     if first["type"] == "extra_forbidden":
-        return _unknown_key(path, str(first["loc"][-1]), _valid_keys(first["loc"]))
+        return _unknown_key(path, str(first["loc"][-1]), _valid_keys(first["loc"], root))
     message = first["msg"].removeprefix("Value error, ")
     value = first.get("input")
     shown = f" (got {value!r:.80})" if isinstance(value, str | int | float | list | None) and path else ""
     return f"{path}: {message}{shown}" if path else message
 
 
-def _valid_keys(loc: tuple[Any, ...]) -> list[str]:
+def _valid_keys(loc: tuple[Any, ...], root: type[BaseModel]) -> list[str]:
     """The fields of the section that the unknown key was written in."""
-    section: Any = RunConfig
+    section: Any = root
     for part in loc[:-1]:
         if isinstance(part, int):
             continue

@@ -117,7 +117,7 @@ def estimate(config: RunConfig, base: Path) -> Estimate:
     speed = gemm_speed(dtype, _device(config))
     loads = list(_loads(config, corpora, tokens, shape))
     stages = _by_stage(loads, shape, speed)
-    models = 1 + (_arms(config) > 2) + (config.edit.checkpoint is not None)
+    models = 1 + (arms(config) > 2) + (config.edit.checkpoint is not None)
     batch = config.max_tokens * shape.vocabulary * 4 * 3
     return Estimate(
         stages=stages,
@@ -160,7 +160,7 @@ def _loads(config: RunConfig, corpora: Mapping[str, Corpus], t: Mapping[str, flo
     looked_at = t["heldout"] * (2 if corpora["heldout"].alternatives() else 1)
     if "choices" in corpora["heldout"].rows[0]:
         looked_at *= 1 + len(corpora["heldout"].rows[0]["choices"])
-    rounds = seeds * _arms(config)
+    rounds = seeds * arms(config)
     runs = 1
     for spec in config.attacks:
         attack = attack_of(spec.name, spec.options)
@@ -224,7 +224,7 @@ def _attack(
     return trained, steps, math.log2(1 + steps) + 2
 
 
-def _arms(config: RunConfig) -> int:
+def arms(config: RunConfig) -> int:
     never = config.controls.never
     model = config.organism is not None or (never is not None and never.name is not None)
     return 2 + model + (model and config.controls.matched)

@@ -16,15 +16,14 @@ import pandas as pd
 import torch
 
 from hooklearn import evidence, memory, models, store
-from hooklearn.attack import Arena, ArmState, Watcher, attack_of
+from hooklearn.attack import Arena, ArmState, Measured, Watcher, attack_of
 from hooklearn.config import RunConfig
 from hooklearn.edit import Method, Problem, method_of, run_edit
 from hooklearn.locate import collect
 from hooklearn.locate.tokens import sample_tokens
-from hooklearn.measure import (
-    DisruptionMeter,
-)
+from hooklearn.measure import DisruptionMeter
 from hooklearn.setting import Progress, Setup
+from hooklearn.shared import Shared
 from hooklearn.types import (
     ArmCurve,
     Curve,
@@ -45,6 +44,7 @@ def run(
     command: str = "",
     resume: bool = False,
     delta: Delta | None = None,
+    shared: Shared | None = None,
     progress: Progress = lambda _: None,
 ) -> Path:
     """Do everything that ``config`` asks for and write the run folder.
@@ -52,28 +52,29 @@ def run(
     Args:
         given: the config as the user wrote it; ``base``: folder that its relative paths start from.
         delta: attack this edit instead of making one.
+        shared: what runs on the same models, corpora and attacks have in common; ``delta`` is then not taken.
     Raises:
         InputError: anything wrong with the input, before or while the run goes on (the folder says so too).
     """
-    stage = Setup.load(config, base or Path(), progress, delta)
-    with store.RunFolder.create(out, stage.record(given, command), resume=resume) as folder:
-        _run_stages(config, stage, folder, progress)
+    if shared is None:
+        shared = Shared(Setup.load(config, base or Path(), progress, delta), progress)
+    setup = dataclasses.replace(shared.setup, config=config)
+    with store.RunFolder.create(out, setup.record(given, command), resume=resume) as folder:
+        _run_stages(config, setup, shared, folder, progress)
     return out
 
 
 # ------------------------------------------------------------------------------------------ stages
 
 
-def _run_stages(config: RunConfig, setup: Setup, folder: store.RunFolder, progress: Progress) -> None:
+def _run_stages(config: RunConfig, setup: Setup, shared: Shared, folder: store.RunFolder, progress: Progress) -> None:
     started = time.perf_counter()
     folder.path("parts").mkdir(exist_ok=True)
-    watcher = setup.watcher(progress)
+    watcher = shared.watcher
     if watcher.referee is not None:
         folder.update(referee=watcher.referee.describe())
-    progress("disruption: reading the unedited model")
-    meter = DisruptionMeter(setup.original, setup.corpora["disruption"], setup.corpora.get("near"))
-    if setup.never is not None:
-        folder.update(yardsticks={"never": _disruption_record(meter.measure(model=setup.never))})
+    if shared.yardstick is not None:
+        folder.update(yardsticks={"never": _disruption_record(shared.yardstick)})
     if config.locate.enabled and "retain" in setup.corpora and not folder.has("locate.parquet"):
         progress("locate: where forget and retain can be told apart")
         _locate(config, setup, folder)
@@ -82,26 +83,19 @@ def _run_stages(config: RunConfig, setup: Setup, folder: store.RunFolder, progre
     edits, tokens = [], 0
     for seed in config.seeds:
         progress(f"edit (seed {seed}): {config.edit.method or 'checkpoint'}")
-        record, delta = _edit_stage(config, setup, meter, folder, seed, progress)
+        record, delta = _edit_stage(config, setup, shared.meter, folder, seed, progress)
         edits.append(record)
         folder.update(edits=edits)
         tokens += record["cost"]["tokens"]
         memory.give_back()
-        watcher.start.clear()  # another seed's edit starts elsewhere
         arms = _arms(config, setup, watcher, delta)
-        arena = Arena(
-            arms=arms, watcher=watcher,
-            attack_train=setup.corpora.get("attack_train"),
-            unrelated=setup.corpora.get("unrelated"), retain=setup.corpora.get("retain"),
-            seed=seed, precision=config.model.precision, max_tokens=config.max_tokens,  # type: ignore[arg-type]
-            progress=progress,
-        )  # fmt: skip
-        _attack_stages(config, arena, folder)
+        arena = arena_of(setup, watcher, arms, seed, shared.measured.get(seed), progress)
+        attack_stages(config, arena, folder)
         if config.evidence.enabled:
             _evidence_stage(config, setup, arena, folder)
-    _collect_parts(folder)
+    collect_parts(folder)
     folder.update(
-        attacks=[_attack_record(a.name, a.options) for a in config.attacks],
+        attacks=attack_records(config),
         cost={
             "seconds": time.perf_counter() - started,
             "tokens": tokens + _attack_tokens(folder),
@@ -248,10 +242,37 @@ def _matched(setup: Setup, watcher: Watcher, delta: Delta) -> Delta:
 # ----------------------------------------------------------------------------------------- attacks
 
 
-def _attack_stages(config: RunConfig, arena: Arena, folder: store.RunFolder) -> None:
+def arena_of(
+    setup: Setup,
+    watcher: Watcher,
+    arms: list[ArmState],
+    seed: int,
+    measured: Measured | None = None,
+    progress: Progress = lambda _: None,
+) -> Arena:
+    """Where the attacks of one seed take place."""
+    watcher.start.clear()  # another edit starts elsewhere
+    config = setup.config
+    return Arena(
+        arms=arms, watcher=watcher,
+        attack_train=setup.corpora.get("attack_train"),
+        unrelated=setup.corpora.get("unrelated"), retain=setup.corpora.get("retain"),
+        seed=seed, precision=config.model.precision, max_tokens=config.max_tokens,  # type: ignore[arg-type]
+        progress=progress, measured=measured or Measured(),
+    )  # fmt: skip
+
+
+def attack_stages(config: RunConfig, arena: Arena, folder: store.RunFolder) -> None:
+    """Every attack of the config on every arm of the arena, a part of the folder each; parts that are there stay.
+
+    An arena without an edited arm is left alone by attacks that follow the edit.
+    """
+    edited = any(arm.name == "edited" for arm in arena.arms)
     stages: list[tuple[str, Callable[[], list[Curve]]]] = [("none", lambda: [before(arena)])]
     for i, spec in enumerate(config.attacks):
         attack = attack_of(spec.name, spec.options)
+        if attack.follows_edit and not edited:
+            continue
         stages.append((f"{i}-{attack.name}", lambda attack=attack: attack.curves(arena)))
     for name, curves in stages:
         part = f"parts/curves-seed{arena.seed}-{name}"
@@ -261,6 +282,7 @@ def _attack_stages(config: RunConfig, arena: Arena, folder: store.RunFolder) -> 
         found = curves()
         samples = judge_pending(arena.watcher)
         found = [with_samples(c, samples) for c in found]
+        samples += _known_samples(arena, found)
         folder.save_frame(f"{part}-items.parquet", pd.concat([c.items_dataframe() for c in found]))
         store.save_lines(folder.path(f"{part}-samples.jsonl"), samples)
         folder.save_frame(f"{part}.parquet", pd.concat([c.to_dataframe() for c in found]))
@@ -268,10 +290,16 @@ def _attack_stages(config: RunConfig, arena: Arena, folder: store.RunFolder) -> 
         memory.give_back()
 
 
+def _known_samples(arena: Arena, curves: list[Curve]) -> list[dict[str, Any]]:
+    """What arms said that were not attacked again: a folder holds everything that its curves rest on."""
+    attackers = {(c.attack, c.setting) for c in curves}
+    return [dict(s) for s in arena.measured.samples if (s["attack"], s["setting"]) in attackers]
+
+
 def before(arena: Arena) -> Curve:
     """Every arm as it is, before any attack: attack ``none``."""
-    arms: dict[str, ArmCurve] = {}
-    for arm in arena.arms:
+    arms = arena.known("none", "")
+    for arm in [a for a in arena.arms if a.name not in arms]:
         arena.progress(f"behaviour before any attack: {arm.name}")
         with arm.entered(training=False) as model:
             points = arena.watcher.at_start(model, arm.name)
@@ -342,12 +370,15 @@ def _tokens_at(arm: ArmCurve, step: int) -> int:
     return max((p.tokens for p in arm.points if p.step == step), default=0)
 
 
-def _attack_record(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    attack = attack_of(name, options)
-    return {
-        "name": name, "cheap": attack.cheap, "summary": type(attack).summary(),
-        "source": attack.source, "settings": attack.settings(), "budget": dataclasses.asdict(attack),
-    }  # fmt: skip
+def attack_records(config: RunConfig) -> list[dict[str, Any]]:
+    found = [attack_of(spec.name, spec.options) for spec in config.attacks]
+    return [
+        {
+            "name": attack.name, "cheap": attack.cheap, "summary": type(attack).summary(),
+            "source": attack.source, "settings": attack.settings(), "budget": dataclasses.asdict(attack),
+        }
+        for attack in found
+    ]  # fmt: skip
 
 
 def _evidence_stage(config: RunConfig, setup: Setup, arena: Arena, folder: store.RunFolder) -> None:
@@ -371,7 +402,7 @@ def _evidence_stage(config: RunConfig, setup: Setup, arena: Arena, folder: store
     folder.save_json(f"{part}.json", {"records": records})
 
 
-def _collect_parts(folder: store.RunFolder) -> None:
+def collect_parts(folder: store.RunFolder) -> None:
     """The parts of all stages as the files that analysis reads."""
     parts = sorted(folder.path("parts").glob("curves-*.parquet"))
     curves = [p for p in parts if not p.stem.endswith("-items")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,12 +38,7 @@ class Setup:
 
     @staticmethod
     def load(config: RunConfig, base: Path, progress: Progress, delta: Delta | None = None) -> Setup:
-        for spec in config.attacks:  # a typo should not cost an edit
-            attack = attack_of(spec.name, spec.options)
-            if attack.needs not in config.corpora:
-                raise InputError(f"attack {spec.name!r} needs corpora.{attack.needs}, which is not given")
-        if config.edit.method is not None and config.edit.checkpoint is None:
-            method_of(config.edit.method, config.edit.options)
+        check(config)
         original, organism = load_subject(config, base, progress)
         if delta is not None:
             with models.edited(original, delta):
@@ -64,6 +60,11 @@ class Setup:
         progress("reading the corpora")
         corpora = _load_corpora(config, base, original)
         return Setup(config, original, never, never_info, organism, corpora, checkpoint, delta)
+
+    def again(self, config: RunConfig, base: Path) -> Setup:
+        """The same models under a config that asks for the same ones; its corpora are read anew."""
+        check(config)
+        return dataclasses.replace(self, config=config, corpora=_load_corpora(config, base, self.original))
 
     def record(self, given: Mapping[str, Any] | None, command: str) -> dict[str, Any]:
         """The start of ``run.json``."""
@@ -148,6 +149,20 @@ class Setup:
         else:
             return None
         return referee.calibrated(corpus, good)
+
+
+def check(config: RunConfig) -> None:
+    """Names and options of attacks and method: a typo should not cost an edit.
+
+    Raises:
+        InputError: one of them is unknown, or an attack lacks its corpus.
+    """
+    for spec in config.attacks:
+        attack = attack_of(spec.name, spec.options)
+        if attack.needs not in config.corpora:
+            raise InputError(f"attack {spec.name!r} needs corpora.{attack.needs}, which is not given")
+    if config.edit.method is not None and config.edit.checkpoint is None:
+        method_of(config.edit.method, config.edit.options)
 
 
 def load_subject(

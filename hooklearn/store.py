@@ -42,7 +42,7 @@ _BAD_JSON = (ValueError, RecursionError)
 
 def clear_os_error(exc: OSError, path: StrPath) -> InputError:
     """The one line a user needs when the disk refuses ``path``, e.g. because it is full."""
-    return InputError(f"{path}: {exc.strerror or _one_line(exc)}")
+    return InputError(f"{path}: {exc.strerror or one_line(exc)}")
 
 
 @contextmanager
@@ -55,10 +55,10 @@ def _clear_errors(path: StrPath, *damage: type[Exception]) -> Iterator[None]:
     except OSError as exc:
         raise clear_os_error(exc, path) from exc
     except damage as exc:
-        raise InputError(f"{path}: damaged, or another format ({_one_line(exc)})") from exc
+        raise InputError(f"{path}: damaged, or another format ({one_line(exc)})") from exc
 
 
-def _one_line(exc: BaseException) -> str:
+def one_line(exc: BaseException) -> str:
     text = " ".join(str(exc).split())
     return text if isinstance(exc, InputError) else f"{type(exc).__name__}: {text}".rstrip(": ")
 
@@ -89,7 +89,7 @@ def _sync(handle: IO[Any]) -> None:
 
 def save_json(path: StrPath, value: object) -> None:
     """NaN and infinity become null: not measured is never 0. Unfolds dataclasses and arrays."""
-    write_atomic(path, json.dumps(_plain(value), indent=1, allow_nan=False).encode() + b"\n")
+    write_atomic(path, json.dumps(plain(value), indent=1, allow_nan=False).encode() + b"\n")
 
 
 def load_json(path: StrPath) -> Any:
@@ -114,21 +114,21 @@ def load_lines(path: StrPath) -> list[Any]:
 
 
 def _line(row: object) -> bytes:
-    return json.dumps(_plain(row), allow_nan=False).encode() + b"\n"
+    return json.dumps(plain(row), allow_nan=False).encode() + b"\n"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """``value`` in JSON's own types."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, np.ndarray | np.generic | Tensor):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     return str(value) if isinstance(value, Path) else value
 
 
@@ -215,7 +215,7 @@ class RunFolder:
         of another config, or where another process is writing it.
         """
         folder = Path(path)
-        lock = _lock(folder)
+        lock = claim(folder, "run.json")
         try:
             earlier = open_run(folder) if (folder / "run.json").exists() else {}
             if earlier and not resume:
@@ -223,9 +223,9 @@ class RunFolder:
                     f"{folder}: already holds a run (status {earlier['status']}); "
                     "use another --out, or --resume to continue it"
                 )
-            if earlier and earlier.get("config") != _plain(record.get("config")):
+            if earlier and earlier.get("config") != plain(record.get("config")):
                 raise InputError(f"{folder}: holds a run of another config; use another --out")
-            begun = {"schema_version": SCHEMA_VERSION, "started": _now(), **record, **earlier}
+            begun = {"schema_version": SCHEMA_VERSION, "started": now(), **record, **earlier}
             run = cls(folder, begun, lock)
             run.update(status="running", error=None, finished=None)
             run.event("resumed" if earlier else "started", environment=record.get("environment"))
@@ -252,7 +252,7 @@ class RunFolder:
         path = self.path("events.jsonl")
         with _clear_errors(path), path.open("a+b") as handle:
             _cut_torn_line(handle)
-            handle.write(_line({"time": _now(), "event": name, **values}))
+            handle.write(_line({"time": now(), "event": name, **values}))
             _sync(handle)
 
     def update(self, **values: object) -> None:
@@ -263,7 +263,7 @@ class RunFolder:
     def finish(self, status: Status, error: str | None = None, **updates: object) -> None:
         """The last word of this writer; releases the lock, even if the disk refuses."""
         try:
-            self.update(status=status, error=error, finished=_now(), **updates)
+            self.update(status=status, error=error, finished=now(), **updates)
             self.event(status, error=error)
         finally:
             self._lock.close()
@@ -275,17 +275,20 @@ class RunFolder:
         if exc is not None:
             ending = "interrupted" if isinstance(exc, KeyboardInterrupt) else "failed"
             with suppress(InputError):  # on a full disk, what broke the run matters more
-                self.finish(ending, _one_line(exc))
+                self.finish(ending, one_line(exc))
         elif self.record["status"] == "running":
             self.finish("done")
 
 
-def _lock(folder: Path) -> IO[str]:
-    """Claims an empty folder, or a run's folder, for this process."""
+def claim(folder: Path, record: str) -> IO[str]:
+    """An empty folder, or one that holds ``record``, is this process' own until the handle is closed.
+
+    Raises InputError where it holds something else, or is another process'.
+    """
     with _clear_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
-        if names and "run.json" not in names:
+        if names and record not in names:
             raise InputError(f"{folder}: not a run, it holds {names[0]!r}; use another --out")
         with ExitStack() as undo:
             owner = folder / ".lock"
@@ -322,6 +325,11 @@ def open_run(path: StrPath) -> dict[str, Any]:
     if record.get("status") not in get_args(Status):
         raise InputError(f"{file}: damaged, status {record.get('status')!r}")
     return record
+
+
+def is_done(path: StrPath) -> bool:
+    """Whether a run lies there that has ended well. Raises like :func:`open_run` where it is damaged."""
+    return (Path(path) / "run.json").is_file() and open_run(path)["status"] == "done"
 
 
 def environment() -> dict[str, Any]:
@@ -369,5 +377,5 @@ def text_hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _now() -> str:
+def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")

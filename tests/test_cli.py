@@ -15,7 +15,10 @@ from typing import Any
 import pytest
 from user_files import Files, hooklearn
 
-COMMANDS = ("run", "locate", "edit", "attack", "report", "compare", "list", "doctor", "fetch", "export", "organism")
+COMMANDS = (
+    "run", "locate", "edit", "attack", "report", "compare", "sweep", "verify", "view", "list", "doctor", "fetch",
+    "export", "organism",
+)  # fmt: skip
 HEAVY = ("torch", "transformer_lens", "transformers", "pandas", "analysis", "matplotlib")
 METRICS = ("preference", "sampled")
 
@@ -238,8 +241,24 @@ def test_report_and_compare(tiny_run: Path, tmp_path: Path) -> None:
     assert all((copy / "report.html").is_file() for copy in copies)
     found = only_json(hooklearn("compare", *copies, "--json"))
     assert len(found["runs"]) == 2 and all(d["difference"] == 0 for d in found["differences"])
-    assert hooklearn("compare", *copies).stdout.startswith("| ")
-    assert len(hooklearn("compare", *copies, "--csv").stdout.strip().splitlines()) == 3
+    assert {r["times the least"] for r in found["unlearning"]} == {1.0}, "the same run twice"
+    made = {kind: tmp_path / f"table.{kind}" for kind in ("csv", "latex", "markdown")}
+    files = [w for kind, path in made.items() for w in (f"--{kind}", path)]
+    shown = hooklearn("compare", *copies, *files, "--figure", tmp_path / "figure.png").stdout
+    assert shown.startswith("| ") and made["markdown"].read_text() == shown.rstrip("\n")
+    assert len(made["csv"].read_text().strip().splitlines()) == 3
+    assert "\\toprule" in made["latex"].read_text()
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("words", [("--figure", "figure.docx"), ("--figure", "f.png", "--metric", "wit")])
+def test_a_figure_that_cannot_be_drawn_is_one_line_and_nothing_is_written(
+    tiny_run: Path, tmp_path: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = hooklearn("compare", tiny_run, *words, "--csv", "table.csv")
+    assert result.exit_code == 2 and "valid: " in result.stderr and len(result.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 # ------------------------------------------------------------------------------------- small tools

@@ -111,11 +111,12 @@ def test_methods_that_share_a_problem_do_not_disturb_each_other(problem: Problem
 
 
 def test_an_edit_says_what_it_took(threatening: Any, meter: DisruptionMeter) -> None:
-    """Trace, tokens and seconds grow; the first point is within reach of nothing, the last is the landing."""
+    """Trace, tokens and seconds grow; the first point is the unedited model, the last is the landing."""
     result = run_edit(problem_of(threatening), GradientAscent(), meter, Budget(0.01))
     points = result.trace.points
     assert [p.seconds for p in points] == sorted(p.seconds for p in points)
-    assert [p.tokens for p in points] == sorted(p.tokens for p in points) and points[0].tokens > 0
+    assert [p.tokens for p in points] == sorted(p.tokens for p in points) and points[1].tokens > 0
+    assert (points[0].kl, points[0].tokens, points[0].scale) == (0, 0, 0), "the unedited model"
     assert points[-1].kl == result.disruption.kl.value
     assert result.cost.tokens >= points[-1].tokens and result.cost.seconds > 0 and result.cost.flops > 0
     assert len(result.trace.to_dataframe()) == len(points) and "gradient_ascent" in repr(result)

@@ -36,6 +36,7 @@ class AblateDirection(Attack):
     source: ClassVar[str] = "Lucki et al. 2024, arXiv 2409.18025 (orthogonalization)"
     needs: ClassVar[str] = "attack_train"
     cheap: ClassVar[bool] = True
+    follows_edit: ClassVar[bool] = True
     prompts: int = 64
     skip: int = 1
     """First tokens of a prompt that are left out: their states are huge and much the same everywhere. (The paper

@@ -142,6 +142,19 @@ class Watcher:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """Arms that met the same attackers before, to the last step: they need not be attacked again.
+
+    Where many edits are tried on one model, these are its controls.
+    """
+
+    curves: Mapping[tuple[str, str], Mapping[str, ArmCurve]] = field(default_factory=dict)
+    """(attack, setting) -> arm -> its curve."""
+    samples: Sequence[Mapping[str, Any]] = ()
+    """Rows of ``samples.jsonl``."""
+
+
+@dataclass(frozen=True)
 class Arena:
     """Everything that attacks share: the arms, the eyes, the attacker's data."""
 
@@ -154,6 +167,11 @@ class Arena:
     precision: Precision = "auto"
     max_tokens: int = 1024
     progress: Callable[[str], None] = lambda _: None
+    measured: Measured = Measured()
+
+    def known(self, attack: str, setting: str) -> dict[str, ArmCurve]:
+        """Arms whose curve under this attacker is known already."""
+        return dict(self.measured.curves.get((attack, setting), {}))
 
     def corpus(self, role: str) -> Corpus:
         found = getattr(self, role)
@@ -172,6 +190,8 @@ class Attack(ABC):
     """The corpus that the attacker uses."""
     cheap: ClassVar[bool]
     """No demonstrations of the behaviour itself, or a handful, or independent facts only."""
+    follows_edit: ClassVar[bool] = False
+    """What it does to the controls depends on the edit, so that it cannot be done to them once for many edits."""
 
     @abstractmethod
     def curves(self, arena: Arena) -> list[Curve]:
@@ -250,15 +270,17 @@ def training_curve(
     strongest setting).
 
     The edited arm runs until its curve is flat (but at least ``min_steps``) or the cap; the controls run exactly as
-    long, so that all arms are compared at the same steps.
+    long, so that all arms are compared at the same steps. Where controls have been measured before (to the cap), so
+    does everything else.
     """
-    done: dict[str, ArmCurve] = {}
     early = set(range(1, min(first_look, steps)))
-    order = sorted(arena.arms, key=lambda a: a.name != "edited")
+    done = arena.known(attack, setting)
+    to_the_cap = bool(done)
+    order = sorted((a for a in arena.arms if a.name not in done), key=lambda a: a.name != "edited")
     last = steps
     for arm in order:
         arena.progress(f"{attack} {setting}: {arm.name}")
-        may_stop = arm.name == "edited"
+        may_stop = arm.name == "edited" and not to_the_cap
         curve, surrogate, reached = _attack_arm(
             arena, arm, attack, setting, stream, learning_rate, last, min_steps, may_stop, optimizer, sampled,
             trained, (log_spaced(last) - early) | set(also_at),

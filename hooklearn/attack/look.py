@@ -38,8 +38,8 @@ def one_look(
         sampled: also draw samples (dear on a CPU, so attacks ask for them at their strongest setting).
     """
     eyes = watcher or arena.watcher
-    arms: dict[str, ArmCurve] = {}
-    for arm in arena.arms:
+    arms = arena.known(attack.name, setting)
+    for arm in [a for a in arena.arms if a.name not in arms]:
         arena.progress(f"{attack.name} {setting}: {arm.name}")
         with arm.entered(training=False) as model, attacked(model):
             arms[arm.name] = ArmCurve(tuple(eyes.likelihood(model, 0, 0, eyes.heldout, eyes.ood)), converged=True)

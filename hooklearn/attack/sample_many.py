@@ -41,8 +41,8 @@ class SampleMany(Attack):
                 f"attack {self.name!r} needs samples and a referee: set behaviour.samples above 0, and give held-out "
                 "rows with a prompt and an alternative (or a corpora.near)"
             )
-        arms: dict[str, ArmCurve] = {}
-        for arm in arena.arms:
+        arms = arena.known(self.name, setting)
+        for arm in [a for a in arena.arms if a.name not in arms]:
             arena.progress(f"{self.name} {setting}: {arm.name}")
             draws = self._draw(arena, arm)
             arms[arm.name] = _worst(eyes.referee, draws, eyes.heldout.corpus)

@@ -125,17 +125,21 @@ def run_edit(
     some = encode(problem.forget.take(forget_items), models.tokenizer_of(model))
 
     def forget_score() -> float:
+        scores = forward.sequence_logprobs(model, some, precision=problem.precision)
+        return float(completion_probability(scores).mean())
+
+    def read() -> float:
         nonlocal evaluations
         evaluations += 1
         if on_point is not None:
             on_point(f"{method.name}: measuring disruption ({evaluations})")
-        scores = forward.sequence_logprobs(model, some, precision=problem.precision)
-        return float(completion_probability(scores).mean())
+        return forget_score()
 
     walk = Walk(
-        model, meter, budget, forget_score,
+        model, meter, budget, read,
         lambda: problem.tokens - tokens_before + evaluations * meter.tokens,
     )  # fmt: skip
+    walk.begin(forget_score())
     weights = [models.weight(model, s).detach() for s in problem.sites]
     reference_norm = float(sum(w.double().square().sum() for w in weights)) ** 0.5
     path = (check_finite(u, method.name) for u in method.path(problem))

@@ -47,6 +47,11 @@ class Walk:
     points: list[TracePoint] = field(default_factory=list)
     measured: Disruption | None = None
 
+    def begin(self, forget: float) -> None:
+        """The way starts at the unedited model, where by definition nothing is disrupted and nothing was spent."""
+        near = 0.0 if self.meter.has_near else math.nan
+        self.points.append(TracePoint(step=0, scale=0.0, tokens=0, seconds=0.0, kl=0.0, near_ce=near, forget=forget))
+
     def used(self, updates: Updates, scale: float, step: int) -> float:
         """Share of the budget that these updates use; adds a trace point. ``scale`` is for a ray."""
         with models.edited(self.model, delta_of(updates), scale):

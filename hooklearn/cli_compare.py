@@ -1,0 +1,228 @@
+"""The commands for many runs, and for reports that exist: ``compare``, ``sweep``, ``verify``, ``view``."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hooklearn.console import Json, Quiet, print_json, print_line, print_rows, say, visible, work
+
+if TYPE_CHECKING:
+    from analysis.comparison import Comparison
+    from hooklearn.sweep_config import Plan
+
+comparing = typer.Typer(rich_markup_mode=None)
+
+Runs = Annotated[list[Path], typer.Argument(help="Run folders.")]
+Table = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the table here.")]
+Metric = Annotated[str, typer.Option(help="Of the figure: completion, preference or sampled.")]
+
+
+@comparing.command()
+def compare(
+    runs: Runs,
+    json_: Json = False,
+    csv: Table = None,
+    latex: Table = None,
+    markdown: Table = None,
+    figure: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture: .png, .svg or .pdf.")] = None,
+    metric: Metric = "completion",
+) -> None:
+    """Runs side by side: at equal disruption, at equal unlearning, at equal compute.
+
+    Markdown on stdout: behaviour before and after the attacks that all runs share, the controls under them,
+    what the same forget score cost, and differences, paired by item and seed.
+
+    \b
+    hooklearn compare runs/natural runs/repselect
+    hooklearn compare runs/* --csv table.csv --latex table.tex --figure tradeoff.png
+    hooklearn compare runs/* --json | jq .unlearning
+    """
+    with work(quiet=True):
+        import analysis
+
+        found = analysis.compare(runs)
+        write(found, csv=csv, latex=latex, markdown=markdown, figure=figure, metric=metric)
+    if json_:
+        print_json(as_json(found))
+    else:
+        print_line(found.to_markdown())
+
+
+def write(
+    found: Comparison,
+    *,
+    csv: Path | None = None,
+    latex: Path | None = None,
+    markdown: Path | None = None,
+    figure: Path | None = None,
+    metric: str = "completion",
+) -> None:
+    """The forms of a comparison that were asked for.
+
+    Raises:
+        InputError: an unknown metric, or a kind of picture that cannot be drawn; before anything is written.
+    """
+    from analysis.tradeoff import picture
+    from analysis.writing import write_bytes, write_text
+
+    drawn = picture(found, metric, figure.suffix) if figure is not None else b""
+    for path, text in ((csv, found.to_csv), (latex, found.to_latex), (markdown, found.to_markdown)):
+        if path is not None:
+            write_text(path, text())
+    if figure is not None:
+        write_bytes(figure, drawn)
+
+
+def as_json(found: Comparison) -> dict[str, object]:
+    frames = ("table", "controls", "unlearning", "compute", "differences")
+    records = {name: getattr(found, name).to_dict("records") for name in frames}
+    return {"runs": records.pop("table"), **records, "notes": found.notes}
+
+
+@comparing.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A YAML file; examples in benchmarks/sweeps.")],
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: runs/sweep-NAME-TIME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the sweep in --out.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show cells and cost; write nothing.")] = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Methods x budgets x seeds in one file, a run folder each.
+
+    Options are chosen on the tuning split, results reported on another. Controls and referee are measured
+    once for all cells. A cell that fails is a record and stops no other; the exit code is then 1. With
+    --resume what is finished is skipped, and methods, budgets or seeds may have been added to the file.
+
+    \b
+    hooklearn sweep benchmarks/sweeps/tiny.yaml --dry-run
+    hooklearn sweep benchmarks/sweeps/tiny.yaml --out runs/tiny
+    hooklearn sweep benchmarks/sweeps/tiny.yaml --out runs/tiny --resume --json | jq .tuning
+    """
+    if resume and out is None:
+        raise typer.BadParameter("needs --out: the folder of the sweep to continue", param_hint="--resume")
+    if dry_run:
+        _plan_only(file, json_, quiet)
+        return
+    with work(quiet) as progress:
+        from hooklearn import sweeping
+        from hooklearn.job import check_place, stay_offline
+
+        plan, data = _plan(file)
+        stay_offline(plan.base)
+        folder = out or sweeping.new_folder(plan.config.name)
+        check_place(folder, resume=resume)
+        try:
+            sweeping.Sweep(plan, folder, data, sweeping.command_of(file), progress).run(resume)
+        except KeyboardInterrupt:
+            again = f"{sweeping.command_of(file)} --out {shlex.quote(str(folder))} --resume"
+            raise KeyboardInterrupt(f"continue with: {again}") from None
+    _tell_sweep(folder, json_)
+
+
+def _plan(file: Path) -> tuple[Plan, dict[str, Any]]:
+    from hooklearn.config import read_config
+    from hooklearn.sweep_config import Plan
+
+    data = read_config(file)
+    return Plan.of({"name": file.stem} | data, file.parent, str(file)), data
+
+
+def _plan_only(file: Path, json_: bool, quiet: bool) -> None:
+    with work(quiet) as progress:
+        from hooklearn.sweep_cost import cost
+
+        plan, _ = _plan(file)
+        progress("estimating")
+        stages = cost(plan)
+    families = [f.name for f in plan.families()]
+    if json_:
+        print_json({"cells": [f"{f}-seed{s}" for s in plan.config.seeds for f in families], "estimate": stages})
+        return
+    print_rows({"cells": f, "seeds": ", ".join(map(str, plan.config.seeds))} for f in families)
+    print_line("")
+    print_rows(stages)
+
+
+def _tell_sweep(folder: Path, json_: bool) -> None:
+    """The table, written beside the cells; exit code 1 where cells are missing from it."""
+    with work(quiet=True):
+        import analysis
+        from analysis.sweep import read_sweep
+
+        record = read_sweep(folder)
+        found = analysis.sweep_table(folder) if any(c["status"] == "done" for c in record["cells"]) else None
+    if json_:
+        told = as_json(found) if found else {}
+        print_json({"sweep": folder, "status": record["status"], "tuning": record["tuning"],
+                    "cells": record["cells"], **told})  # fmt: skip
+    else:
+        print_line(f"{found.to_markdown()}\n\n{folder}" if found else str(folder))
+    failed = [c for c in record["cells"] if c["status"] == "failed"]
+    for cell in failed:
+        say(f"failed: {cell['folder']}: {cell['error']}")
+    if failed:
+        raise typer.Exit(1)
+
+
+@comparing.command()
+def verify(
+    target: Annotated[Path, typer.Argument(metavar="RUN|report.html", help="A reported run, or a report.")],
+    json_: Json = False,
+) -> None:
+    """Does a report say what its run measured?
+
+    Hashes of the page and of the files behind it, the table, every curve and the verdict, computed again.
+    Exit code 1 where something differs.
+
+    \b
+    hooklearn verify runs/mine
+    hooklearn verify runs/mine/report.html --json | jq .differences
+    """
+    with work(quiet=True):
+        import analysis
+
+        found = analysis.verify(target)
+    if json_:
+        print_json({"ok": found.ok, "checked": found.checked, "differences": found.differences,
+                    "not_checked": found.not_checked})  # fmt: skip
+    else:
+        for line in found.differences:
+            print_line(f"differs: {visible(line)}")
+        for line in found.not_checked:
+            print_line(f"not checked: {visible(line)}")
+        if found.ok:
+            print_line(f"as reported: {', '.join(found.checked)}")
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+@comparing.command()
+def view(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Runs in it and below are listed.")] = Path("runs"),
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: DIR/index.html.")] = None,
+    open_: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    json_: Json = False,
+) -> None:
+    """A folder of runs as one local page.
+
+    Sortable; opens reports; puts two runs side by side. One file, no network, no server.
+
+    \b
+    hooklearn view runs
+    hooklearn view runs/sweep-tiny --open
+    """
+    with work(quiet=True):
+        import analysis
+
+        page = analysis.view(folder, out)
+    if json_:
+        print_json({"page": page})
+    else:
+        print_line(str(page))
+    if open_:
+        typer.launch(page.resolve().as_uri())

@@ -1,0 +1,73 @@
+"""The controls of many edits, measured once: the unedited and the never-learned model under every attack.
+
+A folder of controls is a run folder without an edit. What it holds is handed to runs as
+:class:`~hooklearn.attack.Measured`; each of them keeps a copy, so that its folder stays complete.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from hooklearn import store
+from hooklearn.attack import ArmState, Measured
+from hooklearn.config import RunConfig
+from hooklearn.experiment import arena_of, attack_records, attack_stages, collect_parts
+from hooklearn.setting import Progress
+from hooklearn.shared import Shared
+from hooklearn.types import ArmCurve, CurvePoint
+
+
+def measure(
+    shared: Shared, out: Path, seed: int, *, command: str = "", progress: Progress = lambda _: None
+) -> Measured:
+    """Attack the controls of one seed to the last step, or read what is there; a killed measurement is continued.
+
+    Raises:
+        InputError: the folder holds something else, or controls of another config.
+    """
+    if not store.is_done(out):
+        config = _without_edit(shared.setup.config, seed)
+        setup = dataclasses.replace(shared.setup, config=config)
+        arms = [ArmState("original", setup.original)]
+        if setup.never is not None:
+            arms.append(ArmState("never", setup.never))
+        with store.RunFolder.create(out, setup.record(None, command), resume=True) as folder:
+            folder.path("parts").mkdir(exist_ok=True)
+            if shared.watcher.referee is not None:
+                folder.update(referee=shared.watcher.referee.describe())
+            attack_stages(config, arena_of(setup, shared.watcher, arms, seed, progress=progress), folder)
+            collect_parts(folder)
+            folder.update(attacks=attack_records(config), edits=[])
+    return read(out)
+
+
+def _without_edit(config: RunConfig, seed: int) -> RunConfig:
+    name = f"{config.name}: controls"
+    locate = config.locate.model_copy(update={"enabled": False})
+    return config.model_copy(update={"name": name, "seeds": [seed], "locate": locate})
+
+
+def read(folder: Path) -> Measured:
+    """Curves, item by item, and samples of a finished folder of controls."""
+    flags: Any = store.load_frame(folder / "curves.parquet")
+    keys = ["attack", "setting", "arm"]
+    about: dict[Any, list[dict[str, Any]]] = {
+        key: rows.to_dict("records") for key, rows in flags.groupby(keys, sort=False)
+    }
+    curves: dict[tuple[str, str], dict[str, ArmCurve]] = {}
+    items: Any = store.load_frame(folder / "items.parquet")
+    for key, rows in items.groupby(keys, sort=False):
+        attack, setting, arm = map(str, key)
+        curves.setdefault((attack, setting), {})[arm] = _curve(rows, about[key])
+    return Measured(curves, tuple(store.load_lines(folder / "samples.jsonl")))
+
+
+def _curve(items: Any, about: list[dict[str, Any]]) -> ArmCurve:
+    tokens = {row["step"]: int(row["tokens"]) for row in about}
+    points = tuple(
+        CurvePoint(int(step), tokens[step], metric, split, tuple(rows.sort_values("item")["value"]))
+        for (step, metric, split), rows in items.groupby(["step", "metric", "split"], sort=False)
+    )
+    return ArmCurve(points, converged=all(r["converged"] for r in about), diverged=any(r["diverged"] for r in about))

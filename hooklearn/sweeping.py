@@ -1,0 +1,273 @@
+"""Methods x budgets x seeds on one base config: one run folder a cell, what they share measured once.
+
+    import hooklearn as hl, analysis
+
+    folder = hl.sweep("benchmarks/sweeps/tiny.yaml", "runs/sweep-tiny")
+    analysis.sweep_table(folder)
+
+Options are chosen first, per method and budget, on the tuning split; then every cell is run on the other. All of it
+resumes: what is finished is skipped, what was killed goes on, what failed is tried again, and more methods, seeds
+or budgets may be added to the file.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from hooklearn import controls, experiment, store
+from hooklearn.config import RunConfig, read_config
+from hooklearn.corpus import Corpus
+from hooklearn.setting import Progress, Setup, check
+from hooklearn.shared import Shared
+from hooklearn.sweep_config import Family, Plan
+from hooklearn.types import InputError
+
+SCHEMA_VERSION = 1
+RECORD = "sweep.json"
+
+
+def sweep(
+    config: Mapping[str, Any] | str | Path,
+    out: str | Path,
+    *,
+    base: str | Path | None = None,
+    resume: bool = False,
+    command: str = "",
+    progress: Progress = lambda _: None,
+) -> Path:
+    """Run a sweep, given as a mapping or a YAML file; returns its folder.
+
+    A cell that fails is a record in ``sweep.json`` and stops no other.
+
+    Args:
+        base: the folder that relative paths start from; by default that of the file.
+    Raises:
+        InputError: anything wrong with the file, before anything is measured; or ``out`` holds another sweep.
+    """
+    if isinstance(config, Mapping):
+        data, folder, where = dict(config), Path(), "sweep"
+    else:
+        data, folder, where = read_config(Path(config)), Path(config).parent, str(config)
+    plan = Plan.of(data, Path(base) if base else folder, where)
+    Sweep(plan, Path(out), data, command, progress).run(resume)
+    return Path(out)
+
+
+class Sweep:
+    """The one writer of a sweep's folder."""
+
+    def __init__(
+        self, plan: Plan, out: Path, given: Mapping[str, Any], command: str, progress: Progress = lambda _: None
+    ) -> None:
+        self.plan, self.out, self.given, self.command, self.progress = plan, out, given, command, progress
+        self.record: dict[str, Any] = {}
+
+    def run(self, resume: bool) -> None:
+        plan = self.plan
+        for family in plan.families():  # a typo in the last method should not cost the first
+            for options in family.spec.settings(10**9):
+                check(plan.cell(family, 0, options))
+        if plan.config.tuning is not None:
+            check(plan.tuning())
+        with store.claim(self.out, RECORD):
+            self._begin(resume)
+            waiting = [c for c in self.record["cells"] if c["status"] != "done"]
+            loaded = self._load(waiting)
+            self._save(status="running", error=None, finished=None)
+            try:
+                if loaded is not None:
+                    self._measure(waiting, *loaded)
+            except KeyboardInterrupt:
+                self._save(status="interrupted")
+                raise
+            except BaseException as error:
+                self._save(status="failed", error=store.one_line(error))
+                raise
+            failed = any(c["status"] == "failed" for c in self.record["cells"])
+            self._save(status="failed" if failed else "done", finished=store.now())
+
+    # ------------------------------------------------------------------------------------ the record
+
+    def _begin(self, resume: bool) -> None:
+        path, earlier = self.out / RECORD, {}
+        if path.exists():
+            if not resume:
+                raise InputError(f"{self.out}: already holds a sweep; use another --out, or --resume to continue it")
+            earlier = store.load_json(path)
+        fixed = self._fixed()
+        for key, value in fixed.items():
+            if earlier and store.plain(earlier.get("fixed", {}).get(key)) != store.plain(value):
+                raise InputError(
+                    f"{self.out}: holds a sweep with another {key}; only methods, budgets and seeds may be added "
+                    "to a sweep that was begun"
+                )
+        declared = {m.label: store.plain(m.model_dump(mode="json")) for m in self.plan.config.methods}
+        for label, earlier_spec in earlier.get("declared", {}).items():
+            if declared.get(label, earlier_spec) != earlier_spec:
+                raise InputError(
+                    f"{self.out}: {label!r} was declared otherwise when this sweep was begun; give it another label"
+                )
+        self.record = {
+            "schema_version": SCHEMA_VERSION, "name": self.plan.config.name, "command": self.command,
+            "given": dict(self.given), "fixed": fixed, "declared": earlier.get("declared", {}) | declared,
+            "started": earlier.get("started", store.now()),
+            "tuning": earlier.get("tuning", {}),
+            "cells": [
+                {
+                    "folder": f"cells/{family.name}-seed{seed}", "family": family.name, "label": family.spec.label,
+                    "method": family.spec.name, "budget": family.budget.model_dump(), "seed": seed,
+                    "status": "waiting", "error": None,
+                }
+                for seed in self.plan.config.seeds
+                for family in self.plan.families()
+            ],
+        }  # fmt: skip
+        for cell in self.record["cells"]:
+            if store.is_done(self.out / cell["folder"]):
+                cell["status"] = "done"
+
+    def _fixed(self) -> dict[str, Any]:
+        """What every cell rests on: it may not change under a sweep that was begun."""
+        tuning, base = self.plan.config.tuning, self.plan.base.model_dump(mode="json")
+        for section in ("name", "edit", "budget", "seeds"):  # those of the cells
+            del base[section]
+        return {"base": base, "tuning": tuning and tuning.model_dump(mode="json")}
+
+    def _save(self, **values: Any) -> None:
+        self.record |= values
+        store.save_json(self.out / RECORD, self.record)
+
+    # ------------------------------------------------------------------------------------- measuring
+
+    def _load(self, waiting: list[dict[str, Any]]) -> tuple[Setup, Setup | None] | None:
+        """Models and corpora, of the cells and of the trials; None where nothing is left to do."""
+        if not waiting:
+            return None
+        plan = self.plan
+        setup = Setup.load(plan.base, plan.folder, self.progress)
+        if not self._undecided(waiting):
+            return setup, None
+        trials = setup.again(plan.tuning(), plan.folder)
+        _check_apart(trials.corpora["heldout"], setup.corpora)
+        return setup, trials
+
+    def _measure(self, waiting: list[dict[str, Any]], setup: Setup, trials: Setup | None) -> None:
+        families = {f.name: f for f in self.plan.families()}
+        if trials is not None:
+            self._tune(trials, self._undecided(waiting))
+        shared = Shared(setup, self.progress)
+        for seed in dict.fromkeys(c["seed"] for c in waiting):
+            self.progress(f"controls (seed {seed})")
+            found = controls.measure(
+                shared, self.out / f"controls/seed{seed}", seed, command=self.command, progress=self.progress
+            )
+            shared.measured = {seed: found}
+            for cell in [c for c in waiting if c["seed"] == seed]:
+                self._cell(cell, families[cell["family"]], shared)
+
+    def _cell(self, cell: dict[str, Any], family: Family, shared: Shared) -> None:
+        self.progress(f"{cell['folder']}")
+        tuned = self.record["tuning"].get(family.name, {})
+        if tuned.get("error"):
+            cell |= {"status": "failed", "error": tuned["error"]}
+        else:
+            config = self.plan.cell(family, cell["seed"], tuned.get("chosen") or {})
+            error = self._run(config, cell["folder"], shared)
+            cell |= {"status": "failed" if error else "done", "error": error}
+        self._save()
+
+    def _run(self, config: RunConfig, folder: str, shared: Shared) -> str | None:
+        """One run folder; what went wrong in one line (its record says so too)."""
+        path = self.out / folder
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            experiment.run(
+                config, path, base=self.plan.folder, command=self.command, resume=True, shared=shared,
+                progress=self.progress,
+            )  # fmt: skip
+        except Exception as error:
+            self.progress(f"failed: {store.one_line(error)}")
+            return store.one_line(error)
+        return None
+
+    # ---------------------------------------------------------------------------------------- tuning
+
+    def _undecided(self, waiting: list[dict[str, Any]]) -> list[Family]:
+        """Methods at budgets whose options are still to be chosen."""
+        wanted = {c["family"] for c in waiting}
+        return [f for f in self.plan.families() if f.name in wanted and f.spec.search and not self._chosen(f.name)]
+
+    def _chosen(self, family: str) -> bool:
+        earlier = self.record["tuning"].get(family)
+        return earlier is not None and not earlier["error"]
+
+    def _tune(self, setup: Setup, families: list[Family]) -> None:
+        tuning = self.plan.config.tuning
+        assert tuning is not None
+        shared = Shared(setup, self.progress)
+        shared.measured = {
+            tuning.seed: controls.measure(
+                shared, self.out / "tuning/controls", tuning.seed, command=self.command, progress=self.progress
+            )
+        }
+        for family in families:
+            self._choose(family, shared)
+
+    def _choose(self, family: Family, shared: Shared) -> None:
+        tuning = self.plan.config.tuning
+        assert tuning is not None
+        tried: list[dict[str, Any]] = []
+        for i, options in enumerate(family.spec.settings(tuning.trials)):
+            folder = f"tuning/{family.name}/{i}"
+            self.progress(f"tuning: {family.name}, trial {i + 1} of {tuning.trials}")
+            config = self.plan.trial(family, options)
+            error = None if store.is_done(self.out / folder) else self._run(config, folder, shared)
+            value = float("nan") if error else _lowest_is_best(self.out / folder, tuning.metric)
+            tried.append({"options": options, "value": value, "folder": folder, "error": error})
+        self.record["tuning"][family.name] = {"trials": tried} | _decide(tried)
+        self._save()
+
+
+def _decide(tried: list[dict[str, Any]]) -> dict[str, Any]:
+    """The lowest value; the first of equals. NaN is not measured and decides nothing."""
+    measured = [t for t in tried if t["value"] == t["value"]]
+    if not measured:
+        why = next((t["error"] for t in tried if t["error"]), "nothing was measured")
+        return {"chosen": None, "value": None, "error": f"tuning: no trial ended: {why}"}
+    best = min(measured, key=lambda t: t["value"])
+    return {"chosen": best["options"], "value": best["value"], "error": None}
+
+
+def _lowest_is_best(folder: Path, metric: str) -> float:
+    """The behaviour of the edited model at its worst step and setting, on the tuning split; NaN if not measured."""
+    curves = store.load_frame(folder / "curves.parquet")
+    rows = curves[(curves["arm"] == "edited") & (curves["metric"] == metric) & (curves["split"] == "heldout")]
+    return float(rows.loc[~rows["diverged"].astype(bool), "value"].max())
+
+
+def _check_apart(tuning: Corpus, reported: Mapping[str, Corpus]) -> None:
+    """Options that were chosen on the reported items would be reported too well."""
+    for role in ("heldout", "ood"):
+        rows = {_key(r) for r in reported[role].rows} if role in reported else set()
+        shared = sum(_key(r) in rows for r in tuning.rows)
+        if shared:
+            raise InputError(
+                f"tuning.corpora.heldout shares {shared} of its {len(tuning)} rows with corpora.{role}; "
+                "options are chosen on one split and reported on another"
+            )
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(str(row.get(k)) for k in ("prompt", "completion", "messages", "text"))
+
+
+def new_folder(name: str) -> Path:
+    return Path("runs") / f"sweep-{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+
+
+def command_of(file: Path) -> str:
+    return shlex.join(["hooklearn", "sweep", str(file)])

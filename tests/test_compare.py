@@ -1,0 +1,155 @@
+"""Runs at equal disruption, unlearning and compute: ways drawn by hand, of which the answer is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from drawn_runs import Drawn, edit, flat, rising, write_run
+
+import analysis
+from analysis import style
+from analysis.equal import equal_compute, equal_unlearning
+from analysis.tables import read_run
+
+EXACT = 1e-9
+"""Means and interpolation of a handful of doubles."""
+
+
+def attacks(start: float, end: float) -> list[Drawn]:
+    """Erosion to ``end``, relearning a little further; the never-learned model relearns to .4."""
+    return [
+        Drawn("erosion", {"edited": rising(start, end), "original": flat(0.8), "never": flat(0.1)}),
+        Drawn("relearn", {"edited": rising(start, end + 0.1), "original": rising(0.8, 0.9), "never": rising(0.1, 0.4)},
+              cheap=False),
+    ]  # fmt: skip
+
+
+def walked(folder: Path, points: list[tuple[float, float, int]], *, seeds: tuple[int, ...] = (0,), **how) -> Path:
+    """A run whose edit went through (far KL, forget score, tokens); a second a thousand tokens."""
+    how = {"items": 8, "attacks": attacks(0.1, 0.2), "metrics": ["preference"], "splits": ["heldout"]} | how
+    write_run(folder, seeds=seeds, edits=[edit(s, kl=points[-1][0]) for s in seeds], **how)
+    rows = [
+        {"seed": s, "step": i, "scale": 1.0, "tokens": t, "seconds": t / 1000, "kl": kl, "near_ce": kl, "forget": f}
+        for s in seeds
+        for i, (kl, f, t) in enumerate(points)
+    ]
+    pd.DataFrame(rows).to_parquet(folder / "trace.parquet", index=False)
+    return folder
+
+
+SLOW = [(0.0, 0.5, 0), (0.0025, 0.4, 4000), (0.01, 0.3, 9000)]
+FAST = [(0.0, 0.5, 0), (0.0025, 0.3, 2000), (0.01, 0.1, 3000)]
+
+
+def test_equal_unlearning_is_where_each_way_meets_the_score_that_all_reached(tmp_path: Path) -> None:
+    """The slow run only ever reached .3; the fast one passed it at a quarter of the KL and 2000 tokens."""
+    runs = {name: read_run(walked(tmp_path / name, way)) for name, way in (("slow", SLOW), ("fast", FAST))}
+    table = equal_unlearning(runs).set_index("run")
+    assert table["forget score"].tolist() == [0.3, 0.3]
+    assert table.loc["slow", ["far KL", "tokens", "times the least"]].tolist() == pytest.approx([0.01, 9000, 4.5])
+    assert table.loc["fast", ["far KL", "tokens", "times the least"]].tolist() == pytest.approx([0.0025, 2000, 1])
+    assert table.loc["fast", "seconds"] == pytest.approx(2)
+
+
+def test_between_two_points_the_root_of_the_kl_is_interpolated(tmp_path: Path) -> None:
+    """KL grows with the square of an update's length: half of the way in score is half in length, a quarter in KL."""
+    ray = [(0.0, 0.5, 0), (0.01, 0.1, 3000)]
+    half = [(0.0, 0.5, 0), (0.005, 0.3, 100)]
+    runs = {name: read_run(walked(tmp_path / name, way)) for name, way in (("ray", ray), ("half", half))}
+    table = equal_unlearning(runs).set_index("run")
+    assert table.loc["ray", "far KL"] == pytest.approx(0.0025, abs=EXACT)
+    assert table.loc["ray", "tokens"] == 3000, "its first point: a direction is paid for before it can be scaled"
+
+
+def test_points_past_the_budget_do_not_count(tmp_path: Path) -> None:
+    """A ray that was tried too long and cut back had not reached that score within its budget."""
+    tried = [(0.0, 0.5, 0), (0.08, 0.0, 500), (0.01, 0.3, 900)]
+    runs = {name: read_run(walked(tmp_path / name, way)) for name, way in (("tried", tried), ("fast", FAST))}
+    table = equal_unlearning(runs).set_index("run")
+    assert table.loc["tried", ["forget score", "tokens"]].tolist() == [0.3, 900]
+    early = equal_compute(runs).set_index("run")
+    assert early["tokens"].tolist() == [2000, 2000] and early["forget score"].tolist() == [0.3, 0.3]
+
+
+def test_equal_compute_is_the_first_moment_at_which_all_had_something_to_show(tmp_path: Path) -> None:
+    runs = {name: read_run(walked(tmp_path / name, way)) for name, way in (("slow", SLOW), ("fast", FAST))}
+    table = equal_compute(runs).set_index("run")
+    assert table["tokens"].tolist() == [4000, 4000]
+    assert table["forget score"].tolist() == [0.4, 0.1], "the fast run had ended by then"
+
+
+def test_seeds_are_averaged_and_spread(tmp_path: Path) -> None:
+    folder = walked(tmp_path / "run", FAST, seeds=(0, 1))
+    trace = pd.read_parquet(folder / "trace.parquet")
+    trace.loc[(trace["seed"] == 1) & (trace["step"] == 2), "forget"] = 0.3  # seed 1 never got any lower
+    trace.to_parquet(folder / "trace.parquet", index=False)
+    (row,) = equal_unlearning({"run": read_run(folder)}).to_dict("records")
+    assert row["forget score"] == 0.3 and row["seeds"] == 2
+    assert row["far KL stderr"] == pytest.approx(0)
+    assert np.isnan(equal_unlearning({"one": read_run(walked(tmp_path / "one", FAST))})["far KL stderr"].item())
+
+
+def test_a_run_without_a_way_is_left_out(tmp_path: Path) -> None:
+    audit = write_run(tmp_path / "audit", edits=[], items=8)
+    (audit / "trace.parquet").unlink()
+    found = analysis.compare([audit])
+    assert found.unlearning.empty and found.compute.empty
+    assert "At equal unlearning" not in found.to_markdown()
+
+
+# ------------------------------------------------------------------------------------- the comparison
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    ends = {"natural": 0.2, "repselect": 0.45, "npo": 0.68, "graddiff": 0.7, "gradient_ascent": 0.75}
+    return [
+        walked(folder / name, FAST, attacks=attacks(0.1, end), seeds=(0, 1), noise=0.5, items=20)
+        for name, end in ends.items()
+    ]  # fmt: skip
+
+
+def test_controls_meet_the_same_attacks(many: list[Path]) -> None:
+    found = analysis.compare(many[:2])
+    cells = found.controls.set_index(["run", "arm", "quantity"])["value"]
+    assert cells["natural", "never", "worst, any attack"] == pytest.approx(0.4, abs=EXACT)
+    assert cells["natural", "never", "worst, cheap attacks"] == pytest.approx(0.1, abs=EXACT)
+    assert cells["repselect", "original", "worst, any attack"] == pytest.approx(0.9, abs=EXACT)
+    assert "| preference | worst, any attack | 0.9 | 0.4 |" in found.to_markdown()
+
+
+def test_many_runs_are_rows_and_only_differences_to_the_best_are_printed(many: list[Path]) -> None:
+    found = analysis.compare(many)
+    shown = found.to_the_best()
+    assert set(shown["run_a"]) == {"natural"} and len(shown) == 4, "natural is lowest"
+    assert len(found.differences) == 10 * 3, "all of them are in the frame"
+    first = found.to_markdown().splitlines()[2]
+    assert first.startswith("| natural | ")
+    few = analysis.compare(many[:2]).to_markdown().splitlines()[0]
+    assert few == "|  | natural | repselect |"
+
+
+def test_the_figure_names_every_run_and_the_controls(many: list[Path]) -> None:
+    found = analysis.compare(many)
+    before = dict(matplotlib.rcParams)
+    figure = analysis.tradeoff(found, "preference")
+    figure.canvas.draw()
+    words = {t.get_text() for t in figure.findobj(matplotlib.text.Text)}  # type: ignore[attr-defined]
+    assert {*(m.name for m in many), "original", "never", "far KL, nats per token", "near CE, nats per token"} <= words
+    assert dict(matplotlib.rcParams) == before
+    one = analysis.tradeoff(found, "sampled")
+    assert any("not measured" in t.get_text() for t in one.findobj(matplotlib.text.Text))  # type: ignore[attr-defined]
+
+
+def test_budgets_of_one_method_are_joined_where_a_sweep_says_which_is_which(many: list[Path]) -> None:
+    found = analysis.compare(many)
+    found.table["label"] = ["a", "a", "b", "b", "b"]
+    found.table["far KL"] = [0.003, 0.01, 0.003, 0.01, 0.03]
+    figure = analysis.tradeoff(found, "preference")
+    lines = [line for line in figure.axes[0].lines if line.get_color() == style.ARMS["edited"].colour]
+    assert sorted(len(np.asarray(line.get_xdata())) for line in lines) == [2, 3, 5], "two ways and the points"

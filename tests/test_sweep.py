@@ -1,0 +1,334 @@
+"""A sweep: what cells share is measured once, options are chosen on another split, and nothing is lost."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from user_files import Files, config, hooklearn, make
+
+import analysis
+import hooklearn as hl
+from hooklearn import controls, experiment, store
+from hooklearn.attack import ArmState
+from hooklearn.sweep_config import MethodSpec, Plan
+from hooklearn.sweeping import _decide
+from hooklearn.types import InputError
+
+METRICS = ["completion", "preference"]
+
+
+def small(**changes: Any) -> dict[str, Any]:
+    """Two methods, one of them searched, on the user's small model: no samples, short attacks."""
+    base = config() | {
+        "attacks": [
+            {"name": "relearn", "learning_rates": [1e-4], "epochs": 2},
+            {"name": "ablate_direction"},
+        ],
+        "locate": {"enabled": False},
+        "behaviour": {"samples": 0},
+    }  # fmt: skip
+    return {
+        "name": "small",
+        "base": base,
+        "methods": [
+            {"name": "repselect", "search": {"rank": [4, 16]}},
+            "gradient_ascent",
+        ],
+        "seeds": [0, 1],
+        "budgets": [{"kl": 0.01}],
+        "tuning": {
+            "trials": 2,
+            "attack": {"name": "relearn", "learning_rates": [1e-4], "epochs": 1},
+            "corpora": {"heldout": {"path": "ood.jsonl"}},
+        },
+    } | changes  # fmt: skip
+
+
+def without_ood(data: dict[str, Any]) -> dict[str, Any]:
+    """The tuning split must not be reported: here it is the file that was ood."""
+    corpora = {k: v for k, v in data["base"]["corpora"].items() if k != "ood"}
+    return data | {"base": data["base"] | {"corpora": corpora}}
+
+
+SMALL = without_ood(small())
+QUICK = {**SMALL, "methods": ["gradient_ascent", "repselect"], "seeds": [0], "tuning": None}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's folder: models and corpora."""
+    folder = tmp_path_factory.mktemp("user")
+    make(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def entered() -> Counter[str]:
+    """Arms that were fine-tuned during the sweep of :func:`swept`."""
+    return Counter()
+
+
+@pytest.fixture(scope="module")
+def swept(folder: Path, entered: Counter[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    whole = ArmState.entered
+
+    def counted(self: ArmState, *, training: bool) -> Any:
+        entered[self.name] += training
+        return whole(self, training=training)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ArmState, "entered", counted)
+        return hl.sweep(SMALL, tmp_path_factory.mktemp("sweeps") / "whole", base=folder)
+
+
+def record(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "sweep.json").read_text())
+
+
+def cells(folder: Path) -> list[Path]:
+    return [folder / c["folder"] for c in record(folder)["cells"]]
+
+
+# ------------------------------------------------------------------------------------ a whole sweep
+
+
+def test_every_cell_is_a_whole_run_folder(swept: Path) -> None:
+    """It can be judged and reported by itself: every arm, its delta, its samples, its config."""
+    assert record(swept)["status"] == "done"
+    assert [p.name for p in cells(swept)] == [
+        "repselect-kl0.01-seed0", "gradient_ascent-kl0.01-seed0",
+        "repselect-kl0.01-seed1", "gradient_ascent-kl0.01-seed1",
+    ]  # fmt: skip
+    for cell in cells(swept):
+        run = analysis.read_run(cell)
+        for _, rows in run.curves.groupby(["attack", "setting"]):
+            assert set(rows["arm"]) == {"edited", "original", "never"}
+            assert rows.groupby("arm")["step"].agg(lambda s: tuple(sorted(set(s)))).nunique() == 1
+        assert (cell / f"delta-seed{run.record['seeds'][0]}.safetensors").is_file()
+        assert analysis.judge(run, write=False).verdict
+
+
+def test_controls_are_attacked_once_for_all_cells(swept: Path, entered: Counter[str]) -> None:
+    """Fine-tuned: once a seed and once for tuning; the edited arm in every cell and trial (the control)."""
+    assert entered == {"original": 3, "never": 3, "edited": 4 + 2}
+
+
+def test_shared_controls_are_those_that_a_run_alone_would_have_measured(
+    swept: Path, folder: Path, tmp_path: Path
+) -> None:
+    """To the bit, also where an attack follows the edit and so cannot be shared."""
+    cell = next(c for c in cells(swept) if c.name == "gradient_ascent-kl0.01-seed1")
+    alone = hl.run(store.open_run(cell)["config"], tmp_path / "alone", base=folder)
+    keys = ["attack", "setting", "arm", "step", "metric", "split", "item"]
+    ours, theirs = (pd.read_parquet(f / "items.parquet").set_index(keys)["value"].sort_index() for f in (cell, alone))
+    pd.testing.assert_series_equal(ours, theirs, check_exact=True)
+
+
+def test_the_table_pools_seeds_and_prints_both_splits(swept: Path) -> None:
+    found = analysis.sweep_table(swept)
+    names = {p.name for p in swept.iterdir()}
+    assert names >= {"sweep.parquet", "table.md", "table.csv", "table.tex", "tradeoff.png"}
+    assert all((cell / "verdict.json").is_file() for cell in cells(swept))
+    table = pd.read_parquet(swept / "sweep.parquet").set_index("run")
+    assert table["seeds"].tolist() == [2, 2]
+    starts = [
+        pd.read_parquet(c / "curves.parquet").query("attack == 'none' and arm == 'edited' and metric == 'completion'")
+        for c in cells(swept)
+        if c.name.startswith("repselect")
+    ]
+    mean = pd.concat(starts)["value"].mean()
+    assert table.loc["repselect-kl0.01", "completion: before"] == pytest.approx(mean, abs=1e-12)
+    (row,) = found.tuning.to_dict("records")
+    assert row["trials"] == "2 of 2" and row["ended"] == 2
+    assert row["reporting split: completion: worst, any attack"] == pytest.approx(
+        table.loc["repselect-kl0.01", "completion: worst, any attack"]
+    )
+    assert table.loc["gradient_ascent-kl0.01", "options"] == "as given"
+    assert "chosen on the tuning split" in found.to_markdown() and found.missing.empty
+
+
+def test_the_chosen_options_are_the_lowest_of_the_trials_and_reach_the_cells(swept: Path) -> None:
+    tuned = record(swept)["tuning"]["repselect-kl0.01"]
+    values = {}
+    for trial in tuned["trials"]:
+        curves = pd.read_parquet(swept / trial["folder"] / "curves.parquet")
+        rows = curves[(curves["arm"] == "edited") & (curves["metric"] == "completion")]
+        values[trial["options"]["rank"]] = rows["value"].max()
+        assert trial["value"] == rows["value"].max()
+    assert len(values) == 2 and tuned["chosen"] == {"rank": min(values, key=values.__getitem__)}
+    for cell in cells(swept):
+        edit = store.open_run(cell)["edits"][0]
+        if edit["method"] == "repselect":
+            assert edit["options"]["rank"] == tuned["chosen"]["rank"]
+
+
+def test_what_was_not_measured_decides_nothing() -> None:
+    trials = [{"options": {"a": i}, "value": v, "error": None} for i, v in enumerate([float("nan"), 0.3, 0.2, 0.2])]
+    assert _decide(trials)["chosen"] == {"a": 2}, "the first of equals"
+    nothing = _decide([{"options": {}, "value": float("nan"), "error": "it broke"}])
+    assert nothing["chosen"] is None and "it broke" in nothing["error"]
+
+
+def test_controls_come_back_from_their_folder_as_they_were(swept: Path) -> None:
+    """Items, tokens and flags; a curve that is written and read is the same curve."""
+    measured = controls.read(swept / "controls/seed0")
+    assert ("none", "") in measured.curves and not any(a == "ablate_direction" for a, _ in measured.curves)
+    frame = pd.read_parquet(swept / "controls/seed0/curves.parquet")
+    rows = frame.set_index(["attack", "setting", "arm", "step", "metric", "split"])
+    points = {
+        (*attacker, arm, p.step, p.metric, p.split): (p.score.value, p.tokens, curve.converged)
+        for attacker, arms in measured.curves.items()
+        for arm, curve in arms.items()
+        for p in curve.points
+    }
+    assert set(points) == set(rows.index) and len(points) == len(rows)
+    for key, found in points.items():
+        assert found == tuple(rows.loc[key, ["value", "tokens", "converged"]])
+
+
+# ----------------------------------------------------------------------------- kills and failures
+
+
+def test_a_killed_sweep_goes_on_where_it_was(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first cell is left alone, the second ends with the numbers of a sweep that was never killed."""
+    whole, out = hl.sweep(QUICK, tmp_path / "whole", base=folder), tmp_path / "killed"
+    stages = experiment.attack_stages
+
+    def killed(config: Any, arena: Any, run: Any) -> None:
+        if "repselect" in run.folder.name:
+            raise KeyboardInterrupt
+        stages(config, arena, run)
+
+    monkeypatch.setattr(experiment, "attack_stages", killed)
+    with pytest.raises(KeyboardInterrupt):
+        hl.sweep(QUICK, out, base=folder)
+    assert record(out)["status"] == "interrupted"
+    assert [c["status"] for c in record(out)["cells"]] == ["done", "waiting"]
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="already holds a sweep"):
+        hl.sweep(QUICK, out, base=folder)
+    first = (cells(out)[0] / "run.json").read_bytes()
+    hl.sweep(QUICK, out, base=folder, resume=True)
+    assert (cells(out)[0] / "run.json").read_bytes() == first
+    assert record(out)["status"] == "done"
+    for a, b in zip(cells(out), cells(whole), strict=True):
+        assert (a / "items.parquet").read_bytes() == (b / "items.parquet").read_bytes()
+
+    more = hl.sweep({**QUICK, "seeds": [0, 1]}, out, base=folder, resume=True)
+    assert [c["status"] for c in record(more)["cells"]] == ["done"] * 4
+    assert (cells(out)[0] / "run.json").read_bytes() == first, "seeds may be added"
+    other = {**QUICK, "attacks": [{"name": "relearn", "learning_rates": [1e-3]}]}
+    with pytest.raises(InputError, match="holds a sweep with another base"):
+        hl.sweep(other, out, base=folder, resume=True)
+    changed = {**QUICK, "methods": ["gradient_ascent", {"name": "repselect", "rank": 4}]}
+    with pytest.raises(InputError, match="'repselect' was declared otherwise"):
+        hl.sweep(changed, out, base=folder, resume=True)
+
+
+def test_a_cell_that_fails_is_a_record_and_stops_no_other(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, edit = tmp_path / "out", experiment.run_edit
+
+    def broken(problem: Any, method: Any, *rest: Any, **how: Any) -> Any:
+        if method.name == "gradient_ascent":
+            raise RuntimeError("no convergence\nin line 2")
+        return edit(problem, method, *rest, **how)
+
+    file = folder / "failing.yaml"
+    file.write_text(yaml.safe_dump(QUICK), encoding="utf-8")
+    monkeypatch.setattr(experiment, "run_edit", broken)
+    result = hooklearn("sweep", file, "--out", out, "-q", "--json")
+    assert result.exit_code == 1
+    told = json.loads(result.stdout)
+    assert [c["status"] for c in told["cells"]] == ["failed", "done"] and told["status"] == "failed"
+    error = "RuntimeError: no convergence in line 2"
+    assert told["cells"][0]["error"] == error == store.open_run(cells(out)[0])["error"]
+    assert result.stderr == f"failed: {told['cells'][0]['folder']}: {error}\n"
+    assert error in (out / "table.md").read_text() and len(told["runs"]) == 1
+
+    monkeypatch.undo()
+    again = hooklearn("sweep", file, "--out", out, "-q", "--resume")
+    assert again.exit_code == 0 and again.stdout.startswith("| "), again.stderr
+    assert [c["status"] for c in record(out)["cells"]] == ["done", "done"]
+
+
+# --------------------------------------------------------------------------------------- the file
+
+
+BAD = {
+    "search without tuning": ({"tuning": None}, "there is no tuning section"),
+    "an unequal search": ({"tuning": SMALL["tuning"] | {"trials": 3}}, "offers 2 settings for 3 trials"),
+    "no other split": ({"tuning": SMALL["tuning"] | {"corpora": {}}}, "corpora.heldout is missing"),
+    "the same twice": ({"methods": ["gradient_ascent", "gradient_ascent"]}, "is there twice; give each a label"),
+    "an unknown key": ({"budget": {"kl": 0.01}}, "did you mean 'budgets'?"),
+    "an unknown key below": ({"tuning": SMALL["tuning"] | {"trial": 2}}, "did you mean 'trials'?"),
+    "an unknown method": ({"methods": ["gradient_ascend"]}, "did you mean 'gradient_ascent'?"),
+    "an unknown option": ({"methods": [{"name": "repselect", "search": {"rnak": [1, 2]}}]}, "did you mean 'rank'?"),
+    "a budget of nothing": ({"budgets": [{"kl": 0}]}, "budget.kl must be a positive number"),
+    "a base that is nowhere": ({"base": "tinyy"}, "did you mean 'tiny'?"),
+    "the reported items": (
+        {"tuning": SMALL["tuning"] | {"corpora": {"heldout": {"path": "heldout.jsonl"}}}},
+        "shares 20 of its 20 rows with corpora.heldout",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_wrong_file_is_one_line(what: str, folder: Path, tmp_path: Path) -> None:
+    changed, said = BAD[what]
+    file = folder / "wrong.yaml"
+    file.write_text(yaml.safe_dump(SMALL | changed), encoding="utf-8")
+    result = hooklearn("sweep", file, "--out", tmp_path / "out", "-q")
+    assert result.exit_code == 2 and said in result.stderr, result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and p.name != ".lock"], "nothing was begun"
+
+
+def test_more_settings_than_trials_are_drawn_by_the_label() -> None:
+    wide = {"a": list(range(5)), "b": ["x", "y"]}
+    specs = [MethodSpec.model_validate({"name": "natural", "label": n, "search": wide}) for n in ("one", "one", "two")]
+    drawn = [s.settings(4) for s in specs]
+    assert [len(d) for d in drawn] == [4, 4, 4] and drawn[0] == drawn[1] != drawn[2]
+    assert len(specs[0].settings(10)) == 10 and MethodSpec.model_validate("natural").settings(3) == [{}]
+
+
+def test_dry_run_names_cells_and_cost_and_writes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = folder / "small.yaml"
+    file.write_text(yaml.safe_dump(SMALL), encoding="utf-8")
+    before = sorted(folder.iterdir())
+    result = hooklearn("sweep", file, "--dry-run", "--json", "-q")
+    told = json.loads(result.stdout)
+    assert len(told["cells"]) == 4 and sorted(folder.iterdir()) == before
+    runs = {r["stage"]: r["runs"] for r in told["estimate"]}
+    assert runs == {"tuning, controls": 1, "tuning": 2, "controls": 2, "cells": 4, "total": 9}
+    assert all(r["seconds"] > 0 for r in told["estimate"])
+
+
+@pytest.mark.parametrize("name", ["tiny", "capitals", "threats"])
+def test_shipped_sweeps_name_methods_and_options_that_exist(name: str) -> None:
+    """And every method that is searched has the same number of trials."""
+    from hooklearn.setting import check
+
+    file = Path(__file__).parent.parent / f"benchmarks/sweeps/{name}.yaml"
+    plan = Plan.of(yaml.safe_load(file.read_text("utf-8")), file.parent)
+    assert plan.config.tuning is not None
+    for family in plan.families():
+        settings = family.spec.settings(plan.config.tuning.trials)
+        assert len(settings) == (plan.config.tuning.trials if family.spec.search else 1)
+        for options in settings:
+            check(plan.cell(family, 0, options))
+    check(plan.tuning())
+
+
+def test_a_sweep_that_is_not_there_is_one_line(files: Files) -> None:
+    with pytest.raises(InputError, match="it has no sweep.json"):
+        analysis.sweep_table(files.folder)
+    result = hooklearn("sweep", files.folder / "none.yaml")
+    assert result.exit_code == 2 and "cannot be read" in result.stderr
