@@ -6,7 +6,7 @@ So behaviour is always three numbers: completion probability, preference, and th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -167,13 +167,15 @@ class Scorer:
     """A fixed model state: a model and what to add to it while scoring."""
 
     model: Any
-    delta: Delta | None = None
+    delta: Delta | Callable[[], Delta] | None = None
+    """Or how to get it: as an adapter a delta is small, at hand it is as large as the weights that it changes."""
 
     def mean_logprobs(self, sequences: list[Encoded]) -> Tensor:
         if self.delta is None:
             scores = forward.sequence_logprobs(self.model, sequences)
         else:
-            with models.edited(self.model, self.delta):
+            delta = self.delta() if callable(self.delta) else self.delta
+            with models.edited(self.model, delta):
                 scores = forward.sequence_logprobs(self.model, sequences)
         return scores[:, 0] / scores[:, 1]
 

@@ -263,13 +263,7 @@ def edited(model: TransformerBridge, delta: Delta, scale: float = 1.0) -> Iterat
         InputError: if the delta was made for another model, or does not fit this one's sites.
     """
     outer = _bases.get(model, "")
-    base = outer or (weights_hash(model) if delta.base_hash else "")
-    if delta.base_hash and delta.base_hash != base:
-        raise InputError(
-            f"this delta was made for {delta.base!r} (weights {delta.base_hash[:12]}), "
-            f"not for {model.cfg.model_name!r} (weights {base[:12]})"
-        )
-    places = _places(model, delta)
+    places, base = _fitting(model, delta)
     kept = _copies(parameters_of(model, places))
     _bases[model] = base
     try:
@@ -279,6 +273,28 @@ def edited(model: TransformerBridge, delta: Delta, scale: float = 1.0) -> Iterat
     finally:
         _put_back(kept)
         _bases[model] = outer
+
+
+def merge(model: TransformerBridge, delta: Delta) -> None:
+    """Add a delta for good: nothing is kept to put back. For what is undone otherwise, and for making organisms.
+
+    Raises:
+        InputError: as :func:`edited`.
+    """
+    places, _ = _fitting(model, delta)
+    for site in places:
+        add_(model, site, delta.updates[site.name])
+
+
+def _fitting(model: TransformerBridge, delta: Delta) -> tuple[list[Site], str]:
+    """The sites that the delta changes, and the hash of the unedited model where it was needed."""
+    base = _bases.get(model, "") or (weights_hash(model) if delta.base_hash else "")
+    if delta.base_hash and delta.base_hash != base:
+        raise InputError(
+            f"this delta was made for {delta.base!r} (weights {delta.base_hash[:12]}), "
+            f"not for {model.cfg.model_name!r} (weights {base[:12]})"
+        )
+    return _places(model, delta), base
 
 
 def _places(model: TransformerBridge, delta: Delta) -> list[Site]:

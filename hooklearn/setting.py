@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,9 @@ class Setup:
         if good is None:
             return None
         if self.organism is not None and self.organism.good is not None:
-            other = organisms.load(self.organism, self.never, good=True)
+            other = partial(organisms.load, self.organism, self.never, good=True)
+            if self.organism.shipped is None:  # not trained anew whenever something is to be judged
+                other = other()
             referee = RatioReferee(
                 Scorer(self.original),
                 (Scorer(self.never), Scorer(self.never, other)),
@@ -174,7 +177,8 @@ def load_subject(
     model = _load_model(config, config.model.name, base)
     if organism is not None:
         progress(f"organism {organism.name}: {organism.summary}")
-        _merge(model, organisms.load(organism, model))
+        # the one place where a model is changed for good, before the run begins
+        models.merge(model, organisms.load(organism, model))
     return model, organism
 
 
@@ -190,14 +194,6 @@ def _check_vocabulary(role: str, other: Any | None, model: Any) -> None:
             f"{role} {other.cfg.model_name!r} knows {other.cfg.d_vocab} tokens and the model {model.cfg.d_vocab}; "
             "give a model with the same tokenizer"
         )
-
-
-def _merge(model: Any, delta: Delta) -> None:
-    """Make an organism: the one place where a model is changed for good, before the run begins."""
-    with models.edited(model, Delta({}, delta.base, delta.base_hash)):
-        pass  # checks that the adapter was made for this very base model
-    for site in models.sites(model, list(delta.updates)):
-        models.add_(model, site, delta.updates[site.name])
 
 
 def _load_corpora(config: RunConfig, base: Path, model: Any) -> dict[str, Corpus]:

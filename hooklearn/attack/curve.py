@@ -47,7 +47,9 @@ class ArmState:
         with contextlib.ExitStack() as stack:
             if training:
                 stack.enter_context(models.restored(self.model))
-            if self.delta is not None:
+                if self.delta is not None:
+                    models.merge(self.model, self.delta)
+            elif self.delta is not None:
                 stack.enter_context(models.edited(self.model, self.delta))
             yield self.model
 

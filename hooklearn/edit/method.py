@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from hooklearn import models
+from hooklearn import memory, models
 from hooklearn.config import build
 from hooklearn.data import Corpus, Encoded, TokenBatch, batches, encode
 from hooklearn.forward import Precision, count_tokens
@@ -108,6 +108,7 @@ class Problem:
         stream = batches(self.encoded(role), max_tokens=self.max_tokens, share=True)
         total, tokens = weight_gradients(self.model, stream, self.sites, precision=self.precision, seed=self.seed)
         self.tokens += tokens
+        memory.give_back()
         return total
 
     @cached_property
@@ -118,7 +119,7 @@ class Problem:
             raise InputError("the retain curvature needs a 'retain' or a 'reference' corpus")
         stream = [b for role in roles for b in self.curvature_stream(role)]
         self.tokens += count_tokens(stream)
-        return site_moments(
+        moments = site_moments(
             self.model,
             stream,
             self.sites,
@@ -126,6 +127,8 @@ class Problem:
             precision=self.precision,
             seed=self.seed,
         )
+        memory.give_back()  # before factors and solutions are made
+        return moments
 
     def curvature_stream(self, role: str) -> list[TokenBatch]:
         return self.stream(role)
