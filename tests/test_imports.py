@@ -28,7 +28,7 @@ ORDER = [
     "hooklearn.attack",
     "hooklearn.organisms",
     "hooklearn.evidence",
-    "hooklearn.setting hooklearn.experiment hooklearn.recipes hooklearn.api",
+    "hooklearn.setting hooklearn.experiment hooklearn.recipes hooklearn.auditing hooklearn.api",
     "analysis.tables analysis.style",
     "analysis.evidence",
     "analysis.scores",
@@ -43,7 +43,7 @@ ORDER = [
     "analysis.sections",
     "analysis.report",
     "hooklearn.console hooklearn.estimate hooklearn.located hooklearn.job hooklearn.doctor "
-    "hooklearn.cli_tools hooklearn.cli hooklearn.__main__",
+    "hooklearn.cli_tools hooklearn.cli_verdict hooklearn.cli_audit hooklearn.cli hooklearn.__main__",
 ]
 LEVEL = {module: level for level, line in enumerate(ORDER) for module in line.split()}
 
@@ -120,7 +120,7 @@ def test_siblings_do_not_know_each_other() -> None:
 def test_the_two_packages_meet_in_one_place() -> None:
     """Only the command line sees analysis; analysis sees the border types and nothing else of hooklearn."""
     up = {a for a, b in ARROWS if b.split(".")[0] == "analysis" and a.startswith("hooklearn")}
-    assert up == {"hooklearn.cli"}
+    assert up and all(a.startswith("hooklearn.cli") for a in up)
     down = {b for a, b in ARROWS if a.startswith("analysis") and b.startswith("hooklearn")}
     assert down == {"hooklearn.types"}
 
