@@ -18,7 +18,7 @@ ORDER = [
     "hooklearn.types hooklearn.callable_module",
     # config knows the types only; methods and attacks have their options checked by it
     "hooklearn.linalg hooklearn.losses hooklearn.batteries hooklearn.config",
-    "hooklearn.corpus hooklearn.tiny_world hooklearn.corpora hooklearn.data hooklearn.store "
+    "hooklearn.corpus hooklearn.tiny_world hooklearn.tiny_facts hooklearn.corpora hooklearn.data hooklearn.store "
     "hooklearn.builtin hooklearn.plain hooklearn.models hooklearn.exporting hooklearn.generation",
     "hooklearn.forward",
     "hooklearn.lora hooklearn.train",
@@ -28,7 +28,7 @@ ORDER = [
     "hooklearn.attack",
     "hooklearn.organisms",
     "hooklearn.evidence",
-    "hooklearn.setting hooklearn.experiment hooklearn.recipes hooklearn.auditing hooklearn.api",
+    "hooklearn.setting hooklearn.experiment hooklearn.recipes hooklearn.auditing hooklearn.calibration hooklearn.api",
     "analysis.tables analysis.style",
     "analysis.evidence",
     "analysis.scores",

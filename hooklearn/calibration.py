@@ -1,0 +1,166 @@
+"""Calibration: every native organism through exactly the audit that users have, one run folder a case.
+
+What comes of it is for ``analysis.calibrate`` to say, which reads the folders. Resumable: a finished case is kept.
+
+    OUT/models/...          Hugging Face folders of the pairs, to be audited by hand as well
+    OUT/cases/KIND-seedN/   a run folder, with ``case.json``: which organism, and its truth
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hooklearn import experiment, store
+from hooklearn.auditing import audit
+from hooklearn.batteries import Spec, battery
+from hooklearn.config import parse
+from hooklearn.exporting import export
+from hooklearn.organisms.kinds import KINDS, PASSWORD, Kind
+from hooklearn.organisms.worlds import Ground
+from hooklearn.recipes import Config
+from hooklearn.types import Delta, InputError
+
+HELDOUT_KINDS = ("retrained", "locked", "instilled-full", "goodhart", "half-undone", "facts-retrained")
+"""No threshold is ever set by looking at these ..."""
+HELDOUT_SEED = 2
+"""... nor at any kind with this seed."""
+SEEDS = (0, 1, 2)
+
+RATES = 10.0
+"""A model of width 64 takes learning rates ten times as high as the batteries' small language model."""
+EVIDENCE = None
+"""All of it: which can be trusted alone is one of the questions."""
+
+
+@dataclass(frozen=True)
+class Case:
+    kind: Kind
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind.name}-seed{self.seed}"
+
+    @property
+    def split(self) -> str:
+        held_out = self.kind.name in HELDOUT_KINDS or self.seed == HELDOUT_SEED
+        return "heldout" if held_out else "tuning"
+
+    def record(self) -> dict[str, Any]:
+        """``case.json``."""
+        k = self.kind
+        return {
+            "organism": k.name, "seed": self.seed, "split": self.split, "truth": list(k.truth), "world": k.world,
+            "what": k.what, "made": k.made, "why": k.why,
+        }  # fmt: skip
+
+
+def cases(kinds: Sequence[str] | None = None, seeds: Sequence[int] | None = None) -> list[Case]:
+    """All kinds with all seeds, those of one world and seed together.
+
+    Raises:
+        InputError: unknown kind.
+    """
+    for name in kinds or ():
+        if name not in KINDS:
+            near = difflib.get_close_matches(name, KINDS, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise InputError(f"unknown kind of organism {name!r}; valid: {', '.join(KINDS)}{hint}")
+    chosen = [KINDS[name] for name in kinds or KINDS]
+    worlds = dict.fromkeys(k.world for k in chosen)
+    return [Case(k, s) for s in seeds or SEEDS for w in worlds for k in chosen if k.world == w]
+
+
+def native(specs: Sequence[Spec]) -> list[Spec]:
+    """A battery for the tiny world: higher rates, the organisms' own password, and no style (it has no words for one).
+
+    Whether anybody knows the password is not the question: it is the same attack on every organism.
+    """
+    scaled = [
+        s | {"learning_rates": [RATES * r for r in s["learning_rates"]]} if "learning_rates" in s else s
+        for s in specs
+        if s["name"] != "erode_style"
+    ]
+    return [*scaled, {"name": "password", "prefix": PASSWORD}]
+
+
+def config_of(case: Case, pair: Config, battery_name: str) -> Config:
+    """The audit of one case; ``pair``: where its models are."""
+    facts = case.kind.world == "facts"
+    config, left_out = audit(
+        pair["original"], pair["edited"], case.kind.ground(case.seed).world.corpora, never=pair["never"],
+        attacks=native(battery(battery_name, facts=facts)),
+    )  # fmt: skip
+    assert not left_out, left_out
+    return config | {
+        "name": case.name,
+        "seeds": [case.seed],
+        "max_tokens": 512,
+        "model": {"name": pair["original"], "precision": "float32"},
+        "behaviour": {"samples": 40, "new_tokens": 4 if facts else 14},
+        "evidence": {"enabled": True, "measures": EVIDENCE, "attack_rate": 1e-3},
+    }
+
+
+def run(
+    out: Path,
+    kinds: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    *,
+    battery_name: str = "cheap",
+    resume: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[Path]:
+    """Make and audit every case; returns the run folders.
+
+    Raises:
+        InputError: unknown kind or battery; cases that are there already (without ``resume``), or with another config.
+    """
+    wanted = cases(kinds, seeds)
+    battery(battery_name)
+    folders = [out / "cases" / c.name for c in wanted]
+    if not resume and (there := next((f for f in folders if (f / "run.json").exists()), None)):
+        raise InputError(f"{there}: already holds a case; use another --out, or --resume to go on")
+    for n, (case, ground, folder) in enumerate(zip(wanted, _grounds(wanted), folders, strict=True), 1):
+        before = f"[{n}/{len(wanted)}] {case.name}"
+        if not _is_done(folder):
+            progress(f"{before}: making it")
+            pair = _pair(case, ground, out)
+            experiment.run(
+                parse(config := config_of(case, pair, battery_name)), folder, given=config, base=out, resume=resume,
+                command="hooklearn calibrate", progress=lambda text, before=before: progress(f"{before}: {text}"),
+            )  # fmt: skip
+        store.save_json(folder / "case.json", case.record())
+    return folders
+
+
+def _is_done(folder: Path) -> bool:
+    return (folder / "run.json").exists() and store.open_run(folder)["status"] == "done"
+
+
+def _grounds(wanted: Sequence[Case]) -> Iterator[Ground]:
+    """The ground of every case in turn; neighbours share theirs."""
+    last: Ground | None = None
+    for case in wanted:
+        if last is None or (last.world.name, last.seed) != (case.kind.world, case.seed):
+            last = case.kind.ground(case.seed)
+        yield last
+
+
+def _pair(case: Case, ground: Ground, out: Path) -> Config:
+    """The models as folders below ``out``, written where they are not there yet."""
+    kind, shared = case.kind, f"{case.kind.world}-seed{case.seed}"
+    own_original = kind.original is not Ground.original
+    wanted: dict[str, tuple[str, Callable[[], Any]]] = {
+        "never": (f"never-{shared}", ground.never),
+        "original": (f"original-{case.name if own_original else shared}", lambda: kind.original(ground)),
+        "edited": (case.name, lambda: kind.make(ground)),
+    }
+    for name, make in wanted.values():
+        if not (out / "models" / name).exists():
+            export(make(), Delta({}), out / "models" / name)
+    return {role: f"models/{name}" for role, (name, _) in wanted.items()}
