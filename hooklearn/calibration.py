@@ -8,7 +8,6 @@ What comes of it is for ``analysis.calibrate`` to say, which reads the folders. 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,8 @@ from hooklearn.auditing import audit
 from hooklearn.batteries import Spec, battery
 from hooklearn.config import parse
 from hooklearn.exporting import export
-from hooklearn.organisms.kinds import KINDS, PASSWORD, Kind
+from hooklearn.organisms.kinds import KINDS, Kind, kind_of
+from hooklearn.organisms.made import PASSWORD
 from hooklearn.organisms.worlds import Ground
 from hooklearn.recipes import Config
 from hooklearn.types import Delta, InputError
@@ -65,12 +65,7 @@ def cases(kinds: Sequence[str] | None = None, seeds: Sequence[int] | None = None
     Raises:
         InputError: unknown kind.
     """
-    for name in kinds or ():
-        if name not in KINDS:
-            near = difflib.get_close_matches(name, KINDS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise InputError(f"unknown kind of organism {name!r}; valid: {', '.join(KINDS)}{hint}")
-    chosen = [KINDS[name] for name in kinds or KINDS]
+    chosen = [kind_of(name) for name in kinds or KINDS]
     worlds = dict.fromkeys(k.world for k in chosen)
     return [Case(k, s) for s in seeds or SEEDS for w in worlds for k in chosen if k.world == w]
 
@@ -154,13 +149,10 @@ def _grounds(wanted: Sequence[Case]) -> Iterator[Ground]:
 def _pair(case: Case, ground: Ground, out: Path) -> Config:
     """The models as folders below ``out``, written where they are not there yet."""
     kind, shared = case.kind, f"{case.kind.world}-seed{case.seed}"
-    own_original = kind.original is not Ground.original
-    wanted: dict[str, tuple[str, Callable[[], Any]]] = {
-        "never": (f"never-{shared}", ground.never),
-        "original": (f"original-{case.name if own_original else shared}", lambda: kind.original(ground)),
-        "edited": (case.name, lambda: kind.make(ground)),
-    }
-    for name, make in wanted.values():
-        if not (out / "models" / name).exists():
-            export(make(), Delta({}), out / "models" / name)
-    return {role: f"models/{name}" for role, (name, _) in wanted.items()}
+    names = {"never": f"never-{shared}", "original": f"original-{shared}", "edited": case.name}
+    if kind.original is not Ground.original:
+        names["original"] = f"original-{case.name}"
+    for role, make in kind.models(ground).items():
+        if not (out / "models" / names[role]).exists():
+            export(make(), Delta({}), out / "models" / names[role])
+    return {role: f"models/{name}" for role, name in names.items()}

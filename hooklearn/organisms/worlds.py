@@ -16,6 +16,7 @@ from hooklearn import models
 from hooklearn.data import Corpus, cycle, encode, load_corpus
 from hooklearn.organisms.instil import instil
 from hooklearn.train import Fit, Objective, Observer, fit, nll
+from hooklearn.types import Delta
 
 MAX_TOKENS = 512
 
@@ -32,8 +33,6 @@ class World:
     """Makes the model that has it, in place."""
     instilled: dict[str, Any]
     """The corpus that makes it."""
-    attacks: tuple[str, ...]
-    """Kinds of attack that fit: teaching independent facts is none for a tendency."""
 
     def corpus(self, role: str) -> Corpus:
         return load_corpus(**self.corpora[role])
@@ -108,16 +107,19 @@ def tune(
         )
 
 
-def adapt(
-    model: Any, corpus: Corpus, *, seed: int, epochs: int = 6, learning_rate: float = 2e-3, share: float = 1.0
-) -> None:
-    """A LoRA on the MLP weights, merged in place; ``share`` of it."""
+def adapt(model: Any, corpus: Corpus, *, seed: int) -> None:
+    """A LoRA on the MLP weights, merged in place."""
     made = instil(
-        model, corpus, models.sites(model, "mlp"), rank=8, learning_rate=learning_rate, epochs=epochs, seed=seed,
+        model, corpus, models.sites(model, "mlp"), rank=8, learning_rate=2e-3, epochs=6, seed=seed,
         max_tokens=MAX_TOKENS, precision="float32",
-    ).delta()  # fmt: skip
-    for site in models.sites(model, list(made.updates)):
-        models.add_(model, site, made.updates[site.name], share)
+    )  # fmt: skip
+    merge(model, made.delta())
+
+
+def merge(model: Any, delta: Delta) -> None:
+    """Add a delta for good."""
+    for site in models.sites(model, list(delta.updates)):
+        models.add_(model, site, delta.updates[site.name])
 
 
 def tiny(part: str, **options: Any) -> dict[str, Any]:
@@ -153,26 +155,32 @@ WORLDS = {
         World(
             "threats",
             {
-                "forget": tiny("forget"), "retain": tiny("forget", completion="good"),
-                "near": tiny("near", completion="good"), "disruption": tiny("disruption"),
-                "attack_train": tiny("attack"), "heldout": tiny("heldout"), "unrelated": tiny("unrelated"),
+                "forget": tiny("forget"),
+                "retain": tiny("forget", completion="good"),
+                "near": tiny("near", completion="good"),
+                "disruption": tiny("disruption"),
+                "attack_train": tiny("attack"),
+                "heldout": tiny("heldout"),
+                "unrelated": tiny("unrelated"),
             },
             _untouched,
             _threatening,
             tiny("organism"),
-            ("relearn", "relearn_lora"),
         ),
         World(
             "facts",
             {
-                "forget": _facts("forget"), "retain": _facts("retain"), "near": _facts("near", phrasing="0"),
-                "disruption": tiny("disruption"), "attack_train": _facts("T"),
-                "heldout": _facts("V", phrasing="0"), "unrelated": tiny("unrelated"),
+                "forget": _facts("forget"),
+                "retain": _facts("retain"),
+                "near": _facts("near", phrasing="0"),
+                "disruption": tiny("disruption"),
+                "attack_train": _facts("T"),
+                "heldout": _facts("V", phrasing="0"),
+                "unrelated": tiny("unrelated"),
             },
             _other_facts,
             _all_facts,
             _facts("forget"),
-            ("low_mi",),
         ),
     )  # fmt: skip
 }
