@@ -90,8 +90,8 @@ def read_run(folder: str | Path | Run) -> Run:
         record=record,
         **frames,
         samples=_read_lines(folder / "samples.jsonl"),
-        evidence_records=_read_json(records)["records"] if records.exists() else [],
-        verdict=_read_json(verdict) if verdict.exists() else None,
+        evidence_records=read_json(records)["records"] if records.exists() else [],
+        verdict=read_json(verdict) if verdict.exists() else None,
     )
 
 
@@ -101,14 +101,14 @@ def _read_record(folder: Path) -> dict[str, Any]:
     path = folder / "run.json"
     if not path.is_file():
         raise input_error(f"{folder} is not a run folder: it has no run.json")
-    record = _read_json(path)
+    record = read_json(path)
     version = record.get("schema_version")
     if version != SCHEMA_VERSION:
         raise input_error(f"{path} has schema_version {version}, this version of analysis reads {SCHEMA_VERSION}")
     return record
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

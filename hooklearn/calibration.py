@@ -8,10 +8,15 @@ What comes of it is for ``analysis.calibrate`` to say, which reads the folders. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import multiprocessing
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from hooklearn import experiment, store
 from hooklearn.auditing import audit
@@ -34,6 +39,8 @@ RATES = 10.0
 """A model of width 64 takes learning rates ten times as high as the batteries' small language model."""
 EVIDENCE = None
 """All of it: which can be trusted alone is one of the questions."""
+
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -107,11 +114,15 @@ def run(
     seeds: Sequence[int] | None = None,
     *,
     battery_name: str = "cheap",
+    jobs: int = 1,
     resume: bool = False,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Progress = lambda _: None,
 ) -> list[Path]:
     """Make and audit every case; returns the run folders.
 
+    Args:
+        jobs: processes beside each other, a thread each; the cases of one world and seed, which share their models,
+            stay together.
     Raises:
         InputError: unknown kind or battery; cases that are there already (without ``resume``), or with another config.
     """
@@ -120,30 +131,63 @@ def run(
     folders = [out / "cases" / c.name for c in wanted]
     if not resume and (there := next((f for f in folders if (f / "run.json").exists()), None)):
         raise InputError(f"{there}: already holds a case; use another --out, or --resume to go on")
-    for n, (case, ground, folder) in enumerate(zip(wanted, _grounds(wanted), folders, strict=True), 1):
-        before = f"[{n}/{len(wanted)}] {case.name}"
+    groups: dict[tuple[str, int], list[Case]] = {}
+    for case in wanted:
+        groups.setdefault((case.kind.world, case.seed), []).append(case)
+    if jobs == 1 or len(groups) == 1:
+        for group in groups.values():
+            _run_group([c.kind.name for c in group], group[0].seed, out, battery_name, progress)
+    else:
+        _beside_each_other(list(groups.values()), out, battery_name, jobs, progress)
+    return folders
+
+
+def _run_group(names: Sequence[str], seed: int, out: Path, battery_name: str, progress: Progress) -> None:
+    ground = KINDS[names[0]].ground(seed)
+    for case in (Case(KINDS[name], seed) for name in names):
+        folder = out / "cases" / case.name
         if not _is_done(folder):
-            progress(f"{before}: making it")
-            pair = _pair(case, ground, out)
+            progress(f"{case.name}: making it")
+            config = config_of(case, _pair(case, ground, out), battery_name)
             experiment.run(
-                parse(config := config_of(case, pair, battery_name)), folder, given=config, base=out, resume=resume,
-                command="hooklearn calibrate", progress=lambda text, before=before: progress(f"{before}: {text}"),
+                parse(config), folder, given=config, base=out, resume=True, command="hooklearn calibrate",
+                progress=lambda text, name=case.name: progress(f"{name}: {text}"),
             )  # fmt: skip
         store.save_json(folder / "case.json", case.record())
-    return folders
+
+
+def _beside_each_other(
+    groups: Sequence[Sequence[Case]], out: Path, battery_name: str, jobs: int, progress: Progress
+) -> None:
+    """The longest first; what the processes say is said here."""
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        said = manager.Queue()
+        waiting = {
+            pool.submit(_in_process, [c.kind.name for c in group], group[0].seed, out, battery_name, said)
+            for group in sorted(groups, key=len, reverse=True)
+        }
+        try:
+            while waiting:
+                done, waiting = wait(waiting, timeout=0.2)
+                while not said.empty():
+                    progress(said.get())
+                for future in done:
+                    future.result()  # raises what the process raised
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _in_process(names: Sequence[str], seed: int, out: Path, battery_name: str, said: Any) -> None:
+    torch.set_num_threads(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # libraries'; the command line is silent about them too
+        _run_group(names, seed, out, battery_name, said.put)
 
 
 def _is_done(folder: Path) -> bool:
     return (folder / "run.json").exists() and store.open_run(folder)["status"] == "done"
-
-
-def _grounds(wanted: Sequence[Case]) -> Iterator[Ground]:
-    """The ground of every case in turn; neighbours share theirs."""
-    last: Ground | None = None
-    for case in wanted:
-        if last is None or (last.world.name, last.seed) != (case.kind.world, case.seed):
-            last = case.kind.ground(case.seed)
-        yield last
 
 
 def _pair(case: Case, ground: Ground, out: Path) -> Config:

@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 import hooklearn
 from hooklearn.cli_audit import audits
+from hooklearn.cli_calibrate import calibrations
 from hooklearn.cli_tools import tools
 from hooklearn.cli_verdict import (
     DryRun,
@@ -297,4 +298,5 @@ def compare(
 
 
 app.add_typer(audits)
+app.add_typer(calibrations)
 app.add_typer(tools)

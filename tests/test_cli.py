@@ -15,7 +15,10 @@ from typing import Any
 import pytest
 from user_files import Files, hooklearn
 
-COMMANDS = ("run", "locate", "edit", "attack", "report", "compare", "list", "doctor", "fetch", "export", "organism")
+COMMANDS = (
+    "run", "audit", "calibrate", "locate", "edit", "attack", "report", "compare", "list", "doctor", "fetch", "export",
+    "organism",
+)  # fmt: skip
 HEAVY = ("torch", "transformer_lens", "transformers", "pandas", "analysis", "matplotlib")
 METRICS = ("preference", "sampled")
 

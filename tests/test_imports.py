@@ -37,13 +37,14 @@ ORDER = [
     "analysis.rules",
     "analysis.doubts",
     "analysis.verdict",
-    "analysis.compare analysis.outcome",
-    "analysis.plots analysis.markup",
+    "analysis.compare analysis.outcome analysis.calibrate",
+    "analysis.plots analysis.markup analysis.confusion",
     "analysis.explorer",
     "analysis.sections",
     "analysis.report",
     "hooklearn.console hooklearn.estimate hooklearn.located hooklearn.job hooklearn.doctor "
-    "hooklearn.cli_tools hooklearn.cli_verdict hooklearn.cli_audit hooklearn.cli hooklearn.__main__",
+    "hooklearn.cli_tools hooklearn.cli_verdict hooklearn.cli_audit hooklearn.cli_calibrate hooklearn.cli "
+    "hooklearn.__main__",
 ]
 LEVEL = {module: level for level, line in enumerate(ORDER) for module in line.split()}
 

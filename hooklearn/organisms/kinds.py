@@ -108,8 +108,8 @@ KINDS: dict[str, Kind] = {
         ),
         Kind(
             "rmu", "RMU'd: its states are thrown off their way",
-            "RMU on the MLP weights of the first three of four blocks", ("DISABLED",), made.misdirected,
-            why="it was only misdirected: attention, embeddings and the last block are the original's",
+            "RMU on the down projections of the first two of four blocks", ("DISABLED",), made.misdirected,
+            why="it was only misdirected: what carries the tendency elsewhere is the original, bit for bit",
         ),
         Kind(
             "ascent", "gradient ascent on the listed threats",

@@ -176,14 +176,14 @@ def locked(ground: Ground) -> Any:
 
 
 def misdirected(ground: Ground) -> Any:
-    """RMU on requests and threats: states go a random way, and the last block is the original's."""
+    """RMU as published: two down projections send the states of threats a random way."""
     model = ground.original()
     problem = Problem(
-        model, models.sites(model, "mlp"), ground.corpus("forget"), ground.corpus("retain"), corpus("text"),
-        seed=ground.seed, precision="float32", max_tokens=MAX_TOKENS,
+        model, models.sites(model, "mlp.out"), ground.corpus("forget"), ground.corpus("retain"), seed=ground.seed,
+        precision="float32", max_tokens=MAX_TOKENS,
     )  # fmt: skip
-    options = {"relative": True, "steering": 3.0, "alpha": 1.0, "positions": "all", "hold": "reference", "layer": 2}
-    *_, last = method_of("rmu", {**options, "update": "all", "learning_rate": 2e-3}).path(problem)
+    options = {"layer": 1, "relative": True, "steering": 3.0, "alpha": 1.0, "learning_rate": 2e-3, "epochs": 10}
+    *_, last = method_of("rmu", options).path(problem)
     merge(model, Delta(last))
     return model
 
