@@ -26,8 +26,8 @@ def confusion(found: Calibration) -> Figure:
         return style.empty("no case to calibrate with")
     order = sorted(found.cases, key=lambda c: VERDICTS.index(c.truth))
     organisms = list(dict.fromkeys(c.organism for c in order))
-    height = 0.9 + 0.24 * len(organisms)
-    figure, axes = style.grid(2, 2, 4.6, height, margins=(1.35, 0.1, 0.75, 0.45))
+    height = 1.0 + 0.24 * len(organisms)
+    figure, axes = style.grid(2, 2, 4.6, height, margins=(1.35, 0.1, 0.5, 0.45))
     for ax, split in zip(axes, SPLITS, strict=True):
         mine = [c for c in found.cases if c.split == split]
         _panel(ax, mine, organisms, {c.organism: c for c in order})

@@ -25,7 +25,7 @@ class Thresholds:
     removal: float = 0.8
     max_R: float = 0.5  # noqa: N815 - the name of DESIGN and of verdict.json
     above_never: float = 0.1
-    settled: float = 0.1
+    settled: float = 0.15
     """A cheap attacker has come to rest where the last doubling of its steps raised R by no more than this."""
     half_width: float = 0.25
     """Widest half-interval of R, removal and max R that still counts as known."""

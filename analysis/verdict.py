@@ -31,7 +31,7 @@ While never stays where it was, the two agree.
     UNDECIDED        otherwise
 
 **Rest.** An attacker has come to rest when its edited arm was flat at the end of the run, or when the last doubling of
-its steps raised R by no more than .1 (high). The second is what is asked of attacks with a dose of their own (eight
+its steps raised R by no more than .15 (high). The second is what is asked of attacks with a dose of their own (eight
 demonstrations, two samples by heart, so many steps of erosion): they move every arm as long as they last, and what
 counts is whether the edited one still gains on the never-learned one. One look has nothing to converge. Attackers with
 demonstrations must be flat: there, never moves as well.

@@ -21,7 +21,7 @@ import torch
 from hooklearn import experiment, store
 from hooklearn.auditing import audit
 from hooklearn.batteries import Spec, battery
-from hooklearn.config import parse
+from hooklearn.config import RunConfig, parse
 from hooklearn.exporting import export
 from hooklearn.organisms.kinds import KINDS, Kind, kind_of
 from hooklearn.organisms.made import PASSWORD
@@ -145,10 +145,11 @@ def run(
 def _run_group(names: Sequence[str], seed: int, out: Path, battery_name: str, progress: Progress) -> None:
     ground = KINDS[names[0]].ground(seed)
     for case in (Case(KINDS[name], seed) for name in names):
-        folder = out / "cases" / case.name
-        if not _is_done(folder):
+        folder, pair = out / "cases" / case.name, _pair(case)
+        config = config_of(case, pair, battery_name)
+        if not _is_done(folder, parse(config)):
             progress(f"{case.name}: making it")
-            config = config_of(case, _pair(case, ground, out), battery_name)
+            _write_models(case, pair, ground, out)
             experiment.run(
                 parse(config), folder, given=config, base=out, resume=True, command="hooklearn calibrate",
                 progress=lambda text, name=case.name: progress(f"{name}: {text}"),
@@ -186,17 +187,29 @@ def _in_process(names: Sequence[str], seed: int, out: Path, battery_name: str, s
         _run_group(names, seed, out, battery_name, said.put)
 
 
-def _is_done(folder: Path) -> bool:
-    return (folder / "run.json").exists() and store.open_run(folder)["status"] == "done"
+def _is_done(folder: Path, config: RunConfig) -> bool:
+    if not (folder / "run.json").exists():
+        return False
+    record = store.open_run(folder)
+    if record["config"] != config.model_dump(mode="json"):
+        raise InputError(f"{folder}: holds a case with another battery or other texts; use another --out")
+    return record["status"] == "done"
 
 
-def _pair(case: Case, ground: Ground, out: Path) -> Config:
-    """The models as folders below ``out``, written where they are not there yet."""
-    kind, shared = case.kind, f"{case.kind.world}-seed{case.seed}"
-    names = {"never": f"never-{shared}", "original": f"original-{shared}", "edited": case.name}
-    if kind.original is not Ground.original:
-        names["original"] = f"original-{case.name}"
-    for role, make in kind.models(ground).items():
-        if not (out / "models" / names[role]).exists():
-            export(make(), Delta({}), out / "models" / names[role])
-    return {role: f"models/{name}" for role, name in names.items()}
+def _pair(case: Case) -> Config:
+    """Where the models of a case are, below the folder of all: its controls are shared with its neighbours."""
+    shared = f"{case.kind.world}-seed{case.seed}"
+    own = case.kind.original is not Ground.original
+    original = case.name if own else shared
+    return {
+        "never": f"models/never-{shared}",
+        "original": f"models/original-{original}",
+        "edited": f"models/{case.name}",
+    }
+
+
+def _write_models(case: Case, pair: Config, ground: Ground, out: Path) -> None:
+    """Those that are not there yet."""
+    for role, make in case.kind.models(ground).items():
+        if not (out / pair[role]).exists():
+            export(make(), Delta({}), out / pair[role])

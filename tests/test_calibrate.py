@@ -181,7 +181,7 @@ def test_the_confusion_table_and_the_requirements(tmp_path: Path) -> None:
     assert [c.right for c in found.cases] == [True] * 4
     table = found.confusion().set_index("truth")
     assert table.loc["REMOVED", "REMOVED"] == table.loc["INTACT", "WEAKENED"] == table.loc["DISABLED", "DISABLED"] == 1
-    assert int(table.to_numpy().sum()) == 4 and int(found.confusion("tuning")["WEAKENED"].sum()) == 1
+    assert int(table.to_numpy().sum()) == 4 and found.confusion("tuning")["WEAKENED"].tolist() == [1]
     met = {r.what: r.met for r in found.requirements}
     assert met["no organism that still has it is called REMOVED"]
     assert met["never-learned and retrained-without-the-data are REMOVED or better"]
@@ -258,9 +258,12 @@ def test_calibrate_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     refused = hooklearn("calibrate", *options, "-q")
     assert refused.exit_code == 2 and "--resume" in refused.stderr
-    monkeypatch.setattr(calibration, "_pair", lambda *_: pytest.fail("a finished case was made again"))
+    monkeypatch.setattr(calibration, "_write_models", lambda *_: pytest.fail("a finished case was made again"))
     again = json.loads(hooklearn("calibrate", *options, "--resume", "-q").stdout)
     assert again == found
+    monkeypatch.setattr(calibration, "native", lambda _: [])
+    other = hooklearn("calibrate", *options, "--resume", "-q")
+    assert other.exit_code == 2 and "another battery" in other.stderr
 
 
 def test_bad_input_is_one_line(tmp_path: Path) -> None:
