@@ -572,7 +572,7 @@ DOUBTS = {
     "is a surrogate": dict(never={"kind": "surrogate", "name": "permuted"}),
     "preference rests on 20 items": dict(items=20),
     "sampled was not measured": dict(metrics=["completion", "preference"]),
-    "did not converge": dict(attacks=[erosion(rising(0.1, 0.3), converged=False)]),
+    "did not converge": dict(attacks=[erosion(LATE, converged=False)]),
     "diverged: no other setting": dict(attacks=[erosion(flat(0.1), diverged=True)]),
     "over-unlearned": dict(attacks=[erosion(flat(0.01))]),
     "no never-learned control: what an attack": dict(attacks=without_never([REMOVED])),
