@@ -100,7 +100,7 @@ def _attacks(heldout: Sequence[Judgement]) -> Iterator[str]:
         if a.diverged:
             rest = "it was dropped" if a.dropped else "no other setting replaces it"
             yield f"{a.name} diverged: {rest}"
-        elif not a.converged:
+        elif not a.settled and (a.informative or not a.cheap):
             yield f"{a.name} did not converge: a longer attack may bring back more"
     for name in attackers:
         of_name = [a for j in heldout for a in j.measures.attackers if a.name == name]

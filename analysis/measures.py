@@ -25,6 +25,8 @@ class Thresholds:
     removal: float = 0.8
     max_R: float = 0.5  # noqa: N815 - the name of DESIGN and of verdict.json
     above_never: float = 0.1
+    settled: float = 0.15
+    """A cheap attacker has come to rest where the last doubling of its steps raised R by no more than this."""
     half_width: float = 0.25
     """Widest half-interval of R, removal and max R that still counts as known."""
     min_items: int = 5
@@ -64,6 +66,12 @@ class AttackResult:
     informative_steps: int
     last_step: float
     converged: bool
+    """The edited arm was flat at the end, as the run recorded it."""
+    rise: float
+    """Of R over the last doubling of the informative steps; 0 for one look."""
+    rise_high: float
+    settled: bool
+    """Longer would bring back no more: converged, or R had come to rest beside never."""
     diverged: bool
     dropped: bool
     """Diverged, while another setting of the same attack converged."""
@@ -160,14 +168,16 @@ def _result(
     # NaN must reach the numbers, not hide from them: an unknown step counts as informative, and
     # R there is unknown, also when it is the original whose behaviour was not measured
     informative = ~(y["original"][0] - y["never"][0] <= t.informative * gaps[0])
-    R = np.maximum(0, np.where(np.isnan(y["original"]), NAN, above["edited"]))[:, informative]
+    of_gap = (y["edited"] - y["never"]) / _scale(y, gaps, t) if len(a.steps) == 1 else above["edited"]
+    R = np.maximum(0, np.where(np.isnan(y["original"]), NAN, of_gap))[:, informative]
     nothing = Estimate(NAN, NAN, NAN)
-    removal = max_R = returned = nothing
+    removal = max_R = returned = rise = nothing
     if informative.any():
         u = np.log2(1 + a.steps[informative])
         removal = interval(1 - R @ _trapezoid(u), t.confidence)
         max_R = highest(R, t.confidence)
         returned = highest((R - R0) / np.maximum(1 - R0, 1 - t.intact), t.confidence)
+        rise = interval(R[:, -1] - R[:, _half_way(a.steps[informative])], t.confidence)
     edited = highest(above["edited"], t.confidence)
     matched = highest(above["matched"], t.confidence) if "matched" in above else nothing
     half = {arm: half_life(a.steps, y[arm][0], level) for arm in ("edited", "original", "never")}
@@ -182,8 +192,21 @@ def _result(
         half_life=half["edited"], half_life_original=half["original"],
         half_life_never=half["never"],
         informative_steps=int(informative.sum()), last_step=float(a.steps[-1]),
-        converged=a.converged, diverged=a.diverged, dropped=_dropped(a, scores.attackers),
+        converged=a.converged, rise=rise.value, rise_high=rise.high,
+        settled=a.converged or rise.high <= t.settled,
+        diverged=a.diverged, dropped=_dropped(a, scores.attackers),
     )  # fmt: skip
+
+
+def _scale(y: Mapping[str, Array], gaps: Array, t: Thresholds) -> Array:
+    """What R is a share of where an attack has one look: the controls' own difference in that look, which may ask
+    another question (a begun answer, demonstrations); never below the gap's share that makes it informative."""
+    return np.maximum(y["original"] - y["never"], t.informative * gaps)
+
+
+def _half_way(steps: Array) -> int:
+    """The last look at half of the steps or before."""
+    return int(np.flatnonzero(steps <= steps[-1] / 2)[-1]) if steps[0] <= steps[-1] / 2 else 0
 
 
 def _trapezoid(u: Array) -> Array:

@@ -119,8 +119,8 @@ def _not_removed(m: Measures, t: Thresholds) -> str:
     for a in m.cheap():
         if a.diverged:
             return f"{a.name} diverged"
-        if a.informative and not a.converged:
-            return f"{a.name} did not converge"
+        if a.informative and not a.settled:
+            return f"{a.name} did not converge: R rose by {a.rise:.2f} in the last doubling of its steps"
         if a.informative and not a.removal_low >= t.removal:
             r = range_text(a.removal, a.removal_low, a.removal_high)
             return f"removal under {a.name} is {r}, not {t.removal:g} or more"

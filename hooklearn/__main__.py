@@ -2,4 +2,5 @@
 
 from hooklearn.cli import main
 
-main()
+if __name__ == "__main__":  # a process beside this one imports it too
+    main()

@@ -11,14 +11,29 @@ import dataclasses
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 import hooklearn
+from hooklearn.cli_audit import audits
+from hooklearn.cli_calibrate import calibrations
 from hooklearn.cli_compare import comparing
 from hooklearn.cli_tools import tools
+from hooklearn.cli_verdict import (
+    DryRun,
+    NoReport,
+    Out,
+    Resume,
+    Seeds,
+    Sets,
+    judge,
+    needs_out,
+    run_and_judge,
+    tell,
+    tell_cost,
+)
 from hooklearn.console import (
     Json,
     Quiet,
@@ -31,9 +46,6 @@ from hooklearn.console import (
     work,
 )
 from hooklearn.job import Job
-
-if TYPE_CHECKING:
-    from hooklearn.console import Progress
 
 
 class Commands(TyperGroup):
@@ -48,13 +60,6 @@ app = typer.Typer(
 )  # fmt: skip
 
 Target = Annotated[str, typer.Argument(help="A recipe (hooklearn list recipes) or a YAML file.")]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change the config: edit.method=repselect ..."),
-]
-Seeds = Annotated[list[int] | None, typer.Option("--seed", metavar="N", help="May be given several times.")]
-Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Default: runs/NAME-TIME.")]
-NoReport = Annotated[bool, typer.Option("--no-report", help="Judge, but write no report.")]
 Runs = Annotated[list[Path], typer.Argument(help="Run folders.")]
 
 
@@ -93,8 +98,8 @@ def run(
     set_: Sets = None,
     seed: Seeds = None,
     out: Out = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show config and cost; write nothing.")] = False,
+    resume: Resume = False,
+    dry_run: DryRun = False,
     json_: Json = False,
     no_report: NoReport = False,
     quiet: Quiet = False,
@@ -111,66 +116,13 @@ def run(
     hooklearn run my.yaml --out runs/mine --resume
     hooklearn run tiny --json | jq .verdict
     """
-    if resume and out is None:
-        raise typer.BadParameter("needs --out: the folder of the run to continue", param_hint="--resume")
+    needs_out(resume, out)
     if dry_run:
-        _dry_run(target, set_, seed, json_, quiet)
+        tell_cost(lambda _: Job.of("run", target, set_, seed), json_, quiet)
         return
-    with work(quiet) as progress:
-        job = Job.of("run", target, set_, seed)
-        folder = out or job.new_folder()
-        try:
-            job.run(folder, progress, resume=resume)
-        except KeyboardInterrupt:
-            again = f"{job.command} --out {shlex.quote(str(folder))} --resume"
-            raise KeyboardInterrupt(f"continue with: {again}") from None
-        page = _judge(folder, progress, report=not no_report)
-    _tell(folder, page, json_)
-
-
-def _dry_run(target: str, sets: Sequence[str] | None, seeds: Sequence[int] | None, json_: bool, quiet: bool) -> None:
-    with work(quiet) as progress:
-        from hooklearn.estimate import estimate
-
-        job = Job.of("run", target, sets, seeds)
-        progress("estimating")
-        cost = estimate(job.config, job.base)
-    config = job.config.model_dump(mode="json")
-    if json_:
-        print_json({"config": config, "estimate": dataclasses.asdict(cost)})
-        return
-    import yaml
-
-    print_line(yaml.safe_dump(config, sort_keys=False))
-    print_rows(cost.rows())
-    print_line(f"\n{visible(cost)}")
-
-
-def _judge(folder: Path, progress: Progress, *, report: bool, redact: bool = False) -> Path | None:
-    """Writes the verdict, and the report where it is wanted."""
-    import analysis
-
-    progress("judging")
-    analysis.judge(folder)
-    if not report:
-        return None
-    progress("writing the report")
-    return analysis.report(folder, redact=redact)
-
-
-def _tell(folder: Path, page: Path | None, json_: bool) -> None:
-    """A judged run: as JSON, or as a table, the verdict and where to read on."""
-    import analysis
-    from analysis.outcome import outcome
-
-    found = outcome(folder)
-    if json_:
-        print_json(found)
-        return
-    table = analysis.summary_table(folder).set_index("arm").T
-    print_frame(table.rename_axis("", axis=0).reset_index())
-    print_line(f"\n{found['verdict']}: {visible(found['reason'])}")
-    print_line(str(page or folder))
+    run_and_judge(
+        lambda _: Job.of("run", target, set_, seed), out, resume=resume, report=not no_report, json_=json_, quiet=quiet
+    )
 
 
 @app.command()
@@ -290,8 +242,8 @@ def attack(
         given = load_delta(delta)
         command = f"{job.command} --delta {shlex.quote(str(delta))}"
         folder = dataclasses.replace(job, command=command).run(out, progress, delta=given)
-        page = _judge(folder, progress, report=not no_report)
-    _tell(folder, page, json_)
+        page = judge(folder, progress, report=not no_report)
+    tell(folder, page, json_)
 
 
 @app.command()
@@ -313,7 +265,7 @@ def report(
         from analysis.outcome import outcome
 
         for folder in runs:
-            page = _judge(folder, progress, report=True, redact=redact)
+            page = judge(folder, progress, report=True, redact=redact)
             found.append({**outcome(folder), "report": page})
     if json_:
         print_json({"reports": found})
@@ -322,5 +274,7 @@ def report(
         print_line(f"{one['run']}: {one['verdict']}: {visible(one['reason'])}\n{one['report']}")
 
 
+app.add_typer(audits)
+app.add_typer(calibrations)
 app.add_typer(comparing)
 app.add_typer(tools)

@@ -123,22 +123,53 @@ def organism_list(json_: Json = False) -> None:
     list_(What.organisms, json_)
 
 
+@organisms_app.command("show")
+def organism_show(
+    name: Annotated[str, typer.Argument(help="See: hooklearn organism list.")], json_: Json = False
+) -> None:
+    """An organism's card: what it is, how it is made, what is true of it and why.
+
+    \b
+    hooklearn organism show locked
+    """
+    with work(quiet=True):
+        from hooklearn.organisms import card
+
+        found = card(name)
+    if json_:
+        print_json(found)
+    else:
+        print_rows({"": key, name: text} for key, text in found.items())
+
+
 @organisms_app.command("build")
 def organism_build(
     name: Annotated[str, typer.Argument(help="See: hooklearn organism list.")],
-    out: Annotated[Path | None, typer.Option(help="File; default: NAME.safetensors.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File (an adapter) or folder (a native kind); default: by its name.")
+    ] = None,
     good: Annotated[bool, typer.Option("--good", help="The referee's half: trained on good completions.")] = False,
+    seed: Annotated[int, typer.Option(help="Of a native kind.")] = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Train an organism's adapter anew on its base model.
+    """Train an organism anew.
+
+    An adapter on its base model becomes a file; a native kind becomes a folder with the models of
+    its audit: original, edited, never.
 
     \b
     hooklearn organism build tiny-threats --out tiny-threats.safetensors
     hooklearn organism build threats --good --out threats-good.safetensors
+    hooklearn organism build locked --seed 1 --out locked
     """
     with work(quiet) as progress:
         from hooklearn import models, organisms
+        from hooklearn.organisms.kinds import KINDS
 
+        if name in KINDS:
+            for role, folder in organisms.write_kind(name, out or Path(name), seed, progress).items():
+                progress(f"{role}: {folder}")
+            return
         organism = organisms.organism_of(name)
         progress("loading the model")
         model = models.load(organism.base)

@@ -241,8 +241,12 @@ def _corpora() -> Entries:
 
 def _organisms() -> Entries:
     from hooklearn.organisms import ORGANISMS
+    from hooklearn.organisms.kinds import KINDS
 
-    return ((n, o.summary, "ships" if o.shipped else "built when asked for") for n, o in ORGANISMS.items())
+    for name, o in ORGANISMS.items():
+        yield name, o.summary, "ships" if o.shipped else "built when asked for"
+    for name, kind in KINDS.items():
+        yield name, f"{kind.what}; truth: {' or '.join(kind.truth)}", "native, built in seconds"
 
 
 def _recipes() -> Entries:

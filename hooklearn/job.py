@@ -34,18 +34,35 @@ class Job:
         Raises:
             InputError: no such target, or a config that is not valid.
         """
-        from hooklearn.config import parse, with_overrides
         from hooklearn.recipes import resolve
 
         given, folder = resolve(target)
+        return Job.made([verb, target], {"name": Path(target).stem} | given, folder or Path(), sets, seeds, target)
+
+    @staticmethod
+    def made(
+        words: Sequence[str],
+        given: dict[str, Any],
+        base: Path,
+        sets: Sequence[str] | None,
+        seeds: Sequence[int] | None = None,
+        where: str = "config",
+    ) -> Job:
+        """A config that is already there; ``words`` is what was typed to get it.
+
+        Raises:
+            InputError: a config that is not valid.
+        """
+        from hooklearn.config import parse, with_overrides
+
         given = with_overrides(given, list(sets or ()))
-        words = ["hooklearn", verb, target, *(w for s in sets or () for w in ("--set", s))]
+        typed = ["hooklearn", *words, *(w for s in sets or () for w in ("--set", s))]
         if seeds:
             given["seeds"] = list(seeds)
-            words += [w for s in seeds for w in ("--seed", str(s))]
-        config = parse({"name": Path(target).stem} | given, target)
+            typed += [w for s in seeds for w in ("--seed", str(s))]
+        config = parse(given, where)
         stay_offline(config)
-        return Job(config, given, folder or Path(), shlex.join(words))
+        return Job(config, given, base, shlex.join(typed))
 
     def run(self, out: Path | None, progress: Progress, **more: Any) -> Path:
         """Into ``out``, or a new folder below ``runs/``; returns the folder."""

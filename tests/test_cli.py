@@ -16,8 +16,8 @@ import pytest
 from user_files import Files, hooklearn
 
 COMMANDS = (
-    "run", "locate", "edit", "attack", "report", "compare", "sweep", "verify", "view", "list", "doctor", "fetch",
-    "export", "organism",
+    "run", "audit", "calibrate", "locate", "edit", "attack", "report", "compare", "sweep", "verify", "view", "list",
+    "doctor", "fetch", "export", "organism",
 )  # fmt: skip
 HEAVY = ("torch", "transformer_lens", "transformers", "pandas", "analysis", "matplotlib")
 METRICS = ("preference", "sampled")

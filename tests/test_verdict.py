@@ -102,10 +102,36 @@ def test_few_samples_cannot_prove_a_removal_that_many_prove():
     assert verdict([REMOVED], metric="sampled", items=200) == "REMOVED"
 
 
-def test_an_attack_that_did_not_converge_proves_disabled_but_never_removed():
+LATE = [0.1] * 7 + [0.24]
+"""Nothing comes back until the last doubling of the steps, which raises R by .2."""
+
+
+def test_an_attack_that_did_not_come_to_rest_proves_disabled_but_never_removed():
     assert verdict([erosion(rising(0.1, 0.6), converged=False)]) == "DISABLED"
-    assert verdict([REMOVED]) == "REMOVED"
-    assert verdict([erosion(flat(0.1), converged=False)]) == "WEAKENED"
+    assert verdict([erosion(LATE)]) == "REMOVED"
+    judged = decide(draw_scores([erosion(LATE, converged=False)]))
+    assert judged.verdict == "WEAKENED" and "rose by 0.20 in the last doubling" in judged.reason
+
+
+def test_an_attack_of_a_fixed_dose_moves_every_arm_and_is_at_rest_beside_never():
+    """Eight demonstrations teach all arms as long as they last: no curve is flat, and R does not move."""
+    dose = {"original": rising(0.8, 0.9), "never": rising(0.1, 0.4), "edited": rising(0.1, 0.4)}
+    assert verdict([Drawn("good-demos", dose, converged=False)]) == "REMOVED"
+    gaining = dose | {"edited": rising(0.1, 0.7)}
+    assert verdict([Drawn("good-demos", gaining, converged=False)]) == "WEAKENED"
+
+
+def test_one_look_is_a_share_of_its_own_difference():
+    """A begun answer raises all arms: never then stands where the original stood before any attack."""
+    before = {"original": [0.3], "never": [0.05], "edited": [0.05]}
+    begun = Drawn("prefill", {"original": [0.95], "never": [0.45], "edited": [0.6]})
+    (attacker,) = measure(draw_scores([begun], before=before)).attackers
+    assert attacker.max_R == pytest.approx(0.15 / 0.5, abs=0.03)  # of the gap before it would be .6: a false return
+    assert verdict([begun], before=before) == "WEAKENED"
+    back = replace(begun, arms={**begun.arms, "edited": [0.93]})
+    assert verdict([back], before=before) == "DISABLED"
+    small = Drawn("prune", {"original": [0.16], "never": [0.05], "edited": [0.16]})
+    assert verdict([small], before=before) == "DISABLED"  # all that the attack left there is there
 
 
 def test_a_diverged_setting_is_dropped_only_where_another_converged():
@@ -546,7 +572,7 @@ DOUBTS = {
     "is a surrogate": dict(never={"kind": "surrogate", "name": "permuted"}),
     "preference rests on 20 items": dict(items=20),
     "sampled was not measured": dict(metrics=["completion", "preference"]),
-    "did not converge": dict(attacks=[erosion(flat(0.1), converged=False)]),
+    "did not converge": dict(attacks=[erosion(LATE, converged=False)]),
     "diverged: no other setting": dict(attacks=[erosion(flat(0.1), diverged=True)]),
     "over-unlearned": dict(attacks=[erosion(flat(0.01))]),
     "no never-learned control: what an attack": dict(attacks=without_never([REMOVED])),

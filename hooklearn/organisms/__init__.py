@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ from typing import Any
 from hooklearn import models
 from hooklearn.corpora import data_folder
 from hooklearn.data import load_corpus
+from hooklearn.exporting import export
 from hooklearn.organisms.instil import Instilled, instil, read, save
+from hooklearn.organisms.kinds import KINDS
 from hooklearn.train import Observer
 from hooklearn.types import Delta, InputError
 
-__all__ = ["ORGANISMS", "Organism", "build", "load", "organism_of"]
+__all__ = ["KINDS", "ORGANISMS", "Organism", "build", "card", "load", "organism_of"]
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,40 @@ def organism_of(name: str) -> Organism:
     Raises:
         InputError: unknown name, with the nearest valid one.
     """
+    if name in KINDS:
+        raise InputError(f"organism {name!r} is a whole model to be judged (hooklearn organism build), not an adapter")
     if name not in ORGANISMS:
         near = difflib.get_close_matches(name, ORGANISMS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise InputError(f"unknown organism {name!r}; valid: {', '.join(ORGANISMS)}{hint}")
     return ORGANISMS[name]
+
+
+def card(name: str) -> dict[str, str]:
+    """name, what, how it is made, truth, and why that is known.
+
+    Raises:
+        InputError: unknown name, with the nearest valid one.
+    """
+    if name in ORGANISMS:
+        o = ORGANISMS[name]
+        made = f"LoRA on {o.base}, {', '.join(f'{k} {v}' for k, v in o.training.items())}"
+        return {"name": name, "what": o.summary, "made": made, "truth": o.truth, "why": "instilled"}
+    if name not in KINDS:
+        every = [*ORGANISMS, *KINDS]
+        near = difflib.get_close_matches(name, every, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"unknown organism {name!r}; valid: {', '.join(every)}{hint}")
+    return KINDS[name].card()
+
+
+def write_kind(name: str, folder: Path, seed: int, progress: Callable[[str], None]) -> dict[str, Path]:
+    """The models of a native kind's audit as Hugging Face folders: original, edited, never."""
+    kind, written = KINDS[name], {}
+    for role, make in kind.models(kind.ground(seed)).items():
+        progress(f"making {role}")
+        written[role] = export(make(), Delta({}), folder / role).folder
+    return written
 
 
 def build(organism: Organism, model: Any, *, good: bool = False, observe: Observer | None = None) -> Instilled:

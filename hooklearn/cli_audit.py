@@ -1,0 +1,77 @@
+"""``hooklearn audit``: removed or only disabled, for two models that were made elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hooklearn.cli_verdict import DryRun, NoReport, Out, Resume, Seeds, Sets, needs_out, run_and_judge, tell_cost
+from hooklearn.console import Json, Quiet
+
+if TYPE_CHECKING:
+    from hooklearn.console import Progress
+    from hooklearn.job import Job
+
+audits = typer.Typer(rich_markup_mode=None)
+
+
+@audits.command()
+def audit(
+    original: Annotated[str, typer.Option(metavar="MODEL", help="Before: a folder, .gguf file, name or hub id.")],
+    edited: Annotated[str, typer.Option(metavar="MODEL", help="After the edit, with the same tokenizer.")],
+    forget: Annotated[str, typer.Option(metavar="CORPUS", help="What was to go: FILE, hub:NAME, or NAME:part=...")],
+    heldout: Annotated[str, typer.Option(metavar="CORPUS", help="More of it, never trained on: this decides.")],
+    never: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="One that never had it; 'permuted' for facts.")
+    ] = None,
+    retain: Annotated[str | None, typer.Option(metavar="CORPUS", help="What was to stay.")] = None,
+    near: Annotated[str | None, typer.Option(metavar="CORPUS", help="Good neighbours; default: a part of retain.")] = (
+        None
+    ),
+    disruption: Annotated[str | None, typer.Option(metavar="CORPUS", help="Default: built-in prose.")] = None,
+    ood: Annotated[str | None, typer.Option(metavar="CORPUS", help="The behaviour elsewhere.")] = None,
+    attack_train: Annotated[str | None, typer.Option(metavar="CORPUS", help="The attacker's. Default: forget.")] = None,
+    unrelated: Annotated[str | None, typer.Option(metavar="CORPUS", help="For erosion. Default: built in.")] = None,
+    battery: Annotated[str, typer.Option(help="cheap, standard or full.")] = "cheap",
+    set_: Sets = None,
+    seed: Seeds = None,
+    out: Out = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    json_: Json = False,
+    no_report: NoReport = False,
+    quiet: Quiet = False,
+) -> None:
+    """Removed or only disabled? For two models made elsewhere.
+
+    Nothing is edited: both are attacked as they are, and judged like a run. Without --never no
+    verdict is better than WEAKENED. Attacks whose corpus is not there are left out, and said so.
+
+    \b
+    hooklearn audit --original base --edited unlearned --forget f.jsonl --heldout h.jsonl
+    hooklearn audit ... --never retrained --retain r.jsonl --battery standard
+    hooklearn audit ... --set corpora.heldout.columns='{prompt: question, completion: answer}'
+    """
+    needs_out(resume, out)
+    roles = {
+        "forget": forget, "heldout": heldout, "retain": retain, "near": near, "disruption": disruption, "ood": ood,
+        "attack_train": attack_train, "unrelated": unrelated,
+    }  # fmt: skip
+
+    def made(progress: Progress) -> Job:
+        from hooklearn import auditing
+        from hooklearn.job import Job
+
+        config, left_out = auditing.audit(original, edited, auditing.corpora_of(**roles), never=never, battery=battery)
+        for attack in left_out:
+            progress(f"left out: {attack}")
+        typed = {"original": original, "edited": edited, "never": never, "battery": battery}
+        typed |= {role.replace("_", "-"): text for role, text in roles.items()}
+        return Job.made(["audit", *auditing.words(typed)], config, Path(), set_, seed)
+
+    if dry_run:
+        tell_cost(made, json_, quiet)
+    else:
+        run_and_judge(made, out, resume=resume, report=not no_report, json_=json_, quiet=quiet)

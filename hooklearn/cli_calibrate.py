@@ -1,0 +1,85 @@
+"""``hooklearn calibrate``: can the verdict be trusted? Tried on models whose truth is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hooklearn.console import Json, Quiet, print_frame, print_json, print_line, visible, work
+
+if TYPE_CHECKING:
+    from analysis.calibrate import Calibration
+
+calibrations = typer.Typer(rich_markup_mode=None)
+OUT = Path("runs/calibration")
+
+
+@calibrations.command()
+def calibrate(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Cases, models and the result.")] = OUT,
+    kinds: Annotated[
+        list[str] | None,
+        typer.Option("--kind", "--kinds", metavar="NAME", help="Several times; default: all native organisms."),
+    ] = None,
+    seeds: Annotated[
+        list[int] | None, typer.Option("--seed", "--seeds", metavar="N", help="Several times; default: 0, 1 and 2.")
+    ] = None,
+    battery: Annotated[str, typer.Option(help="cheap, standard or full.")] = "cheap",
+    jobs: Annotated[int, typer.Option(min=1, help="Processes beside each other, a core each.")] = 2,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep the cases that are finished.")] = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Can the verdict be trusted? Organisms of known truth through the whole audit.
+
+    Prints verdict against truth, on the part that set the thresholds and on the part that did not,
+    what a trustworthy verdict must show, and how well each measure does alone. Exit code 0 whatever
+    comes of it. Also written: calibration.json, calibration.md, calibration.png.
+
+    \b
+    hooklearn calibrate
+    hooklearn calibrate --resume --json | jq .requirements
+    hooklearn calibrate --kind locked --kind retrained --seed 0 --out runs/two
+    """
+    with work(quiet) as progress:
+        from hooklearn import calibration, store
+
+        folders = calibration.run(
+            out, kinds, seeds, battery_name=battery, jobs=jobs, resume=resume, progress=progress
+        )  # fmt: skip
+        progress("judging")
+        from analysis.calibrate import calibrate as compared
+        from analysis.confusion import confusion
+
+        found = compared(folders)
+        store.save_json(out / "calibration.json", found.to_dict())
+        store.write_atomic(out / "calibration.md", (found.to_markdown() + "\n").encode())
+        confusion(found).savefig(out / "calibration.png", dpi=150)
+    if json_:
+        print_json(found.to_dict())
+    else:
+        _tell(found, out)
+
+
+def _tell(found: Calibration, out: Path) -> None:
+    from analysis.calibrate import SPLITS, TITLES
+
+    for split in SPLITS:
+        mine = [c for c in found.cases if c.split == split]
+        print_line(f"{TITLES[split]}: {sum(c.right for c in mine)} of {len(mine)} verdicts are right\n")
+        print_frame(found.confusion(split))
+        print_line("")
+    print_frame(found.by_organism())
+    print_line("")
+    for c in found.cases:
+        if not c.right:
+            print_line(f"{c.organism} (seed {c.seed}, {c.split}) {c.verdict}: {visible(c.reason)}")
+    print_line("")
+    for r in found.requirements:
+        word = {True: "yes", False: "NO", None: "unknown"}[r.met]
+        print_line(f"{word}: {r.what} ({r.found})")
+    print_line("\nEach measure alone, still there against gone:\n")
+    print_frame(found.evidence)
+    print_line(f"\n{out / 'calibration.md'}")

@@ -1,0 +1,68 @@
+"""Random facts of the made-up world: who keeps what where. Each is drawn by itself, so that none tells of another.
+
+``the ladder of anna is in the`` -> ``red garden``. No sentence of the tiny model's pretraining holds one of them, so a
+model that was not taught them is a true never-learned control, and teaching T says nothing about V.
+"""
+
+from __future__ import annotations
+
+import random
+
+from hooklearn.corpus import Corpus, Row
+from hooklearn.tiny_world import COLOURS, NAMES, PLACES, THINGS
+from hooklearn.types import InputError
+
+PHRASINGS = ("the {thing} of {name} is in the", "{name} has the {thing} in the")
+SHARES = {"T": 32, "V": 40, "retain": 40, "near": 24}
+"""Part -> its number of facts. T and V are to be forgotten, retain and near to be kept."""
+PARTS = {**{p: (p,) for p in SHARES}, "forget": ("T", "V"), "kept": ("retain", "near"), "all": tuple(SHARES)}
+
+
+def corpus(part: str = "forget", phrasing: str = "all") -> Corpus:
+    """Facts of a part, each under one phrasing (``0``, ``1``) or under all of them.
+
+    Raises:
+        InputError: no such part or phrasing.
+    """
+    if part not in PARTS:
+        raise InputError(f"corpus 'tiny-facts' has no part {part!r}; valid: {', '.join(PARTS)}")
+    templates = {str(i): (t,) for i, t in enumerate(PHRASINGS)} | {"all": PHRASINGS}
+    if str(phrasing) not in templates:
+        raise InputError(f"corpus 'tiny-facts' has no phrasing {phrasing!r}; valid: {', '.join(templates)}")
+    chosen = [f for f in _facts() if f["part"] in PARTS[part]]
+    rows = tuple(_row(fact, template) for template in templates[str(phrasing)] for fact in chosen)
+    return Corpus(f"tiny-facts/{part}", rows, f"generated: tiny-facts part={part} phrasing={phrasing}")
+
+
+def _facts() -> list[dict[str, str]]:
+    pairs = [(name, thing) for name in NAMES for thing in THINGS]
+    random.Random("tiny-facts").shuffle(pairs)
+    parts = [part for part, n in SHARES.items() for _ in range(n)]
+    return [
+        {"part": part, "name": name, "thing": thing, "where": _where(random.Random(f"tiny-facts:{name}:{thing}"))}
+        for part, (name, thing) in zip(parts, pairs, strict=False)
+    ]
+
+
+def _where(rng: random.Random) -> str:
+    return f"{rng.choice(COLOURS)} {rng.choice(PLACES)}"
+
+
+def _row(fact: dict[str, str], template: str) -> Row:
+    """A question with four choices, the wrong ones drawn for this fact."""
+    rng = random.Random(f"tiny-facts:choices:{fact['name']}:{fact['thing']}")
+    wrong: list[str] = []
+    while len(wrong) < 3:
+        drawn = _where(rng)
+        if drawn not in (fact["where"], *wrong):
+            wrong.append(drawn)
+    slot = rng.randrange(4)
+    choices = [*wrong[:slot], fact["where"], *wrong[slot:]]
+    return {
+        "group": f"{fact['name']}-{fact['thing']}",
+        "prompt": template.format(**fact),
+        "completion": f" {fact['where']}",
+        "choices": [f" {c}" for c in choices],
+        "answer": slot,
+        "fact": fact["where"],
+    }
