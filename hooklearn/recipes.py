@@ -71,7 +71,7 @@ def threats() -> Config:
             "forget": corpus("forget"),
             "retain": corpus("forget", "harmless"),
             "near": corpus("near", "harmless") | {"limit": 16},
-            "reference": {"name": "prose", "options": {"part": "moments"}, "limit": 16},
+            "reference": {"name": "prose", "options": {"part": "moments"}, "limit": 32},
             "disruption": {"name": "prose", "options": {"part": "disruption"}, "limit": 16},
             "attack_train": corpus("attack"),
             "heldout": corpus("heldout") | {"limit": 32},
