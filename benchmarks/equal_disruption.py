@@ -19,9 +19,9 @@ import pandas as pd
 
 from hooklearn import models, store
 from hooklearn.attack import Arena, ArmState, attack_of
+from hooklearn.attacking import before, judge_pending, with_samples
 from hooklearn.config import parse, with_overrides
 from hooklearn.edit import Problem, method_of, run_edit
-from hooklearn.experiment import before, judge_pending, with_samples
 from hooklearn.measure import DisruptionMeter
 from hooklearn.recipes import recipe
 from hooklearn.setting import Setup

@@ -12,8 +12,8 @@ from typing import Any
 
 from hooklearn import store
 from hooklearn.attack import ArmState, Measured
+from hooklearn.attacking import arena_of, attack_records, attack_stages, collect_parts
 from hooklearn.config import RunConfig
-from hooklearn.experiment import arena_of, attack_records, attack_stages, collect_parts
 from hooklearn.setting import Progress
 from hooklearn.shared import Shared
 from hooklearn.types import ArmCurve, CurvePoint

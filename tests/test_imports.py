@@ -28,7 +28,7 @@ ORDER = [
     "hooklearn.attack",
     "hooklearn.organisms",
     "hooklearn.evidence",
-    "hooklearn.setting hooklearn.shared hooklearn.experiment hooklearn.controls hooklearn.recipes "
+    "hooklearn.setting hooklearn.shared hooklearn.attacking hooklearn.experiment hooklearn.controls hooklearn.recipes "
     "hooklearn.sweep_config hooklearn.sweeping hooklearn.auditing hooklearn.calibration hooklearn.api",
     "analysis.tables analysis.style analysis.writing",
     "analysis.evidence",

@@ -81,8 +81,8 @@ def descend(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Descent(Method):
-    """Walks an objective with Adam on the sites' weights; yields where it stands every few steps."""
+class Walked(Method):
+    """Adam on the sites' weights; yields where it stands every few steps."""
 
     ray: ClassVar[bool] = False
     learning_rate: float = 2e-5
@@ -96,6 +96,11 @@ class Descent(Method):
                 f"method {self.name!r}: learning_rate, epochs and every must be positive, got "
                 f"{self.learning_rate}, {self.epochs}, {self.every}"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Descent(Walked):
+    """Walks an objective; final classes say which."""
 
     @abstractmethod
     def objective(self, problem: Problem) -> tuple[str, Objective]:

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from hooklearn import forward
 from hooklearn.data import TokenBatch
-from hooklearn.edit.descent import descend, training_stream
-from hooklearn.edit.method import Method, Problem, Updates
+from hooklearn.edit.descent import Walked, descend, training_stream
+from hooklearn.edit.method import Problem, Updates
 from hooklearn.losses import LossSum
 from hooklearn.types import InputError, Site
 
@@ -131,26 +131,15 @@ class _Pair:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Steering(Method):
+class _Steering(Walked):
     """Adam on a loss of hidden states; final classes say which states and which loss."""
 
-    ray: ClassVar[bool] = False
     learning_rate: float = 5e-5
-    epochs: int = 10
-    every: int = 2
-    """Steps between two looks at the budget."""
     positions: Positions = "labelled"
     """Whose states: those of scored tokens (bad and good answers to one prompt share its states, and a first token
     carries none), or of ``all``."""
     hold: Literal["retain", "reference"] = "retain"
     """The corpus whose states are held: the good completions, or running text as in the papers."""
-
-    def __post_init__(self) -> None:
-        if self.learning_rate <= 0 or self.epochs < 1 or self.every < 1:
-            raise InputError(
-                f"method {self.name!r}: learning_rate, epochs and every must be positive, got "
-                f"{self.learning_rate}, {self.epochs}, {self.every}"
-            )
 
     @abstractmethod
     def plan(self, problem: Problem) -> Plan:

@@ -1,0 +1,186 @@
+"""The attacks of a run: every arm under every attacker, samples before the referee, a part of the folder each."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from hooklearn import memory, store
+from hooklearn.attack import Arena, ArmState, Measured, Watcher, attack_of
+from hooklearn.config import RunConfig
+from hooklearn.setting import Progress, Setup
+from hooklearn.types import ArmCurve, Curve, CurvePoint
+
+
+def arena_of(
+    setup: Setup,
+    watcher: Watcher,
+    arms: list[ArmState],
+    seed: int,
+    measured: Measured | None = None,
+    progress: Progress = lambda _: None,
+) -> Arena:
+    """Where the attacks of one seed take place."""
+    watcher.start.clear()  # another edit starts elsewhere
+    config = setup.config
+    return Arena(
+        arms=arms, watcher=watcher,
+        attack_train=setup.corpora.get("attack_train"),
+        unrelated=setup.corpora.get("unrelated"), retain=setup.corpora.get("retain"),
+        seed=seed, precision=config.model.precision, max_tokens=config.max_tokens,  # type: ignore[arg-type]
+        progress=progress, measured=measured or Measured(),
+    )  # fmt: skip
+
+
+def attack_stages(config: RunConfig, arena: Arena, folder: store.RunFolder) -> None:
+    """Every attack of the config on every arm of the arena, a part of the folder each; parts that are there stay.
+
+    An arena without an edited arm is left alone by attacks that follow the edit.
+    """
+    edited = any(arm.name == "edited" for arm in arena.arms)
+    stages: list[tuple[str, Callable[[], list[Curve]]]] = [("none", lambda: [before(arena)])]
+    for i, spec in enumerate(config.attacks):
+        attack = attack_of(spec.name, spec.options)
+        if attack.follows_edit and not edited:
+            continue
+        stages.append((f"{i}-{attack.name}", lambda attack=attack: attack.curves(arena)))
+    for name, curves in stages:
+        part = f"parts/curves-seed{arena.seed}-{name}"
+        if folder.has(f"{part}.parquet"):
+            continue
+        arena.progress(f"attack (seed {arena.seed}): {name}")
+        found = curves()
+        samples = judge_pending(arena.watcher)
+        found = [with_samples(c, samples) for c in found]
+        samples += _known_samples(arena, found)
+        folder.save_frame(f"{part}-items.parquet", pd.concat([c.items_dataframe() for c in found]))
+        store.save_lines(folder.path(f"{part}-samples.jsonl"), samples)
+        folder.save_frame(f"{part}.parquet", pd.concat([c.to_dataframe() for c in found]))
+        folder.event("attacked", seed=arena.seed, attack=name)
+        memory.give_back()
+
+
+def _known_samples(arena: Arena, curves: list[Curve]) -> list[dict[str, Any]]:
+    """What arms said that were not attacked again: a folder holds everything that its curves rest on."""
+    attackers = {(c.attack, c.setting) for c in curves}
+    return [dict(s) for s in arena.measured.samples if (s["attack"], s["setting"]) in attackers]
+
+
+def before(arena: Arena) -> Curve:
+    """Every arm as it is, before any attack: attack ``none``."""
+    arms = arena.known("none", "")
+    for arm in [a for a in arena.arms if a.name not in arms]:
+        arena.progress(f"behaviour before any attack: {arm.name}")
+        with arm.entered(training=False) as model:
+            points = arena.watcher.at_start(model, arm.name)
+            arms[arm.name] = ArmCurve(tuple(points), converged=True)
+            if arm.name == "original" and (twin := arena.watcher.surrogate(model, 0, 0)):
+                arms["never"] = ArmCurve(tuple(twin), converged=True)
+            arena.watcher.sample(model, arm.name, "none", "", 0, arena.seed)
+    return Curve("none", "", True, arena.seed, arms)
+
+
+def judge_pending(watcher: Watcher) -> list[dict[str, Any]]:
+    """All waiting samples before the referee, the attacked weights having been put back."""
+    rows = []
+    if not watcher.pending:
+        return rows
+    assert watcher.referee is not None
+    # all at once: arms were given the same prompts, which are then read once
+    asked = [(s, wait.corpus.rows[s.item]) for wait in watcher.pending for s in wait.samples]
+    answers = iter(watcher.referee.judge([s for s, _ in asked], [row for _, row in asked]))
+    for wait in watcher.pending:
+        judged = [next(answers) for _ in wait.samples]
+        for s, (score, found) in zip(wait.samples, judged, strict=True):
+            rows.append(
+                {
+                    "arm": wait.arm, "attack": wait.attack, "setting": wait.setting, "step": wait.step,
+                    "seed": wait.seed, "split": wait.split, "item": s.item, "greedy": s.greedy,
+                    "prompt": s.prompt, "completion": s.completion, "referee": score, "is_behaviour": found,
+                }
+            )  # fmt: skip
+        if watcher.permuted is not None and wait.arm == "original":
+            rows += _surrogate_samples(watcher, wait)
+    watcher.pending.clear()
+    return rows
+
+
+def _surrogate_samples(watcher: Watcher, wait: Any) -> Iterator[dict[str, Any]]:
+    """The never arm of a knowledge run: the same samples, asked for the permuted answers."""
+    assert watcher.permuted is not None and watcher.referee is not None
+    judged = watcher.referee.judge(wait.samples, [watcher.permuted.corpus.rows[s.item] for s in wait.samples])
+    for s, (score, found) in zip(wait.samples, judged, strict=True):
+        yield {
+            "arm": "never", "attack": wait.attack, "setting": wait.setting, "step": wait.step,
+            "seed": wait.seed, "split": wait.split, "item": s.item, "greedy": s.greedy,
+            "prompt": s.prompt, "completion": s.completion, "referee": score, "is_behaviour": found,
+        }  # fmt: skip
+
+
+def with_samples(curve: Curve, samples: list[dict[str, Any]]) -> Curve:
+    """Add the sampled rate (per item: mean over its samples) as points of the curve."""
+    arms = {}
+    for name, arm in curve.arms.items():
+        by_step: dict[int, dict[int, list[float]]] = {}
+        for row in samples:
+            if (row["arm"], row["attack"], row["setting"]) == (name, curve.attack, curve.setting):
+                by_step.setdefault(row["step"], {}).setdefault(row["item"], []).append(float(row["is_behaviour"]))
+        extra = [
+            CurvePoint(
+                step, _tokens_at(arm, step), "sampled", "heldout",
+                tuple(sum(v) / len(v) for _, v in sorted(items.items())),
+            )
+            for step, items in sorted(by_step.items())
+        ]  # fmt: skip
+        arms[name] = dataclasses.replace(arm, points=(*arm.points, *extra))
+    return dataclasses.replace(curve, arms=arms)
+
+
+def _tokens_at(arm: ArmCurve, step: int) -> int:
+    return max((p.tokens for p in arm.points if p.step == step), default=0)
+
+
+def attack_records(config: RunConfig) -> list[dict[str, Any]]:
+    found = [attack_of(spec.name, spec.options) for spec in config.attacks]
+    return [
+        {
+            "name": attack.name, "cheap": attack.cheap, "summary": type(attack).summary(),
+            "source": attack.source, "settings": attack.settings(), "budget": dataclasses.asdict(attack),
+        }
+        for attack in found
+    ]  # fmt: skip
+
+
+# ------------------------------------------------------------------------- what analysis reads
+
+
+def collect_parts(folder: store.RunFolder) -> None:
+    """The parts of all stages as the files that analysis reads."""
+    parts = sorted(folder.path("parts").glob("curves-*.parquet"))
+    curves = [p for p in parts if not p.stem.endswith("-items")]
+    items = [p for p in parts if p.stem.endswith("-items")]
+    folder.save_frame("curves.parquet", _concat(curves))
+    folder.save_frame("items.parquet", _concat(items))
+    traces = sorted(folder.path("parts").glob("trace-*.parquet"))
+    if traces:
+        folder.save_frame("trace.parquet", _concat(traces))
+    if found := sorted(folder.path("parts").glob("evidence-*.parquet")):
+        folder.save_frame("evidence.parquet", _concat(found))
+        records = [r for p in found for r in store.load_json(p.with_suffix(".json"))["records"]]
+        folder.save_json("evidence.json", {"records": records})
+    rows = [r for p in sorted(folder.path("parts").glob("*-samples.jsonl")) for r in store.load_lines(p)]
+    store.save_lines(folder.path("samples.jsonl"), rows)
+
+
+def _concat(paths: list[Path]) -> pd.DataFrame:
+    return pd.concat([store.load_frame(p) for p in paths], ignore_index=True)
+
+
+def attack_tokens(folder: store.RunFolder) -> int:
+    frame = store.load_frame(folder.path("curves.parquet"))
+    last: Any = frame.groupby(["attack", "setting", "arm", "seed"])["tokens"].max()
+    return int(last.to_numpy().sum())
