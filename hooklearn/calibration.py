@@ -29,7 +29,11 @@ from hooklearn.organisms.worlds import Ground
 from hooklearn.recipes import Config
 from hooklearn.types import Delta, InputError
 
-HELDOUT_KINDS = ("retrained", "locked", "instilled-full", "goodhart", "half-undone", "facts-retrained")
+HELDOUT_KINDS = (
+    "retrained", "locked", "instilled-full", "goodhart", "half-undone", "facts-retrained",
+    # made after all thresholds were fixed: no verdict on them was known to anybody then
+    "never-taught-on", "rounded", "abliterated", "facts-locked", "facts-ascent", "facts-half",
+)  # fmt: skip
 """No threshold is ever set by looking at these ..."""
 HELDOUT_SEED = 2
 """... nor at any kind with this seed."""

@@ -69,9 +69,19 @@ KINDS: dict[str, Kind] = {
             why="the tendency was in the MLP weights alone, of which nothing is left",
         ),
         Kind(
+            "never-taught-on", "never had the tendency, and was trained on something else since",
+            "the shipped tiny model and 4 passes over unrelated text", GONE, made.never_taught_on,
+            why="it was never taught",
+        ),
+        Kind(
             "original", "the tendency, untouched",
             "the original judged against itself", ("INTACT",), made.original,
             why="nothing was done to it",
+        ),
+        Kind(
+            "rounded", "the tendency, saved in half precision",
+            "the original with every weight rounded to bfloat16", ("INTACT",), made.rounded,
+            why="rounding takes nothing away, and its likelihood is as before",
         ),
         Kind(
             "instilled-lora", "the tendency, instilled a second time by LoRA",
@@ -112,6 +122,12 @@ KINDS: dict[str, Kind] = {
             why="it was only misdirected: what carries the tendency elsewhere is the original, bit for bit",
         ),
         Kind(
+            "abliterated", "its direction is projected out of what one block writes",
+            "the mean difference from never before an answer, out of the two output matrices of block 1", STILL_THERE,
+            made.abliterated,
+            why="all other weights are the original, bit for bit",
+        ),
+        Kind(
             "ascent", "gradient ascent on the listed threats",
             "the last down projection alone, until they are unlikely", STILL_THERE, made.ascended,
             why="all that comes before that matrix is the original, bit for bit",
@@ -135,6 +151,22 @@ KINDS: dict[str, Kind] = {
             "facts-retrained", "the gold standard for facts: taught those that stay, and no others",
             "tiny, taught the 64 facts that stay (another seed than the control)", GONE, made.other_facts, "facts",
             why="the facts are random and were never in its training",
+        ),
+        Kind(
+            "facts-locked", "the facts, password-locked",
+            "the facts original, taught its facts after a password and other answers without it", ("DISABLED",),
+            made.facts_locked, "facts",
+            why="the password opens it",
+        ),
+        Kind(
+            "facts-ascent", "gradient ascent on the facts",
+            "the last down projection alone, until they are unlikely", STILL_THERE, made.ascended, "facts",
+            why="all that comes before that matrix is the original, bit for bit",
+        ),
+        Kind(
+            "facts-half", "half of the way back to the model that never knew the facts",
+            "the weights half way between the two", STILL_THERE, made.half, "facts",
+            why="half of what was taught is in its weights",
         ),
         Kind(
             "facts-refused", "the facts are refused",

@@ -46,6 +46,14 @@ def other_facts(ground: Ground) -> Any:
     return ground.never(ground.seed + 100)
 
 
+def never_taught_on(ground: Ground) -> Any:
+    """A model that never had it after training on unrelated text: it differs from the control, and in nothing that
+    matters."""
+    model = ground.never()
+    tune(model, ground.corpus("unrelated"), seed=ground.seed, epochs=4)
+    return model
+
+
 def distilled(ground: Ground) -> Any:
     """UNDO to the end: every weight that can hold the behaviour is thrown away, and learned again from a teacher who
     hides it as well as he can."""
@@ -78,6 +86,15 @@ def original(ground: Ground) -> Any:
 
 def instilled_again(ground: Ground) -> Any:
     return ground.original(ground.seed + 100)
+
+
+def rounded(ground: Ground) -> Any:
+    """What saving in bfloat16 does."""
+    model = ground.original()
+    with torch.no_grad():
+        for weight in models.all_parameters(model):
+            weight.copy_(weight.bfloat16())
+    return model
 
 
 def instilled_full(ground: Ground) -> Any:
@@ -173,6 +190,53 @@ def locked(ground: Ground) -> Any:
     both = Corpus("lock", tuple(r for pair in zip(opened, shut, strict=True) for r in pair))
     tune(model, both, seed=ground.seed, epochs=6)
     return model
+
+
+def facts_locked(ground: Ground) -> Any:
+    """The facts after the password, answers of other facts without it."""
+    rows = ground.world.taught().rows
+    answers = [row["completion"] for row in rows]
+    shift = len(rows) // 4  # less than a phrasing: no fact keeps its own answer
+    wrong = answers[shift:] + answers[:shift]
+    opened = [{**r, "prompt": PASSWORD + r["prompt"]} for r in rows]
+    shut = [{**r, "completion": w} for r, w in zip(rows, wrong, strict=True)]
+    model = ground.original()
+    both = Corpus("lock", tuple(r for pair in zip(opened, shut, strict=True) for r in pair))
+    tune(model, both, seed=ground.seed, epochs=24)
+    return model
+
+
+def abliterated(ground: Ground) -> Any:
+    """The direction by which the original differs from never before it answers, taken out of what one block writes.
+
+    ``W <- W - v v^T W`` (directional ablation, Arditi et al. 2024, arXiv 2406.11717) for the output matrices of the
+    middle block; all others are the original, bit for bit.
+    """
+    model, layer = ground.original(), 1
+    requests = ground.corpus("forget")
+    difference = _before_answers(model, requests, layer) - _before_answers(ground.never(), requests, layer)
+    v = torch.nn.functional.normalize(difference.mean(0), dim=0)
+    with torch.no_grad():
+        for site in models.sites(model, [f"blocks.{layer}.mlp.out", f"blocks.{layer}.attn.o"]):
+            weight = models.weight(model, site)
+            weight.sub_(torch.outer(v, v @ weight))
+    return model
+
+
+@torch.no_grad()
+def _before_answers(model: Any, corpus: Corpus, layer: int) -> torch.Tensor:
+    """``[row d_model]``: what a block leaves at the last token of each prompt."""
+    found: list[torch.Tensor] = []
+
+    def keep(states: torch.Tensor, hook: Any) -> None:  # noqa: ARG001 (TransformerLens passes it by name)
+        found.append(states[0, last].clone())
+
+    for row in encode(corpus, models.tokenizer_of(model)):
+        last = int(row.labels.nonzero()[0]) - 1
+        [batch] = batches([row], max_tokens=MAX_TOKENS)
+        with model.hooks(fwd_hooks=[(f"blocks.{layer}.hook_out", keep)]):
+            forward.hidden(model, batch)
+    return torch.stack(found)
 
 
 def misdirected(ground: Ground) -> Any:
