@@ -46,6 +46,9 @@ class Natural(Method):
     forget_weight: float = 1.0
     """w: bad down this much for good up 1; 0 only pulls the good up."""
     damping: float = 0.01
+    """As a share of the mean curvature of a side. With little of it the update goes where retain text hardly looks,
+    which is right for single facts; there it can also learn a handful of good completions by heart, so a tendency
+    wants about 1: only what retain text uses more than the average is then held."""
     contrast: Mixture = "mixture"
     """``mixture`` as above; ``project``: G_f without its component along G_r, per site; ``fisher``: good just
     held, in the metric and over all sites; ``none``: G_f alone."""
