@@ -4,6 +4,8 @@
     python benchmarks/tune_threats.py natural:forget_weight=0.3 --scales 1.41 2 2.83   # dose and response
     python benchmarks/tune_threats.py natural:forget_weight=0.3 --on-policy 2          # its own samples
     python benchmarks/tune_threats.py natural_rounds:forget_weight=0.3,step_kl=6e-4
+    python benchmarks/tune_threats.py natural:damping=1 --near-ce 0.02 --reference 72 --n 36 --seeds 1 2
+    python benchmarks/tune_threats.py --towards-never 0.7 1                            # who knows the way home
 
 Prints, per method, where the edit landed and what it left of the behaviour: likelihood, preference, samples.
 """
@@ -54,13 +56,16 @@ def own_samples(setup: Setup, referee: Any, draws: int) -> Corpus:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("methods", nargs="+", type=named, metavar="METHOD:OPTION=VALUE,...")
+    parser.add_argument("methods", nargs="*", type=named, metavar="METHOD:OPTION=VALUE,...")
     parser.add_argument("--sites", default="mlp")
     parser.add_argument("--kl", type=float, default=0.01)
     parser.add_argument("--near-ce", type=float, default=None)
     parser.add_argument("--scales", nargs="*", type=float, default=[], help="also at these multiples of the edit")
     parser.add_argument("--on-policy", type=int, default=0, metavar="DRAWS")
+    parser.add_argument("--towards-never", nargs="*", type=float, default=[], metavar="SHARE", help="of the way home")
+    parser.add_argument("--reference", type=int, default=32, help="texts for the curvature, of 80")
     parser.add_argument("--n", type=int, default=24)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[7], help="of the samples: n for each")
     args = parser.parse_args()
 
     setup = Setup.load(parse(recipe("threats")), Path(), lambda _: None)
@@ -71,20 +76,26 @@ def main() -> None:
     assert referee is not None
     meter = DisruptionMeter(model, corpora["disruption"], corpora["near"])
     forget = own_samples(setup, referee, args.on_policy) if args.on_policy else corpora["forget"]
-    problem = Problem(
-        model, models.sites(model, args.sites), forget, corpora["retain"], corpora["reference"]
-    )  # fmt: skip
+    sites = models.sites(model, args.sites)
+    reference = load_corpus(name="prose", options={"part": "moments"}).take(args.reference)
+    problem = Problem(model, sites, forget, corpora["retain"], reference)
 
     def report(label: str, delta: Delta | None = None, scale: float = 1.0) -> None:
         state = models.edited(model, Delta(delta.updates), scale) if delta else contextlib.nullcontext()
         with state:
             means = {k: round(float(v.mean()), 4) for k, v in eyes.measure(model).items()}
-            drawn = sample(model, tune, n=args.n)
-            kl = meter.measure(near=False).kl.value
-        bad = sum(found for _, found in referee.judge(drawn, tune.rows))
-        say(f"{label}: far KL {kl:.4f}, {means}, samples {bad} of {args.n}; {drawn[0].completion[:60]!r}")
+            drawn = [sample(model, tune, n=args.n, seed=seed) for seed in args.seeds]
+            now = meter.measure()
+        bad = [sum(found for _, found in referee.judge(texts, tune.rows)) for texts in drawn]
+        assert now.near_ce is not None
+        where = f"far KL {now.kl.value:.4f}, near CE {now.near_ce.value:+.3f}"
+        say(f"{label}: {where}, {means}, samples {bad} of {args.n}; {drawn[0][0].completion[:60]!r}")
 
     report("unedited")
+    if args.towards_never:
+        home = {s.name: (models.weight(setup.never, s) - models.weight(model, s)).detach() for s in sites}
+        for share in args.towards_never:
+            report(f"{share:g} of the way to never", Delta(home), share)
     for method in args.methods:
         result = run_edit(problem, method, meter, Budget(args.kl, args.near_ce))
         say(repr(result), method)
