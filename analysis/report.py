@@ -2,6 +2,7 @@
 
     report("runs/threats")                  # writes report.html and .md, report.json, a model card
     report("runs/threats", redact=True)     # lengths and hashes in place of what was said
+    report("runs/a", others=["runs/b"])     # and how it stands beside others
 
 The page can be read without a script and needs no network and no other file. What stands on it is made in
 ``analysis.sections``; how it looks is ``report.html.j2``.
@@ -9,6 +10,7 @@ The page can be read without a script and needs no network and no other file. Wh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import yaml
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 
 from analysis import explorer, markup, sections
+from analysis.beside import beside
 from analysis.model_card import card_text
 from analysis.report_record import RECORD, record_of, sealed
 from analysis.tables import Run, read_run
@@ -42,7 +45,13 @@ VERDICTS = {
 """Verdict -> its tone on the page, and what it means in one sentence; from worst to best."""
 
 
-def report(folder: str | Path | Run, *, redact: bool = False, out: str | Path | None = None) -> Path:
+def report(
+    folder: str | Path | Run,
+    *,
+    redact: bool = False,
+    out: str | Path | None = None,
+    others: Sequence[Run | str | Path] = (),
+) -> Path:
     """Write ``report.html``, ``report.md``, ``report.json`` and a model card (``README.md``; ``model-card.md`` in a
     folder that is not the run's own).
 
@@ -52,6 +61,7 @@ def report(folder: str | Path | Run, *, redact: bool = False, out: str | Path | 
         folder: a run folder, or what ``read_run`` made of it.
         redact: replace every prompt and completion by its length and a hash.
         out: the folder to write to, if not the run's own.
+        others: runs to set it beside.
 
     Returns:
         The path of ``report.html``.
@@ -60,7 +70,7 @@ def report(folder: str | Path | Run, *, redact: bool = False, out: str | Path | 
         InputError: see ``read_run``.
     """
     run, unjudged = _judged(read_run(folder))
-    content = collect(run, redact=redact, unjudged=unjudged)
+    content = collect(run, redact=redact, unjudged=unjudged, others=others)
     target = Path(out) if out is not None else run.folder
     target.mkdir(parents=True, exist_ok=True)
     texts = {name: environment().get_template(f"{name}.j2").render(content) for name in TEMPLATES}
@@ -74,7 +84,7 @@ def report(folder: str | Path | Run, *, redact: bool = False, out: str | Path | 
     return target / "report.html"
 
 
-def collect(run: Run, *, redact: bool = False, unjudged: str = "") -> Content:
+def collect(run: Run, *, redact: bool = False, unjudged: str = "", others: Sequence[Run | str | Path] = ()) -> Content:
     """Everything that both pages say, section by section; no figure is drawn twice."""
     return {
         "name": run.name,
@@ -92,6 +102,7 @@ def collect(run: Run, *, redact: bool = False, unjudged: str = "") -> Content:
         "csp": explorer.csp(),
         "attacks": sections.attacks(run),
         "judgement": sections.judgement(run),
+        "beside": beside(run, others),
         "provenance": _provenance(run),
         "redact": redact,
     }

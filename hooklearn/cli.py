@@ -254,18 +254,19 @@ def report(
 ) -> None:
     """Judge runs again and write their reports.
 
-    Reads the run folders only; no model is loaded.
+    Reads the run folders only; no model is loaded. Several runs: each report sets its run beside the others.
 
     \b
     hooklearn report runs/mine
-    hooklearn report runs/* --redact
+    hooklearn report runs/mine runs/yours --redact
     """
     found = []
     with work(quiet=True) as progress:
         from analysis.outcome import outcome
 
         for folder in runs:
-            page = judge(folder, progress, report=True, redact=redact)
+            others = [other for other in runs if other != folder]
+            page = judge(folder, progress, report=True, redact=redact, others=others)
             found.append({**outcome(folder), "report": page})
     if json_:
         print_json({"reports": found})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,7 +50,9 @@ def run_and_judge(
     tell(folder, page, json_)
 
 
-def judge(folder: Path, progress: Progress, *, report: bool, redact: bool = False) -> Path | None:
+def judge(
+    folder: Path, progress: Progress, *, report: bool, redact: bool = False, others: Sequence[Path] = ()
+) -> Path | None:
     """Writes the verdict, and the report where it is wanted."""
     import analysis
 
@@ -58,7 +61,7 @@ def judge(folder: Path, progress: Progress, *, report: bool, redact: bool = Fals
     if not report:
         return None
     progress("writing the report")
-    return analysis.report(folder, redact=redact)
+    return analysis.report(folder, redact=redact, others=others)
 
 
 def tell(folder: Path, page: Path | None, json_: bool) -> None:

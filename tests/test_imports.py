@@ -44,7 +44,7 @@ ORDER = [
     "analysis.plots analysis.markup analysis.tradeoff analysis.confusion",
     "analysis.sweep",
     "analysis.explorer",
-    "analysis.sections",
+    "analysis.sections analysis.beside",
     "analysis.report_record analysis.model_card",
     "analysis.report analysis.verify",
     "analysis.view",

@@ -306,3 +306,22 @@ def test_a_heavy_figure_becomes_an_image(monkeypatch: pytest.MonkeyPatch) -> Non
     image = markup.embed(Figure(figsize=(1, 1)), 'a "nothing"')
     assert image.startswith('<img src="data:image/png;base64,')
     assert 'alt="a &#34;nothing&#34;"' in image
+
+
+# ------------------------------------------------------------------------------------- beside others
+
+
+def test_runs_stand_beside_each_other(tmp_path: Path) -> None:
+    """The better run is told apart from the worse one, by a paired difference; alone there is no such section."""
+    low = quick(tmp_path / "low", name="low")
+    high = quick(
+        tmp_path / "high", name="high<b>", arms={"edited": flat(0.7), "original": flat(0.8), "never": flat(0.1)}
+    )
+    html = report(low, others=[high]).read_text("utf-8")
+    page, md = Page(html), (low / "report.md").read_text("utf-8")
+    assert "beside" in page.ids and "low − high<b>" in page.text and "high<b>" not in html
+    rows = {row[0]: row for row in page.rows if row}
+    difference = rows["low − high<b>"]
+    assert float(difference[3].split()[0]) == pytest.approx(-0.6, abs=0.1) and difference[4] == "yes"
+    assert "## Beside other runs" in md
+    assert "beside" not in Page(report(low).read_text("utf-8")).ids

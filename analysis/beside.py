@@ -1,0 +1,47 @@
+"""The part of a report that sets its run beside others, under the attacks that all of them have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from analysis import markup
+from analysis.compare import compare
+from analysis.comparison import QUANTITIES, with_interval
+from analysis.style import METRICS
+from analysis.tables import Run, in_order
+from analysis.tradeoff import tradeoff
+
+Content = dict[str, Any]
+
+FACTS = ("verdict", "method", "far KL", "near CE", "seconds")
+"""What stands in the table besides the behaviour, where the comparison knows it."""
+
+
+def beside(run: Run, others: Sequence[Run | str | Path]) -> Content:
+    """Table, figures, this run's paired differences, and what to know when reading them; {} without others.
+
+    Raises:
+        InputError: see ``compare``.
+    """
+    if not others:
+        return {}
+    found = compare([run, *others])
+    me = found.table["run"].iloc[0]
+    metrics = in_order(found.differences["metric"], list(METRICS)) or list(METRICS)
+    rows: Any = found.by_row()
+    shown = [c for c in FACTS if c in rows] + [
+        c for m in METRICS for q in QUANTITIES.values() if (c := f"{m}: {q}") in rows
+    ]
+    figures = [markup.embed(tradeoff(found, m), f"{METRICS[m]} against disruption, a point a run") for m in metrics]
+    mine: Any = found.differences[(found.differences["run_a"] == me) | (found.differences["run_b"] == me)]
+    return {
+        "me": me,
+        "columns": shown,
+        "rows": rows[["run", *shown]].to_dict("records"),
+        "figures": figures,
+        "differences": mine.assign(value=with_interval(mine, "difference", "low", "high")).to_dict("records"),
+        "notes": list(found.notes),
+        "data": markup.csv_link(found.table, "comparison"),
+    }
