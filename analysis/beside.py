@@ -34,7 +34,10 @@ def beside(run: Run, others: Sequence[Run | str | Path]) -> Content:
     shown = [c for c in FACTS if c in rows] + [
         c for m in METRICS for q in QUANTITIES.values() if (c := f"{m}: {q}") in rows
     ]
-    figures = [markup.embed(tradeoff(found, m), f"{METRICS[m]} against disruption, a point a run") for m in metrics]
+    figures = [
+        (METRICS[m], markup.embed(tradeoff(found, m), f"{METRICS[m]} against disruption, a point a run"))
+        for m in metrics
+    ]
     mine: Any = found.differences[(found.differences["run_a"] == me) | (found.differences["run_b"] == me)]
     return {
         "me": me,

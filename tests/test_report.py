@@ -324,4 +324,8 @@ def test_runs_stand_beside_each_other(tmp_path: Path) -> None:
     difference = rows["low − high<b>"]
     assert float(difference[3].split()[0]) == pytest.approx(-0.6, abs=0.1) and difference[4] == "yes"
     assert "## Beside other runs" in md
+    same = quick(tmp_path / "same", name="same")
+    assert [r[4] for r in Page(report(low, others=[same]).read_text("utf-8")).rows if r and r[0] == "low − same"] == [
+        "no", "no", "no"
+    ]  # fmt: skip
     assert "beside" not in Page(report(low).read_text("utf-8")).ids
