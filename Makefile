@@ -33,9 +33,10 @@ check: lint types
 test: lint types
 	OMP_WAIT_POLICY=passive $(BIN)/pytest
 
-# Debian's Chromium, for the tests of the explorer; without one they are skipped
-setup-browser:
+# Debian's Chromium, JupyterLab and marimo, for the tests of the explorer; without them they are skipped
+setup-browser: $(STAMP)
 	command -v chromium > /dev/null || { apt-get update -qq && apt-get install -qq --yes --no-install-recommends chromium; }
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[frontends]'
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix hooklearn analysis tests
