@@ -1,4 +1,4 @@
-"""The explorer where people use it: a real kernel in JupyterLab, and a marimo page. Slow to start; skipped without them.
+"""The explorer where people use it: a real kernel in JupyterLab, and a marimo page. Skipped without these.
 
 What the widget does with its state is tested beside this (``test_explorer_browser.py``); here the way through the
 kernel is: a slider moved on screen is a number in Python.
@@ -82,7 +82,8 @@ def test_a_slider_in_jupyterlab_is_a_rank_in_python(browser: Any, tmp_path: Path
     command = [
         sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.port={port}",
         "--ServerApp.ip=127.0.0.1", "--IdentityProvider.token=", "--ServerApp.disable_check_xsrf=True",
-        f"--ServerApp.root_dir={tmp_path}", "--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+        f"--ServerApp.root_dir={tmp_path}", "--LabApp.news_url=",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
     ]  # fmt: skip
     with serving(command, port, tmp_path) as address:
         page = browser.new_page(viewport={"width": 1500, "height": 1400})
