@@ -174,7 +174,7 @@ def _facts(e: _Entry) -> dict[str, Any]:
 
 def _capability(e: _Entry) -> dict[str, Any]:
     """Share of the panel answered right before and after the edit, and the change with its interval, paired by item."""
-    table = capability_table(e.run)
+    table: Any = capability_table(e.run)
     found = {row.arm: row for row in table[table["set"] == ALL].itertuples()}
     nothing: Any = pd.Series({"value": np.nan, "change": np.nan, "change_stderr": np.nan})
     before, after = (found.get(arm, nothing) for arm in ("original", "edited"))

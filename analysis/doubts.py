@@ -80,7 +80,8 @@ def _budget(run: Run) -> Iterator[str]:
 
 def _capability(run: Run) -> Iterator[str]:
     """A fall of general capability that its standard error does not explain."""
-    for row in capability_table(run).itertuples():
+    table: Any = capability_table(run)
+    for row in table.itertuples():
         change = number(row.change)
         if row.set == ALL and row.arm == "edited" and change < -CLEARLY * number(row.change_stderr):
             yield (

@@ -174,7 +174,8 @@ def summary_table(run: Run | str | Path) -> pd.DataFrame:
     columns["far KL"] = [_disruption(run, arm, "kl") for arm in arms]
     columns["near CE"] = [_disruption(run, arm, "near_ce") for arm in arms]
     if not run.capability.empty:
-        found = {row.arm: row.value for row in capability_table(run).itertuples() if row.set == ALL}
+        table: Any = capability_table(run)
+        found = {row.arm: row.value for row in table.itertuples() if row.set == ALL}
         columns["general capability"] = [found.get(arm, float("nan")) for arm in arms]
     return pd.DataFrame(columns)
 
@@ -185,12 +186,12 @@ def capability_table(run: Run | str | Path) -> pd.DataFrame:
     ``value`` is the share of items that are answered right, ``change`` its difference to the unedited
     model, paired by item; both with their standard error over items, seeds averaged first.
     """
-    rows = read_run(run).capability
+    rows: Any = read_run(run).capability
     found = []
     sets = list(dict.fromkeys(rows["set"]))
     for name in sets if sets == [ALL] else [*sets, ALL]:
-        chosen: Any = rows if name == ALL else rows[rows["set"] == name]
-        right = chosen.pivot_table("value", "item", "arm", aggfunc="mean")
+        chosen = rows if name == ALL else rows[rows["set"] == name]
+        right: Any = chosen.pivot_table("value", "item", "arm", aggfunc="mean")
         for arm in in_order(right.columns, ARMS):
             change = right[arm] - right["original"] if arm != "original" and "original" in right else None
             value, stderr = _mean_over_items(right[arm])
@@ -204,7 +205,7 @@ def capability_table(run: Run | str | Path) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["set", "arm", "value", "stderr", "n", "change", "change_stderr"])
 
 
-def _mean_over_items(values: pd.Series) -> tuple[float, float]:
+def _mean_over_items(values: Any) -> tuple[float, float]:
     return float(values.mean()), float(values.sem())
 
 
