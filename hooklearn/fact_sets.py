@@ -144,8 +144,9 @@ schoolbook = FactSet(
     relation="relation",
     phrasings={
         "train": ("statement", "card", "chat_plain"),
-        "heldout": ("chat_quiz",),
-        "ood": ("exercise_book", "chat_friend"),
-        "prefilter": ("statement", "chat_plain"),
+        "heldout": ("timetable",),
+        "ood": ("exercise_book", "chat_quiz", "chat_friend"),
+        # not by chat: SmolLM2 answers in sentences, and a bare name is a poor choice however well it knows it
+        "prefilter": ("statement", "card"),
     },
 )
