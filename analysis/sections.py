@@ -107,7 +107,7 @@ def _capability(run: Run) -> Content | None:
             "change": number(found[arm, ALL]["change"]),
             "stderr": number(found[arm, ALL]["change_stderr"]),
         }
-        for arm in in_order(table["arm"], list(ARMS))
+        for arm in dict.fromkeys(table["arm"])
     ]
     sizes = {row["set"]: row["n"] for row in table.to_dict("records")}
     return {"sets": [(name, sizes[name]) for name in sets], "rows": rows}
