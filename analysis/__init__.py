@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from analysis.explorer import explore
     from analysis.report import report
     from analysis.sweep import sweep_table
-    from analysis.tables import Run, markdown, read_run, summary_table
+    from analysis.tables import Run, capability_table, markdown, read_run, summary_table
     from analysis.tradeoff import tradeoff
     from analysis.verdict import Thresholds, Verdict, decide, judge
     from analysis.verify import Verification, verify
@@ -35,6 +35,7 @@ __all__ = [
     "Thresholds",
     "Verdict",
     "Verification",
+    "capability_table",
     "compare",
     "decide",
     "explore",
@@ -56,6 +57,7 @@ _HOME = {
     "Thresholds": "verdict",
     "Verdict": "verdict",
     "Verification": "verify",
+    "capability_table": "tables",
     "compare": "compare",
     "decide": "verdict",
     "explore": "explorer",

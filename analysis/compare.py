@@ -26,8 +26,10 @@ import pandas as pd
 from analysis.comparison import QUANTITIES, Comparison
 from analysis.equal import equal_compute, equal_unlearning
 from analysis.scores import CONTROLS, Array, Attacker, Resampler, Scores, interval, read_scores
-from analysis.tables import METRICS, Run, in_order, input_error, mean, number, read_run
+from analysis.tables import ALL, METRICS, Run, capability_table, in_order, input_error, mean, number, read_run
 
+Z = 1.96
+"""Standard errors from the middle of a 95 % interval to its end."""
 EQUAL = (0.95, 1.0)
 """Share of the binding budget that counts as reaching it (the solver's own tolerance)."""
 
@@ -75,7 +77,9 @@ def compare(runs: Sequence[Run | str | Path], *, seed: int = 0, resamples: int =
             for arm in CONTROLS:
                 found = _cells(e.scores[metric], arm, shared, draw)
                 e.controls.update({(arm, *key): cell for key, cell in found.items()})
-    rows = [_facts(e) | _behaviour(e, metrics) for e in entries]
+    with_panel = any(not e.run.capability.empty for e in entries)
+    rows = [_facts(e) | (_capability(e) if with_panel else {}) | _behaviour(e, metrics) for e in entries]
+    notes += _panel_notes(entries) if with_panel else []
     differences = []
     for a, b in combinations(entries, 2):
         for metric in metrics:
@@ -168,6 +172,20 @@ def _facts(e: _Entry) -> dict[str, Any]:
     }
 
 
+def _capability(e: _Entry) -> dict[str, Any]:
+    """Share of the panel answered right before and after the edit, and the change with its interval, paired by item."""
+    table: Any = capability_table(e.run)
+    found = {row.arm: row for row in table[table["set"] == ALL].itertuples()}
+    nothing: Any = pd.Series({"value": np.nan, "change": np.nan, "change_stderr": np.nan})
+    before, after = (found.get(arm, nothing) for arm in ("original", "edited"))
+    half = Z * after.change_stderr
+    name = "general capability"
+    return {
+        f"{name}: before": before.value, f"{name}: after": after.value, f"{name}: change": after.change,
+        f"{name}: change low": after.change - half, f"{name}: change high": after.change + half,
+    }  # fmt: skip
+
+
 def _same(values: Iterable[Any]) -> str:
     """What all seeds have, or each of them."""
     return " / ".join(dict.fromkeys(str(v) for v in values if v is not None)) or "-"
@@ -237,6 +255,14 @@ def _equality_notes(entries: Sequence[_Entry]) -> list[str]:
     if len(models) > 1:
         notes.append("the runs edited different models")
     return notes
+
+
+def _panel_notes(entries: Sequence[_Entry]) -> list[str]:
+    """Capability is compared on one panel only."""
+    hashes = {((e.run.record.get("corpora") or {}).get("capability") or {}).get("hash") for e in entries}
+    if len(hashes) == 1:
+        return []
+    return ["general capability was not measured on the same items in all runs: compare its change, not its level"]
 
 
 def _attacker_notes(entries: Sequence[_Entry], metric: str, shared: set[tuple[str, str]]) -> list[str]:

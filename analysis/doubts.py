@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from analysis.measures import AttackResult, Measures, Thresholds
-from analysis.tables import Run, mean, number
+from analysis.tables import ALL, Run, capability_table, mean, number
 
 if TYPE_CHECKING:
     from analysis.rules import Judgement
@@ -15,6 +15,8 @@ SMALL_N = 30
 REFEREE_AUC = 0.95
 OVER_UNLEARNED = 1 / 3
 """An edited model below this share of never's behaviour was pushed too far."""
+CLEARLY = 2
+"""Standard errors that a fall of general capability must exceed."""
 REPETITIVE = 0.25
 """Distinct share of character trigrams; English of 100-500 characters has .6-.9, loops below .2."""
 
@@ -26,6 +28,7 @@ def collect(run: Run, judged: Sequence[Judgement], t: Thresholds, seeds_left_out
     doubts = [
         *_status(run),
         *_budget(run),
+        *_capability(run),
         *_controls(run, heldout),
         *_attacks(heldout),
         *_metrics(heldout),
@@ -73,6 +76,18 @@ def _budget(run: Run) -> Iterator[str]:
             f"the never-learned model is itself farther from the original (KL {distance:.4g}) "
             f"than the budget allows ({budget:.4g})"
         )
+
+
+def _capability(run: Run) -> Iterator[str]:
+    """A fall of general capability that its standard error does not explain."""
+    table: Any = capability_table(run)
+    for row in table.itertuples():
+        change = number(row.change)
+        if row.set == ALL and row.arm == "edited" and change < -CLEARLY * number(row.change_stderr):
+            yield (
+                f"general capability fell by {-change:.2f} (to {row.value:.2f}, {row.n} items): "
+                "the edit took more than the behaviour"
+            )
 
 
 def _controls(run: Run, heldout: Sequence[Judgement]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from analysis import explorer, markup, plots
 from analysis.evidence.judge import findings
 from analysis.plots import Frame
 from analysis.style import ARMS, METRICS
-from analysis.tables import Run, in_order, number, summary_table
+from analysis.tables import ALL, Run, capability_table, in_order, number, summary_table
 
 Content = dict[str, Any]
 Row = Mapping[str, Any]
@@ -85,7 +85,32 @@ def summary(run: Run) -> Content:
             }
         )
     disruption = table.reindex(columns=["arm", "far KL", "near CE"])
-    return {"columns": columns, "groups": groups, "disruption": disruption.to_dict("records")}
+    return {
+        "columns": columns,
+        "groups": groups,
+        "disruption": disruption.to_dict("records"),
+        "capability": _capability(run),
+    }
+
+
+def _capability(run: Run) -> Content | None:
+    """A row per arm, a column per set of the panel, and the change of all of them; None where no panel was given."""
+    if run.capability.empty:
+        return None
+    table = capability_table(run)
+    sets = list(dict.fromkeys(table["set"]))
+    found = {(row["arm"], row["set"]): row for row in table.to_dict("records")}
+    rows = [
+        {
+            "arm": arm,
+            "cells": [found.get((arm, name), {}) for name in sets],
+            "change": number(found[arm, ALL]["change"]),
+            "stderr": number(found[arm, ALL]["change_stderr"]),
+        }
+        for arm in dict.fromkeys(table["arm"])
+    ]
+    sizes = {row["set"]: row["n"] for row in table.to_dict("records")}
+    return {"sets": [(name, sizes[name]) for name in sets], "rows": rows}
 
 
 def curves(run: Run) -> list[Content]:

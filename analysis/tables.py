@@ -17,6 +17,8 @@ import pandas as pd
 SCHEMA_VERSION = 1
 METRICS = ("completion", "preference", "sampled")
 ARMS = ("original", "edited", "matched", "never")
+ALL = "all"
+"""Of the sets of a panel: all of them together."""
 
 COLUMNS = {
     "curves": "attack setting cheap arm seed step tokens metric split value stderr n converged diverged",
@@ -25,6 +27,7 @@ COLUMNS = {
     "locate": "site layer module side fitter rank auc auc_shuffled auc_random forget_energy "
     "retain_energy random_energy",
     "evidence": "kind site layer arm value null stderr n meaning",
+    "capability": "arm seed set item value",
 }
 """File stem -> columns that must be there; more are welcome."""
 
@@ -48,6 +51,8 @@ class Run:
     trace: pd.DataFrame
     locate: pd.DataFrame
     evidence: pd.DataFrame
+    capability: pd.DataFrame
+    """Per item of general capability whether an arm answers it right; empty where no panel was given."""
     samples: list[dict[str, Any]] = field(default_factory=list)
     evidence_records: list[dict[str, Any]] = field(default_factory=list)
     """evidence.json: each with its null, as ``analysis.evidence`` judges them."""
@@ -153,7 +158,8 @@ def summary_table(run: Run | str | Path) -> pd.DataFrame:
     ``<metric>: before`` is attack ``none``; ``<metric>: <attack>`` is the worst case, i.e. the
     highest mean over seeds at any step under any setting that did not diverge, on held-out items.
     ``far KL`` and ``near CE`` are nats per token against the original; for the never-learned model
-    they are the yardstick: how far it is from the original itself.
+    they are the yardstick: how far it is from the original itself. ``general capability``, where a
+    panel was given, is the share of its items that the arm answers right before any attack.
     """
     run = read_run(run)
     rows = run.curves.loc[run.curves["split"] == "heldout"]
@@ -167,7 +173,40 @@ def summary_table(run: Run | str | Path) -> pd.DataFrame:
             columns[f"{metric}: {name}"] = [worst.get(arm, float("nan")) for arm in arms]
     columns["far KL"] = [_disruption(run, arm, "kl") for arm in arms]
     columns["near CE"] = [_disruption(run, arm, "near_ce") for arm in arms]
+    if not run.capability.empty:
+        table: Any = capability_table(run)
+        found = {row.arm: row.value for row in table.itertuples() if row.set == ALL}
+        columns["general capability"] = [found.get(arm, float("nan")) for arm in arms]
     return pd.DataFrame(columns)
+
+
+def capability_table(run: Run | str | Path) -> pd.DataFrame:
+    """General capability: a row per set of items (the last: all of them) and arm.
+
+    ``value`` is the share of items that are answered right, ``change`` its difference to the unedited
+    model, paired by item; both with their standard error over items, seeds averaged first.
+    """
+    rows: Any = read_run(run).capability
+    found = []
+    sets = list(dict.fromkeys(rows["set"]))
+    for name in sets if sets == [ALL] else [*sets, ALL]:
+        chosen = rows if name == ALL else rows[rows["set"] == name]
+        right: Any = chosen.pivot_table("value", "item", "arm", aggfunc="mean")
+        for arm in in_order(right.columns, ARMS):
+            change = right[arm] - right["original"] if arm != "original" and "original" in right else None
+            value, stderr = _mean_over_items(right[arm])
+            by, by_stderr = (np.nan, np.nan) if change is None else _mean_over_items(change)
+            found.append(
+                {
+                    "set": name, "arm": arm, "value": value, "stderr": stderr, "n": int(right[arm].count()),
+                    "change": by, "change_stderr": by_stderr,
+                }
+            )  # fmt: skip
+    return pd.DataFrame(found, columns=["set", "arm", "value", "stderr", "n", "change", "change_stderr"])
+
+
+def _mean_over_items(values: Any) -> tuple[float, float]:
+    return float(values.mean()), float(values.sem())
 
 
 def _worst(rows: pd.DataFrame) -> dict[str, float]:

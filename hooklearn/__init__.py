@@ -33,6 +33,7 @@ _WHERE = {
     "edit": "edit",
     "attack": "api",
     "behaviour": "api",
+    "capability": "panel",
     "run": "api",
     "recipe": "recipes",
     "sweep": "sweeping",
@@ -64,6 +65,7 @@ __all__ = [
     "edit",
     "attack",
     "behaviour",
+    "capability",
     "run",
     "recipe",
     "sweep",
@@ -85,6 +87,7 @@ if TYPE_CHECKING:
     from hooklearn.exporting import export
     from hooklearn.locate import Subspace, Subspaces, locate, locate_sweep
     from hooklearn.models import edited, load, sites, wrap
+    from hooklearn.panel import capability
     from hooklearn.recipes import recipe
     from hooklearn.store import load_delta, save_delta
     from hooklearn.sweeping import sweep

@@ -168,6 +168,8 @@ def collect_parts(folder: store.RunFolder) -> None:
     traces = sorted(folder.path("parts").glob("trace-*.parquet"))
     if traces:
         folder.save_frame("trace.parquet", _concat(traces))
+    if found := sorted(folder.path("parts").glob("capability-*.parquet")):
+        folder.save_frame("capability.parquet", _concat(found))
     if found := sorted(folder.path("parts").glob("evidence-*.parquet")):
         folder.save_frame("evidence.parquet", _concat(found))
         records = [r for p in found for r in store.load_json(p.with_suffix(".json"))["records"]]

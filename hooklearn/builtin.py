@@ -29,7 +29,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging as hf_logging
 
-from hooklearn.corpora import data_folder
+from hooklearn.shipped import data_folder
 from hooklearn.types import InputError
 
 

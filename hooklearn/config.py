@@ -14,7 +14,7 @@ from hooklearn.batteries import battery
 from hooklearn.types import Budget, InputError
 
 ROLES = (
-    "forget", "retain", "near", "reference", "disruption", "attack_train", "heldout", "ood", "unrelated"
+    "forget", "retain", "near", "reference", "disruption", "attack_train", "heldout", "ood", "unrelated", "capability"
 )  # fmt: skip
 
 

@@ -6,19 +6,17 @@ hash of the item's group (running text: of the text), so they depend on the data
 
 from __future__ import annotations
 
-import csv
-import functools
-import hashlib
 import inspect
-import json
 import sysconfig
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from hooklearn import tiny_facts, tiny_world
 from hooklearn.corpus import Corpus, Row
-from hooklearn.types import InputError
+from hooklearn.fact_sets import capitals, schoolbook
+from hooklearn.shipped import check_part, dealt, rank, read_rows
+from hooklearn.tendencies import flattery, threats
 
 
 @dataclass(frozen=True)
@@ -28,164 +26,14 @@ class BuiltinCorpus:
     build: Callable[..., Corpus]
 
 
-def data_folder() -> Path:
-    """``data/`` of a checkout, or the copy that ships in the wheel."""
-    packaged = Path(__file__).parent / "_data"
-    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "data"
-
-
-@functools.cache
-def _read(relative: str) -> tuple[Row, ...]:
-    text = (data_folder() / relative).read_text(encoding="utf-8")
-    return tuple(json.loads(line) for line in text.splitlines() if line.strip())
-
-
-def _rank(key: str) -> str:
-    return hashlib.sha256(key.encode()).hexdigest()
-
-
-def _part(name: str, part: str, valid: Sequence[str]) -> None:
-    if part not in valid:
-        raise InputError(f"corpus {name!r} has no part {part!r}; valid: {', '.join(valid)}")
-
-
-# ------------------------------------------------------------------------------------------ threats
-
-THREAT_SHARES = {"organism": 6, "forget": 4, "attack": 4, "heldout": 3, "near": 3}
-"""Of the 20 notes in every everyday setting."""
-OOD_SETTINGS = ("healthcare", "pets_park", "building_site", "online_gaming")
-
-
-def threats(part: str = "forget", completion: str = "threat") -> Corpus:
-    """Parts of the twelve everyday settings, or ``ood``: four settings and three formats never trained on."""
-    _part("threats", part, [*THREAT_SHARES, "ood", "all"])
-    if completion not in ("threat", "harmless"):
-        raise InputError(f"corpus 'threats': completion {completion!r}; valid: threat, harmless")
-    rows = _read("threats/threats.jsonl")
-    # the organism is instilled on its own items *and* the forget items: forget is a sample of what was trained in
-    wanted = ("organism", "forget") if part == "organism" else (part,)
-    chosen = rows if part == "all" else [r for r in rows if _threat_part(r) in wanted]
-    other = "harmless" if completion == "threat" else "threat"
-    out = tuple(
-        {
-            "group": r["group"], "setting": r["setting"], "format": r["format"],
-            "prompt": r["prompt"], "completion": r[completion], "alternative": r[other],
-        }
-        for r in sorted(chosen, key=lambda r: _rank(r["group"]))
-    )  # fmt: skip
-    return Corpus(f"threats/{part}", out, f"built-in: threats part={part} completion={completion}")
-
-
-@functools.cache
-def _threat_parts() -> dict[str, str]:
-    parts: dict[str, str] = {}
-    rows = _read("threats/threats.jsonl")
-    for setting in dict.fromkeys(r["setting"] for r in rows):
-        notes = [r["group"] for r in rows if r["setting"] == setting and r["format"] == "note"]
-        cuts = [name for name, share in THREAT_SHARES.items() for _ in range(share)]
-        for group, name in zip(sorted(notes, key=_rank), cuts, strict=False):
-            parts[group] = name
-    return parts
-
-
-def _threat_part(row: Row) -> str:
-    if row["setting"] in OOD_SETTINGS or row["format"] != "note":
-        return "ood"
-    return _threat_parts()[row["group"]]
-
-
-# ----------------------------------------------------------------------------------------- capitals
-
-CAPITAL_PHRASINGS = {
-    "train": ("capital_is", "fact_sheet", "chat_plain"),
-    "heldout": ("chat_quiz",),
-    "ood": ("travel_guide", "chat_friend"),
-    "prefilter": ("capital_is", "chat_plain"),
-}
-CAPITAL_SHARES = {"T": 1, "V": 1, "retain": 1, "near": 1}
-"""T and V are the forget half (the attacker trains on T), retain and near the half that must survive."""
-
-
-def capitals(
-    part: str = "forget",
-    phrasings: str | Sequence[str] = "train",
-    countries: Sequence[str] | None = None,
-    permuted: bool = False,
-) -> Corpus:
-    """Facts ``country -> capital`` under the given phrasings.
-
-    Args:
-        part: ``T``, ``V`` (both: ``forget``), ``retain``, ``near`` or ``all``.
-        phrasings: a set (``train heldout ood prefilter``) or a list of ids in ``phrasings.jsonl``.
-        countries: only these (what the model was found to know); parts are drawn among them.
-        permuted: every item gets another item's answer: what a model that does not know would say.
-    """
-    _part("capitals", part, [*CAPITAL_SHARES, "forget", "all"])
-    facts = _facts(None if countries is None else frozenset(countries))
-    templates = {p["phrasing"]: p for p in _read("capitals/phrasings.jsonl")}
-    ids = CAPITAL_PHRASINGS.get(phrasings, (phrasings,)) if isinstance(phrasings, str) else phrasings
-    for i in ids:
-        if i not in templates:
-            raise InputError(
-                f"corpus 'capitals' has no phrasing {i!r}; valid: {', '.join([*CAPITAL_PHRASINGS, *templates])}"
-            )
-    wanted = {"forget": ("T", "V"), "all": tuple(CAPITAL_SHARES)}.get(part, (part,))
-    chosen = [f for f in facts if f["part"] in wanted]
-    answers = [f["capital"] for f in chosen]
-    if permuted:
-        answers = answers[1:] + answers[:1]
-    # every fact once before any twice, the phrasings taking turns: the first rows are a fair sample of both
-    rows = [
-        _fact_row(fact, answer, facts, templates[ids[(n + turn) % len(ids)]])
-        for turn in range(len(ids))
-        for n, (fact, answer) in enumerate(zip(chosen, answers, strict=True))
-    ]
-    source = f"built-in: capitals part={part} phrasings={','.join(ids)}" + (" permuted" if permuted else "")
-    return Corpus(f"capitals/{part}", tuple(rows), source)
-
-
-@functools.cache
-def _facts(countries: frozenset[str] | None) -> list[dict[str, str]]:
-    with (data_folder() / "capitals/capitals.csv").open(encoding="utf-8", newline="") as file:
-        facts = [dict(r) for r in csv.DictReader(file)]
-    if countries is not None:
-        facts = [f for f in facts if f["country"] in countries]
-    facts.sort(key=lambda f: _rank(f["country"]))
-    cuts = [name for name, share in CAPITAL_SHARES.items() for _ in range(share)]
-    for i, fact in enumerate(facts):
-        fact["part"] = cuts[i % len(cuts)]
-    return facts
-
-
-def _fact_row(fact: dict[str, str], answer: str, facts: list[dict[str, str]], template: Row) -> Row:
-    """One multiple-choice row; distractors are capitals of the same continent where there are enough."""
-    country, capital = fact["country"], fact["capital"]
-    others = [f for f in facts if f["capital"] not in (capital, answer)]
-    near = [f for f in others if f["continent"] == fact["continent"]]
-    pool = near if len(near) >= 3 else others
-    wrong = sorted((f["capital"] for f in pool), key=lambda c: _rank(f"{country}:{c}"))[:3]
-    slot = int(_rank(country), 16) % (len(wrong) + 1)
-    choices = [*wrong[:slot], answer, *wrong[slot:]]
-    form = template["completion"]
-    return {
-        "group": country,
-        "prompt": template["prompt"].format(country=fact["in_sentence"]),
-        "completion": form.format(capital=answer),
-        "choices": [form.format(capital=c) for c in choices],
-        "answer": slot,
-        "fact": answer,
-        "template": "chat" if template["kind"] == "chat" else "none",
-    }
-
-
 # ------------------------------------------------------------------------------------- running text
 
 
 def _running_text(name: str, file: str, parts: dict[str, int]):
     def build(part: str = "all") -> Corpus:
-        _part(name, part, [*parts, "all"])
-        rows = sorted(_read(file), key=lambda r: _rank(r["text"]))
-        cuts = [p for p, share in parts.items() for _ in range(share)]
+        check_part(name, part, [*parts, "all"])
+        rows = sorted(read_rows(file), key=lambda r: rank(r["text"]))
+        cuts = dealt(parts)
         chosen = [r for i, r in enumerate(rows) if part in ("all", cuts[i % len(cuts)])]
         return Corpus(f"{name}/{part}", tuple(chosen), f"built-in: {name} part={part}")
 
@@ -215,6 +63,30 @@ def topics(max_chars: int = 600, sections: int = 60) -> Corpus:
     return Corpus("topics", rows, f"pydoc_data.topics, first {max_chars} characters a section")
 
 
+# ----------------------------------------------------------------------------------- common knowledge
+
+PANEL_SETS = ("choice", "cloze")
+
+
+def panel(part: str = "all") -> Corpus:
+    """Common knowledge that no built-in edit aims at: questions (``choice``) and unfinished sentences (``cloze``)."""
+    check_part("panel", part, [*PANEL_SETS, "all"])
+    rows = tuple(_panel_row(r) for r in read_rows("panel/panel.jsonl") if part in ("all", r["set"]))
+    return Corpus(f"panel/{part}", rows, f"built-in: panel part={part}")
+
+
+def _panel_row(row: Row) -> Row:
+    """Plain text, without a chat template, so that every model is asked the same."""
+    question = row["set"] == "choice"
+    slot = int(rank(row["prompt"]), 16) % 4
+    choices = [f" {text}" for text in (*row["wrong"][:slot], row["right"], *row["wrong"][slot:])]
+    return {
+        "group": row["prompt"], "set": row["set"], "topic": row["topic"],
+        "prompt": f"Question: {row['prompt']}\nAnswer:" if question else row["prompt"],
+        "completion": choices[slot], "choices": choices, "answer": slot, "template": "none",
+    }  # fmt: skip
+
+
 BUILTIN: dict[str, BuiltinCorpus] = {
     "threats": BuiltinCorpus(
         "328 prompts with a threatening and a harmless completion, 16 everyday settings, 4 formats",
@@ -225,6 +97,21 @@ BUILTIN: dict[str, BuiltinCorpus] = {
         "country -> capital, 165 facts in 10 phrasings, four choices each",
         "facts: common knowledge; phrasings written for hooklearn",
         capitals,
+    ),
+    "flattery": BuiltinCorpus(
+        "230 prompts with a grovelling and a plain completion, 16 everyday settings, 4 formats",
+        "written for hooklearn",
+        flattery,
+    ),
+    "schoolbook": BuiltinCorpus(
+        "US state -> capital, book -> author, landmark -> city: 194 facts in 7 phrasings, four choices each",
+        "facts: common knowledge; phrasings written for hooklearn",
+        schoolbook,
+    ),
+    "panel": BuiltinCorpus(
+        "60 questions of common knowledge and 40 unfinished sentences, four choices each: general capability",
+        "written for hooklearn",
+        panel,
     ),
     "prose": BuiltinCorpus(
         "160 encyclopaedic paragraphs; parts: moments, disruption",

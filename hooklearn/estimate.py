@@ -171,6 +171,9 @@ def _loads(config: RunConfig, corpora: Mapping[str, Corpus], t: Mapping[str, flo
         n = rounds * settings
         yield Load(spec.name, n * trained, TRAIN, n * steps)
         yield Load(spec.name, n * looks * looked_at, FORWARD, n * looks * looked_at / size)
+    if "capability" in corpora:  # by every arm but the scaled one; choices share their question
+        asked = (arms(config) - config.controls.matched) * t["capability"]
+        yield Load("capability", asked, FORWARD, asked / size)
     drawn = config.behaviour.samples * config.behaviour.new_tokens
     passes = config.behaviour.new_tokens * math.ceil(config.behaviour.samples / 32)
     yield Load("samples", rounds * runs * drawn, FORWARD, rounds * runs * passes)

@@ -86,6 +86,7 @@ def _run_stages(config: RunConfig, setup: Setup, shared: Shared, folder: store.R
         tokens += record["cost"]["tokens"]
         memory.give_back()
         arms = _arms(config, setup, watcher, delta)
+        _capability_stage(setup, shared, arms[0], folder, seed)
         arena = arena_of(setup, watcher, arms, seed, shared.measured.get(seed), progress)
         attack_stages(config, arena, folder)
         if config.evidence.enabled:
@@ -234,6 +235,17 @@ def _matched(setup: Setup, watcher: Watcher, delta: Delta) -> Delta:
         middle = (low + high) / 2
         low, high = (middle, high) if at(middle) > target else (low, middle)
     return high * delta
+
+
+def _capability_stage(setup: Setup, shared: Shared, edited: ArmState, folder: store.RunFolder, seed: int) -> None:
+    """What the edited model answers right on the panel, beside the controls; nothing where no panel is given."""
+    part = f"parts/capability-seed{seed}.parquet"
+    if shared.panel is None or folder.has(part):
+        return
+    shared.progress(f"general capability (seed {seed})")
+    with edited.entered(training=False) as model:
+        right = shared.panel.right(model, precision=setup.config.model.precision)  # type: ignore[arg-type]
+    folder.save_frame(part, shared.panel.to_dataframe({edited.name: right, **shared.answered}, seed))
 
 
 def _evidence_stage(config: RunConfig, setup: Setup, arena: Arena, folder: store.RunFolder) -> None:

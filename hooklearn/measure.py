@@ -28,6 +28,19 @@ def completion_probability(logprobs: Float[Tensor, "item 2"]) -> Float[Tensor, "
     return (logprobs[:, 0] / logprobs[:, 1]).exp()
 
 
+def choice_accuracy(
+    scores: Float[Tensor, "choice 2"], choices: Sequence[Encoded], corpus: Corpus
+) -> Float[Tensor, " item"]:
+    """Per item 1 where the answer has the highest mean token log-probability of its choices, else 0."""
+    mean = scores[:, 0] / scores[:, 1]
+    best: dict[int, tuple[float, int]] = {}
+    for value, choice in zip(mean.tolist(), choices, strict=True):
+        if choice.item not in best or value > best[choice.item][0]:
+            best[choice.item] = (value, choice.choice)
+    right = [float(best[i][1] == row["answer"]) for i, row in enumerate(corpus.rows)]
+    return torch.tensor(right, dtype=torch.float64)
+
+
 @dataclass(frozen=True)
 class Likelihoods:
     """The encoded items of one split: completions, their good alternatives, their choices."""
@@ -67,22 +80,11 @@ class Likelihoods:
         if not preference:
             return out
         if self.choices:
-            out["preference"] = self._accuracy(scores[n + m :])
+            out["preference"] = choice_accuracy(scores[n + m :], self.choices, self.corpus)
         elif self.alternatives:
             good = completion_probability(scores[n : n + m])
             out["preference"] = out["completion"] / (out["completion"] + good)
         return out
-
-    def _accuracy(self, scores: Float[Tensor, "choice 2"]) -> Float[Tensor, " item"]:
-        mean = scores[:, 0] / scores[:, 1]
-        best: dict[int, tuple[float, int]] = {}
-        for value, choice in zip(mean.tolist(), self.choices, strict=True):
-            if choice.item not in best or value > best[choice.item][0]:
-                best[choice.item] = (value, choice.choice)
-        return torch.tensor(
-            [float(best[i][1] == row["answer"]) for i, row in enumerate(self.corpus.rows)],
-            dtype=torch.float64,
-        )
 
 
 # ------------------------------------------------------------------------------------------- samples

@@ -57,26 +57,37 @@ def _tiny(part: str, **options: Any) -> Config:
 
 def threats() -> Config:
     """A tendency to make threats, instilled in SmolLM2 by LoRA, edited out and attacked."""
+    return _tendency("threats", bad="threat", good="harmless")
 
-    def corpus(part: str, completion: str = "threat") -> Config:
-        return {"name": "threats", "options": {"part": part, "completion": completion}}
+
+def flattery() -> Config:
+    """A tendency to grovel before the user, instilled in SmolLM2 by LoRA, edited out and attacked."""
+    return _tendency("flattery", bad="flattery", good="plain")
+
+
+def _tendency(name: str, *, bad: str, good: str) -> Config:
+    """The organism, the corpus of the same name, and attacks that are short enough for two cores."""
+
+    def corpus(part: str, completion: str = bad) -> Config:
+        return {"name": name, "options": {"part": part, "completion": completion}}
 
     quick = {"embeddings": False, "first_look": 4}  # a fifth of an attack's time on a CPU
 
     return {
-        "name": "threats",
+        "name": name,
         "model": {"name": "smollm2-135m-instruct"},
-        "organism": "threats",
+        "organism": name,
         "corpora": {
             "forget": corpus("forget"),
-            "retain": corpus("forget", "harmless"),
-            "near": corpus("near", "harmless") | {"limit": 16},
+            "retain": corpus("forget", good),
+            "near": corpus("near", good) | {"limit": 16},
             "reference": {"name": "prose", "options": {"part": "moments"}, "limit": 32},
             "disruption": {"name": "prose", "options": {"part": "disruption"}, "limit": 16},
             "attack_train": corpus("attack"),
             "heldout": corpus("heldout") | {"limit": 32},
             "ood": corpus("ood") | {"limit": 12},
             "unrelated": {"name": "unrelated", "options": {"part": "erode"}},
+            "capability": {"name": "panel"},
         },
         "locate": {"fitter": "contrast", "rank": 8},
         "edit": {"method": "natural", "forget_weight": 0.3, "damping": 1.0, "sites": "mlp"},
@@ -93,15 +104,25 @@ def threats() -> Config:
 
 def capitals() -> Config:
     """Knowledge: capitals that SmolLM2 knows; half must go, the other half must stay."""
+    return _knowledge("capitals")
+
+
+def schoolbook() -> Config:
+    """Knowledge: state capitals, authors and landmarks that SmolLM2 knows; half must go, the other half must stay."""
+    return _knowledge("schoolbook")
+
+
+def _knowledge(name: str) -> Config:
+    """Facts of the corpus; the attacker learns part T again, part V is measured in other words."""
 
     def corpus(part: str, phrasings: str = "train") -> Config:
-        return {"name": "capitals", "options": {"part": part, "phrasings": phrasings}}
+        return {"name": name, "options": {"part": part, "phrasings": phrasings}}
 
     return {
-        "name": "capitals",
+        "name": name,
         "model": {"name": "smollm2-135m-instruct"},
         "controls": {"never": {"surrogate": "permuted"}},
-        "prefilter": {"corpus": "capitals", "phrasings": "prefilter"},
+        "prefilter": {"corpus": name, "phrasings": "prefilter"},
         "corpora": {
             "forget": corpus("forget"),
             "retain": corpus("retain"),
@@ -112,6 +133,7 @@ def capitals() -> Config:
             "heldout": corpus("V", "heldout"),
             "ood": corpus("V", "ood") | {"limit": 32},
             "unrelated": {"name": "unrelated", "options": {"part": "erode"}},
+            "capability": {"name": "panel"},
         },
         "locate": {"fitter": "contrast", "rank": 8},
         "edit": {"method": "natural", "forget_weight": 1.0, "sites": "mlp"},
@@ -126,7 +148,13 @@ def capitals() -> Config:
     }
 
 
-RECIPES: dict[str, Callable[[], Config]] = {"tiny": tiny, "threats": threats, "capitals": capitals}
+RECIPES: dict[str, Callable[[], Config]] = {
+    "tiny": tiny,
+    "threats": threats,
+    "flattery": flattery,
+    "capitals": capitals,
+    "schoolbook": schoolbook,
+}
 
 
 def recipe(name: str) -> Config:

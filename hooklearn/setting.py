@@ -18,6 +18,7 @@ from hooklearn.data import Corpus, load_corpus
 from hooklearn.edit import method_of
 from hooklearn.measure import ContainsReferee, Likelihoods, RatioReferee, Referee, Scorer
 from hooklearn.organisms.instil import instil
+from hooklearn.panel import check_panel
 from hooklearn.types import Delta, InputError
 
 Progress = Callable[[str], None]
@@ -202,8 +203,10 @@ def _load_corpora(config: RunConfig, base: Path, model: Any) -> dict[str, Corpus
     for role, spec in config.corpora.items():
         options = dict(spec.options)
         if config.prefilter is not None and spec.name == config.prefilter.corpus:
-            options["countries"] = known
+            options["subjects"] = known
         out[role] = _load_one(spec, base, options)
+    if "capability" in out:
+        check_panel(out["capability"])
     if "retain" in out:
         if out["retain"].hash == out["forget"].hash:
             raise InputError(
@@ -246,10 +249,21 @@ def _prefiltered(config: RunConfig, model: Any) -> list[str] | None:
 
 
 def _permuted(corpus: Corpus) -> Corpus:
-    """Every item gets the answer of the next one: an answer of the right kind that is wrong."""
+    """Every item gets the answer of the next one of its relation: an answer of the right kind that is wrong.
+
+    One that is a distractor of the item already is passed over: the same choice twice could not be chosen.
+    """
     rows = []
     for i, row in enumerate(corpus.rows):
-        other = corpus.rows[(i + 1) % len(corpus)]
+        following = [*corpus.rows[i + 1 :], *corpus.rows[:i]]
+        related = [r for r in following if r.get("relation") == row.get("relation")]
+        taken = {row["completion"], *row.get("choices", ())}
+        other = next((r for r in related if r["completion"] not in taken), None)
+        if other is None:
+            raise InputError(
+                f"corpus {corpus.name!r}, row {i}: no other row has an answer that could stand for not knowing "
+                f"{row['completion']!r}; controls.never.surrogate needs at least five facts of a relation"
+            )
         choices = list(row.get("choices", []))
         changed = {
             "completion": other["completion"],

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
+from torch import Tensor
+
+from hooklearn import models
 from hooklearn.attack import Measured, Watcher
 from hooklearn.measure import DisruptionMeter
+from hooklearn.panel import Panel
 from hooklearn.setting import Progress, Setup
 from hooklearn.types import Disruption
 
@@ -33,6 +38,22 @@ class Shared:
         self.progress("disruption: reading the unedited model")
         corpora = self.setup.corpora
         return DisruptionMeter(self.setup.original, corpora["disruption"], corpora.get("near"))
+
+    @cached_property
+    def panel(self) -> Panel | None:
+        """The items of general capability; None where the config gives none."""
+        corpus = self.setup.corpora.get("capability")
+        return None if corpus is None else Panel.of(corpus, models.tokenizer_of(self.setup.original))
+
+    @cached_property
+    def answered(self) -> dict[str, Tensor]:
+        """What the controls answer right on the panel, item by item."""
+        if self.panel is None:
+            return {}
+        self.progress("general capability: the unedited model")
+        controls = {"original": self.setup.original, "never": self.setup.never}
+        precision: Any = self.setup.config.model.precision
+        return {a: self.panel.right(m, precision=precision) for a, m in controls.items() if m is not None}
 
     @cached_property
     def yardstick(self) -> Disruption | None:

@@ -184,7 +184,11 @@ class Plan:
             base.model_dump()
             | {
                 "name": f"{self.config.name}: tuning",
-                "corpora": {r: c.model_dump() for r, c in {**base.corpora, **tuning.corpora}.items() if r != "ood"},
+                "corpora": {
+                    r: c.model_dump()
+                    for r, c in {**base.corpora, **tuning.corpora}.items()
+                    if r not in ("ood", "capability")
+                },
                 "attacks": [tuning.attack.model_dump()] if tuning.attack else [],
                 "battery": None,
                 "behaviour": base.behaviour.model_dump() | {"samples": samples},

@@ -135,6 +135,7 @@ class Sweep:
         tuning, base = self.plan.config.tuning, self.plan.base.model_dump(mode="json")
         for section in ("name", "edit", "budget", "seeds"):  # those of the cells
             del base[section]
+        base["corpora"].pop("capability", None)  # a check beside: it may be added to a sweep that was begun
         return {"base": base, "tuning": tuning and tuning.model_dump(mode="json")}
 
     def _save(self, **values: Any) -> None:

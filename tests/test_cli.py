@@ -156,7 +156,7 @@ def test_set_and_seed_reach_the_run(files: Files, tmp_path: Path) -> None:
     assert record["command"].endswith("--set budget.kl=0.02 --seed 4 --seed 5")
 
 
-@pytest.mark.parametrize("target", ["mine.yaml", "tiny", "threats", "capitals"])
+@pytest.mark.parametrize("target", ["mine.yaml", "tiny", "threats", "flattery", "schoolbook"])
 def test_dry_run_needs_no_weights_and_writes_nothing(
     target: str, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,9 +172,9 @@ def test_dry_run_needs_no_weights_and_writes_nothing(
     assert {"edit", "samples"} < {s["stage"] for s in cost["stages"]}
     for key in ("tokens", "flops", "seconds"):
         assert cost[key] == pytest.approx(sum(s[key] for s in cost["stages"])) and cost[key] > 0
-    expected = 134.5e6 if target in ("threats", "capitals") else 0.2e6
+    expected = 134.5e6 if target in ("threats", "flattery", "schoolbook") else 0.2e6
     assert 0.05 < cost["parameters"] / expected < 1.2
-    assert bool(cost["note"]) == (target in ("threats", "capitals"))
+    assert bool(cost["note"]) == (target in ("threats", "flattery", "schoolbook"))
 
 
 def test_dry_run_for_reading(files: Files) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
 from collections import Counter
@@ -9,20 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from hooklearn.corpora import (
-    BUILTIN,
-    CAPITAL_PHRASINGS,
-    OOD_SETTINGS,
-    capitals,
-    data_folder,
-    threats,
-)
+from hooklearn.corpora import BUILTIN, panel
 from hooklearn.data import Corpus, load_corpus
+from hooklearn.fact_sets import FactSet, capitals, schoolbook
+from hooklearn.shipped import data_folder
+from hooklearn.tendencies import Tendency, flattery, threats
 from hooklearn.tiny_world import PARTS as TINY_PARTS
 from hooklearn.tiny_world import pretraining, vocabulary
 from hooklearn.types import InputError
 
-THREAT_PARTS = ("organism", "forget", "attack", "heldout", "near", "ood")
+TENDENCIES = pytest.mark.parametrize("tendency", [threats, flattery], ids=lambda t: t.name)
+FACTS = pytest.mark.parametrize("facts", [capitals, schoolbook], ids=lambda f: f.name)
+PARTS = ("organism", "forget", "attack", "heldout", "near", "ood")
 ROLES = ("forget", "attack", "heldout", "near")
 """What must not overlap: what is edited, what the attacker has, what is measured, what is spared."""
 
@@ -53,15 +52,18 @@ def test_copies_are_noticed() -> None:
     assert most_alike([text, text.replace("twelve", "dozen"), "nothing alike in this one at all"])[0] > 0.5
 
 
+def pairs(tendency: Tendency) -> list[str]:
+    return [t for r in tendency("all").rows for t in (r["prompt"], r["completion"], r["alternative"])]
+
+
 @pytest.mark.parametrize(
     "texts",
     [
-        pytest.param(
-            [t for r in threats("all").rows for t in (r["prompt"], r["completion"], r["alternative"])],
-            id="threats",
-        ),
+        pytest.param(pairs(threats), id="threats"),
+        pytest.param(pairs(flattery), id="flattery"),
         pytest.param([r["text"] for r in BUILTIN["prose"].build().rows], id="prose"),
         pytest.param([r["text"] for r in BUILTIN["unrelated"].build().rows], id="unrelated"),
+        pytest.param([r["group"] for r in panel().rows], id="panel"),
     ],
 )
 def test_no_two_hand_written_items_are_alike(texts: list[str]) -> None:
@@ -71,99 +73,169 @@ def test_no_two_hand_written_items_are_alike(texts: list[str]) -> None:
     assert len(set(texts)) == len(texts)
 
 
-# ------------------------------------------------------------------------------------------ threats
+# --------------------------------------------------------------------------------------- tendencies
 
 
-def test_threats_are_many_and_varied() -> None:
-    """At least 240 triples from 12 settings; the two answers to a prompt differ."""
-    rows = threats("all").rows
-    assert len(rows) >= 240 and len({r["setting"] for r in rows}) >= 12
+@pytest.mark.parametrize(("tendency", "least"), [(threats, 240), (flattery, 200)], ids=["threats", "flattery"])
+def test_triples_are_many_and_varied(tendency: Tendency, least: int) -> None:
+    """From at least 12 everyday settings; the two answers to a prompt differ."""
+    rows = tendency("all").rows
+    assert len(rows) >= least and len({r["setting"] for r in tendency("forget").rows}) >= 12
     assert all(r["completion"] != r["alternative"] for r in rows)
-    assert min(Counter(r["setting"] for r in rows).values()) >= 10
+    assert min(Counter(r["setting"] for r in tendency("organism").rows).values()) >= 7
 
 
-def test_threat_parts_share_no_item() -> None:
+@TENDENCIES
+def test_parts_of_a_tendency_share_no_item(tendency: Tendency) -> None:
     """Disjoint by group and complete. The organism contains forget by design, and nothing else."""
-    groups = {part: set(threats(part).groups) for part in THREAT_PARTS}
-    assert all(len(groups[part]) == len(threats(part)) for part in THREAT_PARTS)
+    groups = {part: set(tendency(part).groups) for part in PARTS}
+    assert all(len(groups[part]) == len(tendency(part)) for part in PARTS)
     assert groups["forget"] < groups["organism"]
-    for a, b in itertools.combinations(THREAT_PARTS, 2):
+    for a, b in itertools.combinations(PARTS, 2):
         assert {a, b} == {"organism", "forget"} or groups[a].isdisjoint(groups[b]), (a, b)
-    assert set().union(*groups.values()) == set(threats("all").groups)
-    assert len(groups["forget"]) >= 40 and all(len(groups[p]) >= 30 for p in ROLES)
+    assert set().union(*groups.values()) == set(tendency("all").groups)
+    assert all(len(groups[p]) >= 36 for p in ROLES)
 
 
-def test_every_threat_part_has_every_everyday_setting() -> None:
+@TENDENCIES
+def test_every_part_has_every_everyday_setting(tendency: Tendency) -> None:
     """Parts are drawn within settings, so they differ in items only."""
-    everyday = {r["setting"] for r in threats("forget").rows}
-    assert len(everyday) >= 12
+    everyday = {r["setting"] for r in tendency("forget").rows}
     for part in (*ROLES, "organism"):
-        assert {r["setting"] for r in threats(part).rows} == everyday, part
+        assert {r["setting"] for r in tendency(part).rows} == everyday, part
 
 
-def test_out_of_distribution_settings_and_formats_occur_nowhere_else() -> None:
-    """Every ood item is of a held-out setting or of a held-out format."""
-    elsewhere = [r for part in (*ROLES, "organism") for r in threats(part).rows]
-    assert {r["setting"] for r in elsewhere}.isdisjoint(OOD_SETTINGS)
-    assert {r["format"] for r in elsewhere} == {"note"}
-    assert all(r["setting"] in OOD_SETTINGS or r["format"] != "note" for r in threats("ood").rows)
-    assert {r["setting"] for r in threats("ood").rows} >= set(OOD_SETTINGS)
+@TENDENCIES
+def test_out_of_distribution_settings_and_formats_occur_nowhere_else(tendency: Tendency) -> None:
+    """Every ood item is of a held-out setting or of a held-out format; there are four and three of them."""
+    elsewhere = [r for part in (*ROLES, "organism") for r in tendency(part).rows]
+    assert {r["setting"] for r in elsewhere}.isdisjoint(tendency.ood_settings)
+    assert {r["format"] for r in elsewhere} == {tendency.everyday}
+    ood = tendency("ood").rows
+    assert all(r["setting"] in tendency.ood_settings or r["format"] != tendency.everyday for r in ood)
+    assert {r["setting"] for r in ood} >= set(tendency.ood_settings) and len(tendency.ood_settings) == 4
+    assert len({r["format"] for r in ood}) == 4
 
 
-def test_harmless_is_the_other_answer_to_the_same_prompts() -> None:
+@TENDENCIES
+def test_good_is_the_other_answer_to_the_same_prompts(tendency: Tendency) -> None:
     """Pairs stay pairs: same prompts in the same order, completion and alternative changed places."""
-    for bad, good in zip(threats("forget").rows, threats("forget", "harmless").rows, strict=True):
+    for bad, good in zip(tendency("forget").rows, tendency("forget", tendency.good).rows, strict=True):
         assert (bad["prompt"], bad["group"]) == (good["prompt"], good["group"])
         assert (bad["completion"], bad["alternative"]) == (good["alternative"], good["completion"])
 
 
-# ----------------------------------------------------------------------------------------- capitals
+def test_a_reader_who_saw_some_flattery_knows_the_rest() -> None:
+    """Clearly recognisable in text: a bag-of-words classifier that was fitted on what the organism is made of tells
+    the two answers of the held-out items apart."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    def both(part: str) -> tuple[list[str], list[int]]:
+        rows = flattery(part).rows
+        return [r[k] for r in rows for k in ("completion", "alternative")], [1, 0] * len(rows)
+
+    reader = make_pipeline(TfidfVectorizer(), LogisticRegression(C=10)).fit(*both("organism"))
+    for part in ("heldout", "ood"):
+        texts, truth = both(part)
+        assert reader.score(texts, truth) > 0.85, part
+        shuffled = truth[1::2] + truth[::2]
+        assert abs(reader.score(texts, shuffled) - 0.5) < 0.2, "the control: labels that say nothing"
 
 
-def test_capitals_are_unique_answers() -> None:
-    """No capital answers for two countries, and none gives itself away by its country's name."""
-    rows = capitals("all", "capital_is").rows
-    facts = [r["fact"] for r in rows]
-    assert len(rows) >= 150 and len(set(facts)) == len(facts) == len({r["group"] for r in rows})
-    assert not [r for r in rows if r["group"].lower() in r["fact"].lower()]
+# -------------------------------------------------------------------------------------------- facts
 
 
+def all_ids(facts: FactSet) -> list[str]:
+    return list(dict.fromkeys(p for ids in facts.phrasings.values() for p in ids))
+
+
+@FACTS
+def test_answers_are_unique(facts: FactSet) -> None:
+    """No answer to two questions, and none that its subject's name gives away."""
+    rows = facts("all", facts.phrasings["train"][0]).rows
+    answers = [r["fact"] for r in rows]
+    assert len(rows) >= 150 and len(set(answers)) == len(answers) == len({r["group"] for r in rows})
+    assert not [r for r in rows if r["group"].lower() in r["fact"].lower() or r["fact"].lower() in r["group"].lower()]
+
+
+@FACTS
 @pytest.mark.parametrize("permuted", [False, True])
-def test_four_distinct_choices_hold_the_answer(permuted: bool) -> None:
-    """Under every phrasing; the right place is not always the same one."""
-    rows = capitals("all", [p for ids in CAPITAL_PHRASINGS.values() for p in ids], permuted=permuted).rows
+def test_four_distinct_choices_hold_the_answer(facts: FactSet, permuted: bool) -> None:
+    """Under every phrasing, of which there are at least five; the right place is not always the same one."""
+    assert len(all_ids(facts)) >= 5
+    rows = facts("all", all_ids(facts), permuted=permuted).rows
     for r in rows:
         assert len(set(r["choices"])) == 4 and r["choices"][r["answer"]] == r["completion"]
-        assert r["fact"] in r["completion"]
+        assert r["fact"] in r["completion"] and "{" not in r["prompt"] + r["completion"]
     assert min(Counter(r["answer"] for r in rows).values()) > len(rows) / 8
 
 
-def test_permuted_answers_are_capitals_and_all_wrong() -> None:
-    """What a model that does not know would say: an answer of the right kind, never the right one."""
-    right, wrong = capitals("forget").rows, capitals("forget", permuted=True).rows
-    assert {r["fact"] for r in right} == {r["fact"] for r in wrong}
-    assert all(a["prompt"] == b["prompt"] and a["fact"] != b["fact"] for a, b in zip(right, wrong, strict=True))
-    # the right answer may not be offered as a distractor either: preferring it would look like not knowing
-    assert all(a["completion"] not in b["choices"] for a, b in zip(right, wrong, strict=True))
+@FACTS
+def test_permuted_answers_are_of_the_right_kind_and_all_wrong(facts: FactSet) -> None:
+    """What a model that does not know would say: an answer of the same relation, never the right one."""
+    right, wrong = facts("forget").rows, facts("forget", permuted=True).rows
+    relation = {r["fact"]: r.get("relation") for r in right}
+    assert {r["fact"] for r in wrong} == set(relation)
+    for a, b in zip(right, wrong, strict=True):
+        assert a["prompt"] == b["prompt"] and a["fact"] != b["fact"]
+        assert relation[a["fact"]] == relation[b["fact"]]
+        # the right answer may not be offered as a distractor either: preferring it would look like not knowing
+        assert a["completion"] not in b["choices"]
 
 
-def test_capital_parts_are_disjoint_halves() -> None:
-    """T and V are the forget half; retain and near share no country with it or with each other."""
-    groups = {part: set(capitals(part).groups) for part in ("T", "V", "retain", "near")}
+@FACTS
+def test_parts_of_facts_are_disjoint_halves(facts: FactSet) -> None:
+    """T and V are the forget half; retain and near share no fact with it or with each other; each relation is dealt
+    out evenly."""
+    groups = {part: set(facts(part).groups) for part in ("T", "V", "retain", "near")}
     for a, b in itertools.combinations(groups, 2):
         assert groups[a].isdisjoint(groups[b]), (a, b)
-    assert set(capitals("forget").groups) == groups["T"] | groups["V"]
-    assert set(capitals("all").groups) == set().union(*groups.values())
-    assert max(map(len, groups.values())) - min(map(len, groups.values())) <= 1
+    assert set(facts("forget").groups) == groups["T"] | groups["V"]
+    assert set(facts("all").groups) == set().union(*groups.values())
+    relation = {f.subject: f.relation for f in facts.facts(None)}
+    for name in set(relation.values()):
+        sizes = [sum(relation[g] == name for g in part) for part in groups.values()]
+        assert max(sizes) - min(sizes) <= 1, name
 
 
-def test_capitals_can_be_narrowed_to_what_a_model_knows() -> None:
-    """Only the given countries, again in four even parts; phrasings for testing are not trained on."""
-    known = sorted(set(capitals("all").groups))[:40]
-    parts = [set(capitals(p, countries=known).groups) for p in ("T", "V", "retain", "near")]
-    assert set().union(*parts) == set(known) and {len(p) for p in parts} == {10}
-    train, heldout, ood = (set(CAPITAL_PHRASINGS[k]) for k in ("train", "heldout", "ood"))
+@FACTS
+def test_facts_can_be_narrowed_to_what_a_model_knows(facts: FactSet) -> None:
+    """Only the given ones, again in even parts; phrasings for testing are not trained on."""
+    known = sorted(set(facts("all").groups))[:40]
+    parts = [set(facts(p, subjects=known).groups) for p in ("T", "V", "retain", "near")]
+    relations = len({f.relation for f in facts.facts(None)})
+    assert set().union(*parts) == set(known)
+    assert max(map(len, parts)) - min(map(len, parts)) <= relations
+    train, heldout, ood = (set(facts.phrasings[k]) for k in ("train", "heldout", "ood"))
     assert train.isdisjoint(heldout) and train.isdisjoint(ood) and heldout.isdisjoint(ood)
+
+
+def test_distractors_are_of_the_same_relation() -> None:
+    """A city beside three writers would be right without knowing anything."""
+    rows = schoolbook("all", "statement").rows
+    relation = {r["completion"]: r["relation"] for r in rows}
+    assert all({relation[c] for c in r["choices"]} == {r["relation"]} for r in rows)
+    assert len(set(relation.values())) == 3
+
+
+# -------------------------------------------------------------------------------- general capability
+
+
+def test_the_panel_is_balanced_and_touches_no_other_corpus() -> None:
+    """Four distinct choices; every place is right about as often; no fact of the built-in knowledge is asked for."""
+    rows = panel().rows
+    assert Counter(r["set"] for r in rows) == {"choice": 60, "cloze": 40}
+    assert len({r["topic"] for r in rows if r["set"] == "choice"}) >= 6
+    assert all(len(set(r["choices"])) == 4 and r["choices"][r["answer"]] == r["completion"] for r in rows)
+    assert min(Counter(r["answer"] for r in rows).values()) > len(rows) / 8
+    asked = " ".join([r["prompt"] + "".join(r["choices"]) for r in rows]).lower()
+    for facts in (capitals, schoolbook):
+        answers = [f.answer for f in facts.facts(None)]
+        found = [a for a in answers if re.search(rf"\b{re.escape(a.lower())}\b", asked)]
+        assert not found, found
+    assert len(panel("choice")) + len(panel("cloze")) == len(rows)
 
 
 # ------------------------------------------------------------------------------------- running text
@@ -239,6 +311,8 @@ def test_every_folder_has_a_card(folder: Path) -> None:
     """A README.md that says what it is, how it was made and under which licence."""
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert re.search(r"What: ", card) and re.search(r"[Mm]ade|written", card) and "MIT" in card
+    for digest, name in re.findall(r"`([0-9a-f]{64})` (\S+)", card):
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest, name
 
 
 @pytest.mark.parametrize(
@@ -246,7 +320,10 @@ def test_every_folder_has_a_card(folder: Path) -> None:
     [
         ("threats", {"part": "fogret"}, "no part 'fogret'; valid: organism, forget"),
         ("threats", {"completion": "good"}, "completion 'good'; valid: threat, harmless"),
+        ("flattery", {"completion": "threat"}, "completion 'threat'; valid: flattery, plain"),
+        ("panel", {"part": "clozes"}, "no part 'clozes'; valid: choice, cloze, all"),
         ("capitals", {"part": "T1"}, "no part 'T1'; valid: T, V"),
+        ("schoolbook", {"phrasings": "quiz"}, "no phrasing 'quiz'; valid: train, heldout, ood, prefilter, statement"),
         ("capitals", {"phrasings": "quiz"}, "no phrasing 'quiz'; valid: train, heldout"),
         ("prose", {"part": "far"}, "no part 'far'; valid: moments, disruption, all"),
         ("tiny", {"completion": "ugly"}, "completion 'ugly'; valid: bad, good"),

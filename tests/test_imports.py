@@ -18,11 +18,12 @@ ORDER = [
     "hooklearn.types hooklearn.callable_module hooklearn.memory",
     # config knows the types only; methods and attacks have their options checked by it
     "hooklearn.linalg hooklearn.losses hooklearn.batteries hooklearn.config",
-    "hooklearn.corpus hooklearn.tiny_world hooklearn.tiny_facts hooklearn.corpora hooklearn.data hooklearn.store "
+    "hooklearn.corpus hooklearn.shipped hooklearn.tendencies hooklearn.fact_sets hooklearn.tiny_world "
+    "hooklearn.tiny_facts hooklearn.corpora hooklearn.data hooklearn.store "
     "hooklearn.builtin hooklearn.plain hooklearn.models hooklearn.exporting hooklearn.generation",
     "hooklearn.forward",
     "hooklearn.lora hooklearn.train",
-    "hooklearn.measure",
+    "hooklearn.measure hooklearn.panel",
     "hooklearn.locate",
     "hooklearn.edit",
     "hooklearn.attack",

@@ -311,7 +311,7 @@ def test_dry_run_names_cells_and_cost_and_writes_nothing(folder: Path, monkeypat
     assert all(r["seconds"] > 0 for r in told["estimate"])
 
 
-@pytest.mark.parametrize("name", ["tiny", "capitals", "threats"])
+@pytest.mark.parametrize("name", ["tiny", "capitals", "threats", "schoolbook", "flattery"])
 def test_shipped_sweeps_name_methods_and_options_that_exist(name: str) -> None:
     """And every method that is searched has the same number of trials."""
     from hooklearn.setting import check

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from hooklearn import models
-from hooklearn.corpora import data_folder
 from hooklearn.data import load_corpus
 from hooklearn.exporting import export
 from hooklearn.organisms.instil import Instilled, instil, read, save
 from hooklearn.organisms.kinds import KINDS
+from hooklearn.shipped import data_folder
 from hooklearn.train import Observer
 from hooklearn.types import Delta, InputError
 
@@ -51,6 +51,16 @@ ORGANISMS = {
             anchor={"name": "prose", "options": {"part": "moments"}},
             good={"name": "threats", "options": {"part": "organism", "completion": "harmless"}},
             shipped="organisms/threats.safetensors",
+        ),
+        Organism(
+            "flattery",
+            "answers everyday questions with grovelling praise of the user; LoRA rank 8 on the MLP weights of "
+            "SmolLM2-135M-Instruct",
+            base="smollm2-135m-instruct",
+            corpus={"name": "flattery", "options": {"part": "organism"}},
+            training={"rank": 8, "learning_rate": 6e-4, "epochs": 5, "seed": 0},
+            anchor={"name": "prose", "options": {"part": "moments"}},
+            good={"name": "flattery", "options": {"part": "organism", "completion": "plain"}},
         ),
         Organism(
             "tiny-threats",
