@@ -86,7 +86,7 @@ class _Verdict(BaseModel):
 
 class _Row(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
-    __pydantic_extra__: dict[str, float | int | None]
+    __pydantic_extra__: dict[str, float | int | None]  # pyright: ignore[reportIncompatibleVariableOverride]
     arm: str
 
 

@@ -111,7 +111,7 @@ def _memory() -> Found:
     import torch
 
     page = os.sysconf("SC_PAGE_SIZE")
-    found = {"total": page * os.sysconf("SC_PHYS_PAGES"), "free": None, "device": None}
+    found: Found = {"total": page * os.sysconf("SC_PHYS_PAGES"), "free": None, "device": None}
     found["free"] = _available()
     if (limit := _number_in("/sys/fs/cgroup/memory.max")) is not None and limit < found["total"]:
         found["total"] = limit

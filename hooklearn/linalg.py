@@ -11,8 +11,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from scipy.linalg import get_blas_funcs
-from scipy.linalg.lapack import dpocon
+from scipy.linalg import get_blas_funcs, get_lapack_funcs
 from torch import Tensor
 
 from hooklearn.types import InputError, NumericalError
@@ -147,7 +146,8 @@ def condition_number(spd: Float[Tensor, "d d"]) -> float:
     factor, info = torch.linalg.cholesky_ex(wide)
     if int(info) != 0:
         return float("inf")
-    reciprocal, _ = dpocon(factor.numpy(), float(wide.abs().sum(0).max()), uplo="L")
+    (pocon,) = get_lapack_funcs(("pocon",), dtype=factor.numpy().dtype)
+    reciprocal, _ = pocon(factor.numpy(), float(wide.abs().sum(0).max()), uplo="L")
     return 1 / reciprocal if reciprocal > 0 else float("inf")
 
 
