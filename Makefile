@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 
-.PHONY: demo tiny test check lint types notebooks setup-browser format clean
+.PHONY: demo tiny test test-long check lint types test-long notebooks setup-browser format clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hooklearn needs python >= 3.11")'
@@ -32,6 +32,10 @@ check: lint types
 
 test: lint types
 	OMP_WAIT_POLICY=passive $(BIN)/pytest
+
+# the long versions of the tests of faults (docs/reliability.md); HOOKLEARN_KILLS and HOOKLEARN_FUZZ say how long
+test-long: $(STAMP)
+	OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1 $(BIN)/pytest -s -m long tests/test_killed.py tests/test_fuzz.py
 
 # Debian's Chromium, JupyterLab and marimo, for the tests of the explorer; without them they are skipped
 setup-browser: $(STAMP)

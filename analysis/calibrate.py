@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field
 
 from analysis.measures import Thresholds
 from analysis.rules import UNDECIDED, VERDICTS
-from analysis.tables import Run, input_error, markdown, number, read_json, read_run
+from analysis.tables import Run, input_error, markdown, number, read_json, read_run, shaped
 from analysis.verdict import Verdict, judge
 
 COLUMNS = (*VERDICTS, UNDECIDED)
@@ -25,6 +26,16 @@ GOLD = ("never-learned", "retrained", "facts-retrained")
 """Never learned, or retrained without the data: these must be REMOVED or better."""
 SPLITS = ("tuning", "heldout")
 TITLES = {"tuning": "Tuning part", "heldout": "Held-out part"}
+
+
+class _Known(BaseModel):
+    """case.json"""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    organism: str
+    seed: int
+    split: Literal["tuning", "heldout"]
+    truth: Annotated[list[Literal[tuple(VERDICTS)]], Field(min_length=1)]  # type: ignore[valid-type]
 
 
 @dataclass(frozen=True)
@@ -121,7 +132,7 @@ def _case(run: Run, verdict: Verdict) -> Case:
     path = run.folder / "case.json"
     if not path.is_file():
         raise input_error(f"{run.folder} is no case: it has no case.json")
-    known = read_json(path)
+    known = shaped(_Known, read_json(path), path)
     accepted = tuple(known["truth"])
     return Case(
         organism=str(known["organism"]), seed=int(known["seed"]), split=str(known["split"]), truth=accepted[0],

@@ -19,9 +19,11 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from analysis.tables import Run, input_error, read_json, summary_table
+from pydantic import BaseModel, ConfigDict, StringConstraints
+
+from analysis.tables import Run, input_error, read_json, shaped, summary_table
 from analysis.writing import plain
 
 SCHEMA_VERSION = 1
@@ -75,11 +77,34 @@ def read_record(folder: Path) -> dict[str, Any]:
     return checked(read_json(path), path)
 
 
+class _Verdict(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+    verdict: str | None = None
+    reason: str | None = None
+    thresholds: dict[str, float | int | None] | None = None
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+    __pydantic_extra__: dict[str, float | int | None]  # pyright: ignore[reportIncompatibleVariableOverride]
+    arm: str
+
+
+class _Record(BaseModel):
+    """What is read out of a report again."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    verdict: _Verdict
+    summary: list[_Row]
+    files: dict[Annotated[str, StringConstraints(pattern=r"^[^/\\\x00]+$")], str]
+    """Names in the folder of the run, and none outside it."""
+
+
 def checked(record: dict[str, Any], path: Path) -> dict[str, Any]:
     version = record.get("schema_version")
     if version != SCHEMA_VERSION:
         raise input_error(f"{path}: report schema version {version}, this version of analysis reads {SCHEMA_VERSION}")
-    return record
+    return shaped(_Record, record, path)
 
 
 # ------------------------------------------------------------------------------- the page's own copy
@@ -103,8 +128,10 @@ def opened(page: str, path: Path) -> tuple[str, dict[str, Any]]:
         raise input_error(f"{path}: not a report, or one that an older version wrote: it holds no record of itself")
     try:
         record = json.loads(base64.b64decode(link[2], validate=True))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise input_error(f"{path}: the record in it is damaged ({error})") from error
+    if not isinstance(record, dict):
+        raise input_error(f"{path}: the record in it is damaged (a {type(record).__name__})")
     return page[: link.start(2)] + page[link.end(2) :], checked(record, path)
 
 

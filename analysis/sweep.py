@@ -6,19 +6,45 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
+from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from analysis.compare import compare
 from analysis.comparison import Comparison
-from analysis.tables import METRICS, Run, input_error, markdown, number, read_json, read_run
+from analysis.tables import METRICS, Run, input_error, markdown, number, read_json, read_run, shaped
 from analysis.tradeoff import picture
 from analysis.verdict import judge
 from analysis.writing import write_bytes, write_text
 
 SCHEMA_VERSION = 1
 RECORD = "sweep.json"
+
+
+class _Cell(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+    folder: Annotated[str, StringConstraints(pattern=r"^cells/[\w.+-]*\w[\w.+-]*$")]
+    """Below the sweep's own: a verdict is written into it."""
+    family: str
+    label: str
+    status: str
+    error: str | None = None
+
+
+class _Tuned(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+    trials: list[dict[str, Any]]
+    chosen: dict[str, Any] | None = None
+    value: float | int | None = None
+
+
+class _Record(BaseModel):
+    """What is read out of sweep.json."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    cells: list[_Cell]
+    tuning: dict[str, _Tuned]
 
 
 @dataclass(frozen=True, repr=False)
@@ -80,7 +106,7 @@ def read_sweep(folder: str | Path) -> dict[str, Any]:
         raise input_error(
             f"{path} has schema_version {record.get('schema_version')}, this version of analysis reads {SCHEMA_VERSION}"
         )
-    return record
+    return shaped(_Record, record, path)
 
 
 def pool(runs: Sequence[Run], name: str) -> Run:

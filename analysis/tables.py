@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 SCHEMA_VERSION = 1
 METRICS = ("completion", "preference", "sampled")
@@ -30,6 +32,94 @@ COLUMNS = {
     "capability": "arm seed set item value",
 }
 """File stem -> columns that must be there; more are welcome."""
+COUNTS = ("seed", "step", "item")
+"""Columns of whole numbers, never missing."""
+TEXTS = ("attack", "setting", "arm", "metric", "split")
+FLAGS = ("cheap", "converged", "diverged")
+
+Number = float | int | None
+Entry = dict[str, Any]
+
+
+class _Shape(BaseModel):
+    """What readers of a record rely on; more is welcome, and what is not there counts as null."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class _Edit(_Shape):
+    seed: int | None = None
+    method: str | None = None
+    stop: str | None = None
+    binding: str | None = None
+    options: Entry | None = None
+    disruption: dict[str, Number] | None = None
+    budget: dict[str, Number] | None = None
+    certificate: Entry | None = None
+    cost: dict[str, Number] | None = None
+
+
+class RecordShape(_Shape):
+    """run.json"""
+
+    name: str | None = None
+    status: str
+    error: str | None = None
+    command: str | None = None
+    started: str | None = None
+    finished: str | None = None
+    seconds: Number = None
+    config: Entry | None = None
+    config_given: Entry | None = None
+    environment: Entry | None = None
+    model: Entry | None = None
+    organism: Entry | None = None
+    never: dict[str, str | None] | None = None
+    corpora: dict[str, Entry] | None = None
+    seeds: list[int] | None = None
+    edits: list[_Edit] | None = None
+    yardsticks: dict[str, dict[str, Number] | None] | None = None
+    referee: Entry | None = None
+    attacks: list[Entry] | None = None
+    cost: dict[str, Number] | None = None
+
+
+class VerdictShape(_Shape):
+    """verdict.json"""
+
+    verdict: str
+    reason: str
+    doubts: list[str] | None = None
+    metrics: dict[str, Entry] | None = None
+    attacks: list[Entry] | None = None
+    thresholds: dict[str, Number] | None = None
+
+
+class SampleShape(_Shape):
+    """A line of samples.jsonl"""
+
+    arm: str
+    attack: str
+    setting: str | None = None
+    step: int
+    item: int
+    prompt: str
+    completion: str
+    referee: Number = None
+    is_behaviour: bool | None = None
+
+
+class EvidenceShape(_Shape):
+    """A record of evidence.json"""
+
+    name: str
+    role: str
+    direction: str
+    meaning: str
+    value: Number
+    stderr: Number
+    null: list[Number] | None = None
+    anchors: Annotated[list[Number], Field(min_length=2, max_length=2)] | None = None
 
 
 def input_error(message: str) -> Exception:
@@ -94,10 +184,32 @@ def read_run(folder: str | Path | Run) -> Run:
         folder=folder,
         record=record,
         **frames,
-        samples=_read_lines(folder / "samples.jsonl"),
-        evidence_records=read_json(records)["records"] if records.exists() else [],
-        verdict=read_json(verdict) if verdict.exists() else None,
+        samples=[shaped(SampleShape, row, folder / "samples.jsonl") for row in _read_lines(folder / "samples.jsonl")],
+        evidence_records=_evidence(records) if records.exists() else [],
+        verdict=shaped(VerdictShape, read_json(verdict), verdict) if verdict.exists() else None,
     )
+
+
+def shaped(shape: type[BaseModel], content: Any, path: Path) -> dict[str, Any]:
+    """``content`` as it is, once it has been looked at.
+
+    Raises:
+        InputError: it has another shape; the first place that differs is named.
+    """
+    try:
+        shape.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise input_error(f"{path}: damaged{f' at {place:.60}' * bool(place)}: {first['msg']}") from error
+    return content
+
+
+def _evidence(path: Path) -> list[dict[str, Any]]:
+    records = read_json(path).get("records")
+    if not isinstance(records, list):
+        raise input_error(f"{path}: damaged: no list of records")
+    return [shaped(EvidenceShape, record, path) for record in records]
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
@@ -110,13 +222,14 @@ def _read_record(folder: Path) -> dict[str, Any]:
     version = record.get("schema_version")
     if version != SCHEMA_VERSION:
         raise input_error(f"{path} has schema_version {version}, this version of analysis reads {SCHEMA_VERSION}")
-    return record
+    return shaped(RecordShape, record, path)
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """Raises InputError: it cannot be read, or is not JSON, or no object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise input_error(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise input_error(f"{path} must hold one JSON object, not a {type(content).__name__}")
@@ -126,11 +239,11 @@ def read_json(path: Path) -> dict[str, Any]:
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    # split at "\n" only: model output may hold other line separators, which JSON does not escape
-    lines = path.read_text(encoding="utf-8").split("\n")
     try:
+        # split at "\n" only: model output may hold other line separators, which JSON does not escape
+        lines = path.read_text(encoding="utf-8").split("\n")
         return [json.loads(line) for line in lines if line.strip()]
-    except ValueError as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise input_error(f"{path} is not JSON lines: {error}") from error
 
 
@@ -140,13 +253,34 @@ def _read_frame(path: Path, columns: list[str]) -> pd.DataFrame:
     try:
         frame = pd.read_parquet(path)
     except Exception as error:  # pyarrow raises many unrelated types on damaged files
-        raise input_error(f"{path} is not a parquet file, or damaged: {error}") from error
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise input_error(f"{path} is not a parquet file, or damaged: {first}") from error
     missing = [c for c in columns if c not in frame]
     if missing:
         raise input_error(f"{path} lacks the columns {', '.join(missing)}")
     if "setting" in frame:  # null keys would vanish from every groupby
         frame["setting"] = frame["setting"].fillna("")
+    for column in columns:
+        if not _has_its_kind(frame[column], column, path.stem):
+            raise input_error(f"{path}: damaged, its column {column!r} holds {frame[column].dtype} values")
     return frame
+
+
+def _has_its_kind(values: Any, column: str, stem: str) -> bool:
+    types = pd.api.types
+    if not isinstance(values, pd.Series):  # two columns of one name
+        return False
+    if stem in ("locate", "evidence") or (column not in COUNTS and bool(values.isna().all())):
+        return True  # shown and never computed with; or not measured
+    if column in TEXTS:
+        return bool(values.map(lambda v: isinstance(v, str)).all())
+    if column in FLAGS:
+        return bool(values.map(lambda v: isinstance(v, bool | np.bool_)).all())
+    numeric = types.is_numeric_dtype(values) and not types.is_bool_dtype(values) and not types.is_complex_dtype(values)
+    if column in COUNTS:
+        whole = numeric and bool((values >= 0).all()) and bool((values % 1 == 0).all())  # NaN is neither
+        return whole and bool((values < 2**53).all())
+    return numeric and not bool(np.isinf(values.to_numpy(float, na_value=np.nan)).any())
 
 
 # ---------------------------------------------------------------------------------- small tables
@@ -251,7 +385,7 @@ def in_order(names: Any, first: Sequence[str]) -> list[str]:
 
 def markdown(frame: pd.DataFrame, digits: int = 3) -> str:
     """A GitHub table. NaN is a dash: not measured."""
-    header = [str(c) for c in frame.columns]
+    header = [_inert(str(c)) for c in frame.columns]
     numeric = [pd.api.types.is_numeric_dtype(t) for t in frame.dtypes]
     lines = [header, ["---:" if right else "---" for right in numeric]]
     lines += [[_cell(v, digits) for v in row] for row in frame.itertuples(index=False)]
@@ -265,4 +399,11 @@ def _cell(value: Any, digits: int) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.{digits}g}"
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    return _inert(str(value))
+
+
+def _inert(text: str) -> str:
+    """One line that neither ends a table cell, nor is HTML or a link, nor steers a terminal."""
+    line = "".join(c if c.isprintable() else " " if c in "\r\n\t" else ascii(c)[1:-1] for c in text)
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"\](?=[(\[])|[|`!]", lambda found: f"\\{found[0]}", line)

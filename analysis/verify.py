@@ -89,7 +89,7 @@ def _numbers(folder: Path, record: Mapping[str, Any]) -> list[str]:
     try:
         run = read_run(folder)
         return [*_table(run, record), *_curves(run), *_verdict(run, record)]
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         return [f"the run cannot be read again: {error}"]
 
 

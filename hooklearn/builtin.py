@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 from huggingface_hub.constants import is_offline_mode
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging as hf_logging
@@ -76,11 +75,13 @@ def read(
     """
     path = fetch(name) if name in names() else Path(name).expanduser()
     if path.suffix == ".gguf" and path.is_file():
-        return _read_gguf(path, dtype)
+        with _clear_errors(name):
+            return _read_gguf(path, dtype)
     source, options = _source(name, path, trust_remote_code)
     with no_bars() if options["local_files_only"] else nullcontext(), _clear_errors(name):
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        hf_model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
+        # of a pickle only its tensors are read, by an interpreter that can do nothing else
+        hf_model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, weights_only=True, **options)
     return hf_model, tokenizer
 
 
@@ -109,10 +110,12 @@ def _source(name: str, path: Path, trust_remote_code: bool) -> tuple[str, dict[s
 
 @contextmanager
 def _clear_errors(name: str) -> Iterator[None]:
-    """Not there, not reachable, or of a kind that transformers does not know."""
+    """Not there, not reachable, damaged, or of a kind that transformers does not know."""
     try:
         yield
-    except (OSError, ValueError, SafetensorError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # the readers of configs, tokenizers and GGUF raise whatever they stumble over
         raise _unknown(name, _first_line(error)) from error
 
 
@@ -158,7 +161,8 @@ def _unknown(name: str, problem: str) -> InputError:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".")
+    text = str(error).strip().partition("\n")[0].rstrip(".")
+    return text if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {text}"
 
 
 @contextmanager

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -18,12 +20,19 @@ ROLES = (
 )  # fmt: skip
 
 
+MAX_VALUES, MAX_DEPTH = 100_000, 32
+"""Of a YAML file, aliases counted as often as they are used: a few lines of them can stand for terabytes."""
+
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What every generator in use takes."""
 
 
 class ModelConfig(Strict):
@@ -162,7 +171,7 @@ class RunConfig(Strict):
     """``cheap``, ``standard`` or ``full``: a named list, in place of ``attacks``."""
     behaviour: BehaviourConfig = BehaviourConfig()
     evidence: EvidenceConfig = EvidenceConfig()
-    seeds: list[int] = Field(default_factory=lambda: [0], min_length=1)
+    seeds: list[Seed] = Field(default_factory=lambda: [0], min_length=1)
     max_tokens: int = Field(default=1024, ge=16)
     """Tokens in a batch, padding included."""
 
@@ -225,17 +234,27 @@ def build(cls: type[T], options: Mapping[str, Any], what: str) -> T:
         InputError: one line that begins with ``what``, or the dataclass's own.
     """
     try:
-        return TypeAdapter(cls).validate_python(dict(options))
+        built = TypeAdapter(cls).validate_python(dict(options))
     except ValidationError as error:
         own = error.errors()[0].get("ctx", {}).get("error")
         if isinstance(own, InputError):
             raise own from None
         raise InputError(f"{what}: {_first_problem(error)}") from error
+    for name in options:
+        value = getattr(built, name)
+        if not all(math.isfinite(v) for v in (value if isinstance(value, list | tuple) else [value]) if _is_float(v)):
+            raise InputError(f"{what}: {name} must be finite, got {options[name]!r:.80}")
+    return built
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, float)
 
 
 def _first_problem(error: ValidationError, root: type[BaseModel] = RunConfig) -> str:
     first = error.errors()[0]
     path = ".".join(str(p) for p in first["loc"])
+    path = path if path.isprintable() else ascii(path)[1:-1]
     if first["type"] == "extra_forbidden":
         return _unknown_key(path, str(first["loc"][-1]), _valid_keys(first["loc"], root))
     message = first["msg"].removeprefix("Value error, ")
@@ -271,14 +290,53 @@ def read_config(path: Path) -> dict[str, Any]:
         InputError: not there, not YAML, or not a mapping.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"config file {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"config file {path} is not valid YAML: {str(error).splitlines()[0]}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"config file {path} is not valid YAML: {error}") from error
+    data = from_yaml(text, f"config file {path}")
     if not isinstance(data, dict):
         raise InputError(f"config file {path}: expected a mapping of sections")
     return data
+
+
+def from_yaml(text: str, what: str) -> Any:
+    """Mappings with text as keys, lists, texts, numbers, booleans and null; nothing else, and not without end.
+
+    Raises:
+        InputError: one line that begins with ``what``.
+    """
+    try:
+        data = yaml.safe_load(text)
+    # what its constructors raise for values such as 2020-13-45, 0x or !!bool maybe is not of its own kind
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise InputError(f"{what} is not valid YAML: {first or type(error).__name__}") from error
+    return _plain_data(data, what, [MAX_VALUES], 0)
+
+
+def _plain_data(value: Any, what: str, left: list[int], depth: int) -> Any:
+    left[0] -= 1
+    if left[0] < 0 or depth > MAX_DEPTH:
+        raise InputError(f"{what}: more than {MAX_VALUES} values, or {MAX_DEPTH} levels, with its aliases written out")
+    if isinstance(value, dict):
+        return {_key(k, what): _plain_data(v, what, left, depth + 1) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_plain_data(v, what, left, depth + 1) for v in value]
+    if isinstance(value, str):
+        if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value):
+            raise InputError(f"{what}: {value!r:.60} holds what no file name or text can: NUL, or half a character")
+        return value
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    raise InputError(f"{what}: {value!s:.60} is read as a {type(value).__name__}; put it in quotes")
+
+
+def _key(key: Any, what: str) -> str:
+    if not isinstance(key, str):
+        raise InputError(f"{what}: the key {key!s:.60} is read as a {type(key).__name__}; put it in quotes")
+    return key
 
 
 def with_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
@@ -289,7 +347,7 @@ def with_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any]
     Raises:
         InputError: an override without ``=``, or a path through something that is not a section.
     """
-    out = yaml.safe_load(yaml.safe_dump(data))
+    out = copy.deepcopy(data)
     for text in sorted(overrides, key=lambda t: not t.startswith("edit.method=")):
         path, equals, value = text.partition("=")
         if not equals:
@@ -300,10 +358,7 @@ def with_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any]
             place = place.setdefault(section, {}) if isinstance(place, dict) else None
             if not isinstance(place, dict):
                 raise InputError(f"--set {text!r}: {section!r} is not a section")
-        try:
-            new = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise InputError(f"--set {text!r}: the value is not valid YAML") from error
+        new = from_yaml(value, f"--set {text!r}: the value")
         if path == "battery":
             out.pop("attacks", None)
         if path == "edit.method" and new != place.get(key):

@@ -10,7 +10,9 @@ import json
 import logging
 import math
 import os
+import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,6 +20,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
+
+from hooklearn.memory import exhausted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +36,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stder
 def clear_errors() -> Iterator[None]:
     """What went wrong in one line on stderr, and as the exit code; bugs keep their traceback.
 
-    2: wrong input, or a place that cannot be written. 1: the numbers broke down. 130: interrupted.
+    2: wrong input, or a place that cannot be written. 1: the numbers broke down, or memory ran out. 130: interrupted.
     """
     try:
         yield
@@ -55,12 +59,14 @@ def _exit_code(error: Exception) -> int | None:
         return 1
     if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
         return 2
-    return None
+    return None if exhausted(error) is None else 1
 
 
 def _message(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
+    if (line := exhausted(error)) is not None:
+        return line
     return str(error) or type(error).__name__
 
 
@@ -121,9 +127,22 @@ def _live_line() -> Any:
 
 @contextlib.contextmanager
 def work(quiet: bool = False) -> Iterator[Progress]:
-    """Heavy work: libraries keep silent, whatever they print goes to stderr, progress is shown."""
-    with quiet_libraries(), contextlib.redirect_stdout(sys.stderr), Progress(quiet) as progress:
+    """Heavy work: libraries keep silent, whatever they print goes to stderr, progress is shown, and a request to end
+    (SIGTERM, as schedulers send it) is an interrupt: there is time to write the record."""
+    with _ended_by_interrupt(), quiet_libraries(), contextlib.redirect_stdout(sys.stderr), Progress(quiet) as progress:
         yield progress
+
+
+@contextlib.contextmanager
+def _ended_by_interrupt() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # signals are not its business
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

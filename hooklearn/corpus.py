@@ -43,8 +43,7 @@ class Corpus:
     @property
     def hash(self) -> str:
         """sha256 over the rows' content, independent of where they came from."""
-        text = "\n".join(json.dumps(r, sort_keys=True, ensure_ascii=False) for r in self.rows)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hashlib.sha256("\n".join(map(_line, self.rows)).encode()).hexdigest()
 
     @property
     def groups(self) -> list[str]:
@@ -88,13 +87,23 @@ class Corpus:
         return f"Corpus({self.name!r}, {len(self)} rows, {self.hash[:12]})"
 
 
+def _line(row: Row) -> str:
+    """A row as JSON; what JSON does not know (a date, say) as its text."""
+    return json.dumps(row, sort_keys=True, ensure_ascii=False, default=str)
+
+
 def _check_row(name: str, i: int, row: Row) -> None:
+    try:
+        _line(row).encode()
+    except (UnicodeEncodeError, TypeError, ValueError, RecursionError) as error:
+        why = "half a character (a lone surrogate)" if isinstance(error, UnicodeEncodeError) else str(error)
+        raise InputError(f"corpus {name!r}, row {i}: is no text that can be encoded: {why}") from error
     if not ({"prompt", "completion"} <= row.keys() or "messages" in row or "text" in row):
         raise InputError(
             f"corpus {name!r}, row {i}: columns {sorted(map(str, row))} make none of the known shapes: {SHAPES}; "
             "map your columns with columns: {prompt: ..., completion: ...}"
         )
-    for key in ("prompt", "completion", "text"):
+    for key in ("prompt", "completion", "text", "alternative", "fact"):
         if key in row and not isinstance(row[key], str):
             raise InputError(f"corpus {name!r}, row {i}: {key!r} must be text, got {type(row[key]).__name__}")
     if "messages" in row and not _is_conversation(row["messages"]):
@@ -102,7 +111,11 @@ def _check_row(name: str, i: int, row: Row) -> None:
             f"corpus {name!r}, row {i}: 'messages' must be a list of at least two "
             '{"role": ..., "content": ...}, the last of which is scored'
         )
+    if "history" in row and not _are_turns(row["history"]):
+        raise InputError(f"corpus {name!r}, row {i}: 'history' must be a list of {{'role': ..., 'content': ...}}")
     if "choices" in row:
+        if "prompt" not in row and "messages" not in row:
+            raise InputError(f"corpus {name!r}, row {i}: a choice item needs a 'prompt' or 'messages'")
         choices, answer = row["choices"], row.get("answer")
         if not isinstance(choices, list) or not all(isinstance(c, str) for c in choices):
             raise InputError(f"corpus {name!r}, row {i}: 'choices' must be a list of texts, got {choices!r:.60}")
@@ -113,9 +126,12 @@ def _check_row(name: str, i: int, row: Row) -> None:
 
 
 def _is_conversation(messages: Any) -> bool:
+    return _are_turns(messages) and len(messages) >= 2
+
+
+def _are_turns(messages: Any) -> bool:
     return (
         isinstance(messages, list)
-        and len(messages) >= 2
         and all(isinstance(m, dict) for m in messages)
         and all(isinstance(m.get(key), str) for m in messages for key in ("role", "content"))
     )
@@ -189,7 +205,7 @@ def _read_local(path: Path) -> list[Row]:
             text = {"dtype": str, "keep_default_na": False}
             frame = pd.read_csv(path, **text) if path.suffix == ".csv" else pd.read_parquet(path)
             rows = json.loads(str(frame.to_json(orient="records")))
-    except (ValueError, OSError) as error:
+    except Exception as error:  # pyarrow raises many unrelated types on damaged files, json RecursionError
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"corpus file {path} cannot be read: {first}") from error
     if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
+from jinja2 import TemplateError
 from torch import Tensor
 
 from hooklearn.corpus import Corpus, Row, load_corpus
@@ -125,7 +126,7 @@ def split_row(row: Row, tokenizer: Any) -> tuple[str, str]:
 
     A ``completion`` beside ``messages`` stands in for the last one; ``history`` comes before the last question.
     """
-    if "text" in row and "completion" not in row:
+    if "text" in row and not ("messages" in row or {"prompt", "completion"} <= row.keys()):
         return "", row["text"]
     if "messages" in row:
         *before, last = row["messages"]
@@ -135,7 +136,10 @@ def split_row(row: Row, tokenizer: Any) -> tuple[str, str]:
     before = [*before[:-1], *row.get("history", []), *before[-1:]]
     if not getattr(tokenizer, "chat_template", None) or row.get("template") == "none":
         return _plain(before), completion
-    text = tokenizer.apply_chat_template(before, tokenize=False, add_generation_prompt=True)
+    try:
+        text = tokenizer.apply_chat_template(before, tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:  # a role, or an order of turns, that the model does not know
+        raise InputError(f"the chat template refuses {before!s:.80}: {error}") from error
     return text, completion
 
 

@@ -6,9 +6,11 @@ import importlib
 import os
 import platform
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 PACKAGES = {
@@ -47,10 +49,17 @@ def examine() -> Found:
         "precision": _precision(),
         "memory": _memory(),
         "cache": _cache(),
-        "offline": bool(os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE")),
+        "folder": _folder(),
+        "offline": _offline(),
         "self_test": self_test(),
     }
     return found | {"ok": found["self_test"]["ok"], "advice": list(_advice(found))}
+
+
+def _offline() -> bool:
+    """As huggingface_hub reads it: ``HF_HUB_OFFLINE=0`` is not offline."""
+    values = (os.environ.get(name, "").upper() for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    return any(value in ("1", "ON", "YES", "TRUE") for value in values)
 
 
 def _versions() -> tuple[dict[str, str | None], list[str]]:
@@ -76,9 +85,14 @@ def _device() -> Found:
     return {
         "kind": "cuda" if cuda else "cpu",
         "name": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
+        "cores": _cores(),
         "threads": torch.get_num_threads(),
     }
+
+
+def _cores() -> int:
+    """Those that this process may use, which in a container or under a scheduler are not all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _precision() -> Found:
@@ -89,18 +103,57 @@ def _precision() -> Found:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     auto = str(resolve_precision("auto", device)).removeprefix("torch.")
-    return {"auto": auto, "native_bfloat16": auto == "bfloat16"}
+    vectors = torch.backends.cpu.get_cpu_capability()
+    return {"auto": auto, "native_bfloat16": auto == "bfloat16", "vector_instructions": vectors}
 
 
 def _memory() -> Found:
     import torch
 
     page = os.sysconf("SC_PAGE_SIZE")
-    found = {"total": page * os.sysconf("SC_PHYS_PAGES"), "free": None, "device": None}
-    if "SC_AVPHYS_PAGES" in os.sysconf_names:
-        found["free"] = page * os.sysconf("SC_AVPHYS_PAGES")
+    found: Found = {"total": page * os.sysconf("SC_PHYS_PAGES"), "free": None, "device": None}
+    found["free"] = _available()
+    if (limit := _number_in("/sys/fs/cgroup/memory.max")) is not None and limit < found["total"]:
+        found["total"] = limit
+        left = limit - (_number_in("/sys/fs/cgroup/memory.current") or 0)
+        found["free"] = left if found["free"] is None else min(left, found["free"])
     if torch.cuda.is_available():
         found["device"] = torch.cuda.get_device_properties(0).total_memory
+    return found
+
+
+def _available() -> int | None:
+    """What can be had without swapping. Free pages alone say little: the rest is cache, given up when it is needed."""
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        return 1024 * int(lines["MemAvailable"].split()[0])
+    except (OSError, KeyError, ValueError):  # not Linux
+        return None
+
+
+def _number_in(path: str) -> int | None:
+    """None where there is no such file, or no limit (``max``)."""
+    try:
+        return int(Path(path).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _folder() -> Found:
+    """Whether runs can be written below the current folder: whole files, and a lock against a second writer."""
+    from hooklearn import store
+    from hooklearn.types import InputError
+
+    here = Path.cwd()
+    found: Found = {"path": str(here), "free": shutil.disk_usage(here).free, "problem": None}
+    try:
+        with (
+            tempfile.TemporaryDirectory(dir=here, prefix=".hooklearn-doctor-") as scratch,
+            store.RunFolder.create(Path(scratch) / "run", {}),
+        ):
+            pass
+    except (InputError, OSError) as error:
+        found["problem"] = store.one_line(error)
     return found
 
 
@@ -117,17 +170,19 @@ def _cache() -> Found:
 
 
 def self_test() -> Found:
-    """On a random tiny model: for ``y = W x``, is ``sum_t g_t x_t^T`` the gradient of ``W``?
+    """On a random tiny model: for ``y = W x``, is ``sum_t g_t x_t^T`` the gradient of ``W``? Is an edit undone to the
+    last bit?
 
     The identity behind every projection; it fails when hooks do not fire or see something else.
     """
     started = time.perf_counter()
     try:
         worst, sites = _gradient_identity()
+        restored = _edit_is_undone()
     except Exception as error:  # whatever it is: the patient is told, not buried
         return {"ok": False, "error": f"{type(error).__name__}: {error}"}
     return {
-        "ok": worst <= TOLERANCE, "worst_relative_error": worst, "sites": sites,
+        "ok": worst <= TOLERANCE and restored, "worst_relative_error": worst, "sites": sites, "restored": restored,
         "seconds": time.perf_counter() - started,
     }  # fmt: skip
 
@@ -154,10 +209,27 @@ def _gradient_identity() -> tuple[float, int]:
     return max(errors), len(sites)
 
 
+def _edit_is_undone() -> bool:
+    import torch
+
+    from hooklearn import models
+    from hooklearn.organisms.tiny import untrained
+    from hooklearn.types import Delta
+
+    model = untrained()
+    before = models.weights_hash(model)
+    delta = Delta({s.name: torch.full((s.d_out, s.d_in), 0.1) for s in models.sites(model, "mlp")})
+    with models.edited(model, delta):
+        during = models.weights_hash(model)
+    return models.weights_hash(model) == before != during
+
+
 def _advice(found: Found) -> Iterator[str]:
     test = found["self_test"]
     if not test["ok"]:
-        problem = test.get("error") or f"the error is {test['worst_relative_error']:.1e}"
+        problem = test.get("error") or (
+            f"the error is {test['worst_relative_error']:.1e}" if test["restored"] else "an edit was not undone"
+        )
         yield (
             f"the self-test failed ({problem}): gradients at hook points cannot be trusted here; "
             "install the versions that hooklearn was tested with, and report this output"
@@ -170,6 +242,16 @@ def _advice(found: Found) -> Iterator[str]:
         yield "no native bfloat16 here: precision auto is float32; right, but slower"
     if (found["memory"]["free"] or 4e9) < 2e9:
         yield "less than 2 GB of memory are free: lower max_tokens, or close something"
+    device, folder = found["device"], found["folder"]
+    if device["threads"] > device["cores"]:
+        n = device["cores"]
+        yield f"{device['threads']} threads on {n} cores wait for each other: export OMP_NUM_THREADS={n}"
+    if folder["problem"]:
+        yield f"runs cannot be written below {folder['path']} ({folder['problem']}): give --out another place"
+    elif folder["free"] < 1e9:
+        yield f"less than 1 GB is free below {folder['path']}: a run needs what its deltas and reports take"
+    if found["cache"]["free"] < 1e9 and not all(found["cache"]["models"].values()):
+        yield f"less than 1 GB is free for models in {found['cache']['folder']}: point HOOKLEARN_CACHE elsewhere"
 
 
 def lines(found: Found) -> Iterator[str]:
@@ -180,17 +262,22 @@ def lines(found: Found) -> Iterator[str]:
         device, memory, cache = found["device"], found["memory"], found["cache"]
         cached = [n for n, c in cache["models"].items() if c]
         yield f"platform   {found['platform']}"
-        yield f"device     {device['kind']} ({device['name']}), {device['threads']} threads"
-        yield f"precision  auto is {found['precision']['auto']}"
+        yield f"device     {device['kind']} ({device['name']}), {device['threads']} threads on {device['cores']} cores"
+        precision = found["precision"]
+        native = "native" if precision["native_bfloat16"] else "emulated"
+        yield f"precision  auto is {precision['auto']}; bfloat16 {native}, {precision['vector_instructions']}"
         yield f"memory     {_gib(memory['free'])} free of {_gib(memory['total'])}" + (
             f"; device {_gib(memory['device'])}" if memory["device"] else ""
         )
         yield f"cache      {cache['folder']}: {', '.join(cached) or 'no models'}; {_gib(cache['free'])} free"
+        yield f"folder     {found['folder']['path']}: " + (
+            found["folder"]["problem"] or f"can be written and locked; {_gib(found['folder']['free'])} free"
+        )
         yield f"network    {'offline (HF_HUB_OFFLINE)' if found['offline'] else 'allowed'}"
         test = found["self_test"]
         yield "self-test  " + (
             f"passed: gradients at {test['sites']} hook points, worst relative error "
-            f"{test['worst_relative_error']:.1e}, {test['seconds']:.1f} s"
+            f"{test['worst_relative_error']:.1e}, edits undone to the bit, {test['seconds']:.1f} s"
             if test["ok"]
             else "FAILED"
         )

@@ -7,7 +7,6 @@ writes its part before the next begins, so that a killed run resumes where it st
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,7 +64,6 @@ def run(
 
 
 def _run_stages(config: RunConfig, setup: Setup, shared: Shared, folder: store.RunFolder, progress: Progress) -> None:
-    started = time.perf_counter()
     folder.path("parts").mkdir(exist_ok=True)
     watcher = shared.watcher
     if watcher.referee is not None:
@@ -91,11 +89,12 @@ def _run_stages(config: RunConfig, setup: Setup, shared: Shared, folder: store.R
         attack_stages(config, arena, folder)
         if config.evidence.enabled:
             _evidence_stage(config, setup, arena, folder)
+        models.check_unchanged(setup.original, folder.record["model"]["hash"], f"after seed {seed}")
     collect_parts(folder)
     folder.update(
         attacks=attack_records(config),
         cost={
-            "seconds": time.perf_counter() - started,
+            "seconds": folder.seconds(),
             "tokens": tokens + attack_tokens(folder),
             "flops": None,
             "peak_bytes": memory.peak_bytes(),

@@ -55,6 +55,7 @@ class Job:
         """
         from hooklearn.config import parse, with_overrides
 
+        _check_foreign_code(given, list(sets or ()), where)
         given = with_overrides(given, list(sets or ()))
         typed = ["hooklearn", *words, *(w for s in sets or () for w in ("--set", s))]
         if seeds:
@@ -88,6 +89,19 @@ class Job:
             "behaviour": config.behaviour.model_copy(update={"samples": 0}),
         }
         return dataclasses.replace(self, config=config.model_copy(update=changed))
+
+
+def _check_foreign_code(given: dict[str, Any], sets: Sequence[str], where: str) -> None:
+    """A config may come from anybody: that it asks for a repository's own code to be run is not the user's word."""
+    from hooklearn.types import InputError
+
+    model = given.get("model")
+    asked = isinstance(model, dict) and bool(model.get("trust_remote_code"))
+    if asked and not any(s.startswith("model.trust_remote_code=") for s in sets):
+        raise InputError(
+            f"{where}: model.trust_remote_code would run code out of the model's repository; "
+            "if you have read it, say so: --set model.trust_remote_code=true"
+        )
 
 
 def check_place(folder: Path, *, resume: bool) -> None:

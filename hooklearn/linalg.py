@@ -5,12 +5,13 @@ Everything here is a function of tensors; nothing knows about models. Accumulati
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from jaxtyping import Float
-from scipy.linalg import get_blas_funcs
+from scipy.linalg import get_blas_funcs, get_lapack_funcs
 from torch import Tensor
 
 from hooklearn.types import InputError, NumericalError
@@ -97,9 +98,16 @@ class MomentSum:
         self._sum += rows.sum(0)
         self.n += rows.shape[0]
 
-    def moments(self) -> Moments:
-        """What was added so far."""
+    def moments(self, what: str = "rows") -> Moments:
+        """What was added so far.
+
+        Raises:
+            NumericalError: it is not finite; ``what`` says whose it is.
+        """
         second = self._second
+        # a NaN or an overflow anywhere in a row is one on the diagonal
+        if not bool(self._sum.isfinite().all() and second.diagonal().isfinite().all()):
+            raise NumericalError(f"moments of {what} are not finite: NaN, infinity, or squares that overflow")
         if self._lower_only:
             second = second.tril() + second.tril(-1).T
         return Moments(self.n, self._sum, second)
@@ -122,10 +130,25 @@ def cholesky(spd: Float[Tensor, "d d"], what: str = "matrix") -> Float[Tensor, "
     factor, info = torch.linalg.cholesky_ex(spd.double())
     if int(info) == 0:
         return factor.to(spd.dtype)
+    if not bool(spd.isfinite().all()):
+        raise NumericalError(f"{what} holds NaN or infinity")
     values = torch.linalg.eigvalsh(spd.double())
     raise NumericalError(
-        f"{what} is not positive definite (eigenvalues {values[0]:.2e} .. {values[-1]:.2e}); raise the damping"
+        f"{what} is not positive definite (eigenvalues {values[0]:.2e} .. {values[-1]:.2e}, condition number "
+        f"{float(values.abs().max() / values.abs().min().clamp_min(1e-300)):.1e}); raise the damping"
     )
+
+
+def condition_number(spd: Float[Tensor, "d d"]) -> float:
+    """``||M|| ||M^-1||`` in the 1-norm, estimated from a Cholesky factor in float64 (LAPACK's pocon; within a factor of
+    ten in practice). Infinite where M is not positive definite to working precision."""
+    wide = spd.detach().cpu().double()
+    factor, info = torch.linalg.cholesky_ex(wide)
+    if int(info) != 0:
+        return float("inf")
+    (pocon,) = get_lapack_funcs(("pocon",), dtype=factor.numpy().dtype)
+    reciprocal, _ = pocon(factor.numpy(), float(wide.abs().sum(0).max()), uplo="L")
+    return 1 / reciprocal if reciprocal > 0 else float("inf")
 
 
 def precondition(
@@ -213,7 +236,13 @@ def generalised_eigh(
     """Top solutions of ``F v = lambda R v`` with ``E^T R E = I``: directions of most forget per retain energy.
 
     ``R`` must be positive definite (damp it first). E is oblique; ``orthonormal(E)`` spans the same space.
+
+    Raises:
+        NumericalError: R is not, or so ill-conditioned that no digit of the answer would be right.
     """
+    condition = condition_number(retain)
+    if math.isfinite(condition) and condition * torch.finfo(torch.float64).eps > 1:
+        raise NumericalError(f"retain moments have condition number {condition:.1e}; raise the damping")
     factor = cholesky(retain.double(), "retain moments")
     half = torch.linalg.solve_triangular(factor, forget.double(), upper=False)
     whitened = torch.linalg.solve_triangular(factor, half.T, upper=False)

@@ -1,4 +1,4 @@
-"""Memory of this process: its peak, and giving back what was freed."""
+"""Memory of this process: its peak, giving back what was freed, and what to say when there is none left."""
 
 from __future__ import annotations
 
@@ -19,3 +19,16 @@ def give_back() -> None:
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # other C libraries have no such call, and no such habit
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def exhausted(error: BaseException) -> str | None:
+    """One line where an error says that memory ran out, of the machine or of the device; None for all others.
+
+    torch raises plain RuntimeErrors for it on a CPU, so its words have to be read.
+    """
+    text = " ".join(str(error).split())
+    refused = ("out of memory", "can't allocate memory", "cannot allocate memory")
+    told = isinstance(error, RuntimeError) and any(words in text.lower() for words in refused)
+    if not (told or isinstance(error, MemoryError)):
+        return None
+    return f"out of memory ({text or type(error).__name__}); lower max_tokens or limit the corpora, then --resume"

@@ -33,7 +33,7 @@ from hooklearn.builtin import fetch as fetch
 from hooklearn.builtin import is_cached as is_cached
 from hooklearn.builtin import read
 from hooklearn.plain import FUSED, fused_parameters, plain_name
-from hooklearn.types import Delta, InputError, Site
+from hooklearn.types import Delta, InputError, NumericalError, Site
 
 # --- loading --------------------------------------------------------------------------------------
 
@@ -231,6 +231,22 @@ def describe(model: TransformerBridge) -> dict[str, Any]:
     }
 
 
+def check_finite(model: TransformerBridge) -> None:
+    """Raises InputError where a weight is NaN or infinite: whatever is measured on such a model means nothing."""
+    for name, parameter in named_parameters(model).items():
+        if not bool(parameter.isfinite().all()):
+            raise InputError(f"model {model.cfg.model_name!r}: its weight {name} holds NaN or infinity")
+
+
+def check_unchanged(model: TransformerBridge, digest: str, when: str) -> None:
+    """Raises NumericalError where the weights are not bit for bit those with this hash: an edit was not put back."""
+    found = weights_hash(model)
+    if found != digest:
+        raise NumericalError(
+            f"the weights of {model.cfg.model_name!r} drifted: {when} their hash is {found[:12]}, it was {digest[:12]}"
+        )
+
+
 def _component(model: TransformerBridge, layer: str | int, module: str) -> Any:
     part: Any = model.blocks[int(layer)]
     for name in module.split("."):
@@ -261,6 +277,8 @@ def edited(model: TransformerBridge, delta: Delta, scale: float = 1.0) -> Iterat
 
     Raises:
         InputError: if the delta was made for another model, or does not fit this one's sites.
+        NumericalError: if it holds NaN or infinity; on leaving, if the weights could not be put back because the model
+            computes with other parameters now.
     """
     outer = _bases.get(model, "")
     places, base = _fitting(model, delta)
@@ -273,6 +291,8 @@ def edited(model: TransformerBridge, delta: Delta, scale: float = 1.0) -> Iterat
     finally:
         _put_back(kept)
         _bases[model] = outer
+        if {id(p) for p, _ in kept} != {id(p) for p in parameters_of(model, places)}:
+            raise NumericalError(f"a parameter of {model.cfg.model_name!r} was replaced while it was edited")
 
 
 def merge(model: TransformerBridge, delta: Delta) -> None:
@@ -300,6 +320,8 @@ def _fitting(model: TransformerBridge, delta: Delta) -> tuple[list[Site], str]:
 def _places(model: TransformerBridge, delta: Delta) -> list[Site]:
     by_name = {site.name: site for site in _every_site(model)}
     for name, update in delta.updates.items():
+        if not bool(update.isfinite().all()):
+            raise NumericalError(f"the delta's update of {name!r} is not finite")
         if name not in by_name:
             raise InputError(f"the delta changes {name!r}, which {model.cfg.model_name!r} lacks")
         expected = (by_name[name].d_out, by_name[name].d_in)

@@ -82,6 +82,7 @@ class Setup:
                 "device": str(models.device_of(self.original)),
                 "dtype": str(models.all_parameters(self.original)[0].dtype).removeprefix("torch."),
                 "threads": torch.get_num_threads(),
+                "remote_code": self.config.model.trust_remote_code,
             },
             "model": models.describe(self.original),
             "organism": organism
@@ -186,7 +187,9 @@ def load_subject(
 def _load_model(config: RunConfig, name: str, base: Path) -> Any:
     local = base / name
     path = str(local) if not Path(name).is_absolute() and local.exists() else name
-    return models.load(path, device=config.model.device, trust_remote_code=config.model.trust_remote_code)
+    model = models.load(path, device=config.model.device, trust_remote_code=config.model.trust_remote_code)
+    models.check_finite(model)
+    return model
 
 
 def _check_vocabulary(role: str, other: Any | None, model: Any) -> None:

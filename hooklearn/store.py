@@ -6,6 +6,7 @@ the user sees an InputError of one line. The lock is POSIX' ``flock``.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -30,9 +31,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from hooklearn import memory
 from hooklearn.types import Delta, InputError, NumericalError
 
 SCHEMA_VERSION = 1
+RESERVE = 256 * 1024
+"""Bytes that a run keeps while it goes on: given up when it fails, so that its record fits on a full disk."""
 DELTA_VERSION = "1"
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 Status = Literal["running", "done", "failed", "interrupted"]
@@ -59,12 +63,15 @@ def _clear_errors(path: StrPath, *damage: type[Exception]) -> Iterator[None]:
 
 
 def one_line(exc: BaseException) -> str:
+    if (exhausted := memory.exhausted(exc)) is not None:
+        return exhausted
     text = " ".join(str(exc).split())
     return text if isinstance(exc, InputError) else f"{type(exc).__name__}: {text}".rstrip(": ")
 
 
 def write_atomic(path: StrPath, content: bytes | Callable[[BinaryIO], object]) -> None:
-    """Writes bytes, or what a function writes to a handle: ``path`` is old or new, never half.
+    """Writes bytes, or what a function writes to a handle: ``path`` is old or new, never half, and on the disk
+    when this returns.
 
     Raises InputError where the disk is full, the folder missing or not writable ...
     """
@@ -76,6 +83,7 @@ def write_atomic(path: StrPath, content: bytes | Callable[[BinaryIO], object]) -
                 handle.write(content) if isinstance(content, bytes) else content(handle)
                 _sync(handle)
             temporary.replace(path)
+            _sync_folder(path.parent)
         except BaseException:
             with suppress(OSError):
                 temporary.unlink()
@@ -85,6 +93,18 @@ def write_atomic(path: StrPath, content: bytes | Callable[[BinaryIO], object]) -
 def _sync(handle: IO[Any]) -> None:
     handle.flush()
     os.fsync(handle.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """A rename is a change of the folder: without this a power cut could take it back."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    except OSError as exc:
+        if exc.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems know no such thing
+            raise
+    finally:
+        os.close(handle)
 
 
 def save_json(path: StrPath, value: object) -> None:
@@ -227,12 +247,19 @@ class RunFolder:
                 raise InputError(f"{folder}: holds a run of another config; use another --out")
             begun = {"schema_version": SCHEMA_VERSION, "started": now(), **record, **earlier}
             run = cls(folder, begun, lock)
+            write_atomic(run.path(".reserve"), os.urandom(RESERVE))  # noise: nothing can make it smaller
             run.update(status="running", error=None, finished=None)
-            run.event("resumed" if earlier else "started", environment=record.get("environment"))
+            # "running" here: the one who wrote it was killed, and could not say so
+            after = {"after": earlier["status"]} if earlier else {}
+            run.event("resumed" if earlier else "started", environment=record.get("environment"), **after)
         except BaseException:
             lock.close()
             raise
         return run
+
+    def seconds(self) -> float:
+        """What the run took so far, with what processes before this one took."""
+        return time.monotonic() - self._clock
 
     def path(self, name: str) -> Path:
         return self.folder / name
@@ -257,12 +284,14 @@ class RunFolder:
 
     def update(self, **values: object) -> None:
         """Sets fields of run.json, and ``seconds``: a killed run still has its cost so far."""
-        self.record |= {**values, "seconds": time.monotonic() - self._clock}
+        self.record |= {**values, "seconds": self.seconds()}
         save_json(self.path("run.json"), self.record)
 
     def finish(self, status: Status, error: str | None = None, **updates: object) -> None:
         """The last word of this writer; releases the lock, even if the disk refuses."""
         try:
+            with suppress(OSError):
+                self.path(".reserve").unlink()
             self.update(status=status, error=error, finished=now(), **updates)
             self.event(status, error=error)
         finally:
@@ -287,6 +316,7 @@ def claim(folder: Path, record: str) -> IO[str]:
     """
     with _clear_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        _refuse_links(folder)
         names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
         if names and record not in names:
             raise InputError(f"{folder}: not a run, it holds {names[0]!r}; use another --out")
@@ -299,10 +329,17 @@ def claim(folder: Path, record: str) -> IO[str]:
                 pid = owner.read_text().strip()
                 raise InputError(f"{folder}: process {pid} is writing this run") from exc
             owner.write_text(str(os.getpid()))
-            for left in folder.glob(".*.tmp"):  # of a writer that was killed
+            for left in [*folder.glob(".*.tmp"), *folder.glob("parts/.*.tmp")]:  # of a writer that was killed
                 left.unlink()
             undo.pop_all()
         return lock
+
+
+def _refuse_links(folder: Path) -> None:
+    """A folder from elsewhere may hold links, and what is written into it must stay in it."""
+    for path in folder.iterdir():
+        if path.is_symlink() and (path.is_dir() or path.name in (".lock", "events.jsonl")):
+            raise InputError(f"{folder}: {path.name!r} is a link to {path.readlink()}; a run is only written in place")
 
 
 def _cut_torn_line(handle: BinaryIO) -> None:

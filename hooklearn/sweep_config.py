@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import re
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from hooklearn.config import (
     CorpusConfig,
     EditConfig,
     RunConfig,
+    Seed,
     Strict,
     parse,
     validated,
@@ -53,6 +55,8 @@ class MethodSpec(BaseModel):
 
     def settings(self, trials: int) -> list[Options]:
         """What is tried: every combination, or as many as there are trials, drawn by the label."""
+        if math.prod(map(len, self.search.values())) > 10**6:
+            raise InputError(f"method {self.label!r}: its search has more than a million settings; offer fewer values")
         every = [dict(zip(self.search, values, strict=True)) for values in itertools.product(*self.search.values())]
         if len(every) <= trials:
             return every
@@ -75,7 +79,7 @@ class TuningSpec(Strict):
     """None: before any attack."""
     corpora: dict[str, CorpusConfig]
     """In place of those of the same role; ``heldout`` is the split on which the search is decided."""
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _another_split(self) -> TuningSpec:
@@ -93,7 +97,7 @@ class SweepConfig(Strict):
     overrides: list[str] = Field(default_factory=list)
     """Changes to the base, as ``--set`` takes them."""
     methods: list[MethodSpec] = Field(min_length=1)
-    seeds: list[int] = Field(default_factory=lambda: [0], min_length=1)
+    seeds: list[Seed] = Field(default_factory=lambda: [0], min_length=1)
     budgets: list[BudgetConfig] = Field(default_factory=lambda: [BudgetConfig()], min_length=1)
     attacks: list[AttackConfig] | None = None
     """None: those of the base."""

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from hooklearn import forward, losses
+from hooklearn import forward, losses, models
 from hooklearn.data import TokenBatch
 from hooklearn.forward import Precision
 from hooklearn.losses import LossSum
@@ -60,6 +60,7 @@ def fit(
     precision: Precision = "auto",
     max_norm: float | None = None,
     params: Sequence[Tensor] = (),
+    first: int = 0,
 ) -> Fit:
     """Descend ``objective`` over the batches of ``stream``.
 
@@ -67,9 +68,11 @@ def fit(
         rule: holds the parameters that move; everything else should not require gradients.
         observe: evaluation, saving and stopping; runs before each step and once after the last.
         max_norm: clip the gradient of ``params`` to this norm.
+        first: the number of the first step, where the loop goes on from an earlier call.
     Raises:
-        NumericalError: the loss is NaN or infinite; names the step.
+        NumericalError: the loss, a gradient or a weight is NaN or infinite; names the step, and the parameter.
     """
+    watched = list(params) or _parameters(model, rule)
     started, tokens, history, stop = time.perf_counter(), 0, [], "end of data"
     step = 0
     for step, batch in enumerate(stream):
@@ -83,19 +86,45 @@ def fit(
             loss = objective(model, batch).mean
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise NumericalError(f"loss is {value} at step {step}; lower the learning rate")
+            raise NumericalError(f"loss is {value} at step {first + step}; lower the learning rate")
         loss.backward()
+        gradients = [p.grad for p in watched if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not math.isfinite(float(norm)):  # clipped, it would make every weight NaN
+            raise _broken(model, watched, "gradient", first + step)
         if max_norm is not None:
-            torch.nn.utils.clip_grad_norm_(params, max_norm)
+            torch.nn.utils.clip_grads_with_norm_(params, max_norm, norm)
         rule.step()
         # ----------------------------------------------------------------------------------------
         history.append(value)
         tokens += batch.n_tokens
     done = len(history)
     rule.zero_grad(set_to_none=True)
+    # a weight that broke earlier broke the loss of the step after; only the last step has none after it
+    if any(not bool(p.isfinite().all()) for p in watched):
+        raise _broken(model, watched, "weight", first + done - 1)
     if observe is not None and (reason := observe(done, tokens)) is not None:
         stop = reason
     return Fit(done, tokens, time.perf_counter() - started, tuple(history), stop)
+
+
+def _parameters(model: Any, rule: Rule) -> list[Tensor]:
+    """Those that the rule moves, as far as it says so."""
+    groups = getattr(rule, "param_groups", None)
+    return [p for group in groups for p in group["params"]] if groups else list(models.all_parameters(model))
+
+
+def _broken(model: Any, params: Sequence[Tensor], what: str, step: int) -> NumericalError:
+    """Which of them it was; where only their norm overflowed, the largest."""
+    names = {id(p): name for name, p in models.named_parameters(model).items()}
+    values = {
+        names.get(id(p), f"parameter {i} beside the model's"): p.detach() if what == "weight" else p.grad
+        for i, p in enumerate(params)
+    }
+    there = {name: value for name, value in values.items() if value is not None}
+    bad = next((name for name, value in there.items() if not bool(value.isfinite().all())), None)
+    largest = bad or max(there, key=lambda name: float(there[name].abs().max()))
+    return NumericalError(f"the {what} of {largest} is not finite at step {step}; lower the learning rate")
 
 
 def log_spaced(last: int) -> set[int]:

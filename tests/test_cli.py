@@ -298,9 +298,35 @@ def test_doctor_fails_and_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(doctor, "_gradient_identity", lambda: (0.5, 3))
     result = hooklearn("doctor")
     assert result.exit_code == 1 and "self-test  FAILED" in result.stdout and "to do" in result.stdout
+    monkeypatch.setattr(doctor, "_gradient_identity", lambda: (0.0, 3))
+    monkeypatch.setattr(doctor, "_edit_is_undone", lambda: False)
+    assert "an edit was not undone" in hooklearn("doctor").stdout
     monkeypatch.setitem(doctor.PACKAGES, "transformer-lens", "transformer-lens>=99")
     result = hooklearn("doctor")
     assert result.exit_code == 1 and "pip install 'transformer-lens>=99'" in result.stdout
+
+
+def test_doctor_says_what_is_in_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too many threads, a folder that refuses, little memory in a container; HF_HUB_OFFLINE=0 is not offline."""
+    from hooklearn import doctor
+    from hooklearn.types import InputError
+
+    def refuse(*args: object) -> None:
+        raise InputError("no locks here")
+
+    monkeypatch.setattr(doctor, "_gradient_identity", lambda: (0.0, 3))
+    monkeypatch.setattr(doctor, "_cores", lambda: 0)
+    monkeypatch.setattr("hooklearn.store.claim", refuse)
+    files = {"/sys/fs/cgroup/memory.max": 3 * 10**9, "/sys/fs/cgroup/memory.current": 2 * 10**9}
+    monkeypatch.setattr(doctor, "_number_in", files.get)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    found = doctor.examine()
+    advice = "\n".join(found["advice"])
+    assert found["memory"]["total"] == 3 * 10**9 and found["memory"]["free"] <= 10**9 and not found["offline"]
+    for words in ("OMP_NUM_THREADS=0", "(no locks here): give --out another place", "less than 2 GB of memory"):
+        assert words in advice
+    monkeypatch.setenv("TRANSFORMERS_OFFLINE", "yes")
+    assert doctor._offline()
 
 
 def test_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,21 +82,49 @@ def load(path: str | Path) -> Sample:
         with safe_open(path, framework="np") as file:
             meta = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except SafetensorError as error:
+    except (SafetensorError, OSError, TypeError) as error:
         raise input_error(f"{path}: damaged, or another format ({error})") from error
     if (meta.get("kind"), meta.get("version")) != ("token sample", str(VERSION)):
         raise input_error(f"{path}: {meta.get('kind')} version {meta.get('version')}, not a token sample {VERSION}")
-    tables = {name: pd.DataFrame(columns) for name, columns in json.loads(meta["tables"]).items()}
-    places = range(len(tables["places"]))
-    moving = [p for p in places if f"frames.{p}" in arrays]
-    return Sample(
-        **tables,
-        **{name: arrays[name] for name in ("codes", "scales", "item_codes", "item_scales", "means")},
-        disruption=[arrays[f"disruption.{p}"] for p in places],
-        frames={p: arrays[f"frames.{p}"] for p in moving},
-        frame_scales={p: arrays[f"frame_scales.{p}"] for p in moving},
-        facts=json.loads(meta["facts"]),
-    )
+    try:
+        tables = {name: pd.DataFrame(columns) for name, columns in json.loads(meta["tables"]).items()}
+        places = range(len(tables["places"]))
+        moving = [p for p in places if f"frames.{p}" in arrays]
+        sample = Sample(
+            **tables,
+            **{name: arrays[name] for name in ("codes", "scales", "item_codes", "item_scales", "means")},
+            disruption=[arrays[f"disruption.{p}"] for p in places],
+            frames={p: arrays[f"frames.{p}"] for p in moving},
+            frame_scales={p: arrays[f"frame_scales.{p}"] for p in moving},
+            facts=dict(json.loads(meta["facts"])),
+        )
+        _check(sample)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise input_error(f"{path}: damaged, its tables and arrays do not fit each other ({error!r:.80})") from error
+    return sample
+
+
+def _check(s: Sample) -> None:
+    """Raises ValueError where a table lacks a column, or points at what is not there."""
+    wanted = {
+        "places": PLACE.split(), "components": ["place", "component", "value", *CORPORA, "cosine", *LENS],
+        "texts": ["corpus", "held_out", "tokens"], "tokens": ["text", "position"], "time": ["arm", "step"],
+    }  # fmt: skip
+    for name, columns in wanted.items():
+        if missing := set(columns) - set(getattr(s, name)):
+            raise ValueError(f"{name} lacks {sorted(missing)[0]}")
+    components = len(s.components)
+    if s.codes.shape != (len(s.tokens), components) or s.item_codes.shape != (len(s.texts), components):
+        raise ValueError("codes")
+    if s.scales.shape != (components,) or s.item_scales.shape != (components,):
+        raise ValueError("scales")
+    if (
+        not s.components["place"].isin(range(len(s.places))).all()
+        or not s.tokens["text"].isin(range(len(s.texts))).all()
+    ):
+        raise ValueError("an index without its row")
+    if not all(np.isfinite(a).all() for a in (s.scales, s.item_scales, s.means, *s.disruption)):
+        raise ValueError("NaN or infinity")
 
 
 # ------------------------------------------------------------------------------------------ format

@@ -19,6 +19,7 @@ from markupsafe import Markup
 from analysis.explorer.fallback import picture_and_table
 from analysis.explorer.packing import pack
 from analysis.explorer.payload import Packed, unpack
+from analysis.writing import write_text
 
 HERE = Path(__file__).parent
 
@@ -98,5 +99,5 @@ def save(sample: Any, path: str | Path, *, title: str = "Subspace explorer", red
     """A page of its own, to open with a double click or to send."""
     allowed = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {csp()}"
     page = Markup(_PAGE).format(csp=allowed, title=title, body=fragment(sample, redact=redact))
-    Path(path).write_text(page, encoding="utf-8")
+    write_text(Path(path), page)
     return Path(path)

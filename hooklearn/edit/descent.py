@@ -72,11 +72,12 @@ def descend(
 ) -> Iterator[Updates]:
     """Adam on the stored weights of the sites; yields where it stands after every few steps."""
     rule = torch.optim.Adam(models.parameters_of(problem.model, problem.sites), lr=learning_rate)
-    updates = nowhere(problem)
+    updates, step = nowhere(problem), 0
     while chunk := list(itertools.islice(stream, every)):
         with blaming(f"learning_rate {learning_rate:g} (2e-05 is usual)"), advancing(problem, updates):
-            run = fit(problem.model, chunk, rule=rule, objective=objective, precision=problem.precision)
+            run = fit(problem.model, chunk, rule=rule, objective=objective, precision=problem.precision, first=step)
         problem.tokens += run.tokens
+        step += run.steps
         yield dict(updates)
 
 

@@ -130,7 +130,10 @@ class Undo(Method):
                     break
                 random.Random(f"{problem.seed}:{epoch}").shuffle(order)
                 lessons = [text[i] for i in order]
-                run = fit(model, lessons, rule=rule, objective=objective, precision=problem.precision)
+                run = fit(
+                    model, lessons, rule=rule, objective=objective, precision=problem.precision,
+                    first=epoch * len(lessons),
+                )  # fmt: skip
                 problem.tokens += run.tokens
         return updates
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from hooklearn import forward, losses, models
 from hooklearn.data import TokenBatch
 from hooklearn.forward import Precision
-from hooklearn.types import InputError, Site, Tape
+from hooklearn.types import InputError, NumericalError, Site, Tape
 
 Labels = Literal["given", "sampled"]
 
@@ -162,6 +162,9 @@ def weight_gradients(
     """``sum over tokens of g x^T`` for every site (gradient of the summed NLL), and the tokens it took.
 
     Accumulated in float32 whatever the compute precision.
+
+    Raises:
+        NumericalError: the gradient of a site is not finite.
     """
     total = {s.name: torch.zeros(s.d_out, s.d_in) for s in sites}
     tokens = 0
@@ -170,4 +173,7 @@ def weight_gradients(
             assert tape.g is not None
             total[name] += (tape.g.T @ tape.x.to(tape.g.dtype)).to(total[name])
         tokens += batch.n_tokens
+    for name, gradient in total.items():
+        if not bool(gradient.isfinite().all()):
+            raise NumericalError(f"the gradient at {name} is not finite")
     return total, tokens

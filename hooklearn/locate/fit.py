@@ -97,10 +97,12 @@ class Collected:
     def _fit_one(self, site: Site, side: Side, fitter: str, rank: int, seed: int) -> Subspace:
         key = (site.name, side)
         forget, retain = self.forget.moments[key], self.retain.moments[key]
+        condition = NAN
         if fitter == "pca":
             vectors, values = linalg.pca(forget.mean_second(), rank)
         elif fitter == "contrast":
             metric = linalg.damped(retain.mean_second(), DAMPING)
+            condition = linalg.condition_number(metric)
             vectors, values = linalg.generalised_eigh(forget.mean_second(), metric, min(rank, forget.n))
         elif fitter == "mean_diff":
             difference = (forget.mean - retain.mean)[:, None]
@@ -110,7 +112,7 @@ class Collected:
             values = torch.ones(rank)
         else:
             vectors, values = _probe_directions(self.forget.fitted[key], self.retain.fitted[key], rank)
-        return Subspace.of(site, side, fitter, vectors, values, moments=(forget, retain))
+        return replace(Subspace.of(site, side, fitter, vectors, values, moments=(forget, retain)), condition=condition)
 
     def _judged(self, space: Subspace, seed: int) -> Subspace:
         key = (space.site.name, space.side)
@@ -199,7 +201,7 @@ def _collect_class(
                         shared[key] = first_with.setdefault(rows.data_ptr(), key)
                         if shared[key] == key:
                             sums.setdefault(key, MomentSum(site.width(side), device=rows.device)).add(rows)
-    moments = {key: sums.pop(key).moments() for key in list(sums)}
+    moments = {key: sums.pop(key).moments(f"{key[0]} ({key[1]})") for key in list(sums)}
     return ClassData(
         {key: moments[leader] for key, leader in shared.items()},
         {key: torch.cat(parts) for key, parts in means[True].items()},

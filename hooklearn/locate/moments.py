@@ -15,7 +15,7 @@ from hooklearn.data import TokenBatch
 from hooklearn.forward import Precision
 from hooklearn.linalg import Moments, MomentSum
 from hooklearn.locate.capture import Labels, tapes
-from hooklearn.types import InputError, NumericalError, Side, Site
+from hooklearn.types import InputError, Side, Site
 
 WhichSides = Literal["both", "x", "g"]
 
@@ -57,6 +57,8 @@ def site_moments(
 
     Args:
         labels: the Fisher metric needs ``sampled``; see :func:`hooklearn.locate.capture.tapes`.
+    Raises:
+        NumericalError: moments of a site are not finite.
     """
     x: dict[str, MomentSum] = {}
     g: dict[str, MomentSum] = {}
@@ -83,14 +85,9 @@ def site_moments(
                 assert tape.g is not None
                 _sum_of(g, site.name, tape.g).add(tape.g)
     # one at a time, so that sums and moments never live side by side
-    xs = {name: x.pop(name).moments() for name in list(x)}
-    gs = {name: g.pop(name).moments() for name in list(g)}
-    out = {s.name: SiteMoments(xs.get(leader.get(s.name, s.name)), gs.get(s.name)) for s in sites}
-    for name, moments in out.items():
-        for side in (moments.x, moments.g):
-            if side is not None and not bool(side.sum.isfinite().all()):
-                raise NumericalError(f"moments of {name} are not finite")
-    return out
+    xs = {name: x.pop(name).moments(f"{name} (x)") for name in list(x)}
+    gs = {name: g.pop(name).moments(f"{name} (g)") for name in list(g)}
+    return {s.name: SiteMoments(xs.get(leader.get(s.name, s.name)), gs.get(s.name)) for s in sites}
 
 
 def _sum_of(sums: dict[str, MomentSum], name: str, rows: Tensor) -> MomentSum:

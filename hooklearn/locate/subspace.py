@@ -37,6 +37,8 @@ class Subspace:
     retain_energy: float = NAN
     """Share of E||x||^2 on retain tokens inside: what would be lost by removing it."""
     random_energy: float = NAN
+    condition: float = NAN
+    """Condition number of the eigenproblem that was solved; NaN for fitters that solve none with a metric."""
 
     @staticmethod
     def of(
@@ -155,7 +157,7 @@ class Subspaces(Mapping[tuple[str, Side], Subspace]):
                     "site": s.site.name, "layer": s.site.layer, "module": s.site.module, "side": s.side,
                     "fitter": s.fitter, "rank": s.rank, "auc": s.auc, "auc_shuffled": s.auc_shuffled,
                     "auc_random": s.auc_random, "forget_energy": s.forget_energy,
-                    "retain_energy": s.retain_energy, "random_energy": s.random_energy,
+                    "retain_energy": s.retain_energy, "random_energy": s.random_energy, "condition": s.condition,
                 }
                 for s in self.spaces.values()
             ]

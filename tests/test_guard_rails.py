@@ -1,0 +1,225 @@
+"""NaN and infinity stop the work where they arise, and say at which step and place; ill conditions are numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import corpus
+from torch import Tensor
+
+from hooklearn import experiment, linalg, models, train
+from hooklearn.config import parse
+from hooklearn.data import batches, cycle, encode
+from hooklearn.linalg import MomentSum
+from hooklearn.locate import locate
+from hooklearn.locate.capture import weight_gradients
+from hooklearn.locate.moments import site_moments
+from hooklearn.losses import LossSum
+from hooklearn.types import Delta, InputError, NumericalError
+
+NAN = float("nan")
+PLACE = "blocks.1.mlp.out"
+
+
+@pytest.fixture
+def model(tiny: Any) -> Iterator[Any]:
+    with models.restored(tiny):
+        yield tiny
+
+
+@pytest.fixture
+def stream(model: Any) -> list[Any]:
+    texts = encode(corpus("disruption").take(8), models.tokenizer_of(model))
+    return list(cycle(texts, max_tokens=128, seed=0, epochs=3))
+
+
+def rule_of(model: Any, rate: float = 1e-3) -> tuple[list[Tensor], Any]:
+    params: list[Tensor] = list(models.parameters_of(model, models.sites(model, PLACE)))
+    for p in models.all_parameters(model):
+        p.requires_grad_(any(p is q for q in params))
+    return params, torch.optim.SGD(params, lr=rate)
+
+
+def breaking(at: int, how: Any) -> Any:
+    """Ordinary training whose loss goes through ``how`` at one step."""
+    count = iter(range(10**6))
+
+    def objective(model: Any, batch: Any) -> LossSum:
+        loss = train.nll(model, batch)
+        return LossSum(how(loss.total), loss.count) if next(count) == at else loss
+
+    return objective
+
+
+class InfiniteGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0] * math.inf
+
+
+def test_training_without_faults_ends(model: Any, stream: list[Any]) -> None:
+    """The positive control of what follows."""
+    _, rule = rule_of(model)
+    assert train.fit(model, stream[:3], rule=rule).steps == 3
+
+
+@pytest.mark.parametrize("max_norm", [None, 1.0])
+def test_a_loss_a_gradient_and_a_weight_stop_the_loop_and_are_named(
+    model: Any, stream: list[Any], max_norm: float | None
+) -> None:
+    """With the number of the step, counted on from an earlier call; and nothing that broke reaches the weights."""
+    params, rule = rule_of(model)
+    how = {"rule": rule, "max_norm": max_norm, "params": params, "first": 10}
+    with pytest.raises(NumericalError, match="loss is nan at step 12"):
+        train.fit(model, stream, objective=breaking(2, lambda x: x * NAN), **how)
+    with pytest.raises(NumericalError, match="loss is inf at step 11"):
+        train.fit(model, stream, objective=breaking(1, lambda x: x * math.inf), **how)
+    assert all(p.isfinite().all() for p in params)
+    with pytest.raises(NumericalError, match=r"the gradient of .*layers\.1\.mlp\.down_proj.* at step 12"):
+        train.fit(model, stream, objective=breaking(2, InfiniteGradient.apply), **how)
+    assert all(p.isfinite().all() for p in params), "the step was not taken"
+    rule.param_groups[0]["lr"] = 1e38
+    big = breaking(0, lambda x: x * 1e6)  # the norm of the gradient does not overflow, the step does
+    with pytest.raises(NumericalError, match=r"the weight of .*layers\.1\.mlp\.down_proj.* at step 10"):
+        train.fit(model, stream[:1], objective=big, rule=rule, params=params, first=10)
+
+
+def test_a_parameter_beside_the_model_is_named_by_its_number(model: Any, stream: list[Any]) -> None:
+    """Adapters have no name in the model."""
+    for p in models.all_parameters(model):
+        p.requires_grad_(False)
+    extra = torch.zeros(1, requires_grad=True)
+
+    def objective(model: Any, batch: Any) -> LossSum:
+        return LossSum(InfiniteGradient.apply(extra.sum()), 1)  # type: ignore[arg-type]
+
+    with pytest.raises(NumericalError, match="the gradient of parameter 0 beside the model's"):
+        train.fit(model, stream, objective=objective, rule=torch.optim.SGD([extra], lr=1.0))
+
+
+def test_statistics_that_are_not_finite_name_their_place(model: Any) -> None:
+    """Moments by a NaN that one weight brings in, or by squares that overflow; gradients likewise."""
+    places = models.sites(model, "mlp.out")
+    stream = batches(encode(corpus("disruption").take(4), models.tokenizer_of(model)))
+    site_moments(model, stream, places)  # the control
+    with torch.no_grad():
+        models.weight(model, models.sites(model, "blocks.1.mlp.gate")[0])[0, 0] = NAN
+    with pytest.raises(NumericalError, match=r"moments of blocks\.1\.mlp\.out \(x\) are not finite"):
+        site_moments(model, stream, places, sides="x")
+    with pytest.raises(NumericalError, match=r"the gradient at blocks\.0\.mlp\.out is not finite"):
+        weight_gradients(model, stream, places)
+    sums = MomentSum(2)
+    sums.add(torch.tensor([[1e30, 1.0]]))
+    with pytest.raises(NumericalError, match="moments of here are not finite"):
+        sums.moments("here")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_rows_are_summed_in_single(dtype: torch.dtype) -> None:
+    """4096 ones: the running sum of bfloat16 would stop at 256, that of float16 at 2048."""
+    sums = MomentSum(1)
+    for _ in range(4096):
+        sums.add(torch.ones(1, 1, dtype=dtype))
+    found = sums.moments()
+    assert found.second.dtype == torch.float32 and float(found.second) == 4096 == float(found.sum)
+    stuck = torch.zeros(1, dtype=dtype)
+    for _ in range(4096):
+        stuck += 1
+    assert float(stuck) < 4096
+
+
+def test_a_model_with_a_broken_weight_is_refused_by_name(model: Any) -> None:
+    models.check_finite(model)
+    with torch.no_grad():
+        models.weight(model, models.sites(model, PLACE)[0])[3, 3] = math.inf
+    with pytest.raises(InputError, match=r"its weight .*layers\.1\.mlp\.down_proj.* holds NaN or infinity"):
+        models.check_finite(model)
+
+
+# ------------------------------------------------------------------------------- eigenproblems
+
+
+def with_condition(condition: float, d: int = 12) -> Tensor:
+    """Symmetric, with eigenvalues from 1 down to 1 / condition."""
+    q = linalg.random_basis(d, d, 0).double()
+    return q @ torch.diag(torch.logspace(0, -math.log10(condition), d, dtype=torch.float64)) @ q.T
+
+
+@pytest.mark.parametrize("condition", [1.0, 1e3, 1e9, 1e14])
+def test_the_condition_number_is_that_of_the_matrix(condition: float) -> None:
+    """The estimate in the 1-norm is within a factor d = 12 of the ratio of the eigenvalues, either way."""
+    assert condition / 12 <= linalg.condition_number(with_condition(condition)) <= 12 * condition
+    assert linalg.condition_number(-torch.eye(3)) == math.inf
+
+
+def test_eigenproblems_without_a_right_digit_are_refused_with_their_condition_number() -> None:
+    forget, rank = torch.eye(12, dtype=torch.float64), 2
+    linalg.generalised_eigh(forget, with_condition(1e9), rank)
+    singular = with_condition(1e9).clone()
+    singular[0] = singular[:, 0] = 0
+    singular[0, 0] = 1e-20
+    with pytest.raises(NumericalError, match=r"condition number \d\.\de\+\d\d; raise the damping"):
+        linalg.generalised_eigh(forget, singular, rank)
+
+
+def test_located_subspaces_say_how_well_conditioned_their_problem_was(tiny: Any) -> None:
+    """In the table that a run keeps; fitters without a metric have nothing to say."""
+    found = {}
+    for fitter in ("contrast", "pca"):
+        args = (tiny, corpus("forget").take(12), corpus("forget", "good").take(12))
+        found[fitter] = locate(*args, sites="blocks.1.mlp.in", fitter=fitter, rank=2).to_dataframe()["condition"][0]
+    assert 1 < found["contrast"] < 1e12 and math.isnan(found["pca"])
+
+
+# ------------------------------------------------------------------------------------- restored?
+
+
+def test_an_edit_that_cannot_be_put_back_is_noticed(model: Any) -> None:
+    """Somebody exchanged the parameter itself: copies go to a tensor that the model no longer computes with."""
+    site = models.sites(model, PLACE)[0]
+    delta = Delta({site.name: torch.ones(site.d_out, site.d_in)})
+    before = models.weights_hash(model)
+    with models.edited(model, delta):
+        pass
+    models.check_unchanged(model, before, "after an edit")
+    (parameter,) = models.parameters_of(model, [site])
+    linear = next(
+        m for m in model.modules() if getattr(m, "weight", None) is parameter and "Bridge" not in str(type(m))
+    )
+    with pytest.raises(NumericalError, match="was replaced while it was edited"), models.edited(model, delta):
+        linear.weight = torch.nn.Parameter(parameter.detach().clone())
+    linear.weight = parameter
+    with pytest.raises(NumericalError, match="is not finite"), models.edited(model, NAN * delta):
+        pass
+    models.check_unchanged(model, before, "after all")
+
+
+def test_a_run_whose_model_drifted_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A weight that nobody put back, of a site that the edit does not even touch."""
+    from test_experiment import small
+
+    config = small() | {
+        "organism": None, "attacks": [], "behaviour": {"samples": 0}, "seeds": [0], "controls": {},
+        "locate": {"enabled": False}, "evidence": {"enabled": False},
+    }  # fmt: skip
+    stages = experiment.attack_stages
+
+    def careless(config: Any, arena: Any, folder: Any) -> None:
+        stages(config, arena, folder)
+        with torch.no_grad():
+            models.all_parameters(arena.arms[1].model)[0][0, 0] += 1e-3
+
+    monkeypatch.setattr(experiment, "attack_stages", careless)
+    with pytest.raises(NumericalError, match="drifted: after seed 0"):
+        experiment.run(parse(config), tmp_path / "out")
+    monkeypatch.undo()
+    experiment.run(parse(config), tmp_path / "again")
