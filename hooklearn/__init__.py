@@ -21,6 +21,7 @@ _WHERE = {
     "load": "models",
     "wrap": "models",
     "sites": "models",
+    "weight": "models",
     "edited": "models",
     "export": "exporting",
     "load_corpus": "data",
@@ -30,10 +31,16 @@ _WHERE = {
     "locate_sweep": "locate",
     "Subspace": "locate",
     "Subspaces": "locate",
+    "sample_tokens": "locate.tokens",
     "edit": "edit",
+    "Method": "edit",
+    "Problem": "edit",
     "attack": "api",
     "behaviour": "api",
     "run": "api",
+    "audit": "api",
+    "organism": "api",
+    "build_organism": "api",
     "recipe": "recipes",
     "sweep": "sweeping",
     "load_delta": "store",
@@ -52,6 +59,7 @@ __all__ = [
     "load",
     "wrap",
     "sites",
+    "weight",
     "edited",
     "export",
     "load_corpus",
@@ -61,10 +69,16 @@ __all__ = [
     "locate_sweep",
     "Subspace",
     "Subspaces",
+    "sample_tokens",
     "edit",
+    "Method",
+    "Problem",
     "attack",
     "behaviour",
     "run",
+    "audit",
+    "organism",
+    "build_organism",
     "recipe",
     "sweep",
     "load_delta",
@@ -79,12 +93,13 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from hooklearn.api import attack, behaviour, capture, run
+    from hooklearn.api import attack, audit, behaviour, build_organism, capture, organism, run
     from hooklearn.data import Corpus, load_corpus
-    from hooklearn.edit import edit
+    from hooklearn.edit import Method, Problem, edit
     from hooklearn.exporting import export
     from hooklearn.locate import Subspace, Subspaces, locate, locate_sweep
-    from hooklearn.models import edited, load, sites, wrap
+    from hooklearn.locate.tokens import sample_tokens
+    from hooklearn.models import edited, load, sites, weight, wrap
     from hooklearn.recipes import recipe
     from hooklearn.store import load_delta, save_delta
     from hooklearn.sweeping import sweep
