@@ -112,8 +112,8 @@ analysis.style.title(right, "What it does to good answers", "below 0 they get li
 figure
 
 # %% [markdown]
-# **Observation.** Compare the two middle ways: they differ in the division alone, so the distance between them is what the diagonal Fisher is worth. The distance to `natural`, which inverts
-# whole factors, is what leaving the correlations out costs.
+# **Observation.** Compare the two middle ways: they differ in the division alone, so the distance between them (on held-out threats .39 against .34, each with a standard error of about .02) is what
+# the diagonal Fisher is worth. `natural` inverts the whole factors and mixes the two gradients in that metric: its distance to ours is the price of leaving the correlations out, and the larger part of what can be had.
 #
 # **3. The attacks** take any delta. Unrelated text first: the cheapest attack there is.
 
@@ -124,6 +124,8 @@ curves = hl.attack(
 analysis.plots.curves(curves[0].to_dataframe())
 
 # %% [markdown]
+# Nothing comes back here: training on unrelated text washes the habit out of *original* as well, and both come down together. Without the control the falling curve of *edited* would look like a merit of the edit.
+#
 # **4. Options are checked** by the same machinery as those of every built-in method, from Python and from a config.
 
 # %%
