@@ -138,8 +138,9 @@ print(f"{verdict.verdict}: {verdict.reason}")
 analysis.plots.curves(analysis.read_run(run), "preference")
 
 # %% [markdown]
-# **Observation.** The edit lowers the preference for threats; each panel shows what an attack does to it, beside the same attack on your model as it was (*original*) and on
-# the model from before (*never*). Where *edited* climbs towards *original* while *never* stays, the habit was still there.
+# **Observation.** The edit takes most of the preference for threats away and leaves some, which is why the verdict is no better. Each panel shows what an attack does to it, beside the same attack on
+# your model as it was (*original*) and on the model from before (*never*). Where *edited* climbs towards *original* while *never* stays, the habit was still there; a few shots and unrelated
+# text do not do that here. Relearning does lift it, and lifts *never* as far: at that rate threats are simply taught, which says nothing of the edit. Only the control shows the difference.
 #
 # **7. Take it home.** `export` writes a plain Hugging Face folder, reads it back and compares logits before it says so. The delta alone is small, and bound to
 # the model it was made for.
