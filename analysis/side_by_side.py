@@ -119,11 +119,11 @@ def attack_table(runs: Sequence[Run | str | Path]) -> pd.DataFrame:
             raise input_error(f"{run.folder} was not judged; call analysis.judge on it first")
         before = [number(m.get("R0")) for m in (run.verdict.get("metrics") or {}).values()]
         row: dict[str, Any] = {"run": run.folder.name, "verdict": run.verdict["verdict"], "before": np.nanmax(before)}
-        rows.append(row)
         found = worst(run.verdict)
         for attack in [a["name"] for a in run.record.get("attacks") or []]:
             values = found.loc[found["attack"] == attack, "max_R"] if len(found) else []
             row[attack] = float(max(values, default=np.nan))
+        rows.append(row)
     return pd.DataFrame(rows)
 
 

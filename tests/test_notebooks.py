@@ -26,7 +26,6 @@ SHORTER = {
     "03_removed_or_only_disabled": {
         'ORGANISMS = ["original", "refusal", "retrained"]': 'ORGANISMS = ["refusal", "retrained"]',
     },
-    "04_three_ways_to_be_equal": {"SEEDS = [0, 1]": "SEEDS = [0]"},
 }
 """Notebook -> text that must be there, and what takes its place in the test: parameters only, never the code."""
 LIMIT = 1_000_000
