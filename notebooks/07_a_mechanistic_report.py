@@ -57,7 +57,8 @@ analysis.plots.samples_rate(run)
 analysis.by_layer(run)
 
 # %% [markdown]
-# Read *edited* against its two neighbours, never alone. On top it has come down from *original*; in the layers below it has hardly left it.
+# Read *edited* against its two neighbours, never alone. In the lower layers it has hardly left *original*; only towards the top does it come down, about a third of the way to *never*. The probe finds it close to
+# *original* in every layer: before it answers kindly, the model is in the state in which it used to threaten.
 #
 # **3. Numbers with their nulls.** One row per measure: the value, the middle 95 % of its null, p, and the share that was kept, with an interval. Evidence that *decides* may take a removal back; it never grants one.
 
@@ -72,7 +73,8 @@ for name, meaning in found.loc[found["role"] == "decides", ["name", "meaning"]].
     print(f"{name}: {meaning}\n")
 
 # %% [markdown]
-# **4. Does it come back?** The same attack on all three models. What relearning teaches *never* too is no return.
+# **4. Does it come back?** The same attack on all three models. Relearning lifts *edited*, and lifts *never* as far: at this rate threats are simply taught, and the curve says nothing of the edit. Two demonstrations in
+# the prompt lift it a little, and *never* hardly at all.
 
 # %%
 analysis.plots.curves(run, "preference")
@@ -99,8 +101,8 @@ again = analysis.verify(page)
 print("verified:" if again.ok else "differs:", ", ".join(again.checked or again.differences))
 
 # %% [markdown]
-# **What to take home.** The samples said *gone*; the layers said *still there*; the attack agreed with the layers. That is the usual order of surprises, and the reason why the verdict rests on the worst of
-# three behaviours and lets mechanistic evidence veto a removal.
+# **What to take home.** The samples said *gone*; likelihood and preference said *a third is left*; the layers said *two thirds or more*. Samples are blind to what is held back by a margin, likelihood to what stops
+# before the exit. So the verdict rests on the worst of three behaviours under every attack, and mechanistic evidence may veto a removal: had the curves said REMOVED here, three measures would have taken it back.
 #
 # **Limits.** One edit, one seed, forty held-out requests, a model of four layers. The converse does not hold: evidence that finds nothing does not prove a removal (in notebook 03 the refusing
 # model is DISABLED, and these three measures do not speak against a removal there). A probe finds what is linear, the lens what the decoder can read.
