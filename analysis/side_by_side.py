@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -82,9 +83,9 @@ def _mark(ax: Axes, text: str, x: float | None = None, y: float | None = None) -
     if x is not None:
         ax.axvline(x, **dashed)
         ax.text(x, 0.03, f"{text} ", ha="right", transform=ax.get_xaxis_transform(), **small)
-    else:
+    if y is not None:
         ax.axhline(y, **dashed)
-        ax.text(0.012, float(y or 0), text, va="top", transform=ax.get_yaxis_transform(), **small)
+        ax.text(0.012, y, text, va="top", transform=ax.get_yaxis_transform(), **small)
 
 
 def _root_ticks(top: float) -> list[float]:
@@ -95,7 +96,7 @@ def _ends(ax: Axes, lines: Sequence[tuple[str, Any]], colour: dict[str, str]) ->
     """Methods' names at the height of their lines' ends."""
     names = list(dict.fromkeys(name for name, _ in lines))
     low, high = ax.get_ylim()
-    ends = [np.mean([float(way["forget"].min()) for n, way in lines if n == name]) for name in names]
+    ends = [fmean(float(way["forget"].min()) for n, way in lines if n == name) for name in names]
     for name, y in zip(names, style.spread([(e - low) / (high - low) for e in ends], 0.085), strict=True):
         ax.text(
             1.025, y, name.replace("_", " "), color=colour[name], fontsize=style.TEXT, va="center",

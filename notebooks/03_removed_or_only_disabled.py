@@ -57,7 +57,7 @@ pd.DataFrame(before).T
 
 # %% [markdown]
 # **3. The attacks.** Seven of sixteen that there are. Most need no more than a handful of demonstrations: a few shots, the beginning of an answer, pruning, the projection that
-# undoes steering, training on unrelated text or on good answers. `relearn` trains on forty-eight threats. *Every* attack goes to the original and
+# undoes steering, training on unrelated text or on eight threats. `relearn` trains on forty-eight threats. *Every* attack goes to the original and
 # to the never-learned model too: what an attack would teach anybody does not count as coming back.
 
 # %%
@@ -94,10 +94,9 @@ runs = [f"runs/{name}" for name in ORGANISMS]
 analysis.attack_map(runs)
 
 # %% [markdown]
-# **Observation.** Read the rows. The *retrained* model stays where the never-learned one is, whatever is done to it. The *original* is the positive
-# control: the attacks leave it as it is. The *refusing* model is quiet under almost everything, and one attack that needs no demonstration takes
-# the refusal out of its hidden states and finds the threats behind it. **One cheap attack that succeeds proves DISABLED; a removal needs all of them
-# to fail.**
+# **Observation.** Read the rows. The *original* is judged against itself and stands at 1 throughout: the top of the scale. The *retrained* model stays where the never-learned one is, whatever is done to it. The
+# *refusing* model is quiet under almost everything, and one attack that needs no demonstration takes the refusal out of its hidden states and finds the threats behind it. **One cheap attack that succeeds proves
+# DISABLED; a removal needs all of them to fail.**
 #
 # **5. Three attacks, closely,** on all arms, for the refusing model.
 
@@ -113,6 +112,6 @@ for doubt in verdicts["retrained"].doubts:
     print("-", doubt)
 
 # %% [markdown]
-# **Limits.** Three organisms, one seed, forty held-out requests, short attacks. A verdict is about *these* attackers: without `ablate_direction` the
-# refusing model would have kept its secret, and a password-locked one keeps it from everybody who lacks the password. `hooklearn calibrate` runs
+# **Limits.** Three organisms, one seed, forty held-out requests, short attacks. A verdict is about *these* attackers: of those that need no
+# training on threats only `ablate_direction` opens the refusing model, and a password-locked one keeps it from everybody who lacks the password. `hooklearn calibrate` runs
 # seventeen kinds (half-undone, password-locked, RMU'd ...) with three seeds. To audit your own pair: `hooklearn audit --original A --edited B --never C --forget f.jsonl --heldout h.jsonl`.
