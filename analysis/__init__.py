@@ -17,11 +17,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from analysis import plots
+    from analysis import plots, style
     from analysis.compare import compare
     from analysis.comparison import Comparison
     from analysis.explorer import explore
+    from analysis.layers import by_layer
     from analysis.report import report
+    from analysis.side_by_side import attack_map, attack_table, ways
     from analysis.sweep import sweep_table
     from analysis.tables import Run, capability_table, markdown, read_run, summary_table
     from analysis.tradeoff import tradeoff
@@ -35,6 +37,9 @@ __all__ = [
     "Thresholds",
     "Verdict",
     "Verification",
+    "attack_map",
+    "attack_table",
+    "by_layer",
     "capability_table",
     "compare",
     "decide",
@@ -44,11 +49,13 @@ __all__ = [
     "plots",
     "read_run",
     "report",
+    "style",
     "summary_table",
     "sweep_table",
     "tradeoff",
     "verify",
     "view",
+    "ways",
 ]
 
 _HOME = {
@@ -58,6 +65,9 @@ _HOME = {
     "Verdict": "verdict",
     "Verification": "verify",
     "capability_table": "tables",
+    "attack_map": "side_by_side",
+    "attack_table": "side_by_side",
+    "by_layer": "layers",
     "compare": "compare",
     "decide": "verdict",
     "explore": "explorer",
@@ -66,11 +76,13 @@ _HOME = {
     "plots": "plots",
     "read_run": "tables",
     "report": "report",
+    "style": "style",
     "summary_table": "tables",
     "sweep_table": "sweep",
     "tradeoff": "tradeoff",
     "verify": "verify",
     "view": "view",
+    "ways": "side_by_side",
 }
 
 

@@ -35,7 +35,7 @@ def equal_unlearning(runs: Mapping[str, Run]) -> pd.DataFrame:
 
     ``times the least`` is tokens relative to the cheapest run.
     """
-    ways = _ways(runs)
+    ways = ways_of(runs)
     if not ways:
         return pd.DataFrame()
     target = max(float(w["forget"].min()) for of_run in ways.values() for w in of_run)
@@ -55,7 +55,7 @@ def equal_unlearning(runs: Mapping[str, Run]) -> pd.DataFrame:
 
 def equal_compute(runs: Mapping[str, Run]) -> pd.DataFrame:
     """A row per run that has a trace: the forget score it had reached after the same number of tokens."""
-    ways = _ways(runs)
+    ways = ways_of(runs)
     if not ways:
         return pd.DataFrame()
     spent = max(int(w["tokens"][w["tokens"] > 0].min()) for of_run in ways.values() for w in of_run)
@@ -72,7 +72,7 @@ def equal_compute(runs: Mapping[str, Run]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _ways(runs: Mapping[str, Run]) -> dict[str, list[Way]]:
+def ways_of(runs: Mapping[str, Run]) -> dict[str, list[Way]]:
     """run -> per seed the points of its way within its budget, in the order of time; without a trace: none."""
     ways: dict[str, list[Way]] = {}
     for name, run in runs.items():

@@ -21,6 +21,7 @@ _WHERE = {
     "load": "models",
     "wrap": "models",
     "sites": "models",
+    "weight": "models",
     "edited": "models",
     "export": "exporting",
     "load_corpus": "data",
@@ -30,11 +31,17 @@ _WHERE = {
     "locate_sweep": "locate",
     "Subspace": "locate",
     "Subspaces": "locate",
+    "sample_tokens": "locate.tokens",
     "edit": "edit",
+    "Method": "edit",
+    "Problem": "edit",
     "attack": "api",
     "behaviour": "api",
     "capability": "panel",
     "run": "api",
+    "audit": "api",
+    "organism": "api",
+    "build_organism": "api",
     "recipe": "recipes",
     "sweep": "sweeping",
     "load_delta": "store",
@@ -53,6 +60,7 @@ __all__ = [
     "load",
     "wrap",
     "sites",
+    "weight",
     "edited",
     "export",
     "load_corpus",
@@ -62,11 +70,17 @@ __all__ = [
     "locate_sweep",
     "Subspace",
     "Subspaces",
+    "sample_tokens",
     "edit",
+    "Method",
+    "Problem",
     "attack",
     "behaviour",
     "capability",
     "run",
+    "audit",
+    "organism",
+    "build_organism",
     "recipe",
     "sweep",
     "load_delta",
@@ -81,13 +95,15 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from hooklearn.api import attack, behaviour, capture, run
+    from hooklearn.api import attack, audit, behaviour, build_organism, capture, organism, run
     from hooklearn.data import Corpus, load_corpus
-    from hooklearn.edit import edit
+    from hooklearn.edit import Method, Problem, edit
     from hooklearn.exporting import export
     from hooklearn.locate import Subspace, Subspaces, locate, locate_sweep
     from hooklearn.models import edited, load, sites, wrap
     from hooklearn.panel import capability
+    from hooklearn.locate.tokens import sample_tokens
+    from hooklearn.models import edited, load, sites, weight, wrap
     from hooklearn.recipes import recipe
     from hooklearn.store import load_delta, save_delta
     from hooklearn.sweeping import sweep

@@ -1,21 +1,77 @@
-"""The short Python verbs of a notebook: capture, behaviour, attack, run."""
+"""The short Python verbs of a notebook: organism, capture, behaviour, attack, run, audit."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hooklearn import models
+from hooklearn import auditing, models, organisms
 from hooklearn.attack import Arena, ArmState, Watcher, attack_of
 from hooklearn.config import RunConfig, parse
 from hooklearn.data import Corpus, batches, encode
 from hooklearn.locate.capture import capture as capture_sites
-from hooklearn.measure import TEMPERATURE, Likelihoods, Referee, sample
-from hooklearn.types import Curve, Delta, Score, Tape
+from hooklearn.measure import TEMPERATURE, Likelihoods, RatioReferee, Referee, Scorer, sample
+from hooklearn.organisms.kinds import kind_of
+from hooklearn.types import Curve, Delta, InputError, Score, Tape
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+@dataclass(frozen=True)
+class Organism:
+    """A model whose behaviour was put in by us, and the same model without it."""
+
+    name: str
+    model: Any
+    never: Any
+    """The never-learned control."""
+    delta: Delta
+    """What was added to the weights: the truth about where the behaviour is."""
+    recipe: organisms.Organism
+
+    def referee(self, bad: Corpus, good: Corpus) -> RatioReferee:
+        """Per-token likelihood ratio of the organism to the likelier of two references: the untouched model, and one
+        trained on good completions (trained now where it is not shipped). The threshold is set on the completions
+        given here, which must be held out."""
+        references = (Scorer(self.never), Scorer(self.never, organisms.load(self.recipe, self.never, good=True)))
+        return RatioReferee(Scorer(self.model), references, "organism / likeliest reference").calibrated(bad, good)
+
+
+def organism(name: str = "tiny-threats", *, seed: int | None = None) -> Organism:
+    """Load a base model twice and instil the behaviour into one of them.
+
+    Args:
+        name: ``tiny-threats`` (built in seconds) or ``threats``. Organisms that are whole models, of every truth, are
+            made by :func:`build_organism`.
+        seed: of the adapter's training; only where it is trained now and not shipped.
+    Raises:
+        InputError: unknown name; a seed for a shipped adapter.
+    """
+    made = organisms.organism_of(name)
+    if seed is not None:
+        if made.shipped is not None:
+            raise InputError(f"organism {name!r} is shipped, so its seed cannot be chosen; got seed={seed}")
+        made = replace(made, training={**made.training, "seed": seed})
+    never, model = models.load(made.base), models.load(made.base)
+    delta = organisms.load(made, never)
+    models.merge(model, delta)
+    return Organism(name, model, never, delta, made)
+
+
+def build_organism(
+    name: str, out: str | Path, *, seed: int = 0, progress: Callable[[str], None] = lambda _: None
+) -> dict[str, Path]:
+    """The models of an organism's audit as Hugging Face folders below ``out``: original, edited, never.
+
+    Args:
+        name: one of :data:`hooklearn.organisms.KINDS`, whose cards say what their truth is and how it is known.
+    Raises:
+        InputError: unknown name.
+    """
+    return organisms.write_kind(kind_of(name).name, Path(out), seed, progress)
 
 
 def capture(
@@ -116,6 +172,38 @@ def run(
         resume=resume,
         progress=progress,
     )
+
+
+def audit(
+    original: str | Path,
+    edited: str | Path,
+    corpora: Mapping[str, Mapping[str, Any]],
+    out: str | Path,
+    *,
+    never: str | Path | None = None,
+    battery: str = "cheap",
+    attacks: Sequence[Mapping[str, Any]] | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+    **sections: Any,
+) -> Path:
+    """Attack two models that were made elsewhere, as they are, and write a run folder; then ``analysis.judge(out)``.
+
+    Args:
+        corpora: by role, each as in a config; ``forget`` and ``heldout`` at least.
+        attacks: in place of those of the battery. Those whose corpus is not there are left out; ``progress`` is told.
+        sections: further sections of the config, such as ``behaviour={"samples": 40}``.
+    Raises:
+        InputError: anything wrong with the input.
+    """
+    config, left_out = auditing.audit(
+        str(original), str(edited), {role: dict(corpus) for role, corpus in corpora.items()},
+        never=None if never is None else str(never), battery=battery,
+        attacks=None if attacks is None else [dict(attack) for attack in attacks],
+    )  # fmt: skip
+    for attack in left_out:
+        progress(f"left out: {attack}")
+    both = {k: {**config[k], **v} if isinstance(v, Mapping) and k in config else v for k, v in sections.items()}
+    return run({**config, **both}, out, progress=progress)
 
 
 def to_dataframe(curves: Sequence[Curve]) -> pd.DataFrame:

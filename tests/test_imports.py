@@ -43,6 +43,7 @@ ORDER = [
     "analysis.comparison",
     "analysis.compare analysis.outcome analysis.calibrate",
     "analysis.plots analysis.markup analysis.tradeoff analysis.confusion",
+    "analysis.side_by_side analysis.layers",
     "analysis.sweep",
     "analysis.explorer",
     "analysis.sections analysis.beside",

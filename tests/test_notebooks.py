@@ -1,45 +1,112 @@
-"""Notebooks are tests: each runs top to bottom on the tiny model, parameters replaced by text that must be there."""
+"""Notebooks are tests: each runs top to bottom on the tiny model, and what is committed is what is tested."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
-TINY = {
-    'NAME = "smollm2-135m-instruct"': 'NAME = "tiny"',
-    'ORGANISM = "threats"': 'ORGANISM = "tiny-threats"',
-    'CORPUS, BAD, GOOD = "threats", "threat", "harmless"': 'CORPUS, BAD, GOOD = "tiny", "bad", "good"',
-    'hl.load_corpus(name="prose", options={"part": "moments"}, limit=24)': (
-        'hl.load_corpus(name="tiny", options={"part": "text"})'
-    ),
-    'hl.load_corpus(name="prose", options={"part": "disruption"}, limit=24)': (
-        'hl.load_corpus(name="tiny", options={"part": "disruption"})'
-    ),
-    'hl.load_corpus(name="unrelated")': 'hl.load_corpus(name="tiny", options={"part": "unrelated"})',
+NAMES = sorted(p.stem for p in NOTEBOOKS.glob("[0-9]*.py"))
+SHORTER = {
+    "01_find_and_remove_a_tendency": {
+        'NAME = "smollm2-135m-instruct"': 'NAME = "tiny"',
+        'ORGANISM = "threats"': 'ORGANISM = "tiny-threats"',
+        'CORPUS, BAD, GOOD = "threats", "threat", "harmless"': 'CORPUS, BAD, GOOD = "tiny", "bad", "good"',
+        'hl.load_corpus(name="prose", options={"part": "moments"}, limit=24)': (
+            'hl.load_corpus(name="tiny", options={"part": "text"})'
+        ),
+        'hl.load_corpus(name="prose", options={"part": "disruption"}, limit=24)': (
+            'hl.load_corpus(name="tiny", options={"part": "disruption"})'
+        ),
+        'hl.load_corpus(name="unrelated")': 'hl.load_corpus(name="tiny", options={"part": "unrelated"})',
+    },
+    "03_removed_or_only_disabled": {
+        'ORGANISMS = ["original", "refusal", "retrained"]': 'ORGANISMS = ["refusal", "retrained"]',
+    },
 }
+"""Notebook -> text that must be there, and what takes its place in the test: parameters only, never the code."""
+LIMIT = 1_000_000
+"""Bytes of a committed notebook."""
+
+
+def scripted(name: str) -> Any:
+    return pytest.importorskip("jupytext").read(NOTEBOOKS / f"{name}.py")
+
+
+def committed(name: str) -> Any:
+    return pytest.importorskip("jupytext").read(NOTEBOOKS / f"{name}.ipynb")
+
+
+def outputs(notebook: Any) -> list[Any]:
+    return [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
+
+
+def has_picture(notebook: Any) -> bool:
+    return any("image/png" in o.get("data", {}) for o in outputs(notebook))
 
 
 @pytest.mark.slow
-def test_find_and_remove_a_tendency_runs_on_the_tiny_model() -> None:
-    jupytext = pytest.importorskip("jupytext")
+@pytest.mark.parametrize("name", NAMES)
+def test_it_runs_top_to_bottom_on_the_tiny_model(name: str) -> None:
+    """Without a download, and ends with a picture; nothing is said on stderr."""
     nbclient = pytest.importorskip("nbclient")
-    text = (NOTEBOOKS / "01_find_and_remove_a_tendency.py").read_text(encoding="utf-8")
-    for real, tiny in TINY.items():
-        assert real in text, f"the notebook no longer says {real!r}"
-        text = text.replace(real, tiny)
-    notebook = jupytext.reads(text, fmt="py:percent")
-    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
-    outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
-    assert any("image/png" in o.get("data", {}) for o in outputs), "no picture worth showing"
-    assert not [o for o in outputs if o.output_type == "error"]
+    notebook = scripted(name)
+    for long, short in SHORTER.get(name, {}).items():
+        cells = [c for c in notebook.cells if long in c.source]
+        assert cells, f"the notebook no longer says {long!r}"
+        for cell in cells:
+            cell.source = cell.source.replace(long, short)
+    nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
+    assert has_picture(notebook), "no picture worth showing"
+    assert [o.text for o in outputs(notebook) if o.output_type == "stream" and o.name == "stderr"] == []
 
 
-def test_the_committed_notebook_is_this_text_with_outputs() -> None:
-    """The .ipynb that people open is the .py that is tested, executed."""
-    jupytext = pytest.importorskip("jupytext")
-    script = jupytext.read(NOTEBOOKS / "01_find_and_remove_a_tendency.py")
-    committed = jupytext.read(NOTEBOOKS / "01_find_and_remove_a_tendency.ipynb")
-    assert [c.source for c in committed.cells] == [c.source for c in script.cells]
-    assert all(c.outputs for c in committed.cells[2:] if c.cell_type == "code")
+@pytest.mark.parametrize("name", NAMES)
+def test_the_committed_notebook_is_this_text_with_outputs(name: str) -> None:
+    """The .ipynb that people open is the .py that is tested, executed in order, without an error, with a picture."""
+    found = committed(name)
+    assert [c.source for c in found.cells] == [c.source for c in scripted(name).cells]
+    code = [c for c in found.cells if c.cell_type == "code"]
+    assert [c.execution_count for c in code] == list(range(1, len(code) + 1))
+    assert not [o for o in outputs(found) if o.output_type == "error"]
+    assert has_picture(found)
+    assert (NOTEBOOKS / f"{name}.ipynb").stat().st_size < LIMIT
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_outputs_tell_nothing_of_the_machine(name: str) -> None:
+    """No absolute path, no warning. Only text is read: pictures are bytes in which anything may stand."""
+    told = [o.get("text", "") for o in outputs(committed(name))]
+    told += [t for o in outputs(committed(name)) for kind, t in o.get("data", {}).items() if kind == "text/plain"]
+    for text in told:
+        assert not re.search(r"(?<![\w.])/(home|root|tmp|work|Users|usr|var)/|[A-Z]:\\|site-packages|Warning", text), (
+            text
+        )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_opens_with_what_will_be_known(name: str) -> None:
+    """And stands in the index."""
+    first = scripted(name).cells[0]
+    assert first.cell_type == "markdown" and first.source.startswith("# ") and "At the end you will" in first.source
+    assert f"({name}.ipynb)" in (NOTEBOOKS / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if not n.startswith("01")])
+def test_only_public_names_are_used(name: str) -> None:
+    """``hl.`` and ``analysis.`` names are those of ``__all__``; the control: a private one is noticed."""
+    import analysis
+    import hooklearn
+
+    code = "\n".join(c.source for c in scripted(name).cells if c.cell_type == "code")
+
+    def private(text: str) -> set[str]:
+        own = {("hl", n) for n in re.findall(r"\bhl\.(\w+)", text)} - {("hl", n) for n in hooklearn.__all__}
+        other = {n for n in re.findall(r"\banalysis\.(\w+)", text) if n not in (*analysis.__all__, "evidence")}
+        return {f"hl.{n}" for _, n in own} | {f"analysis.{n}" for n in other}
+
+    assert private(code) == set()
+    assert private("hl.models.add_(m)") == {"hl.models"}
