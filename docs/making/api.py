@@ -31,7 +31,9 @@ def analysis() -> str:
     entries = [_entry(f"analysis.{package._HOME[n]}.{n}", f"analysis.{n}", n) for n in names]
     rules = _module("analysis.verdict", "The rules of the verdict")
     plots = _entry("analysis.plots", "analysis.plots", "plots")
-    return "\n\n".join(["# analysis", "    import analysis", "Reads run folders; loads no model.", *entries, plots, rules])
+    return "\n\n".join(
+        ["# analysis", "    import analysis", "Reads run folders; loads no model.", *entries, plots, rules]
+    )
 
 
 def blocks() -> str:

@@ -133,7 +133,11 @@ def evidence() -> str:
     for name, measure in MEASURES.items():
         module = inspect.getmodule(measure)
         assert module is not None
-        parts += [f"## {name}", plain(measure.__doc__), aside(f"In the words of {module.__name__}", plain(module.__doc__))]
+        parts += [
+            f"## {name}",
+            plain(measure.__doc__),
+            aside(f"In the words of {module.__name__}", plain(module.__doc__)),
+        ]
     return "\n\n".join(parts)
 
 

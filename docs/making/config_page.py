@@ -48,7 +48,11 @@ def _section(model: type[BaseModel]) -> str:
     docs = field_docs(model)
     rows = [(f"`{n}`", _type(f.annotation), _default(f), docs.get(n, "")) for n, f in model.model_fields.items()]
     doc = plain(model.__doc__) if "__doc__" in vars(model) else ""
-    more = "Further keys are the options of the method or the attack." if model.model_config.get("extra") == "allow" else ""
+    more = (
+        "Further keys are the options of the method or the attack."
+        if model.model_config.get("extra") == "allow"
+        else ""
+    )
     parts = [f"### {model.__name__}", doc, table(("key", "type", "default", ""), rows), more]
     return "\n\n".join(p for p in parts if p)
 

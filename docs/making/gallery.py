@@ -19,6 +19,7 @@ Every figure takes a run (or the data frame it needs), returns a matplotlib `Fig
 pictures were drawn when this site was built, from **runs made up by hand**: they show the figures, they measure
 nothing."""
 
+
 def figures() -> dict[str, Any]:
     """Name -> function, for all that is public in ``analysis.plots`` and returns a figure."""
     from analysis import plots
@@ -67,7 +68,12 @@ def _drawn(tests: Path) -> Iterator[tuple[str, str, str | None, bytes]]:
         analysis.judge(other)
         found = analysis.compare([folder, other])
         call = 'analysis.tradeoff(analysis.compare(["runs/a", "runs/b"]))'
-        yield "tradeoff", call, importlib.import_module("analysis.tradeoff").tradeoff.__doc__, _png(analysis.tradeoff(found))
+        yield (
+            "tradeoff",
+            call,
+            importlib.import_module("analysis.tradeoff").tradeoff.__doc__,
+            _png(analysis.tradeoff(found)),
+        )
 
 
 def _png(figure: Any) -> bytes:
