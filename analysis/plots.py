@@ -52,8 +52,9 @@ def pooled(rows: Frame, by: Sequence[str] = ("arm", "step")) -> Frame:
 def wilson(k: float, n: float, z: float = 1.96) -> tuple[float, float]:
     """Binomial 95 % interval, sensible also at 0 of n.
 
-    >>> [round(end, 3) for end in wilson(0, 32)]
-    [0.0, 0.107]
+    Examples:
+        >>> [round(end, 3) for end in wilson(0, 32)]
+        [0.0, 0.107]
     """
     p, shrink = k / n, 1 + z**2 / n
     middle = (p + z**2 / (2 * n)) / shrink

@@ -53,8 +53,9 @@ class Corpus:
     def take(self, n: int | None) -> Corpus:
         """The first ``n`` rows (all when None).
 
-        >>> len(Corpus("mine", ({"text": "one"}, {"text": "two"})).take(1))
-        1
+        Examples:
+            >>> len(Corpus("mine", ({"text": "one"}, {"text": "two"})).take(1))
+            1
         """
         return self if n is None else Corpus(self.name, self.rows[:n], self.source)
 
@@ -73,9 +74,10 @@ class Corpus:
 
         The order of the rows does not matter, and another group moves at most one across each border.
 
-        >>> rows = tuple({"text": f"{fact} {phrasing}", "group": fact} for fact in "abc" for phrasing in "xy")
-        >>> {name: len(part) for name, part in Corpus("facts", rows).split(forget=2, heldout=1).items()}
-        {'forget': 4, 'heldout': 2}
+        Examples:
+            >>> rows = tuple({"text": f"{fact} {phrasing}", "group": fact} for fact in "abc" for phrasing in "xy")
+            >>> {name: len(part) for name, part in Corpus("facts", rows).split(forget=2, heldout=1).items()}
+            {'forget': 4, 'heldout': 2}
         """
         order = sorted(set(self.groups), key=lambda g: hashlib.sha256(f"split:{g}".encode()).hexdigest())
         total, parts, start = sum(shares.values()), {}, 0.0

@@ -166,9 +166,10 @@ def project(
     """``P_g U P_x`` for orthonormal bases. For a fixed linear projection, projecting every token and
     projecting the summed update are the same thing.
 
-    >>> project(torch.ones(2, 2), torch.tensor([[1.0], [0.0]]), None)
-    tensor([[1., 0.],
-            [1., 0.]])
+    Examples:
+        >>> project(torch.ones(2, 2), torch.tensor([[1.0], [0.0]]), None)
+        tensor([[1., 0.],
+                [1., 0.]])
     """
     if g_basis is not None:
         update = g_basis @ (g_basis.T @ update)
@@ -250,8 +251,9 @@ def spectral_filter(
     or 0 (hard); with both sides the factors multiply, so soft/both maps ``s_i`` to ``s_k^2/s_i``. The rank is
     clamped to the numerical rank: beyond it ``s_k`` is rounding noise and would erase the update.
 
-    >>> spectral_filter(torch.diag(torch.tensor([8.0, 4.0, 1.0])), rank=2).diag()
-    tensor([2., 4., 1.])
+    Examples:
+        >>> spectral_filter(torch.diag(torch.tensor([8.0, 4.0, 1.0])), rank=2).diag()
+        tensor([2., 4., 1.])
     """
     if rank < 0:
         raise InputError(f"rank must be 0 or more, got {rank}")

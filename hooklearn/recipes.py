@@ -132,8 +132,9 @@ RECIPES: dict[str, Callable[[], Config]] = {"tiny": tiny, "threats": threats, "c
 def recipe(name: str) -> Config:
     """A recipe's config by name, as plain data to change and pass to ``hl.run``.
 
-    >>> recipe("tiny")["budget"]
-    {'kl': 0.01, 'near_ce': 0.02}
+    Examples:
+        >>> recipe("tiny")["budget"]
+        {'kl': 0.01, 'near_ce': 0.02}
     """
     if name not in RECIPES:
         near = difflib.get_close_matches(name, RECIPES, n=1)

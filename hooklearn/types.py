@@ -68,8 +68,9 @@ class Tape:
     def update(self) -> Float[Tensor, "d_out d_in"]:
         """``sum_t g_t x_t^T``: the gradient of the loss with respect to ``W``.
 
-        >>> Tape(x=torch.tensor([[1.0, 2.0]]), g=torch.tensor([[3.0]])).update()
-        tensor([[3., 6.]])
+        Examples:
+            >>> Tape(x=torch.tensor([[1.0, 2.0]]), g=torch.tensor([[3.0]])).update()
+            tensor([[3., 6.]])
         """
         if self.g is None:
             raise InputError("this tape holds no gradients; capture with gradients=True")
@@ -80,9 +81,10 @@ class Tape:
 class Delta:
     """What an edit adds to the weights: site name -> update ``[d_out, d_in]``, for one base model.
 
-    >>> delta = Delta({"blocks.0.mlp.out": torch.ones(2, 2)})
-    >>> (0.5 * delta).norm(), (delta - delta).norm()
-    (1.0, 0.0)
+    Examples:
+        >>> delta = Delta({"blocks.0.mlp.out": torch.ones(2, 2)})
+        >>> (0.5 * delta).norm(), (delta - delta).norm()
+        (1.0, 0.0)
     """
 
     updates: Mapping[str, Float[Tensor, "d_out d_in"]]
@@ -142,8 +144,9 @@ class Score:
     def of(values: Tensor) -> Score:
         """Mean and standard error of per-item values ``[item]``.
 
-        >>> Score.of(torch.tensor([0.0, 1.0, 1.0, 0.0]))
-        Score(value=0.5, stderr=0.28867..., n=4)
+        Examples:
+            >>> Score.of(torch.tensor([0.0, 1.0, 1.0, 0.0]))
+            Score(value=0.5, stderr=0.28867..., n=4)
         """
         values = values.double().flatten()
         n = values.numel()
@@ -157,11 +160,12 @@ class Score:
 class Budget:
     """How much an edit may disrupt: far KL in nats per token, near CE rise in nats per token.
 
-    >>> Budget(kl=0.01, near_ce=0.02)
-    Budget(kl=0.01, near_ce=0.02)
-    >>> Budget(kl=-1)
-    Traceback (most recent call last):
-    hooklearn.types.InputError: budget.kl must be a positive number, got -1
+    Examples:
+        >>> Budget(kl=0.01, near_ce=0.02)
+        Budget(kl=0.01, near_ce=0.02)
+        >>> Budget(kl=-1)
+        Traceback (most recent call last):
+        hooklearn.types.InputError: budget.kl must be a positive number, got -1
     """
 
     kl: float = 0.01
@@ -179,9 +183,11 @@ class Disruption:
 
     Near: rise of CE on held-out *good* neighbours; negative means the neighbours got better.
 
-    >>> found, budget = Disruption(kl=Score(0.002), ce=Score(0.001), near_ce=Score(0.02)), Budget(0.01, near_ce=0.02)
-    >>> found.used(budget), found.binding(budget)
-    (1.0, 'near_ce')
+    Examples:
+        >>> budget = Budget(kl=0.01, near_ce=0.02)
+        >>> found = Disruption(kl=Score(0.002), ce=Score(0.001), near_ce=Score(0.02))
+        >>> found.used(budget), found.binding(budget)
+        (1.0, 'near_ce')
     """
 
     kl: Score

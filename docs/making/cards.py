@@ -125,9 +125,8 @@ that say nothing about the ones that are tested: what it brings back was never g
 
 
 def evidence() -> str:
-    from hooklearn.evidence import MEASURES
-
     from analysis.evidence import judge
+    from hooklearn.evidence import MEASURES
 
     parts = [_EVIDENCE, aside("In the words of analysis.evidence.judge", plain(judge.__doc__))]
     for name, measure in MEASURES.items():

@@ -61,8 +61,7 @@ def _type(annotation: Any) -> str:
     """As it would be written, sections as links to themselves."""
     if found := _models(annotation):
         name = found[0].__name__
-        inside = _text(annotation).replace(name, f"[{name}](#{name.lower()})")
-        return inside
+        return _text(annotation).replace(name, f"[{name}](#{name.lower()})")
     return f"`{_text(annotation)}`"
 
 
