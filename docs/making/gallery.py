@@ -40,7 +40,7 @@ def pages(tests: Path) -> dict[str, str | bytes]:
     for name, call, doc, picture in _drawn(tests):
         first, _, more = plain(doc).partition("\n")
         out[f"gallery/{name}.png"] = picture
-        text += [f"## {name}", first, f"![{first}]({name}.png)", f"```python\n{call}\n```", more.strip()]
+        text += [f"## {name}", first, f"[![{first}]({name}.png)]({name}.png)", f"```python\n{call}\n```", more.strip()]
     return {"gallery/index.md": "\n\n".join(t for t in text if t), **out}
 
 

@@ -59,9 +59,15 @@ def options(cls: type) -> str:
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     def line(cells: Sequence[object]) -> str:
-        return "| " + " | ".join(" ".join(str(c).split()).replace("|", "\\|") for c in cells) + " |"
+        return "| " + " | ".join(_cell(str(c)) for c in cells) + " |"
 
     return "\n".join([line(head), line(["---"] * len(head)), *map(line, rows)])
+
+
+def _cell(text: str) -> str:
+    """On one line, its bars escaped; those inside code divide no cells and would show the escape."""
+    parts = re.split(r"(`[^`]*`)", " ".join(text.split()))
+    return "".join(p if p.startswith("`") else p.replace("|", "\\|") for p in parts)
 
 
 def aside(title: str, text: str) -> str:
