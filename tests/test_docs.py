@@ -181,8 +181,8 @@ def test_a_method_without_a_card_stops_the_build(tmp_path: Path) -> None:
 
 def test_every_figure_is_in_the_gallery(site: Path) -> None:
     figures = made_by("gallery").figures()
-    assert {"curves", "separation_map"} <= figures.keys()
-    assert not [name for name in figures if not (site / "gallery" / f"{name}.png").is_file()]
+    assert {"plots.curves", "plots.separation_map", "tradeoff"} <= figures.keys()
+    assert not [n for n in figures if not (site / "gallery" / f"{n.rpartition('.')[2]}.png").is_file()]
 
 
 def test_every_public_name_and_command_is_in_the_reference(site: Path) -> None:

@@ -38,7 +38,9 @@ def analysis() -> str:
 
 def blocks() -> str:
     parts = ["# Building blocks", "What the verbs of `hl` are made of: for methods, attacks and measures of your own."]
-    for title, names in BLOCKS.items():
+    public = set(importlib.import_module("hooklearn").__all__)
+    for title, every in BLOCKS.items():
+        names = [n for n in every if n.rpartition(".")[2] not in public]  # these stand on their own page
         parts += [f"## {title}", *(_entry(n, n, n.rpartition(".")[2], level=3) for n in names)]
     return "\n\n".join(parts)
 

@@ -62,7 +62,7 @@ def _method(name: str, method: Any, card: str) -> str:
     facts = [
         ("source", method.source),
         ("way to the budget", "one direction, scaled" if method.ray else "steps, walked until the budget is crossed"),
-        ("certificate", "contained in its subspaces, checked on what was applied" if promises else "promises none"),
+        ("certificate", "of the subspaces that it promises to stay in" if promises else "none: it promises nothing"),
         ("class", f"`{module.__name__}.{method.__name__}`"),
     ]  # fmt: skip
     return "\n\n".join(
