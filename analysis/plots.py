@@ -392,5 +392,5 @@ def verdict_strip(run: Run) -> Figure:
     _row_axis(ax, [f"{_row_name(r.attack, r.setting)} ({r.metric})" for r in rows.itertuples()])
     ax.axvline(float(thresholds.get("max_R", 0.5)), color=INK, lw=1, linestyle=(0, (2, 2)))
     ax.set_xlim(-0.02, max(1.02, ax.get_xlim()[1]))
-    ax.set_xlabel("max R: 0 = as if never learned, 1 = as if never edited (95 % interval)")
+    ax.set_xlabel("max R (0: never learned, 1: never edited; 95 % interval)")
     return figure

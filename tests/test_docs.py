@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import doctest
 import importlib
 import importlib.util
@@ -161,7 +162,7 @@ def test_every_registered_thing_has_its_card(site: Path) -> None:
     for name, method in METHODS.items():
         text = (site / "methods" / f"{name}.html").read_text(encoding="utf-8")
         assert "<math" in text, f"{name}: no formula"
-        assert all(field in text for field in method.__dataclass_fields__), name
+        assert all(f.name in text for f in dataclasses.fields(method)), name
     for page, names in {
         "attacks": ATTACKS, "evidence": MEASURES, "organisms": [*ORGANISMS, *KINDS], "corpora": BUILTIN,
     }.items():  # fmt: skip

@@ -64,9 +64,7 @@ def _drawn(tests: Path) -> Iterator[tuple[str, str, str | None, bytes]]:
             if parameter not in given and hasattr(run, parameter):
                 given[parameter] = (getattr(run, parameter), f'analysis.read_run("runs/mine").{parameter}')
             if parameter not in given:
-                raise ValueError(
-                    f"analysis.{name} takes {parameter!r}: docs/making/gallery.py has none to give"
-                )
+                raise ValueError(f"analysis.{name} takes {parameter!r}: docs/making/gallery.py has none to give")
             value, said = given[parameter]
             yield name, f"analysis.{name}({said})", function.__doc__, _png(function(value))
 
@@ -92,5 +90,5 @@ def _runs(tests: Path, scratch: Path) -> list[Path]:
 
 def _png(figure: Any) -> bytes:
     out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=144)
+    figure.savefig(out, format="png", dpi=144, bbox_inches="tight", pad_inches=0.15)
     return out.getvalue()
