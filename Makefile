@@ -4,13 +4,13 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 
-.PHONY: demo tiny test test-long check lint types test-long notebooks setup-browser format clean
+.PHONY: demo tiny test test-long check lint types notebooks docs setup-browser format clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hooklearn needs python >= 3.11")'
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,notebook]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,notebook,docs]'
 	touch $(STAMP)
 
 demo: $(STAMP)
@@ -47,7 +47,11 @@ format: $(STAMP)
 	$(BIN)/ruff format hooklearn analysis tests
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis
+
+# the site, in site/; any warning stops it
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # executes the notebooks on the real model and keeps their outputs
 notebooks: $(STAMP)

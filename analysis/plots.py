@@ -50,7 +50,12 @@ def pooled(rows: Frame, by: Sequence[str] = ("arm", "step")) -> Frame:
 
 
 def wilson(k: float, n: float, z: float = 1.96) -> tuple[float, float]:
-    """Binomial 95 % interval, sensible also at 0 of n."""
+    """Binomial 95 % interval, sensible also at 0 of n.
+
+    Examples:
+        >>> [round(end, 3) for end in wilson(0, 32)]
+        [0.0, 0.107]
+    """
     p, shrink = k / n, 1 + z**2 / n
     middle = (p + z**2 / (2 * n)) / shrink
     half = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / shrink
@@ -387,5 +392,5 @@ def verdict_strip(run: Run) -> Figure:
     _row_axis(ax, [f"{_row_name(r.attack, r.setting)} ({r.metric})" for r in rows.itertuples()])
     ax.axvline(float(thresholds.get("max_R", 0.5)), color=INK, lw=1, linestyle=(0, (2, 2)))
     ax.set_xlim(-0.02, max(1.02, ax.get_xlim()[1]))
-    ax.set_xlabel("max R: 0 = as if never learned, 1 = as if never edited (95 % interval)")
+    ax.set_xlabel("max R (0: never learned, 1: never edited; 95 % interval)")
     return figure

@@ -384,7 +384,15 @@ def in_order(names: Any, first: Sequence[str]) -> list[str]:
 
 
 def markdown(frame: pd.DataFrame, digits: int = 3) -> str:
-    """A GitHub table. NaN is a dash: not measured."""
+    """A GitHub table. NaN is a dash: not measured.
+
+    Examples:
+        >>> print(markdown(pd.DataFrame({"arm": ["edited", "never"], "R": [0.25, float("nan")]})))
+        | arm | R |
+        | --- | ---: |
+        | edited | 0.25 |
+        | never | - |
+    """
     header = [_inert(str(c)) for c in frame.columns]
     numeric = [pd.api.types.is_numeric_dtype(t) for t in frame.dtypes]
     lines = [header, ["---:" if right else "---" for right in numeric]]

@@ -85,6 +85,13 @@ def capture(
     """Inputs ``x`` and output gradients ``g`` of every site on a small corpus, ``[token, d]``.
 
     For ``y = W x``: ``tape.update()`` is the gradient of the summed loss with respect to W.
+
+    Examples:
+        >>> from hooklearn.data import load_corpus
+        >>> some = load_corpus(name="tiny", options={"part": "forget"}, limit=2)
+        >>> tapes = capture(models.load("tiny"), some, sites="mlp.out", layers="0")
+        >>> tuple(tapes["blocks.0.mlp.out"].update().shape)
+        (64, 128)
     """
     stream = batches(encode(corpus, models.tokenizer_of(model)))
     return capture_sites(model, stream, models.sites(model, sites, layers), gradients=gradients, precision="float32")

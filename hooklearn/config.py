@@ -344,6 +344,10 @@ def with_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any]
 
     Another method takes with it the options that were written for the one before, a battery the list of attacks.
 
+    Examples:
+        >>> with_overrides({"edit": {"method": "natural", "damping": 0.1}}, ["edit.method=repselect", "edit.rank=8"])
+        {'edit': {'method': 'repselect', 'rank': 8}}
+
     Raises:
         InputError: an override without ``=``, or a path through something that is not a section.
     """

@@ -50,7 +50,12 @@ class Corpus:
         return [str(row.get("group", i)) for i, row in enumerate(self.rows)]
 
     def take(self, n: int | None) -> Corpus:
-        """The first ``n`` rows (all when None)."""
+        """The first ``n`` rows (all when None).
+
+        Examples:
+            >>> len(Corpus("mine", ({"text": "one"}, {"text": "two"})).take(1))
+            1
+        """
         return self if n is None else Corpus(self.name, self.rows[:n], self.source)
 
     def where(self, keep: Callable[[Row], bool]) -> Corpus:
@@ -67,6 +72,11 @@ class Corpus:
         """Disjoint parts by group, in the order of a hash of the group's name.
 
         The order of the rows does not matter, and another group moves at most one across each border.
+
+        Examples:
+            >>> rows = tuple({"text": f"{fact} {phrasing}", "group": fact} for fact in "abc" for phrasing in "xy")
+            >>> {name: len(part) for name, part in Corpus("facts", rows).split(forget=2, heldout=1).items()}
+            {'forget': 4, 'heldout': 2}
         """
         order = sorted(set(self.groups), key=lambda g: hashlib.sha256(f"split:{g}".encode()).hexdigest())
         total, parts, start = sum(shares.values()), {}, 0.0
@@ -158,6 +168,10 @@ def load_corpus(
         options: what a built-in corpus is asked for, e.g. ``{"part": "forget"}``.
     Raises:
         InputError: unknown name, missing file, missing columns, or an empty corpus.
+
+    Examples:
+        >>> load_corpus(name="capitals", options={"part": "T"}, limit=2).rows[0]["completion"]
+        ' Asmara'
     """
     given = [k for k, v in (("name", name), ("path", path), ("hub", hub)) if v is not None]
     if len(given) != 1:

@@ -187,7 +187,13 @@ def project(
     g_basis: Float[Tensor, "d_out k"] | None,
 ) -> Float[Tensor, "d_out d_in"]:
     """``P_g U P_x`` for orthonormal bases. For a fixed linear projection, projecting every token and
-    projecting the summed update are the same thing."""
+    projecting the summed update are the same thing.
+
+    Examples:
+        >>> project(torch.ones(2, 2), torch.tensor([[1.0], [0.0]]), None)
+        tensor([[1., 0.],
+                [1., 0.]])
+    """
     if g_basis is not None:
         update = g_basis @ (g_basis.T @ update)
     if x_basis is not None:
@@ -273,6 +279,10 @@ def spectral_filter(
     the smallest kept one, component i of one side is scaled by ``s_k/s_i`` (soft), ``(s_k/s_i)^2`` (quadratic)
     or 0 (hard); with both sides the factors multiply, so soft/both maps ``s_i`` to ``s_k^2/s_i``. The rank is
     clamped to the numerical rank: beyond it ``s_k`` is rounding noise and would erase the update.
+
+    Examples:
+        >>> spectral_filter(torch.diag(torch.tensor([8.0, 4.0, 1.0])), rank=2).diag()
+        tensor([2., 4., 1.])
     """
     if rank < 0:
         raise InputError(f"rank must be 0 or more, got {rank}")

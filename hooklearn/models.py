@@ -124,6 +124,10 @@ def sites(
 
     Raises:
         InputError: for a name or layer that the model does not have.
+
+    Examples:
+        >>> [site.name for site in sites(load("tiny"), "mlp", layers="0")]
+        ['blocks.0.mlp.gate', 'blocks.0.mlp.in', 'blocks.0.mlp.out']
     """
     every = _every_site(model)
     wanted = [which] if isinstance(which, str) else list(which)
@@ -279,6 +283,16 @@ def edited(model: TransformerBridge, delta: Delta, scale: float = 1.0) -> Iterat
         InputError: if the delta was made for another model, or does not fit this one's sites.
         NumericalError: if it holds NaN or infinity; on leaving, if the weights could not be put back because the model
             computes with other parameters now.
+
+    Examples:
+        >>> model = load("tiny")
+        >>> site, *_ = sites(model, "mlp.out")
+        >>> before = weights_hash(model)
+        >>> with edited(model, Delta({site.name: torch.ones(site.d_out, site.d_in)})):
+        ...     weights_hash(model) == before
+        False
+        >>> weights_hash(model) == before
+        True
     """
     outer = _bases.get(model, "")
     places, base = _fitting(model, delta)

@@ -158,7 +158,12 @@ RECIPES: dict[str, Callable[[], Config]] = {
 
 
 def recipe(name: str) -> Config:
-    """A recipe's config by name, as plain data to change and pass to ``hl.run``."""
+    """A recipe's config by name, as plain data to change and pass to ``hl.run``.
+
+    Examples:
+        >>> recipe("tiny")["budget"]
+        {'kl': 0.01, 'near_ce': 0.02}
+    """
     if name not in RECIPES:
         near = difflib.get_close_matches(name, RECIPES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""

@@ -66,7 +66,12 @@ class Tape:
     """None when the tape was recorded without a backward pass."""
 
     def update(self) -> Float[Tensor, "d_out d_in"]:
-        """``sum_t g_t x_t^T``: the gradient of the loss with respect to ``W``."""
+        """``sum_t g_t x_t^T``: the gradient of the loss with respect to ``W``.
+
+        Examples:
+            >>> Tape(x=torch.tensor([[1.0, 2.0]]), g=torch.tensor([[3.0]])).update()
+            tensor([[3., 6.]])
+        """
         if self.g is None:
             raise InputError("this tape holds no gradients; capture with gradients=True")
         return self.g.T @ self.x
@@ -74,7 +79,13 @@ class Tape:
 
 @dataclass(frozen=True)
 class Delta:
-    """What an edit adds to the weights: site name -> update ``[d_out, d_in]``, for one base model."""
+    """What an edit adds to the weights: site name -> update ``[d_out, d_in]``, for one base model.
+
+    Examples:
+        >>> delta = Delta({"blocks.0.mlp.out": torch.ones(2, 2)})
+        >>> (0.5 * delta).norm(), (delta - delta).norm()
+        (1.0, 0.0)
+    """
 
     updates: Mapping[str, Float[Tensor, "d_out d_in"]]
     base: str = ""
@@ -131,7 +142,12 @@ class Score:
 
     @staticmethod
     def of(values: Tensor) -> Score:
-        """Mean and standard error of per-item values ``[item]``."""
+        """Mean and standard error of per-item values ``[item]``.
+
+        Examples:
+            >>> Score.of(torch.tensor([0.0, 1.0, 1.0, 0.0]))
+            Score(value=0.5, stderr=0.28867..., n=4)
+        """
         values = values.double().flatten()
         n = values.numel()
         if n == 0:
@@ -142,7 +158,15 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How much an edit may disrupt: far KL in nats per token, near CE rise in nats per token."""
+    """How much an edit may disrupt: far KL in nats per token, near CE rise in nats per token.
+
+    Examples:
+        >>> Budget(kl=0.01, near_ce=0.02)
+        Budget(kl=0.01, near_ce=0.02)
+        >>> Budget(kl=-1)
+        Traceback (most recent call last):
+        hooklearn.types.InputError: budget.kl must be a positive number, got -1
+    """
 
     kl: float = 0.01
     near_ce: float | None = None
@@ -158,6 +182,12 @@ class Disruption:
     """What an edit did to everything else. Far: KL(original, edited) and CE rise on unrelated text.
 
     Near: rise of CE on held-out *good* neighbours; negative means the neighbours got better.
+
+    Examples:
+        >>> budget = Budget(kl=0.01, near_ce=0.02)
+        >>> found = Disruption(kl=Score(0.002), ce=Score(0.001), near_ce=Score(0.02))
+        >>> found.used(budget), found.binding(budget)
+        (1.0, 'near_ce')
     """
 
     kl: Score

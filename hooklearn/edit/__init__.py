@@ -65,6 +65,10 @@ def method_of(name: str, options: Mapping[str, Any] | None = None) -> Method:
 
     Raises:
         InputError: unknown name or option (with the nearest valid one).
+
+    Examples:
+        >>> method_of("repselect", {"rank": 16}).options()["rank"]
+        16
     """
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, n=1)
@@ -99,6 +103,14 @@ def edit(
             good neighbours; ``reference``: running text for the retain curvature.
         subspace: confine the update to located subspaces (method ``confined``).
         budget: far KL in nats per token, or a :class:`Budget` with a near one.
+
+    Examples:
+        >>> from hooklearn.data import load_corpus
+        >>> forget = load_corpus(name="tiny", options={"part": "forget"})
+        >>> prose = load_corpus(name="tiny", options={"part": "disruption"})
+        >>> result = edit(models.load("tiny"), "gradient_ascent", forget=forget, disruption=prose, budget=0.01)
+        >>> 0.95 <= result.disruption.used(result.budget) <= 1
+        True
     """
     chosen = method if isinstance(method, Method) else method_of(method, options)
     problem = Problem(
