@@ -100,9 +100,9 @@ if TYPE_CHECKING:
     from hooklearn.edit import Method, Problem, edit
     from hooklearn.exporting import export
     from hooklearn.locate import Subspace, Subspaces, locate, locate_sweep
-    from hooklearn.panel import capability
     from hooklearn.locate.tokens import sample_tokens
     from hooklearn.models import edited, load, sites, weight, wrap
+    from hooklearn.panel import capability
     from hooklearn.recipes import recipe
     from hooklearn.store import load_delta, save_delta
     from hooklearn.sweeping import sweep

@@ -118,11 +118,9 @@ def _check(s: Sample) -> None:
         raise ValueError("codes")
     if s.scales.shape != (components,) or s.item_scales.shape != (components,):
         raise ValueError("scales")
-    if (
-        not s.components["place"].isin(range(len(s.places))).all()
-        or not s.tokens["text"].isin(range(len(s.texts))).all()
-    ):
-        raise ValueError("an index without its row")
+    for index, rows in ((s.components["place"], s.places), (s.tokens["text"], s.texts)):
+        if not np.isin(index, np.arange(len(rows))).all():
+            raise ValueError("an index without its row")
     if not all(np.isfinite(a).all() for a in (s.scales, s.item_scales, s.means, *s.disruption)):
         raise ValueError("NaN or infinity")
 
