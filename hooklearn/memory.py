@@ -8,6 +8,10 @@ import gc
 import resource
 
 
+WORTH = 3 * 2**29
+"""Bytes below which a process has nothing that is worth looking for: the search takes a third of a second."""
+
+
 def peak_bytes() -> int:
     """The largest resident size so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
@@ -15,7 +19,9 @@ def peak_bytes() -> int:
 
 def give_back() -> None:
     """What was freed goes back to the system. The C library of Linux keeps it otherwise, in pieces that what comes next
-    cannot use, and the peak of a run is then that of all its stages together."""
+    cannot use, and the peak of a run is then that of all its stages together. Small processes are left alone."""
+    if peak_bytes() < WORTH:
+        return
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # other C libraries have no such call, and no such habit
         ctypes.CDLL("libc.so.6").malloc_trim(0)
