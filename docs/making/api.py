@@ -27,12 +27,13 @@ _LAZY = "Names are imported when they are first used: `import hooklearn` loads n
 
 def analysis() -> str:
     package = importlib.import_module("analysis")
-    names = [n for n in package.__all__ if n != "plots"]
+    whole = ("plots", "style")  # modules
+    names = [n for n in package.__all__ if n not in whole]
     entries = [_entry(f"analysis.{package._HOME[n]}.{n}", f"analysis.{n}", n) for n in names]
     rules = _module("analysis.verdict", "The rules of the verdict")
-    plots = _entry("analysis.plots", "analysis.plots", "plots")
+    modules = [_entry(f"analysis.{n}", f"analysis.{n}", n) for n in whole]
     return "\n\n".join(
-        ["# analysis", "    import analysis", "Reads run folders; loads no model.", *entries, plots, rules]
+        ["# analysis", "    import analysis", "Reads run folders; loads no model.", *entries, *modules, rules]
     )
 
 
