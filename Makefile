@@ -30,8 +30,9 @@ types: $(STAMP)
 check: lint types
 	OMP_WAIT_POLICY=passive $(BIN)/pytest -m 'not slow' -x tests/test_imports.py tests/test_linalg.py tests/test_budget.py tests/test_data.py tests/test_verdict.py
 
+# a process a core with a thread each: two processes with all threads each are ten times slower
 test: lint types
-	OMP_WAIT_POLICY=passive $(BIN)/pytest
+	OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 # the long versions of the tests of faults (docs/reliability.md); HOOKLEARN_KILLS and HOOKLEARN_FUZZ say how long
 test-long: $(STAMP)
