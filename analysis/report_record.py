@@ -24,7 +24,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from analysis.tables import Run, input_error, read_json, shaped, summary_table
-from analysis.writing import plain
+from hooklearn.jsonable import jsonable
 
 SCHEMA_VERSION = 1
 RECORD = "report.json"
@@ -41,7 +41,7 @@ def record_of(run: Run, *, redact: bool = False) -> dict[str, Any]:
     verdict = run.verdict or {}
     kept = ("verdict", "reason", "doubts", "within_budget", "battery", "thresholds")
     known = ("method", "seed", "options", "stop", "binding", "disruption", "budget", "within_budget", "cost")
-    return plain(
+    return jsonable(
         {
             "schema_version": SCHEMA_VERSION,
             "run": run.name,

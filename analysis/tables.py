@@ -34,7 +34,7 @@ COLUMNS = {
 """File stem -> columns that must be there; more are welcome."""
 COUNTS = ("seed", "step", "item")
 """Columns of whole numbers, never missing."""
-TEXTS = ("attack", "setting", "arm", "metric", "split")
+TEXTS = ("attack", "setting", "arm", "metric", "split", "set")
 FLAGS = ("cheap", "converged", "diverged")
 
 Number = float | int | None
@@ -141,7 +141,7 @@ class Run:
     trace: pd.DataFrame
     locate: pd.DataFrame
     evidence: pd.DataFrame
-    capability: pd.DataFrame
+    capability: pd.DataFrame = field(default_factory=pd.DataFrame)
     """Per item of general capability whether an arm answers it right; empty where no panel was given."""
     samples: list[dict[str, Any]] = field(default_factory=list)
     evidence_records: list[dict[str, Any]] = field(default_factory=list)

@@ -62,7 +62,6 @@ Scores and intervals: ``analysis.scores``; the numbers: ``analysis.measures``; t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -75,6 +74,7 @@ from analysis.rules import UNDECIDED, Judgement, decide, overall
 from analysis.scores import read_scores
 from analysis.tables import SCHEMA_VERSION, Run, markdown, read_run
 from analysis.writing import write_json
+from hooklearn.jsonable import jsonable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -100,7 +100,7 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """The content of ``verdict.json``; NaN is None."""
-        return {"schema_version": SCHEMA_VERSION, **_plain(asdict(self))}
+        return {"schema_version": SCHEMA_VERSION, **jsonable(asdict(self))}
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per attacker, metric and split."""
@@ -126,16 +126,6 @@ class Verdict:
         doubts = [f"- {doubt}" for doubt in self.doubts]
         table = markdown(frame.loc[frame["split"] == "heldout", columns])
         return "\n".join([head + self._budget() + ".", "", *doubts, "", table])
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value
 
 
 def judge(

@@ -15,7 +15,7 @@ from typing import Any
 from analysis.report_record import RECORD, file_hash, hashes, opened, page_hash, read_record
 from analysis.tables import Run, input_error, number, read_run, summary_table
 from analysis.verdict import Thresholds, judge
-from analysis.writing import plain
+from hooklearn.jsonable import jsonable
 
 SHOWN = 5
 """Points of curves that are named, where many are wrong."""
@@ -94,7 +94,7 @@ def _numbers(folder: Path, record: Mapping[str, Any]) -> list[str]:
 
 
 def _table(run: Run, record: Mapping[str, Any]) -> Iterator[str]:
-    now = {row["arm"]: row for row in plain(summary_table(run).to_dict("records"))}
+    now = {row["arm"]: row for row in jsonable(summary_table(run).to_dict("records"))}
     for row in record["summary"]:
         found = now.get(row["arm"], {})
         for column, value in row.items():

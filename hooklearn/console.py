@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
+from hooklearn.jsonable import jsonable
 from hooklearn.memory import exhausted
 
 if TYPE_CHECKING:
@@ -169,20 +170,7 @@ def quiet_libraries() -> Iterator[None]:
 
 def print_json(value: object) -> None:
     """Exactly one object on stdout; what was not measured is null."""
-    print_line(json.dumps(plain(value), allow_nan=False))
-
-
-def plain(value: Any) -> Any:
-    """The value in JSON's own types; NaN and infinity are None."""
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if isinstance(value, bool | int | str) or value is None:
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return plain(value.item()) if hasattr(value, "item") else str(value)
+    print_line(json.dumps(jsonable(value), allow_nan=False))
 
 
 def print_line(text: str) -> None:

@@ -7,7 +7,6 @@ import ctypes
 import gc
 import resource
 
-
 WORTH = 3 * 2**29
 """Bytes below which a process has nothing that is worth looking for: the search takes a third of a second."""
 

@@ -10,7 +10,6 @@ import errno
 import fcntl
 import hashlib
 import json
-import math
 import os
 import platform
 import secrets
@@ -18,13 +17,11 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
 from importlib import metadata as packages
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Literal, Self, get_args
 
-import numpy as np
 import pandas as pd
 import safetensors.torch
 import torch
@@ -32,6 +29,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hooklearn import memory
+from hooklearn.jsonable import jsonable
 from hooklearn.types import Delta, InputError, NumericalError
 
 SCHEMA_VERSION = 1
@@ -109,7 +107,7 @@ def _sync_folder(folder: Path) -> None:
 
 def save_json(path: StrPath, value: object) -> None:
     """NaN and infinity become null: not measured is never 0. Unfolds dataclasses and arrays."""
-    write_atomic(path, json.dumps(plain(value), indent=1, allow_nan=False).encode() + b"\n")
+    write_atomic(path, json.dumps(jsonable(value), indent=1, allow_nan=False).encode() + b"\n")
 
 
 def load_json(path: StrPath) -> Any:
@@ -134,22 +132,7 @@ def load_lines(path: StrPath) -> list[Any]:
 
 
 def _line(row: object) -> bytes:
-    return json.dumps(plain(row), allow_nan=False).encode() + b"\n"
-
-
-def plain(value: Any) -> Any:
-    """``value`` in JSON's own types."""
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if isinstance(value, np.ndarray | np.generic | Tensor):
-        return plain(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if is_dataclass(value):
-        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
-    return str(value) if isinstance(value, Path) else value
+    return json.dumps(jsonable(row), allow_nan=False).encode() + b"\n"
 
 
 def save_frame(path: StrPath, frame: pd.DataFrame) -> None:
@@ -243,7 +226,7 @@ class RunFolder:
                     f"{folder}: already holds a run (status {earlier['status']}); "
                     "use another --out, or --resume to continue it"
                 )
-            if earlier and earlier.get("config") != plain(record.get("config")):
+            if earlier and earlier.get("config") != jsonable(record.get("config")):
                 raise InputError(f"{folder}: holds a run of another config; use another --out")
             begun = {"schema_version": SCHEMA_VERSION, "started": now(), **record, **earlier}
             run = cls(folder, begun, lock)

@@ -21,6 +21,7 @@ from typing import Any
 from hooklearn import controls, experiment, store
 from hooklearn.config import RunConfig, read_config
 from hooklearn.corpus import Corpus
+from hooklearn.jsonable import jsonable
 from hooklearn.setting import Progress, Setup, check
 from hooklearn.shared import Shared
 from hooklearn.sweep_config import Family, Plan
@@ -100,12 +101,12 @@ class Sweep:
             earlier = store.load_json(path)
         fixed = self._fixed()
         for key, value in fixed.items():
-            if earlier and store.plain(earlier.get("fixed", {}).get(key)) != store.plain(value):
+            if earlier and jsonable(earlier.get("fixed", {}).get(key)) != jsonable(value):
                 raise InputError(
                     f"{self.out}: holds a sweep with another {key}; only methods, budgets and seeds may be added "
                     "to a sweep that was begun"
                 )
-        declared = {m.label: store.plain(m.model_dump(mode="json")) for m in self.plan.config.methods}
+        declared = {m.label: jsonable(m.model_dump(mode="json")) for m in self.plan.config.methods}
         for label, earlier_spec in earlier.get("declared", {}).items():
             if declared.get(label, earlier_spec) != earlier_spec:
                 raise InputError(

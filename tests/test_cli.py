@@ -358,13 +358,13 @@ def test_escapes_do_not_reach_the_terminal(tmp_path: Path) -> None:
     assert line.isprintable() and r"\x1b[31mred\u202e next\x07" in line
 
 
-def test_plain_makes_nan_null() -> None:
+def test_jsonable_makes_nan_null() -> None:
     import numpy as np
 
-    from hooklearn.console import plain
+    from hooklearn.jsonable import jsonable
 
     value = {"a": math.nan, 1: [np.float64("inf"), np.int64(3), True, None], "p": Path("x")}
-    assert plain(value) == {"a": None, "1": [None, 3, True, None], "p": "x"}
+    assert jsonable(value) == {"a": None, "1": [None, 3, True, None], "p": "x"}
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -339,6 +339,7 @@ def test_hub_data_sets_pass_config_split_and_revision_on(monkeypatch: pytest.Mon
 
 
 SAID = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+ASKED = {"prompt": "p", "completion": "a"}
 WRONG_ROWS = [
     ([], "is empty"),
     ([{"question": "q"}], r"row 0: columns \['question'\]"),
@@ -348,10 +349,11 @@ WRONG_ROWS = [
     ([{"messages": "hello"}], "'messages' must be a list"),
     ([{"messages": SAID[:1]}], "at least two"),
     ([{"messages": [{"from": "human"}, *SAID]}], '"role"'),
-    ([{"text": "t", "choices": ["a", "b"]}], "needs 'answer', an index below 2; got None"),
-    ([{"text": "t", "choices": ["a", "b"], "answer": 2}], "got 2"),
-    ([{"text": "t", "choices": ["a", "b"], "answer": "a"}], "got 'a'"),
-    ([{"text": "t", "choices": None, "answer": 0}], "'choices' must be a list of texts"),
+    ([{"text": "t", "choices": ["a", "b"], "answer": 0}], "a choice item needs a 'prompt'"),
+    ([{**ASKED, "choices": ["a", "b"]}], "needs 'answer', an index below 2; got None"),
+    ([{**ASKED, "choices": ["a", "b"], "answer": 2}], "got 2"),
+    ([{**ASKED, "choices": ["a", "b"], "answer": "a"}], "got 'a'"),
+    ([{**ASKED, "choices": None, "answer": 0}], "'choices' must be a list of texts"),
 ]
 
 

@@ -23,6 +23,7 @@ import pandas as pd
 from analysis.explorer import numbers
 from analysis.explorer.numbers import Array, Auc, Readout
 from analysis.tables import input_error
+from hooklearn.jsonable import jsonable
 
 VERSION = 1
 MAGIC = b"HLX1"
@@ -157,17 +158,7 @@ def container(header: Mapping[str, Any], body: bytes) -> bytes:
 
 def plain_json(value: Any) -> bytes:
     """NaN is null: not measured is never 0."""
-    return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, np.generic):
-        return _plain(value.item())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(jsonable(value), ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 # --------------------------------------------------------------------------------------- unpacking

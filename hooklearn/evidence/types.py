@@ -5,11 +5,11 @@ hooklearn measures and writes; whether it speaks against a removal is judged by 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
+from hooklearn.jsonable import jsonable
 from hooklearn.types import NAN
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def to_records(evidence: Sequence[Evidence]) -> list[dict[str, Any]]:
     records = []
     for e in evidence:
         record = {f.name: getattr(e, f.name) for f in fields(e) if f.name != "detail"}
-        records.append({**_plain(record), "detail": _plain(e.detail.to_dict("records"))})
+        records.append({**jsonable(record), "detail": jsonable(e.detail.to_dict("records"))})
     return records
 
 
@@ -120,15 +120,3 @@ def to_dataframe(evidence: Sequence[Evidence]) -> pd.DataFrame:
 
 def _number(value: Any) -> Any:
     return NAN if value is None else value
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if hasattr(value, "item"):  # numpy's own numbers
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
