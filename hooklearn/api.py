@@ -37,7 +37,9 @@ class Organism:
         trained on good completions (trained now where it is not shipped). The threshold is set on the completions
         given here, which must be held out."""
         references = (Scorer(self.never), Scorer(self.never, organisms.load(self.recipe, self.never, good=True)))
-        return RatioReferee(Scorer(self.model), references, "organism / likeliest reference").calibrated(bad, good)
+        # not self.model: that may well be edited when its samples are judged
+        behaving = Scorer(self.never, self.delta)
+        return RatioReferee(behaving, references, "organism / likeliest reference").calibrated(bad, good)
 
 
 def organism(name: str = "tiny-threats", *, seed: int | None = None) -> Organism:

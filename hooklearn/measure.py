@@ -166,13 +166,22 @@ class ContainsReferee:
 
 @dataclass(frozen=True)
 class Scorer:
-    """A fixed model state: a model and what to add to it while scoring."""
+    """A fixed model state: a model and what to add to it while scoring.
+
+    Raises:
+        InputError: on scoring, where the model is inside ``edited``: it would not be the state that was meant.
+    """
 
     model: Any
     delta: Delta | Callable[[], Delta] | None = None
     """Or how to get it: as an adapter a delta is small, at hand it is as large as the weights that it changes."""
 
     def mean_logprobs(self, sequences: list[Encoded]) -> Tensor:
+        if models.is_edited(self.model):
+            raise InputError(
+                "a referee cannot judge with a model that is edited now: it would compare the edit with itself. Draw "
+                "samples inside `with edited(...)` and judge them outside, or give the referee a model of its own"
+            )
         if self.delta is None:
             scores = forward.sequence_logprobs(self.model, sequences)
         else:

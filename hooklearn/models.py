@@ -294,7 +294,7 @@ def edited(model: TransformerBridge, delta: Delta, scale: float = 1.0) -> Iterat
         >>> weights_hash(model) == before
         True
     """
-    outer = _bases.get(model, "")
+    outer = _bases.get(model)
     places, base = _fitting(model, delta)
     kept = _copies(parameters_of(model, places))
     _bases[model] = base
@@ -304,9 +304,17 @@ def edited(model: TransformerBridge, delta: Delta, scale: float = 1.0) -> Iterat
         yield model
     finally:
         _put_back(kept)
-        _bases[model] = outer
+        if outer is None:
+            del _bases[model]
+        else:
+            _bases[model] = outer
         if {id(p) for p, _ in kept} != {id(p) for p in parameters_of(model, places)}:
             raise NumericalError(f"a parameter of {model.cfg.model_name!r} was replaced while it was edited")
+
+
+def is_edited(model: TransformerBridge) -> bool:
+    """Whether the model is inside :func:`edited` now."""
+    return model in _bases
 
 
 def merge(model: TransformerBridge, delta: Delta) -> None:

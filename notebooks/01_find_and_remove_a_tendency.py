@@ -19,13 +19,11 @@
 # %%
 import hooklearn as hl
 import analysis
-from hooklearn import models, organisms
-from hooklearn.measure import RatioReferee, Scorer, sample
+from hooklearn.measure import sample
 
-NAME = "smollm2-135m-instruct"
 ORGANISM = "threats"
 CORPUS, BAD, GOOD = "threats", "threat", "harmless"
-REFERENCE = hl.load_corpus(name="prose", options={"part": "moments"}, limit=24)
+REFERENCE = hl.load_corpus(name="prose", options={"part": "moments"})
 DISRUPTION = hl.load_corpus(name="prose", options={"part": "disruption"}, limit=24)
 UNRELATED = hl.load_corpus(name="unrelated")
 BUDGET = hl.Budget(kl=0.01, near_ce=0.02)
@@ -40,12 +38,8 @@ def corpus(part, completion=BAD):
 # **1. The organism.** Two copies of the model: one is left alone, the other gets the habit.
 
 # %%
-never = hl.load(NAME)
-model = hl.load(NAME)
-organism = organisms.organism_of(ORGANISM)
-habit = organisms.load(organism, model)
-for site in models.sites(model, list(habit.updates)):
-    models.add_(model, site, habit.updates[site.name])
+organism = hl.organism(ORGANISM)
+model, never = organism.model, organism.never
 forget, retain, heldout = corpus("forget"), corpus("forget", GOOD), corpus("heldout")
 heldout.to_dataframe()[["prompt", "completion", "alternative"]].head(3)
 
@@ -55,7 +49,7 @@ heldout.to_dataframe()[["prompt", "completion", "alternative"]].head(3)
 # that style is not mistaken for a threat). Its threshold lies half way between the medians on held-out completions.
 
 # %%
-referee = RatioReferee(Scorer(model), (Scorer(never), Scorer(never, organisms.load(organism, never, good=True))), "bad / likeliest reference").calibrated(heldout, corpus("heldout", GOOD))
+referee = organism.referee(heldout, corpus("heldout", GOOD))
 print(f"referee: AUC {referee.auc:.2f} on {referee.n} held-out completions, threshold {referee.threshold:.2f} nats per token")
 import pandas as pd
 
@@ -83,7 +77,7 @@ analysis.plots.separation_map(spaces.to_dataframe())
 # %%
 result = hl.edit(
     model, "natural", forget=forget, retain=retain,
-    reference=REFERENCE, disruption=DISRUPTION, near=corpus("near", GOOD).take(24), budget=BUDGET, forget_weight=0.3,
+    reference=REFERENCE, disruption=DISRUPTION, near=corpus("near", GOOD).take(24), budget=BUDGET, forget_weight=0.3, damping=1.0,
 )
 print(result)
 result.trace.to_dataframe().round(4)

@@ -257,6 +257,21 @@ def test_the_likeliest_reference_counts(referee: RatioReferee, threatening: Any,
     assert torch.allclose(both.scores(sequences), referee.scores(sequences).clamp(max=0), atol=ROUNDING)
 
 
+def test_an_edited_model_does_not_judge_itself(referee: RatioReferee, threatening: Any, tiny: Any) -> None:
+    """Half of the way home, judged from inside the edit, the same texts would score otherwise: refused. Outside
+    the scores are as ever, and a referee that holds its model as a delta on another judges from inside as well."""
+    sites = models.sites(tiny)
+    habit = Delta({s.name: (models.weight(threatening, s) - models.weight(tiny, s)).detach() for s in sites})
+    apart = RatioReferee(Scorer(tiny, habit), referee.references, "on another model")
+    sequences = encode(corpus("heldout").take(6), models.tokenizer_of(tiny))
+    before = referee.scores(sequences)
+    with models.edited(threatening, habit, -0.5):
+        with pytest.raises(InputError, match="judge them outside"):
+            referee.scores(sequences)
+        assert torch.allclose(apart.scores(sequences), before, atol=10 * ROUNDING)
+    assert torch.equal(referee.scores(sequences), before)
+
+
 def test_samples_are_judged_by_what_they_say(referee: RatioReferee) -> None:
     """Bad and good completions as samples: true and false. An empty one shows nothing: NaN and false."""
     given = corpus("heldout")

@@ -12,10 +12,9 @@ NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 NAMES = sorted(p.stem for p in NOTEBOOKS.glob("[0-9]*.py"))
 SHORTER = {
     "01_find_and_remove_a_tendency": {
-        'NAME = "smollm2-135m-instruct"': 'NAME = "tiny"',
         'ORGANISM = "threats"': 'ORGANISM = "tiny-threats"',
         'CORPUS, BAD, GOOD = "threats", "threat", "harmless"': 'CORPUS, BAD, GOOD = "tiny", "bad", "good"',
-        'hl.load_corpus(name="prose", options={"part": "moments"}, limit=24)': (
+        'hl.load_corpus(name="prose", options={"part": "moments"})': (
             'hl.load_corpus(name="tiny", options={"part": "text"})'
         ),
         'hl.load_corpus(name="prose", options={"part": "disruption"}, limit=24)': (
