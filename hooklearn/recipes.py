@@ -81,7 +81,7 @@ def _tendency(name: str, *, bad: str, good: str) -> Config:
             "forget": corpus("forget"),
             "retain": corpus("forget", good),
             "near": corpus("near", good) | {"limit": 16},
-            "reference": {"name": "prose", "options": {"part": "moments"}, "limit": 32},
+            "reference": {"name": "prose", "options": {"part": "moments"}},
             "disruption": {"name": "prose", "options": {"part": "disruption"}, "limit": 16},
             "attack_train": corpus("attack"),
             "heldout": corpus("heldout") | {"limit": 32},
