@@ -15,7 +15,8 @@ from jaxtyping import Bool, Int
 from jinja2 import TemplateError
 from torch import Tensor
 
-from hooklearn.corpus import Corpus, Row, load_corpus
+from hooklearn.corpus import Corpus, Row
+from hooklearn.loading import load_corpus
 from hooklearn.types import InputError
 
 __all__ = ["Corpus", "Encoded", "Row", "TokenBatch", "batches", "cycle", "encode", "encode_choices", "load_corpus"]

@@ -31,7 +31,7 @@ from analysis.tables import markdown
 from analysis.verify import verify
 from hooklearn import store
 from hooklearn.config import from_yaml, parse, read_config, with_overrides
-from hooklearn.corpus import load_corpus
+from hooklearn.loading import load_corpus
 from hooklearn.recipes import RECIPES, recipe
 from hooklearn.setting import check
 from hooklearn.sweep_config import Plan

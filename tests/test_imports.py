@@ -19,8 +19,11 @@ ORDER = [
     # config knows the types only; methods and attacks have their options checked by it
     "hooklearn.linalg hooklearn.losses hooklearn.batteries hooklearn.config",
     "hooklearn.corpus hooklearn.shipped hooklearn.tendencies hooklearn.fact_sets hooklearn.tiny_world "
-    "hooklearn.tiny_facts hooklearn.corpora hooklearn.data hooklearn.store "
-    "hooklearn.builtin hooklearn.plain hooklearn.models hooklearn.exporting hooklearn.generation",
+    "hooklearn.tiny_facts",
+    "hooklearn.corpora",
+    "hooklearn.loading",
+    "hooklearn.data hooklearn.store hooklearn.builtin hooklearn.plain hooklearn.models hooklearn.exporting "
+    "hooklearn.generation",
     "hooklearn.forward",
     "hooklearn.lora hooklearn.train",
     "hooklearn.measure hooklearn.panel",

@@ -1,0 +1,139 @@
+"""Corpora from a built-in name, a local file or the hub."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hooklearn.corpora import BUILTIN
+from hooklearn.corpus import Corpus, Row
+from hooklearn.types import InputError
+
+LOCAL_FORMATS = (".jsonl", ".json", ".csv", ".parquet")
+
+
+def load_corpus(
+    *,
+    name: str | None = None,
+    path: str | Path | None = None,
+    hub: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    split: str | None = None,
+    config: str | None = None,
+    revision: str | None = None,
+    limit: int | None = None,
+    base: Path | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Corpus:
+    """A built-in name, a local file, or a hub data set, as a :class:`Corpus`.
+
+    Args:
+        columns: ``{"completion": "answer_text"}`` takes our ``completion`` from their ``answer_text``.
+        base: folder that a relative ``path`` starts from.
+        options: what a built-in corpus is asked for, e.g. ``{"part": "forget"}``.
+    Raises:
+        InputError: unknown name, missing file, missing columns, or an empty corpus.
+
+    Examples:
+        >>> load_corpus(name="capitals", options={"part": "T"}, limit=2).rows[0]["completion"]
+        ' Asmara'
+    """
+    given = [k for k, v in (("name", name), ("path", path), ("hub", hub)) if v is not None]
+    if len(given) != 1:
+        raise InputError(f"a corpus needs exactly one of name, path, hub; got {given or 'none'}")
+    if name is not None:
+        corpus = _builtin(name, options or {})
+    elif path is not None:
+        rows = _read_local(Path(path) if base is None else base / path)
+        corpus = Corpus(Path(path).stem, _mapped(rows, columns, str(path)), f"path: {path}")
+    else:
+        corpus = _from_hub(str(hub), config, split or "train", revision, columns)
+    if split is not None and hub is None:
+        found = sorted({str(r["split"]) for r in corpus.rows if "split" in r})
+        if split not in found:
+            there = ", ".join(found) or "nothing"
+            raise InputError(f"corpus {corpus.name!r} has no split {split!r}; its column 'split' has {there}")
+        corpus = corpus.where(lambda r: r.get("split") == split)
+    return corpus.take(limit)
+
+
+def _json(line: str, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"line {number} is not JSON: {error}") from error
+
+
+def _read_local(path: Path) -> list[Row]:
+    if not path.is_file():
+        raise InputError(f"corpus file not found: {path} (relative paths start from the config file)")
+    if path.suffix not in LOCAL_FORMATS:
+        raise InputError(
+            f"corpus file {path.name!r}: unknown format {path.suffix!r}; known: {', '.join(LOCAL_FORMATS)}"
+        )
+    try:
+        if path.suffix == ".jsonl":
+            lines = path.read_text(encoding="utf-8").split("\n")  # a text may hold other line separators
+            rows = [_json(line, i) for i, line in enumerate(lines, 1) if line.strip()]
+        elif path.suffix == ".json":
+            rows = json.loads(path.read_text(encoding="utf-8"))
+        else:
+            import pandas as pd
+
+            # every column of a csv file is text: 1984, 007 and NA are answers, not numbers
+            text = {"dtype": str, "keep_default_na": False}
+            frame = pd.read_csv(path, **text) if path.suffix == ".csv" else pd.read_parquet(path)
+            rows = json.loads(str(frame.to_json(orient="records")))
+    except Exception as error:  # pyarrow raises many unrelated types on damaged files, json RecursionError
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"corpus file {path} cannot be read: {first}") from error
+    if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
+        raise InputError(f"corpus file {path}: expected a list of objects, one a row")
+    return rows
+
+
+def _mapped(rows: Sequence[Row], columns: Mapping[str, str] | None, source: str) -> tuple[Row, ...]:
+    """Rename their columns to ours; ask for the nearest name when one is missing."""
+    if not columns or not rows:
+        return tuple(rows)
+    for theirs in columns.values():
+        if theirs not in rows[0]:
+            near = difflib.get_close_matches(theirs, map(str, rows[0]), n=1)
+            hint = f"; nearest: {near[0]!r}" if near else ""
+            raise InputError(f"corpus {source}: no column {theirs!r} among {sorted(map(str, rows[0]))}{hint}")
+    taken = set(columns.values())
+    return tuple(
+        {k: v for k, v in r.items() if k not in taken} | {ours: r.get(theirs) for ours, theirs in columns.items()}
+        for r in rows
+    )
+
+
+def _from_hub(
+    hub: str,
+    config: str | None,
+    split: str,
+    revision: str | None,
+    columns: Mapping[str, str] | None,
+) -> Corpus:
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(hub, config, split=split, revision=revision)
+    except Exception as error:  # the datasets library raises a dozen kinds for "not there"
+        raise InputError(
+            f"hub data set {hub!r} (config {config!r}, split {split!r}) could not be loaded: "
+            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        ) from error
+    source = f"hub: {hub} config={config} split={split} revision={revision}"
+    return Corpus(hub, _mapped([dict(r) for r in loaded], columns, hub), source)  # type: ignore[call-overload]
+
+
+def _builtin(name: str, options: Mapping[str, Any]) -> Corpus:
+    if name not in BUILTIN:
+        near = difflib.get_close_matches(name, BUILTIN, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"unknown corpus {name!r}; built in: {', '.join(BUILTIN)}{hint}")
+    return BUILTIN[name].build(**options)
