@@ -88,8 +88,8 @@ def fit(
         if not math.isfinite(value):
             raise NumericalError(f"loss is {value} at step {first + step}; lower the learning rate")
         loss.backward()
-        gradients = [p.grad for p in watched if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        # no name holds the gradients: they would still be there when the next step makes its own
+        norm = torch.nn.utils.get_total_norm([p.grad for p in watched if p.grad is not None])
         if not math.isfinite(float(norm)):  # clipped, it would make every weight NaN
             raise _broken(model, watched, "gradient", first + step)
         if max_norm is not None:
