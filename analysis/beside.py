@@ -10,7 +10,7 @@ from analysis import markup
 from analysis.compare import compare
 from analysis.comparison import QUANTITIES, with_interval
 from analysis.style import METRICS
-from analysis.tables import Run, in_order
+from analysis.tables import Run
 from analysis.tradeoff import tradeoff
 
 Content = dict[str, Any]
@@ -29,8 +29,8 @@ def beside(run: Run, others: Sequence[Run | str | Path]) -> Content:
         return {}
     found = compare([run, *others])
     me = found.table["run"].iloc[0]
-    metrics = in_order(found.differences["metric"], list(METRICS)) or list(METRICS)
     rows: Any = found.by_row()
+    metrics = [m for m in METRICS if f"{m}: {QUANTITIES['before']}" in rows]
     shown = [c for c in FACTS if c in rows] + [
         c for m in METRICS for q in QUANTITIES.values() if (c := f"{m}: {q}") in rows
     ]

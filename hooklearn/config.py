@@ -242,13 +242,10 @@ def build(cls: type[T], options: Mapping[str, Any], what: str) -> T:
         raise InputError(f"{what}: {_first_problem(error)}") from error
     for name in options:
         value = getattr(built, name)
-        if not all(math.isfinite(v) for v in (value if isinstance(value, list | tuple) else [value]) if _is_float(v)):
+        several = value if isinstance(value, list | tuple) else [value]
+        if not all(math.isfinite(v) for v in several if isinstance(v, float)):
             raise InputError(f"{what}: {name} must be finite, got {options[name]!r:.80}")
     return built
-
-
-def _is_float(value: Any) -> bool:
-    return isinstance(value, float)
 
 
 def _first_problem(error: ValidationError, root: type[BaseModel] = RunConfig) -> str:
