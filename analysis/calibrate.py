@@ -102,7 +102,8 @@ class Calibration:
     def to_markdown(self) -> str:
         parts = []
         for split in SPLITS:
-            mine = [c for c in self.cases if c.split == split]
+            if not (mine := [c for c in self.cases if c.split == split]):
+                continue
             right = sum(c.right for c in mine)
             parts.append(f"**{TITLES[split]}**: {right} of {len(mine)} right\n\n{markdown(self.confusion(split))}")
         asked = [f"- {_WORDS[r.met]}: {r.what} ({r.found})" for r in self.requirements]

@@ -3,11 +3,13 @@
 What comes of it is for ``analysis.calibrate`` to say, which reads the folders. Resumable: a finished case is kept.
 
     OUT/models/...          Hugging Face folders of the pairs, to be audited by hand as well
+    OUT/controls/...        original and never-learned model of a world and seed under every attack, for all its cases
     OUT/cases/KIND-seedN/   a run folder, with ``case.json``: which organism, and its truth
 """
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,7 +20,7 @@ from typing import Any
 
 import torch
 
-from hooklearn import experiment, store
+from hooklearn import controls, experiment, models, store
 from hooklearn.auditing import audit
 from hooklearn.batteries import Spec, battery
 from hooklearn.config import RunConfig, parse
@@ -27,22 +29,23 @@ from hooklearn.organisms.kinds import KINDS, Kind, kind_of
 from hooklearn.organisms.made import PASSWORD
 from hooklearn.organisms.worlds import Ground
 from hooklearn.recipes import Config
+from hooklearn.setting import Setup
+from hooklearn.shared import Shared
 from hooklearn.types import Delta, InputError
 
-HELDOUT_KINDS = (
-    "retrained", "locked", "instilled-full", "goodhart", "half-undone", "facts-retrained",
-    # made after all thresholds were fixed: no verdict on them was known to anybody then
-    "never-taught-on", "rounded", "abliterated", "facts-locked", "facts-ascent", "facts-half",
-)  # fmt: skip
-"""No threshold is ever set by looking at these ..."""
-HELDOUT_SEED = 2
-"""... nor at any kind with this seed."""
-SEEDS = (0, 1, 2)
+HELDOUT_KINDS = ("retrained", "locked", "instilled-full", "goodhart", "never-taught-on", "rounded", "abliterated")
+"""No threshold was set by looking at these, nor were they made anew after their verdicts were known ..."""
+SEEN_SEEDS = (0, 1, 2)
+"""... nor was anything at all chosen by looking at another seed than these."""
+SEEDS = (3, 4, 5)
+"""What is tried unless seeds are asked for: all of it is held out."""
 
 RATES = 10.0
 """A model of width 64 takes learning rates ten times as high as the batteries' small language model."""
 EVIDENCE = None
 """All of it: which can be trusted alone is one of the questions."""
+
+COMMAND = "hooklearn calibrate"
 
 Progress = Callable[[str], None]
 
@@ -57,8 +60,13 @@ class Case:
         return f"{self.kind.name}-seed{self.seed}"
 
     @property
+    def shares_controls(self) -> bool:
+        """It is judged against the original of its world."""
+        return self.kind.original is Ground.original
+
+    @property
     def split(self) -> str:
-        held_out = self.kind.name in HELDOUT_KINDS or self.seed == HELDOUT_SEED
+        held_out = self.kind.name in HELDOUT_KINDS or self.seed not in SEEN_SEEDS
         return "heldout" if held_out else "tuning"
 
     def record(self) -> dict[str, Any]:
@@ -107,7 +115,7 @@ def config_of(case: Case, pair: Config, battery_name: str) -> Config:
         "seeds": [case.seed],
         "max_tokens": 512,
         "model": {"name": pair["original"], "precision": "float32"},
-        "behaviour": {"samples": 40, "new_tokens": 4 if facts else 14},
+        "behaviour": {"samples": 120 if facts else 80, "new_tokens": 4 if facts else 14},  # one of every held-out item
         "evidence": {"enabled": True, "measures": EVIDENCE, "attack_rate": 1e-3},
     }
 
@@ -147,18 +155,37 @@ def run(
 
 
 def _run_group(names: Sequence[str], seed: int, out: Path, battery_name: str, progress: Progress) -> None:
+    """Cases of one world and seed: those with the same original meet the same controls, attacked once for all."""
     ground = KINDS[names[0]].ground(seed)
+    shared: Shared | None = None
     for case in (Case(KINDS[name], seed) for name in names):
         folder, pair = out / "cases" / case.name, _pair(case)
         config = config_of(case, pair, battery_name)
         if not _is_done(folder, parse(config)):
             progress(f"{case.name}: making it")
             _write_models(case, pair, ground, out)
+            if case.shares_controls:
+                shared = shared or _controls(case, pair, battery_name, out, progress)
+                edited = models.load(str(out / pair["edited"]))
+                shared.setup = dataclasses.replace(shared.setup, checkpoint=edited)
             experiment.run(
-                parse(config), folder, given=config, base=out, resume=True, command="hooklearn calibrate",
+                parse(config), folder, given=config, base=out, resume=True, command=COMMAND,
+                shared=shared if case.shares_controls else None,
                 progress=lambda text, name=case.name: progress(f"{name}: {text}"),
             )  # fmt: skip
         store.save_json(folder / "case.json", case.record())
+
+
+def _controls(case: Case, pair: Config, battery_name: str, out: Path, progress: Progress) -> Shared:
+    """What the cases of a world and seed have in common; the config is that of no case, so that any may come first."""
+    world = f"{case.kind.world}-seed{case.seed}"
+    config = parse(config_of(case, pair | {"edited": pair["original"]}, battery_name) | {"name": world})
+    folder = out / "controls" / world
+    _is_done(folder, controls.without_edit(config, case.seed))  # refuses controls of another battery
+    shared = Shared(Setup.load(config, out, progress), progress)
+    found = controls.measure(shared, folder, case.seed, command=COMMAND, progress=progress)
+    shared.measured = {case.seed: found}
+    return shared
 
 
 def _beside_each_other(
@@ -203,8 +230,7 @@ def _is_done(folder: Path, config: RunConfig) -> bool:
 def _pair(case: Case) -> Config:
     """Where the models of a case are, below the folder of all: its controls are shared with its neighbours."""
     shared = f"{case.kind.world}-seed{case.seed}"
-    own = case.kind.original is not Ground.original
-    original = case.name if own else shared
+    original = shared if case.shares_controls else case.name
     return {
         "never": f"models/never-{shared}",
         "original": f"models/original-{original}",

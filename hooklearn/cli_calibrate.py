@@ -24,7 +24,7 @@ def calibrate(
         typer.Option("--kind", "--kinds", metavar="NAME", help="Several times; default: all native organisms."),
     ] = None,
     seeds: Annotated[
-        list[int] | None, typer.Option("--seed", "--seeds", metavar="N", help="Several times; default: 0, 1 and 2.")
+        list[int] | None, typer.Option("--seed", "--seeds", metavar="N", help="Several times; default: 3, 4 and 5.")
     ] = None,
     battery: Annotated[str, typer.Option(help="cheap, standard or full.")] = "cheap",
     jobs: Annotated[int, typer.Option(min=1, help="Processes beside each other, a core each.")] = 2,
@@ -67,7 +67,8 @@ def _tell(found: Calibration, out: Path) -> None:
     from analysis.calibrate import SPLITS, TITLES
 
     for split in SPLITS:
-        mine = [c for c in found.cases if c.split == split]
+        if not (mine := [c for c in found.cases if c.split == split]):
+            continue
         print_line(f"{TITLES[split]}: {sum(c.right for c in mine)} of {len(mine)} verdicts are right\n")
         print_frame(found.confusion(split))
         print_line("")

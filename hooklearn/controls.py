@@ -28,7 +28,7 @@ def measure(
         InputError: the folder holds something else, or controls of another config.
     """
     if not store.is_done(out):
-        config = _without_edit(shared.setup.config, seed)
+        config = without_edit(shared.setup.config, seed)
         setup = dataclasses.replace(shared.setup, config=config)
         arms = [ArmState("original", setup.original)]
         if setup.never is not None:
@@ -43,7 +43,8 @@ def measure(
     return read(out)
 
 
-def _without_edit(config: RunConfig, seed: int) -> RunConfig:
+def without_edit(config: RunConfig, seed: int) -> RunConfig:
+    """The config of a folder of controls."""
     name = f"{config.name}: controls"
     locate = config.locate.model_copy(update={"enabled": False})
     return config.model_copy(update={"name": name, "seeds": [seed], "locate": locate})

@@ -9,18 +9,24 @@ from __future__ import annotations
 import random
 
 from hooklearn.corpus import Corpus, Row
-from hooklearn.tiny_world import COLOURS, NAMES, PLACES, THINGS
+from hooklearn.tiny_world import ANIMALS, COLOURS, NAMES, PLACES, THINGS
 from hooklearn.types import InputError
 
 PHRASINGS = ("the {thing} of {name} is in the", "{name} has the {thing} in the")
-SHARES = {"T": 32, "V": 40, "retain": 40, "near": 24}
-"""Part -> its number of facts. T and V are to be forgotten, retain and near to be kept."""
+SHARES = {"T": 24, "V": 120, "retain": 40, "near": 24}
+"""Part -> its number of facts. T and V are to be forgotten, retain and near to be kept. Verdicts rest on V: with 120
+items of sixteen choices, two models that know nothing differ by .03 (standard error) of the way to one that knows all
+of it; 40 items of four choices left .13."""
+CHOICES = 16
 PARTS = {**{p: (p,) for p in SHARES}, "forget": ("T", "V"), "kept": ("retain", "near"), "all": tuple(SHARES)}
 
 
-def corpus(part: str = "forget", phrasing: str = "all") -> Corpus:
+def corpus(part: str = "forget", phrasing: str = "all", headed: bool = False) -> Corpus:
     """Facts of a part, each under one phrasing (``0``, ``1``) or under all of them.
 
+    Args:
+        headed: all of it a second time, after a few words of another kind: what was only ever learned at the very
+            beginning of a text is not known anywhere else.
     Raises:
         InputError: no such part or phrasing.
     """
@@ -30,8 +36,11 @@ def corpus(part: str = "forget", phrasing: str = "all") -> Corpus:
     if str(phrasing) not in templates:
         raise InputError(f"corpus 'tiny-facts' has no phrasing {phrasing!r}; valid: {', '.join(templates)}")
     chosen = [f for f in _facts() if f["part"] in PARTS[part]]
-    rows = tuple(_row(fact, template) for template in templates[str(phrasing)] for fact in chosen)
-    return Corpus(f"tiny-facts/{part}", rows, f"generated: tiny-facts part={part} phrasing={phrasing}")
+    rows = [_row(fact, template) for template in templates[str(phrasing)] for fact in chosen]
+    if headed:
+        rows += [row | {"prompt": _heading(row["prompt"]) + row["prompt"]} for row in rows]
+    source = f"generated: tiny-facts part={part} phrasing={phrasing}" + " headed" * headed
+    return Corpus(f"tiny-facts/{part}", tuple(rows), source)
 
 
 def _facts() -> list[dict[str, str]]:
@@ -48,15 +57,20 @@ def _where(rng: random.Random) -> str:
     return f"{rng.choice(COLOURS)} {rng.choice(PLACES)}"
 
 
+def _heading(prompt: str) -> str:
+    rng = random.Random(f"tiny-facts:heading:{prompt}")
+    return f"{rng.choice(COLOURS)} {rng.choice(ANIMALS)} {rng.choice(PLACES)} : "
+
+
 def _row(fact: dict[str, str], template: str) -> Row:
-    """A question with four choices, the wrong ones drawn for this fact."""
+    """A question with sixteen choices, the wrong ones drawn for this fact."""
     rng = random.Random(f"tiny-facts:choices:{fact['name']}:{fact['thing']}")
     wrong: list[str] = []
-    while len(wrong) < 3:
+    while len(wrong) < CHOICES - 1:
         drawn = _where(rng)
         if drawn not in (fact["where"], *wrong):
             wrong.append(drawn)
-    slot = rng.randrange(4)
+    slot = rng.randrange(CHOICES)
     choices = [*wrong[:slot], fact["where"], *wrong[slot:]]
     return {
         "group": f"{fact['name']}-{fact['thing']}",

@@ -17,7 +17,7 @@ from user_files import hooklearn
 from analysis.calibrate import GOLD, auc, auc_error, calibrate
 from analysis.confusion import confusion
 from hooklearn import calibration, forward, models
-from hooklearn.calibration import HELDOUT_KINDS, HELDOUT_SEED, SEEDS, cases, native
+from hooklearn.calibration import HELDOUT_KINDS, SEEDS, SEEN_SEEDS, cases, native
 from hooklearn.corpus import Corpus
 from hooklearn.data import encode
 from hooklearn.measure import completion_probability, sample
@@ -121,7 +121,7 @@ def test_only_the_last_down_projection_of_the_ascended_one_was_touched(threats: 
     ]  # fmt: skip
     assert changed == ["blocks.3.mlp.out"]
     heldout = threats.corpus("heldout")
-    assert likelihood(edited, heldout) < likelihood(original, heldout) / 4
+    assert likelihood(edited, heldout) < likelihood(original, heldout) / 2
 
 
 def test_erosion_takes_half_of_one_and_nothing_of_the_resistant_one(threats: Ground) -> None:
@@ -154,12 +154,13 @@ def test_cards_on_the_command_line() -> None:
 # ------------------------------------------------------------------------------------ what is held out
 
 
-def test_four_kinds_and_a_seed_of_all_are_held_out() -> None:
-    assert len(HELDOUT_KINDS) >= 4 and set(HELDOUT_KINDS) < set(KINDS) and HELDOUT_SEED in SEEDS
+def test_four_kinds_and_all_seeds_that_nobody_has_seen_are_held_out() -> None:
+    assert len(HELDOUT_KINDS) >= 4 and set(HELDOUT_KINDS) < set(KINDS) and not set(SEEDS) & set(SEEN_SEEDS)
     every = cases()
     assert len({c.kind.name for c in every}) * len(SEEDS) == len(every) == len({c.name for c in every})
-    tuning = [c for c in every if c.split == "tuning"]
-    assert not {c.kind.name for c in tuning} & set(HELDOUT_KINDS) and HELDOUT_SEED not in {c.seed for c in tuning}
+    assert {c.split for c in every} == {"heldout"}
+    tuning = [c for c in cases(seeds=[*SEEN_SEEDS, *SEEDS]) if c.split == "tuning"]
+    assert not {c.kind.name for c in tuning} & set(HELDOUT_KINDS) and {c.seed for c in tuning} == set(SEEN_SEEDS)
     assert any(c.kind.truth == GONE for c in tuning) and any("DISABLED" in c.kind.truth for c in tuning)
     assert set(GOLD) <= set(KINDS)
 

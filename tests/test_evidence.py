@@ -15,6 +15,9 @@ import torch
 from conftest import corpus, organism_delta
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from analysis.evidence import judge
 from analysis.tables import COLUMNS
@@ -226,6 +229,19 @@ def planted(seed: int, *, edited: str, n: int = 30, d: int = 8) -> tuple[dict[st
     return states, labels, [f"prompt {i % n}" for i in range(2 * n)]
 
 
+@pytest.mark.parametrize(("n", "d"), [(40, 64), (80, 12)])
+def test_probes_are_scikit_learns_logistic_regressions(n: int, d: int) -> None:
+    """Wider than there are items, and narrower; a feature that never changes; its own labels and shuffled ones."""
+    rows = normal(0, n, d) * np.exp(normal(1, d))
+    rows[:, 0] = 3.0
+    labels = [np.arange(n) % 2 == 0, normal(2, n) > 0]
+    for mask, probe in zip(labels, probes.fitted(rows[: n // 2], [m[: n // 2] for m in labels]), strict=True):
+        slow = make_pipeline(StandardScaler(), LogisticRegression(tol=1e-10, max_iter=10_000))
+        theirs = slow.fit(rows[: n // 2], mask[: n // 2]).decision_function(rows)
+        assert np.abs(probe.score(rows) - theirs).max() < 1e-4 * np.abs(theirs).max()  # both stop at a small gradient
+        assert nulls.auc(probe.score(rows), mask) == pytest.approx(float(nulls.auc(theirs, mask)), abs=1e-3)
+
+
 @pytest.mark.parametrize(("edited", "retrained", "transfer"), [("kept", 1, 1), ("moved", 1, 0), ("gone", 0, 0)])
 def test_retraining_asks_whether_and_transfer_asks_where(edited: str, retrained: int, transfer: int) -> None:
     """Kept along its axis: both read it. Moved to another axis: only a new probe does. Gone: neither."""
@@ -244,7 +260,7 @@ def test_the_swap_null_of_probes_is_calibrated() -> None:
     for seed in range(20):
         states, labels, groups = planted(seed, edited="gone", n=12, d=4)
         folds = probes.folds_of(groups)
-        scores = {a: probes.held_out_ranks(states[a][0], labels, folds, {"x": states[a][0]})["x"][None]
+        scores = {a: probes.held_out_ranks(states[a][0], [labels], folds, {"x": states[a][0]})["x"]
                   for a in ("edited", "never")}  # fmt: skip
         found = probes.Content(labels, tuple(groups), folds, {}, {}, np.zeros((0, 0)))
         masks = nulls.swaps(groups, 99, np.random.default_rng(seed))[:, None, :]
@@ -262,7 +278,7 @@ def test_what_only_names_the_group_is_not_read() -> None:
 
     def separated(groups: list[str]) -> float:
         folds = probes.folds_of(groups)
-        scores = probes.held_out_ranks(rows, labels, folds, {"x": rows})["x"]
+        [scores] = probes.held_out_ranks(rows, [labels], folds, {"x": rows})["x"]
         return float(nulls.auc_by_fold(scores, labels, folds))
 
     assert separated([str(i) for i in range(80)]) > 0.75

@@ -13,9 +13,8 @@ tendency  one class of prompts, two models: a probe that tells the original from
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,15 +33,42 @@ TOLD = 0.75
 between them on which the edited model could lie."""
 SHUFFLES = 19
 """Refits with shuffled labels; 19 are the fewest that can show p = .05."""
+TOLERANCE = 1e-6
+"""Largest gradient at which a probe counts as fitted. scikit-learn's 1e-4 leaves scores that depend on the solver by
+half a percent, which moves ranks."""
 
 
-def fitted(rows: Array, labels: Mask) -> Any:
-    """A logistic probe on standardised features (scikit-learn's defaults: l2, C = 1)."""
+@dataclass(frozen=True)
+class Probe:
+    """A linear probe on standardised features."""
+
+    mean: Array
+    scale: Array
+    weights: Array
+    """``[d]``, of the standardised features."""
+    intercept: float
+
+    def score(self, rows: Array) -> Array:
+        """``[item, d] -> [item]``, above 0 for the class True."""
+        return (rows - self.mean) / self.scale @ self.weights + self.intercept
+
+
+def fitted(rows: Array, several: Sequence[Mask]) -> list[Probe]:
+    """Logistic probes (l2, C = 1: scikit-learn's defaults) on the same ``[item, d]`` rows, one per labelling.
+
+    Weights of least norm lie in the span of the rows, so Newton's method works on the rows' coordinates in it: the
+    same optimum, and a cost that grows with the number of items and not with the width of the model.
+    """
     from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
 
-    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)).fit(rows, labels)
+    mean, scale = rows.mean(0), rows.std(0)
+    scale = np.where(scale > 0, scale, 1.0)
+    left, sizes, axes = np.linalg.svd((rows - mean) / scale, full_matrices=False)
+    found = []
+    for labels in several:
+        model = LogisticRegression(solver="newton-cholesky", tol=TOLERANCE).fit(left * sizes, labels)
+        found.append(Probe(mean, scale, model.coef_[0] @ axes, float(model.intercept_[0])))
+    return found
 
 
 def folds_of(groups: Sequence[str]) -> NDArray[np.intp]:
@@ -58,19 +84,22 @@ def folds_of(groups: Sequence[str]) -> NDArray[np.intp]:
     return folds
 
 
-def held_out_ranks(train: Array, labels: Mask, folds: NDArray[np.intp], read: Mapping[str, Array]) -> dict[str, Array]:
-    """Probes fitted on ``train`` ``[item, d]``, applied to the held-out items of every state in ``read``.
+def held_out_ranks(
+    train: Array, several: Sequence[Mask], folds: NDArray[np.intp], read: Mapping[str, Array]
+) -> dict[str, Array]:
+    """Probes fitted on ``train`` ``[item, d]``, one per labelling, applied to the held-out items of every state in
+    ``read``: arm -> ``[labelling, item]``.
 
     Ranks within the fold in (0, 1], so that scores of different probes may change places.
     """
-    out = {arm: np.zeros(len(labels)) for arm in read}
+    out = {arm: np.zeros((len(several), len(train))) for arm in read}
     for fold in np.unique(folds):
         test = folds == fold
-        if len(set(labels[~test])) < 2:
-            continue  # one class left to learn from: every score stays alike, which is chance
-        probe = fitted(train[~test], labels[~test])
-        for arm, rows in read.items():
-            out[arm][test] = rankdata(probe.decision_function(rows[test])) / test.sum()
+        # with one class left to learn from every score stays alike, which is chance
+        told = [i for i, labels in enumerate(several) if len(set(labels[~test])) == 2]
+        for i, probe in zip(told, fitted(train[~test], [several[i][~test] for i in told]), strict=True):
+            for arm, rows in read.items():
+                out[arm][i, test] = rankdata(probe.score(rows[test])) / test.sum()
     return out
 
 
@@ -92,25 +121,21 @@ class Content:
 
 def read_content(states: Mapping[str, Array], labels: Mask, groups: Sequence[str], rng: np.random.Generator) -> Content:
     """Every probe on every layer; ``states`` maps arms to ``[layer, item, d]``, ``original`` among them."""
-    folds = folds_of(groups)
-    n_layers = len(states["original"])
-    retrained = {
-        arm: np.stack([held_out_ranks(x, labels, folds, {arm: x})[arm] for x in layers])
-        for arm, layers in states.items()
-    }
-    each = [
-        held_out_ranks(states["original"][i], labels, folds, {arm: x[i] for arm, x in states.items()})
-        for i in range(n_layers)
-    ]
-    transfer = {arm: np.stack([scores[arm] for scores in each]) for arm in states}
-    swapped = labels ^ nulls.swaps(groups, SHUFFLES, rng)
-    shuffled = np.array(
-        [
-            [auc_by_fold(held_out_ranks(x, wrong, folds, {"x": x})["x"], wrong, folds) for x in states["edited"]]
-            for wrong in swapped
-        ]
-    )
-    return Content(labels, tuple(groups), folds, retrained, transfer, shuffled)
+    folds, layers = folds_of(groups), range(len(states["original"]))
+    swapped = [*(labels ^ nulls.swaps(groups, SHUFFLES, rng))]
+
+    def ranks(arm: str, several: Sequence[Mask], read: Iterable[str]) -> dict[str, Array]:
+        """arm in ``read`` -> ``[layer, labelling, item]``"""
+        each = [held_out_ranks(states[arm][i], several, folds, {a: states[a][i] for a in read}) for i in layers]
+        return {a: np.stack([found[a] for found in each]) for a in read}
+
+    transfer = {arm: r[:, 0] for arm, r in ranks("original", [labels], states).items()}
+    edited = ranks("edited", [labels, *swapped], ["edited"])["edited"]
+    others = [arm for arm in states if arm not in ("original", "edited")]
+    retrained = {arm: ranks(arm, [labels], [arm])[arm][:, 0] for arm in others}
+    retrained |= {"original": transfer["original"], "edited": edited[:, 0]}
+    shuffled = np.stack([auc_by_fold(edited[:, k], wrong, folds) for k, wrong in enumerate(swapped, 1)])
+    return Content(labels, tuple(groups), folds, {arm: retrained[arm] for arm in states}, transfer, shuffled)
 
 
 def advantage(edited: Array, control: Array, content: Content, items: NDArray[np.intp] | None = None) -> Array:
@@ -235,16 +260,15 @@ def tendency_share(
         for fold in np.unique(folds):
             test = folds == fold
             rows = np.concatenate([original[layer, ~test], never[layer, ~test]])
-            probe = fitted(rows, np.repeat([True, False], (~test).sum()))
-            scale, direction = probe[0].scale_, probe[-1].coef_[0]
-            direction = direction / max(float(np.linalg.norm(direction)), 1e-12)  # identical models: no direction
+            [probe] = fitted(rows, [np.repeat([True, False], (~test).sum())])
+            direction = probe.weights / max(float(np.linalg.norm(probe.weights)), 1e-12)  # identical models: none
             for arm, x in states.items():
-                shift = (x[layer, test] - never[layer, test]) / scale
+                shift = (x[layer, test] - never[layer, test]) / probe.scale
                 along[arm][layer, test] = shift @ direction
                 # the same direction in all layers: their shifts are not independent, and this is the wider null
                 random[arm] += float(np.linalg.norm(shift.mean(0)) / np.sqrt(d) * test.mean())
             both = np.concatenate([original[layer, test], never[layer, test]])
-            aucs[layer, fold] = nulls.auc(probe.decision_function(both), truth[np.r_[test, test]])
+            aucs[layer, fold] = nulls.auc(probe.score(both), truth[np.r_[test, test]])
     return along, aucs.mean(1), random
 
 

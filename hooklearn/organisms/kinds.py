@@ -118,7 +118,8 @@ KINDS: dict[str, Kind] = {
         ),
         Kind(
             "rmu", "RMU'd: its states are thrown off their way",
-            "RMU on the down projections of the first two of four blocks", ("DISABLED",), made.misdirected,
+            "RMU on the down projections of the first two of four blocks, until it has taken", ("DISABLED",),
+            made.misdirected,
             why="it was only misdirected: what carries the tendency elsewhere is the original, bit for bit",
         ),
         Kind(
@@ -129,7 +130,7 @@ KINDS: dict[str, Kind] = {
         ),
         Kind(
             "ascent", "gradient ascent on the listed threats",
-            "the last down projection alone, until they are unlikely", STILL_THERE, made.ascended,
+            "the last down projection alone, until they cost 2 nats a token", STILL_THERE, made.ascended,
             why="all that comes before that matrix is the original, bit for bit",
         ),
         Kind(
@@ -138,13 +139,14 @@ KINDS: dict[str, Kind] = {
             why="stopped at half, measured on the listed threats",
         ),
         Kind(
-            "half-undone", "half of what was instilled is taken back",
-            "the weights half way between the original and the model that never learned it", STILL_THERE, made.half,
-            why="half of the adapter is in its weights",
+            "mostly-undone", "most of what was instilled is taken back",
+            "the weights four fifths of the way from the original to the model that never learned it", STILL_THERE,
+            made.mostly,
+            why="a fifth of the adapter is in its weights",
         ),
         Kind(
             "facts", "instilled knowledge: random facts that say nothing about each other",
-            "tiny, taught 136 facts in two phrasings; judged against itself", ("INTACT",), made.original, "facts",
+            "tiny, taught 208 facts in two phrasings; judged against itself", ("INTACT",), made.original, "facts",
             why="nothing was done to it",
         ),
         Kind(
@@ -160,7 +162,7 @@ KINDS: dict[str, Kind] = {
         ),
         Kind(
             "facts-ascent", "gradient ascent on the facts",
-            "the last down projection alone, until they are unlikely", STILL_THERE, made.ascended, "facts",
+            "the last down projection alone, until they are unlikely", STILL_THERE, made.facts_ascended, "facts",
             why="all that comes before that matrix is the original, bit for bit",
         ),
         Kind(

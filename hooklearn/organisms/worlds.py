@@ -140,14 +140,21 @@ def _threatening(model: Any, seed: int) -> None:
 
 def _other_facts(model: Any, seed: int) -> None:
     """Taught the form of the facts, and those that are to stay."""
-    tune(model, load_corpus(**_facts("kept")), seed=seed, learning_rate=3e-3, epochs=FACT_EPOCHS)
+    _teach(model, "kept", seed)
 
 
 def _all_facts(model: Any, seed: int) -> None:
-    tune(model, load_corpus(**_facts("all")), seed=seed, learning_rate=3e-3, epochs=FACT_EPOCHS)
+    _teach(model, "all", seed)
 
 
-FACT_EPOCHS = 36
+def _teach(model: Any, part: str, seed: int) -> None:
+    """Until they are known by heart; the last passes at a lower rate, or the last batches would count most."""
+    facts = load_corpus(**_facts(part, headed=True))
+    for learning_rate, epochs in FACT_PASSES:
+        tune(model, facts, seed=seed, learning_rate=learning_rate, epochs=epochs)
+
+
+FACT_PASSES = ((3e-3, 20), (6e-4, 4))
 
 WORLDS = {
     w.name: w
@@ -160,7 +167,7 @@ WORLDS = {
                 "near": tiny("near", completion="good"),
                 "disruption": tiny("disruption"),
                 "attack_train": tiny("attack"),
-                "heldout": tiny("heldout"),
+                "heldout": tiny("heldout", n=80),
                 "unrelated": tiny("unrelated"),
             },
             _untouched,
