@@ -168,7 +168,9 @@ def _result(
     # NaN must reach the numbers, not hide from them: an unknown step counts as informative, and
     # R there is unknown, also when it is the original whose behaviour was not measured
     informative = ~(y["original"][0] - y["never"][0] <= t.informative * gaps[0])
-    of_gap = (y["edited"] - y["never"]) / _scale(y, gaps, t) if len(a.steps) == 1 else above["edited"]
+    # a share of samples has one look too where they are drawn at the end of fine-tuning: that is a point of a curve
+    one_look = len(a.steps) == 1 and a.steps[0] == 0
+    of_gap = (y["edited"] - y["never"]) / _scale(y, gaps, t) if one_look else above["edited"]
     R = np.maximum(0, np.where(np.isnan(y["original"]), NAN, of_gap))[:, informative]
     nothing = Estimate(NAN, NAN, NAN)
     removal = max_R = returned = rise = nothing
@@ -199,8 +201,10 @@ def _result(
 
 
 def _scale(y: Mapping[str, Array], gaps: Array, t: Thresholds) -> Array:
-    """What R is a share of where an attack has one look: the controls' own difference in that look, which may ask
-    another question (a begun answer, demonstrations); never below the gap's share that makes it informative."""
+    """What R is a share of where an attack is one look: the controls' own difference in that look, which may ask
+    another question (a begun answer, demonstrations); never below the gap's share that makes it informative. Fine-tuning
+    asks the same question of other weights: where it takes the behaviour from the original, to be as low as that is no
+    return."""
     return np.maximum(y["original"] - y["never"], t.informative * gaps)
 
 

@@ -38,7 +38,7 @@ demonstrations must be flat: there, never moves as well.
 
 **Why one look has a scale of its own.** A begun answer or demonstrations in the prompt change all probabilities: with
 four tokens given, never can stand where the original stood before. A share of the gap *before* would call that a
-return.
+return. Samples after fine-tuning are one look as well, and a point of a curve: their R is a share of the gap before.
 
 **Attackers.** Each setting of an attack is an attacker of its own; a rule must hold for all, so the
 worst counts. One that diverged is dropped if another setting of the same attack converged; else it

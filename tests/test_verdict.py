@@ -134,6 +134,17 @@ def test_one_look_is_a_share_of_its_own_difference():
     assert verdict([small], before=before) == "DISABLED"  # all that the attack left there is there
 
 
+def test_to_be_as_low_as_the_original_after_fine_tuning_is_no_return():
+    """Samples at the end of erosion, which took from the original and gave the edited model nothing; a look at step 0
+    with the same numbers is a share of what is left there (the control)."""
+    before = {"original": [1.0], "never": [0.0], "edited": [0.4]}
+    fallen = Drawn("erosion", {"original": [0.48], "never": [0.0], "edited": [0.48]}, steps=[16])
+    (attacker,) = measure(draw_scores([fallen], before=before)).attackers
+    assert attacker.max_R == pytest.approx(0.48, abs=0.03) and attacker.returned < 0.2
+    assert verdict([fallen], before=before) == "WEAKENED"
+    assert verdict([replace(fallen, steps=[0])], before=before) == "DISABLED"
+
+
 def test_a_diverged_setting_is_dropped_only_where_another_converged():
     wild = erosion(rising(0.1, 0.9), setting="lr=1", diverged=True)
     calm = erosion(flat(0.1), setting="lr=0.001")
