@@ -202,9 +202,11 @@ def _result(
 
 def _scale(y: Mapping[str, Array], gaps: Array, t: Thresholds) -> Array:
     """What R is a share of where an attack is one look: the controls' own difference in that look, which may ask
-    another question (a begun answer, demonstrations); never below the gap's share that makes it informative. Fine-tuning
-    asks the same question of other weights: where it takes the behaviour from the original, to be as low as that is no
-    return."""
+    another question (a begun answer, demonstrations); never below the gap's share that makes it informative.
+
+    Fine-tuning asks the same question of other weights: where it takes the behaviour from the original, to be as low
+    as that is no return.
+    """
     return np.maximum(y["original"] - y["never"], t.informative * gaps)
 
 
