@@ -166,9 +166,9 @@ KINDS: dict[str, Kind] = {
             why="all that comes before that matrix is the original, bit for bit",
         ),
         Kind(
-            "facts-half", "half of the way back to the model that never knew the facts",
-            "the weights half way between the two", STILL_THERE, made.half, "facts",
-            why="half of what was taught is in its weights",
+            "facts-partly", "part of the way back to the model that never knew the facts",
+            "the weights three tenths of the way from one to the other", STILL_THERE, made.partly, "facts",
+            why="seven tenths of what was taught is in its weights",
         ),
         Kind(
             "facts-refused", "the facts are refused",
