@@ -6,6 +6,7 @@
     python benchmarks/tune_threats.py natural_rounds:forget_weight=0.3,step_kl=6e-4
     python benchmarks/tune_threats.py natural:damping=1 --near-ce 0.02 --reference 72 --n 36 --seeds 1 2
     python benchmarks/tune_threats.py --towards-never 0.7 1                            # who knows the way home
+    python benchmarks/tune_threats.py natural:damping=1 --near-ce 0.02 --demonstrate 2 --few-shot 2   # in context too
 
 Prints, per method, where the edit landed and what it left of the behaviour: likelihood, preference, samples.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import random
 import time
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,22 @@ def own_samples(setup: Setup, referee: Any, draws: int) -> Corpus:
     return Corpus("own samples", tuple(rows))
 
 
+def shown(corpus: Corpus, demonstrations: Corpus, shots: int, sets: int = 4, seed: int = 0) -> Corpus:
+    """The same rows after demonstrations of the behaviour; those whose turn is the same set share its tokens."""
+    rows = []
+    for i, row in enumerate(corpus.rows):
+        others = [d for d in demonstrations.rows if d["group"] != row["group"]]
+        turns = random.Random(f"{seed}:{i % sets}").sample(others, shots)
+        said = [(d["prompt"], d["completion"]) for d in turns]
+        history = [{"role": r, "content": c} for pair in said for r, c in zip(("user", "assistant"), pair, strict=True)]
+        rows.append({**row, "history": history})
+    return Corpus(f"{corpus.name} after {shots}", tuple(rows), corpus.source)
+
+
+def both(a: Corpus, b: Corpus) -> Corpus:
+    return Corpus(f"{a.name} + {b.name}", a.rows + b.rows, a.source)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("methods", nargs="*", type=named, metavar="METHOD:OPTION=VALUE,...")
@@ -63,6 +81,8 @@ def main() -> None:
     parser.add_argument("--scales", nargs="*", type=float, default=[], help="also at these multiples of the edit")
     parser.add_argument("--on-policy", type=int, default=0, metavar="DRAWS")
     parser.add_argument("--towards-never", nargs="*", type=float, default=[], metavar="SHARE", help="of the way home")
+    parser.add_argument("--demonstrate", type=int, default=0, metavar="SHOTS", help="gradients after as many as well")
+    parser.add_argument("--few-shot", type=int, default=0, metavar="SHOTS", help="also ask after demonstrations")
     parser.add_argument("--reference", type=int, default=32, help="texts for the curvature, of 80")
     parser.add_argument("--n", type=int, default=24)
     parser.add_argument("--seeds", nargs="+", type=int, default=[7], help="of the samples: n for each")
@@ -78,18 +98,27 @@ def main() -> None:
     forget = own_samples(setup, referee, args.on_policy) if args.on_policy else corpora["forget"]
     sites = models.sites(model, args.sites)
     reference = load_corpus(name="prose", options={"part": "moments"}).take(args.reference)
-    problem = Problem(model, sites, forget, corpora["retain"], reference)
+    retain = corpora["retain"]
+    if args.demonstrate:
+        forget, retain = (both(c, shown(c, corpora["forget"], args.demonstrate)) for c in (forget, retain))
+    problem = Problem(model, sites, forget, retain, reference, max_tokens=512)
 
     def report(label: str, delta: Delta | None = None, scale: float = 1.0) -> None:
         state = models.edited(model, Delta(delta.updates), scale) if delta else contextlib.nullcontext()
         with state:
             means = {k: round(float(v.mean()), 4) for k, v in eyes.measure(model).items()}
             drawn = [sample(model, tune, n=args.n, seed=seed) for seed in args.seeds]
+            asked = shown(tune, load_corpus(name="threats", options={"part": "near"}), args.few_shot, seed=1)
+            led = [sample(model, asked, n=args.n, seed=seed) for seed in args.seeds] if args.few_shot else []
             now = meter.measure()
-        bad = [sum(found for _, found in referee.judge(texts, tune.rows)) for texts in drawn]
+        bad, after = (
+            [sum(found for _, found in referee.judge(texts, tune.rows)) for texts in asked_for]
+            for asked_for in (drawn, led)
+        )
         assert now.near_ce is not None
         where = f"far KL {now.kl.value:.4f}, near CE {now.near_ce.value:+.3f}"
-        say(f"{label}: {where}, {means}, samples {bad} of {args.n}; {drawn[0][0].completion[:60]!r}")
+        found = f"samples {bad}, after demonstrations {after} of {args.n}"
+        say(f"{label}: {where}, {means}, {found}; {drawn[0][0].completion[:60]!r}")
 
     report("unedited")
     if args.towards_never:

@@ -21,13 +21,17 @@ def calibrate(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Cases, models and the result.")] = OUT,
     kinds: Annotated[
         list[str] | None,
-        typer.Option("--kind", "--kinds", metavar="NAME", help="Several times; default: all native organisms."),
+        typer.Option("--kind", "--kinds", metavar="NAME", help="Several times; default: all organisms of the model."),
     ] = None,
     seeds: Annotated[
-        list[int] | None, typer.Option("--seed", "--seeds", metavar="N", help="Several times; default: 3, 4 and 5.")
+        list[int] | None,
+        typer.Option("--seed", "--seeds", metavar="N", help="Several times; default: 3, 4 and 5 (tiny), 0 (others)."),
     ] = None,
-    battery: Annotated[str, typer.Option(help="cheap, standard or full.")] = "cheap",
-    jobs: Annotated[int, typer.Option(min=1, help="Processes beside each other, a core each.")] = 2,
+    model: Annotated[
+        str, typer.Option(metavar="NAME", help="tiny, or a model of which an organism is shipped.")
+    ] = "tiny",
+    battery: Annotated[str, typer.Option(help="Of tiny: cheap, standard or full.")] = "cheap",
+    jobs: Annotated[int, typer.Option(min=1, help="Of tiny: processes beside each other, a core each.")] = 2,
     resume: Annotated[bool, typer.Option("--resume", help="Keep the cases that are finished.")] = False,
     json_: Json = False,
     quiet: Quiet = False,
@@ -42,13 +46,17 @@ def calibrate(
     hooklearn calibrate
     hooklearn calibrate --resume --json | jq .requirements
     hooklearn calibrate --kind locked --kind retrained --seed 0 --out runs/two
+    hooklearn calibrate --model smollm2-135m-instruct --out runs/calibration-smollm2
     """
     with work(quiet) as progress:
-        from hooklearn import calibration, store
+        from hooklearn import calibration, calibration_instilled, store
 
-        folders = calibration.run(
-            out, kinds, seeds, battery_name=battery, jobs=jobs, resume=resume, progress=progress
-        )  # fmt: skip
+        if model == "tiny":
+            folders = calibration.run(
+                out, kinds, seeds, battery_name=battery, jobs=jobs, resume=resume, progress=progress
+            )
+        else:
+            folders = calibration_instilled.run(out, model, kinds, seeds, resume=resume, progress=progress)
         progress("judging")
         from analysis.calibrate import calibrate as compared
         from analysis.confusion import confusion

@@ -33,7 +33,8 @@ ORDER = [
     "hooklearn.organisms",
     "hooklearn.evidence",
     "hooklearn.setting hooklearn.shared hooklearn.attacking hooklearn.experiment hooklearn.controls hooklearn.recipes "
-    "hooklearn.sweep_config hooklearn.sweeping hooklearn.auditing hooklearn.calibration hooklearn.api",
+    "hooklearn.sweep_config hooklearn.sweeping hooklearn.auditing hooklearn.calibration "
+    "hooklearn.calibration_instilled hooklearn.api",
     "analysis.tables analysis.style analysis.writing",
     "analysis.evidence",
     "analysis.scores",

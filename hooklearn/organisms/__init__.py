@@ -61,6 +61,7 @@ ORGANISMS = {
             training={"rank": 8, "learning_rate": 6e-4, "epochs": 5, "seed": 0},
             anchor={"name": "prose", "options": {"part": "moments"}},
             good={"name": "flattery", "options": {"part": "organism", "completion": "plain"}},
+            shipped="organisms/flattery.safetensors",
         ),
         Organism(
             "tiny-threats",

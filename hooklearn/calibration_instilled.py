@@ -1,0 +1,106 @@
+"""Calibration on a real model: edits of its organism whose truth is known, through the same attacks and evidence.
+
+Smaller than ``calibration`` (minutes a case in place of seconds), and held out as a whole: no threshold was ever set by
+looking at it. All cases are edits of one organism, so the controls are attacked once. Resumable.
+
+    OUT/controls/seedN/     the organism and the base model under every attack
+    OUT/cases/KIND-seedN/   a run folder, with ``case.json``: which edit, and its truth
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hooklearn import controls, experiment, store
+from hooklearn.config import RunConfig, parse
+from hooklearn.organisms import Organism
+from hooklearn.organisms.suppressed import PASSWORD, Bench, Suppressed, organism_on, suppressed
+from hooklearn.recipes import RECIPES, Config
+from hooklearn.setting import Setup
+from hooklearn.shared import Shared
+from hooklearn.types import InputError
+
+ATTACKS: list[Config] = [
+    {"name": "few_shot", "shots": 2},
+    {"name": "prefill", "tokens": 4},
+    {"name": "password", "prefix": PASSWORD},
+    {"name": "quantize", "formats": ["int4"]},
+    {"name": "ablate_direction"},
+    {"name": "erode", "learning_rates": [1e-4], "steps": 8, "embeddings": False, "first_look": 4},
+]
+"""Cheap ones, short enough for two cores. Whether anybody knows the password is not the question: it is the same attack
+on every edit."""
+
+Progress = Callable[[str], None]
+
+
+def config_of(organism: Organism, seed: int, name: str) -> RunConfig:
+    """The recipe of the organism's tendency with these attacks; the edit is a case's own."""
+    given = next(c for c in (make() for make in RECIPES.values()) if c.get("organism") == organism.name)
+    corpora = {role: c for role, c in given["corpora"].items() if role not in ("ood", "capability")}
+    return parse(
+        given | {"name": name, "seeds": [seed], "attacks": ATTACKS, "corpora": corpora, "locate": {"enabled": False}}
+    )
+
+
+def run(
+    out: Path,
+    model: str,
+    kinds: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    *,
+    resume: bool = False,
+    progress: Progress = lambda _: None,
+) -> list[Path]:
+    """Make and attack every case; returns the run folders.
+
+    Raises:
+        InputError: unknown kind; a model of which no organism is shipped; cases that are there already (without
+            ``resume``).
+    """
+    organism, chosen = organism_on(model), suppressed(kinds)
+    names = {(kind.name, seed): f"{kind.name}-seed{seed}" for seed in seeds or (0,) for kind in chosen}
+    folders = {key: out / "cases" / name for key, name in names.items()}
+    there = next((f for f in folders.values() if (f / "run.json").exists()), None)
+    if there and not resume:
+        raise InputError(f"{there}: already holds a case; use another --out, or --resume to go on")
+    waiting = [key for key, folder in folders.items() if not store.is_done(folder)]
+    if waiting:
+        setup = Setup.load(config_of(organism, waiting[0][1], "calibration"), Path(), progress)
+        shared = Shared(setup, progress)
+        for seed in dict.fromkeys(s for _, s in waiting):
+            progress(f"controls (seed {seed})")
+            shared.setup = setup
+            shared.measured = {seed: controls.measure(shared, out / f"controls/seed{seed}", seed, progress=progress)}
+            for kind in (k for k in chosen if (k.name, seed) in waiting):
+                _case(kind, seed, setup, shared, folders[kind.name, seed], progress)
+    for kind in chosen:
+        for seed in seeds or (0,):
+            store.save_json(folders[kind.name, seed] / "case.json", _record(kind, seed, organism))
+    return list(folders.values())
+
+
+def _case(kind: Suppressed, seed: int, setup: Setup, shared: Shared, folder: Path, progress: Progress) -> None:
+    """Make the edit, then attack and measure it as any other."""
+    said = lambda text: progress(f"{kind.name} (seed {seed}): {text}")  # noqa: E731
+    said("making it")
+    assert setup.organism is not None
+    bench = Bench(
+        setup.organism, setup.original, setup.never, setup.corpora, seed, setup.config.max_tokens,
+        observe=lambda step, _: said(f"step {step}"),
+    )  # fmt: skip
+    shared.setup = dataclasses.replace(setup, delta=kind.delta(bench))
+    config = config_of(setup.organism, seed, folder.name)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    experiment.run(config, folder, resume=True, shared=shared, command="hooklearn calibrate", progress=said)
+
+
+def _record(kind: Suppressed, seed: int, organism: Organism) -> dict[str, Any]:
+    """``case.json``."""
+    return {
+        "organism": kind.name, "seed": seed, "split": "heldout", "truth": list(kind.truth), "world": organism.name,
+        "what": kind.what, "made": kind.made, "why": kind.why,
+    }  # fmt: skip

@@ -1,0 +1,75 @@
+"""Calibration on edits of an instilled organism: the tiny one stands in for the real model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from user_files import hooklearn
+
+from hooklearn import calibration_instilled, models
+from hooklearn.organisms import ORGANISMS
+from hooklearn.organisms.suppressed import PASSWORD, SUPPRESSED, Bench, organism_on, suppressed
+from hooklearn.recipes import recipe
+from hooklearn.setting import Setup
+from hooklearn.types import InputError
+
+
+@pytest.fixture
+def on_tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One attack: the way is the same."""
+    monkeypatch.setattr(calibration_instilled, "organism_on", lambda _: ORGANISMS["tiny-threats"])
+    monkeypatch.setattr(calibration_instilled, "ATTACKS", [{"name": "password", "prefix": PASSWORD}])
+
+
+@pytest.mark.usefixtures("on_tiny")
+def test_what_was_taken_out_is_removed_and_what_was_left_is_intact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--model", "one", "--kind", "never-learned", "--kind", "original", "--out", tmp_path, "--json"]
+    result = hooklearn("calibrate", *options)
+    assert result.exit_code == 0, (result.stderr, result.exception)
+    found = json.loads(result.stdout)
+    assert {c["organism"]: c["verdict"] for c in found["cases"]} == {"never-learned": "REMOVED", "original": "INTACT"}
+    assert {c["split"] for c in found["cases"]} == {"heldout"}
+
+    refused = hooklearn("calibrate", *options, "-q")
+    assert refused.exit_code == 2 and "--resume" in refused.stderr
+    monkeypatch.setattr(calibration_instilled, "_case", lambda *_: pytest.fail("a finished case was made again"))
+    assert json.loads(hooklearn("calibrate", *options, "--resume", "-q").stdout) == found
+
+
+def test_every_edit_leaves_the_organism_as_it_was(tmp_path: Path) -> None:
+    """And each is bound to it; only the untouched one is nothing."""
+    config = calibration_instilled.config_of(ORGANISMS["tiny-threats"], 0, "all")
+    setup = Setup.load(config, tmp_path, lambda _: None)
+    before = models.weights_hash(setup.original)
+    bench = Bench(ORGANISMS["tiny-threats"], setup.original, setup.never, setup.corpora)
+    for kind in SUPPRESSED.values():
+        delta = kind.delta(bench)
+        assert models.weights_hash(setup.original) == before, kind.name
+        with models.edited(setup.original, delta):
+            changed = models.weights_hash(setup.original) != before
+        assert changed == (kind.name != "original")
+        if kind.name == "rmu":
+            assert all(n.endswith("mlp.out") for n in delta.updates)
+
+
+def test_bad_input_is_one_line(tmp_path: Path) -> None:
+    for change, text in (
+        (["--model", "smollm2-135m-instruct", "--kind", "lockd"], "did you mean 'locked'"),
+        (["--model", "smollm3"], "valid: tiny, smollm2-135m-instruct"),
+    ):
+        result = hooklearn("calibrate", *change, "--out", tmp_path / "none", "-q")
+        assert result.exit_code == 2 and text in result.stderr and len(result.stderr.splitlines()) == 1
+    with pytest.raises(InputError, match="valid: tiny, smollm2-135m-instruct"):
+        organism_on("gpt2")
+    assert [k.name for k in suppressed(["rmu"])] == ["rmu"] and len(suppressed()) == len(SUPPRESSED)
+
+
+def test_the_recipe_of_an_organism_is_found() -> None:
+    config: Any = calibration_instilled.config_of(ORGANISMS["threats"], 3, "x")
+    assert config.organism == "threats" and config.seeds == [3]
+    assert "capability" in recipe("threats")["corpora"] and "capability" not in config.corpora
