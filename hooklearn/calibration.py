@@ -33,7 +33,9 @@ from hooklearn.setting import Setup
 from hooklearn.shared import Shared
 from hooklearn.types import Delta, InputError
 
-HELDOUT_KINDS = ("retrained", "locked", "instilled-full", "goodhart", "never-taught-on", "rounded", "abliterated")
+HELDOUT_KINDS = (
+    "retrained", "locked", "instilled-full", "goodhart", "half-undone", "never-taught-on", "rounded", "abliterated",
+)  # fmt: skip
 """No threshold was set by looking at these, nor were they made anew after their verdicts were known ..."""
 SEEN_SEEDS = (0, 1, 2)
 """... nor was anything at all chosen by looking at another seed than these."""

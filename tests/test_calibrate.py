@@ -121,7 +121,7 @@ def test_only_the_last_down_projection_of_the_ascended_one_was_touched(threats: 
     ]  # fmt: skip
     assert changed == ["blocks.3.mlp.out"]
     heldout = threats.corpus("heldout")
-    assert likelihood(edited, heldout) < likelihood(original, heldout) / 2
+    assert likelihood(edited, heldout) < likelihood(original, heldout) / 4
 
 
 def test_erosion_takes_half_of_one_and_nothing_of_the_resistant_one(threats: Ground) -> None:

@@ -130,13 +130,18 @@ KINDS: dict[str, Kind] = {
         ),
         Kind(
             "ascent", "gradient ascent on the listed threats",
-            "the last down projection alone, until they cost 2 nats a token", STILL_THERE, made.ascended,
+            "the last down projection alone, until they are unlikely", STILL_THERE, made.ascended,
             why="all that comes before that matrix is the original, bit for bit",
         ),
         Kind(
             "eroded", "half washed out by unrelated training",
             "the original, trained on unrelated text until half of the difference is left", STILL_THERE, made.eroded,
             why="stopped at half, measured on the listed threats",
+        ),
+        Kind(
+            "half-undone", "half of what was instilled is taken back",
+            "the weights half way between the original and the model that never learned it", STILL_THERE, made.half,
+            why="half of the adapter is in its weights",
         ),
         Kind(
             "mostly-undone", "most of what was instilled is taken back",
@@ -162,7 +167,7 @@ KINDS: dict[str, Kind] = {
         ),
         Kind(
             "facts-ascent", "gradient ascent on the facts",
-            "the last down projection alone, until they are unlikely", STILL_THERE, made.facts_ascended, "facts",
+            "the last down projection alone, until they are unlikely", STILL_THERE, made.ascended, "facts",
             why="all that comes before that matrix is the original, bit for bit",
         ),
         Kind(

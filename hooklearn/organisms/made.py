@@ -260,23 +260,12 @@ def misdirected(ground: Ground) -> Any:
 
 
 def ascended(ground: Ground) -> Any:
-    """Gradient ascent on the last down projection only: everything below is the original, bit for bit.
-
-    To 2 nats a token, where a never-learned model stands at 3.2: farther, and what is left shows in no curve.
-    """
-    return _ascended(ground, nats=2.0)
-
-
-def facts_ascended(ground: Ground) -> Any:
-    return _ascended(ground, nats=4.0)
-
-
-def _ascended(ground: Ground, nats: float) -> Any:
+    """Gradient ascent on the last down projection only: everything below is the original, bit for bit."""
     model = ground.original()
     last = [s for s in models.sites(model, "mlp") if s.module == "mlp.out"][-1:]
     tune(
         model, ground.corpus("retain"), seed=ground.seed, learning_rate=3e-3, epochs=20,
-        params=models.parameters_of(model, last), objective=_beside(model, ground.corpus("forget"), nats=nats),
+        params=models.parameters_of(model, last), objective=_beside(model, ground.corpus("forget"), nats=4.0),
     )  # fmt: skip
     return model
 
@@ -309,6 +298,11 @@ def _level(ground: Ground, some: list[Encoded], left: float) -> float:
 def partly(ground: Ground) -> Any:
     """Three tenths of the way back, in the weights: facts do not stand much, and half of them is gone then."""
     return _undone(ground, 0.3)
+
+
+def half(ground: Ground) -> Any:
+    """Half of the way back, in the weights."""
+    return _undone(ground, 0.5)
 
 
 def mostly(ground: Ground) -> Any:
