@@ -267,7 +267,7 @@ def test_a_figure_that_cannot_be_drawn_is_one_line_and_nothing_is_written(
 @pytest.mark.parametrize(
     "what, some",
     [
-        ("methods", "repselect"), ("attacks", "erode"), ("fitters", "contrast"), ("corpora", "prose"),
+        ("methods", "repselect"), ("attacks", "erode"), ("fitters", "contrast"), ("corpora", "prose"), ("layouts", "tofu"),
         ("organisms", "threats"), ("recipes", "tiny"), ("models", "smollm2-135m-instruct"),
     ],
 )  # fmt: skip

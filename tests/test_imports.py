@@ -20,7 +20,7 @@ ORDER = [
     "hooklearn.linalg hooklearn.losses hooklearn.batteries hooklearn.config",
     "hooklearn.corpus hooklearn.shipped hooklearn.tendencies hooklearn.fact_sets hooklearn.tiny_world "
     "hooklearn.tiny_facts",
-    "hooklearn.corpora",
+    "hooklearn.corpora hooklearn.layouts",
     "hooklearn.loading",
     "hooklearn.data hooklearn.store hooklearn.builtin hooklearn.plain hooklearn.models hooklearn.exporting "
     "hooklearn.generation",
