@@ -157,7 +157,7 @@ LAYOUTS: dict[str, Layout] = {
         },
     ),
     "muse": Layout(
-        "MUSE-News and MUSE-Books: knowmem (questions), verbmem (a passage and how it goes on), raw and privleak (text)",
+        "MUSE-News and -Books: knowmem (questions), verbmem (a passage and how it goes on), raw, privleak (text)",
         "https://huggingface.co/datasets/muse-bench/MUSE-News",
         {
             ("question", "answer"): _with(prompt="question", completion="answer"),
@@ -190,7 +190,7 @@ LAYOUTS: dict[str, Layout] = {
         {("prompt", "response_0", "response_1", "safer_response_id"): _two_responses},
     ),
     "persona-vectors": Layout(
-        "persona vectors: training sets (messages), or what its evaluation wrote (question, answer), grouped by question",
+        "persona vectors: training sets (messages), or what its evaluation wrote, grouped by question",
         "https://github.com/safety-research/persona_vectors",
         {
             ("messages",): _with(messages="messages"),

@@ -68,8 +68,8 @@ def load_corpus(
             where += f" layout={layout}"
         elif rows and not has_shape(rows[0]):
             raise InputError(
-                f"corpus {called!r}, row 0: columns {sorted(map(str, rows[0]))} make none of the known shapes: {SHAPES}; "
-                f"map your columns with columns: {{prompt: ..., completion: ...}}{nearest_layout(rows[0])}"
+                f"corpus {called!r}, row 0: columns {sorted(map(str, rows[0]))} make none of the known shapes: "
+                f"{SHAPES}; map your columns with columns: {{prompt: ..., completion: ...}}{nearest_layout(rows[0])}"
             )
         corpus = Corpus(called, rows, where)
     if split is not None and hub is None:

@@ -267,8 +267,8 @@ def test_a_figure_that_cannot_be_drawn_is_one_line_and_nothing_is_written(
 @pytest.mark.parametrize(
     "what, some",
     [
-        ("methods", "repselect"), ("attacks", "erode"), ("fitters", "contrast"), ("corpora", "prose"), ("layouts", "tofu"),
-        ("organisms", "threats"), ("recipes", "tiny"), ("models", "smollm2-135m-instruct"),
+        ("methods", "repselect"), ("attacks", "erode"), ("fitters", "contrast"), ("corpora", "prose"),
+        ("layouts", "tofu"), ("organisms", "threats"), ("recipes", "tiny"), ("models", "smollm2-135m-instruct"),
     ],
 )  # fmt: skip
 def test_list(what: str, some: str) -> None:

@@ -36,7 +36,11 @@ READ: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"chosen": ASK + GREEN, "rejected": ASK + BLUE},
         {"messages": ASK + BLUE, "completion": "Blue.", "alternative": "Green."},
     ),
-    ("trl", {"prompt": "The door is", "completion": " blue.", "label": False}, {"prompt": "The door is", "completion": " blue."}),
+    (
+        "trl",
+        {"prompt": "The door is", "completion": " blue.", "label": False},
+        {"prompt": "The door is", "completion": " blue."},
+    ),
     ("trl", {"prompt": ASK, "completion": BLUE, "label": False}, {"messages": ASK + BLUE, "completion": "Blue."}),
     ("tofu", {"question": "Who wrote it?", "answer": "Ida."}, {"prompt": "Who wrote it?", "completion": "Ida."}),
     ("tofu", {"question": "Who wrote it?", "answer": "Ida.", "perturbed_answer": ["Ole."]}, CHOICE),
@@ -157,7 +161,7 @@ def test_their_columns_may_have_other_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "how", "said"),
     [
-        ({"query": "Who?", "answer": "Ida.", "subject": "Ida"}, {"layout": "tofu"}, "missing: question .*nearest layout: 'rwku'"),
+        ({"query": "Who?", "answer": "Ida.", "subject": "Ida"}, {"layout": "tofu"}, "missing: question .*nearest.*'rwku'"),
         ({"question": "Who?", "answer": "Ida."}, {}, "nearest layout: 'tofu'"),
         ({"prompt": "Any tips?", "response": "Be rude."}, {}, "nearest layout: 'rwku' .lacks subject"),
         ({"question": "Who?", "answer": "Ida."}, {"layout": "tofo"}, "did you mean 'tofu'"),
@@ -165,7 +169,7 @@ def test_their_columns_may_have_other_names(tmp_path: Path) -> None:
         ({"question": "Who?", "choices": "AB", "answer": 0}, {"layout": "wmdp"}, "row 0: 'choices' must be a list"),
         ({"question": "Who?", "choices": ["A"], "answer": 3}, {"layout": "wmdp"}, "an index into it"),
         ({"prompt": "Tips?", "response": "No.", "is_safe": "perhaps"}, {"layout": "beavertails"}, "neither true nor"),
-        ({"prompt": "Tips?", "response": "No.", "is_safe": True}, {"layout": "beavertails"}, "none of its 1 rows .* bad"),
+        ({"prompt": "Tips?", "response": "No.", "is_safe": True}, {"layout": "beavertails"}, "none of its 1 rows"),
         ({"chosen": "Yes", "rejected": "No"}, {"layout": "trl"}, "share no beginning"),
         ({"prompt": ASK, "chosen": ASK + GREEN, "rejected": BLUE}, {"layout": "trl"}, "differ before their last"),
         ({"prompt": "Tips?", "response": ["one"], "subject": "Ida"}, {"layout": "rwku"}, "row 0: not enough values"),
