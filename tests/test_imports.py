@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 # low to high; the modules of one line may import each other
 ORDER = [
     "hooklearn.types hooklearn.callable_module hooklearn.jsonable hooklearn.memory",
+    "hooklearn.callbacks",
     # config knows the types only; methods and attacks have their options checked by it
     "hooklearn.linalg hooklearn.losses hooklearn.batteries hooklearn.config",
     "hooklearn.corpus hooklearn.shipped hooklearn.tendencies hooklearn.fact_sets hooklearn.tiny_world "
@@ -27,6 +28,7 @@ ORDER = [
     "hooklearn.forward",
     "hooklearn.lora hooklearn.train",
     "hooklearn.measure hooklearn.panel",
+    "hooklearn.evals",
     "hooklearn.locate",
     "hooklearn.edit",
     "hooklearn.attack",
@@ -50,7 +52,7 @@ ORDER = [
     "analysis.sweep",
     "analysis.explorer",
     "analysis.sections analysis.beside",
-    "analysis.report_record analysis.model_card",
+    "analysis.report_record analysis.model_card analysis.inspect_log",
     "analysis.report analysis.verify",
     "analysis.view",
     "hooklearn.console hooklearn.estimate hooklearn.located hooklearn.job hooklearn.doctor "

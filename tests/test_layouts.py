@@ -161,7 +161,7 @@ def test_their_columns_may_have_other_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "how", "said"),
     [
-        ({"query": "Who?", "answer": "Ida.", "subject": "Ida"}, {"layout": "tofu"}, "missing: question .*nearest.*'rwku'"),
+        ({"query": "Who?", "answer": "Ida.", "subject": "Ida"}, {"layout": "tofu"}, "missing: question.*'rwku'"),
         ({"question": "Who?", "answer": "Ida."}, {}, "nearest layout: 'tofu'"),
         ({"prompt": "Any tips?", "response": "Be rude."}, {}, "nearest layout: 'rwku' .lacks subject"),
         ({"question": "Who?", "answer": "Ida."}, {"layout": "tofo"}, "did you mean 'tofu'"),
