@@ -1,7 +1,8 @@
-"""What a run's arms said, as logs of Inspect AI: one per arm and attack, for its viewer and its data frames."""
+"""What a run's arms said, as logs of Inspect AI: one per arm, attack and step, for its viewer and its data frames."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,13 +32,13 @@ def inspect_logs(run: str | Path | Run, out: str | Path) -> list[Path]:
     run = read_run(run)
     if not run.samples:
         raise InputError(f"{run.folder}: has no samples (behaviour.samples was 0, or nothing could be asked)")
-    by_log: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    by_log: dict[tuple[str, str, str, int], list[dict[str, Any]]] = {}
     for row in run.samples:
-        by_log.setdefault((row["attack"], row["setting"] or "", row["arm"]), []).append(row)
+        by_log.setdefault((row["attack"], row["setting"] or "", row["arm"], row["step"]), []).append(row)
     Path(out).mkdir(parents=True, exist_ok=True)
     written = []
-    for (attack, setting, arm), rows in by_log.items():
-        called = re.sub(r"[^\w.=-]+", "-", "_".join(filter(None, (run.name, attack, setting, arm))))
+    for (attack, setting, arm, step), rows in by_log.items():
+        called = re.sub(r"[^\w.=-]+", "-", "_".join(filter(None, (run.name, attack, setting, arm, f"step{step}"))))
         path = Path(out) / f"{called}.eval"
         write_eval_log(_log(run, " ".join(filter(None, (attack, setting))), arm, rows), path, format="eval")
         written.append(path)
@@ -48,7 +49,7 @@ def _log(run: Run, attack: str, arm: str, rows: Sequence[dict[str, Any]]) -> Any
     from inspect_ai.log import EvalConfig, EvalDataset, EvalLog, EvalMetric, EvalResults, EvalScore, EvalSpec
 
     record, verdict = run.record, run.verdict or {}
-    seeds = sorted({row["seed"] for row in rows})
+    seeds = sorted({row.get("seed", 0) for row in rows})
     by_item = pd.DataFrame(rows).groupby("item")["is_behaviour"].mean()  # an item counts once, however often asked
     metrics = {"mean": float(by_item.mean()), "stderr": float(by_item.sem())}
     return EvalLog(
@@ -71,7 +72,7 @@ def _log(run: Run, attack: str, arm: str, rows: Sequence[dict[str, Any]]) -> Any
                 )
             ],
         ),
-        samples=[_sample(row, 1 + seeds.index(row["seed"])) for row in rows],
+        samples=[_sample(row, 1 + seeds.index(row.get("seed", 0))) for row in rows],
     )  # fmt: skip
 
 
@@ -81,11 +82,13 @@ def _sample(row: dict[str, Any], epoch: int) -> Any:
     from inspect_ai.scorer import Score as Judged
 
     output = ModelOutput.from_content(f"hooklearn/{row['arm']}", row["completion"])
+    found = row["is_behaviour"]
     judged = Judged(
-        value=float(row["is_behaviour"]), answer=row["completion"], explanation=f"referee: {row['referee']}"
-    )
+        value=math.nan if found is None else float(found),  # as Inspect marks what was not scored
+        answer=row["completion"], explanation=f"referee: {row['referee']}",
+    )  # fmt: skip
     return EvalSample(
-        id=f"{row['item']}-greedy" if row["greedy"] else row["item"], epoch=epoch, input=row["prompt"], target="",
+        id=f"{row['item']}-greedy" if row.get("greedy") else row["item"], epoch=epoch, input=row["prompt"], target="",
         messages=[ChatMessageUser(content=row["prompt"]), output.message], output=output, scores={SCORER: judged},
-        metadata={"step": row["step"], "seed": row["seed"], "split": row["split"], "greedy": row["greedy"]},
+        metadata={name: row.get(name) for name in ("step", "seed", "split", "greedy")},
     )  # fmt: skip

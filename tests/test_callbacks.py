@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from pathlib import Path
 from typing import Any
 
@@ -118,19 +117,44 @@ def test_what_tensorboard_shows(threatening: Any, tmp_path: Path) -> None:
         assert all(abs(a - b) < 1e-6 for (_, a), (_, b) in zip(found, points, strict=True))  # it keeps float32
 
 
-def test_a_run_leaves_its_logs_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``--log-to wandb``, with wandb told to send nothing: the real package is given every curve of the run."""
+def test_what_wandb_is_given(threatening: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real package, told to send nothing: a curve an arm."""
     import wandb
 
     monkeypatch.setenv("WANDB_MODE", "disabled")
     given: list[dict[str, float]] = []
-    monkeypatch.setattr(wandb, "log", lambda values, **_: given.append(values))
-    result = hooklearn(
-        "run", "tiny", "--out", tmp_path / "run", "--log-to", "wandb", "--no-report", "--json", "-q",
-        "--set", "attacks=[{name: erode, learning_rates: [1e-4], steps: 2}]", "--set", "behaviour.samples=0",
-        "--set", "evidence.enabled=false", "--set", "locate.enabled=false",
-    )  # fmt: skip
-    assert result.exit_code == 0, result.stderr
-    names = {name for values in given for name in values}
-    assert {f"eval/erode/lr=0.0001/{arm}/completion" for arm in ("edited", "original", "never")} <= names
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "done"
+    with observing(*reporting_to("wandb"), out=tmp_path, name="mine"):
+        monkeypatch.setattr(wandb, "log", lambda values, **_: given.append(values))
+        curve = attacked(threatening)
+    for name, arm in curve.arms.items():
+        key = f"eval/relearn/lr=0.001/{name}/completion"
+        found = [(values["train/global_step"], values[key]) for values in given if key in values]
+        assert found == [(p.step, p.score.value) for p in arm.points if p.metric == "completion"]
+
+
+def test_a_run_is_told_to_the_loggers_that_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``--log-to``: open while the run goes on, closed after it; without it nobody listens."""
+    from hooklearn import callbacks, experiment
+
+    heard: list[str] = []
+
+    class Logger:
+        def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            heard.append(f"begin {Path(args.output_dir).relative_to(tmp_path)} {args.run_name}")
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            heard.append("step")
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            heard.append("end")
+
+    def run(*_: Any, **__: Any) -> None:
+        callbacks.step_ended(1, loss=0.0)
+        raise InputError("far enough")
+
+    monkeypatch.setattr(experiment, "run", run)
+    monkeypatch.setattr(callbacks, "reporting_to", lambda *names: [Logger()])
+    for more in ([], ["--log-to", "mine"]):
+        result = hooklearn("run", "tiny", "--out", tmp_path / "run", "-q", *more)
+        assert result.exit_code == 2 and "far enough" in result.stderr
+    assert heard == ["begin run/logs run", "step", "end"]
