@@ -1,5 +1,6 @@
 """What a run's arms said, as logs of Inspect AI: one per arm, attack and step, for its viewer and its data frames."""
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import math
@@ -50,7 +51,7 @@ def _log(run: Run, attack: str, arm: str, rows: Sequence[dict[str, Any]]) -> Any
 
     record, verdict = run.record, run.verdict or {}
     seeds = sorted({row.get("seed", 0) for row in rows})
-    by_item = pd.DataFrame(rows).groupby("item")["is_behaviour"].mean()  # an item counts once, however often asked
+    by_item: Any = pd.DataFrame(rows).groupby("item")["is_behaviour"].mean()  # an item counts once, however often asked
     metrics = {"mean": float(by_item.mean()), "stderr": float(by_item.sem())}
     return EvalLog(
         status="success",

@@ -88,7 +88,7 @@ def reporting_to(*names: str) -> list[Any]:
     Raises:
         InputError: a name that transformers does not know, or one whose package is not installed.
     """
-    from transformers.integrations import get_reporting_integration_callbacks
+    from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
     try:
         return [kind() for kind in get_reporting_integration_callbacks(list(names))]

@@ -298,7 +298,7 @@ def _plain(row: Row) -> Row:
     """A question as running text, for models without a chat template."""
     if "prompt" not in row:
         return row
-    texts = {key: f" {row[key]}" for key in ("completion", "alternative") if key in row}
+    texts: dict[str, Any] = {key: f" {row[key]}" for key in ("completion", "alternative") if key in row}
     if "choices" in row:
         texts["choices"] = [f" {choice}" for choice in row["choices"]]
     return row | {"prompt": f"Question: {row['prompt']}\nAnswer:", "template": "none"} | texts

@@ -4,6 +4,7 @@ with hl.edited(model, result.delta):
     lm_eval.simple_evaluate(HookedLM(model), tasks=["wmdp_bio", task_of(heldout, model)])
 """
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -38,7 +39,8 @@ class HookedLM(TemplateLM):
         """
         super().__init__()
         self.model, self.tokenizer = model, models.tokenizer_of(model)
-        self.max_tokens, self.new_tokens, self.precision = max_tokens, new_tokens, precision
+        self.max_tokens, self.new_tokens = max_tokens, new_tokens
+        self.precision: Precision = precision
 
     @property
     def eot_token_id(self) -> int:

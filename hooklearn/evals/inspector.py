@@ -6,6 +6,7 @@
 The solver answers itself, so that the model named to Inspect is never asked.
 """
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from typing import Any

@@ -54,8 +54,8 @@ def locate(
         :class:`Subspaces`; ``.to_dataframe()`` answers "which layer?".
     """
     if directions is not None:
-        found = {side for _, side in directions}
-        sides = "both" if len(found) > 1 else found.pop()
+        theirs: set[Sides] = {side for _, side in directions}
+        sides = theirs.pop() if len(theirs) == 1 else "both"
         data = collect(model, forget, retain, directions.sites, sides=sides, seed=seed, precision=precision)
         return data.judge(directions, seed=seed)
     chosen = models.sites(model, sites, layers)

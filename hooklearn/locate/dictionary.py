@@ -123,8 +123,8 @@ class Dictionary:
                 "forget": bad.mean(0).numpy(), "retain": good.mean(0).numpy(),
             }
         )  # fmt: skip
-        order = (table["auc_fitted"] - 1 / 2).abs().sort_values(ascending=False, kind="stable").index
-        return table.loc[order].reset_index(drop=True)
+        order = (fitted - 1 / 2).abs().argsort(descending=True, stable=True)
+        return table.iloc[order.numpy()].reset_index(drop=True)
 
     @torch.no_grad()
     def _items(self, model: Any, corpus: Corpus, precision: Precision) -> Float[Tensor, "item latent"]:
@@ -165,7 +165,7 @@ def read_sae(folder: str | Path) -> Dictionary:
     tensors, _ = store.load_tensors(folder / "sae_weights.safetensors")
     if not isinstance(config, dict):
         raise InputError(f"{folder / 'cfg.json'}: expected a mapping")
-    more = config.get("metadata") if isinstance(config.get("metadata"), dict) else {}  # since release 6
+    more: Any = config["metadata"] if isinstance(config.get("metadata"), dict) else {}  # since release 6
     hook = next((str(c[k]) for c in (more, config) for k in ("hook_name", "hook_point") if c.get(k)), "")
     if not re.search(r"\d", hook):
         raise InputError(f"{folder / 'cfg.json'}: says no hook point with a layer (hook_name: {hook!r})")
