@@ -279,7 +279,7 @@ def _read(read: Reader, row: Row, i: int, source: str) -> Row:
         return read(row)
     except KeyError as error:
         raise InputError(f"corpus {source}, row {i}: no column {error} as in the first row") from error
-    except (TypeError, ValueError, IndexError, AttributeError) as error:  # InputError is a ValueError
+    except (TypeError, ValueError, IndexError, AttributeError, ArithmeticError) as error:  # InputError is a ValueError
         raise InputError(f"corpus {source}, row {i}: {error}") from error
 
 

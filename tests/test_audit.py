@@ -67,7 +67,7 @@ def test_a_folder_as_open_unlearning_saves_it(mine: list[str]) -> None:
     saved = Path("saves/unlearn/tofu_forget10_NPO")
     plain: Any = AutoModelForCausalLM.from_pretrained("my-model")
     tokenizer = AutoTokenizer.from_pretrained("my-model")
-    for folder, size in ((saved, "100KB"), (saved / "checkpoint-20", "5GB")):
+    for folder, size in ((saved, "10KB"), (saved / "checkpoint-20", "5GB")):
         plain.save_pretrained(folder, max_shard_size=size)
         tokenizer.save_pretrained(folder)
         torch.save({"args": Bomb()}, folder / "training_args.bin")

@@ -8,6 +8,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hooklearn.data import Corpus, load_corpus, split_row
 from hooklearn.layouts import LAYOUTS, laid_out
@@ -190,6 +192,31 @@ def test_rows_must_agree(tmp_path: Path) -> None:
         load_corpus(path=path, layout="tofu")
     with pytest.raises(InputError, match="built in and has no layout"):
         load_corpus(name="tiny", layout="tofu")
+
+
+COLUMNS = sorted({name for layout in LAYOUTS.values() for shape in layout.shapes for name in shape})
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-2, 3),
+    st.floats(),
+    st.text(max_size=4),
+    st.lists(st.text(max_size=3), max_size=3),
+    st.sampled_from([ASK + GREEN, [{}], [1], {"content": 1}]),
+)
+
+
+@given(
+    rows=st.lists(st.fixed_dictionaries({name: VALUES for name in COLUMNS}), min_size=1, max_size=2),
+    layout=st.sampled_from(sorted(LAYOUTS)),
+    options=st.fixed_dictionaries({"completion": st.sampled_from(["bad", "good"]), "plain": st.booleans()}),
+)
+@settings(max_examples=150)
+def test_any_values_are_a_corpus_or_refused(rows: list[Any], layout: str, options: dict[str, Any]) -> None:
+    try:
+        Corpus("drawn", tuple(laid_out(rows, layout, "drawn", options)))
+    except InputError as error:
+        assert len(str(error).splitlines()) == 1
 
 
 def test_a_layout_in_a_config(files: Any) -> None:
