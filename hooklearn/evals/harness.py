@@ -47,6 +47,11 @@ class HookedLM(TemplateLM):
         return self.tokenizer.eos_token_id
 
     @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text that has nothing before it."""
+        return self.eot_token_id if self.tokenizer.bos_token_id is None else self.tokenizer.bos_token_id
+
+    @property
     def tokenizer_name(self) -> str:
         return str(self.model.cfg.model_name)
 
