@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import corpus
 from drawn_runs import battery, write_run
+from user_files import hooklearn
 
 import analysis
 import hooklearn as hl
@@ -182,3 +183,8 @@ def test_a_run_without_samples_has_no_logs(tmp_path: Path) -> None:
     write_run(tmp_path / "run", attacks=battery(), items=6, metrics=["completion"], splits=["heldout"])
     with pytest.raises(InputError, match="has no samples"):
         analysis.inspect_logs(tmp_path / "run", tmp_path / "logs")
+
+
+def test_redacted_reports_give_no_texts_away(tmp_path: Path) -> None:
+    result = hooklearn("report", tmp_path, "--redact", "--inspect", tmp_path / "logs")
+    assert result.exit_code == 2 and "leaves out" in result.stderr and not (tmp_path / "logs").exists()
