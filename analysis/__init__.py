@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from analysis.compare import compare
     from analysis.comparison import Comparison
     from analysis.explorer import explore
+    from analysis.inspect_log import inspect_logs
     from analysis.layers import by_layer
     from analysis.report import report
     from analysis.side_by_side import attack_map, attack_table, ways
@@ -44,6 +45,7 @@ __all__ = [
     "compare",
     "decide",
     "explore",
+    "inspect_logs",
     "judge",
     "markdown",
     "plots",
@@ -68,6 +70,7 @@ _HOME = {
     "attack_map": "side_by_side",
     "attack_table": "side_by_side",
     "by_layer": "layers",
+    "inspect_logs": "inspect_log",
     "compare": "compare",
     "decide": "verdict",
     "explore": "explorer",

@@ -37,6 +37,10 @@ class Comparison:
     def to_csv(self) -> str:
         return self.table.to_csv(index=False)
 
+    def to_parquet(self) -> bytes:
+        """The table with its types, which csv does not keep; read by ``pandas.read_parquet``."""
+        return self.table.to_parquet(index=False)
+
     def to_latex(self) -> str:
         """A booktabs table with a column per run (many runs: a row each), intervals in brackets."""
         frame = self.by_run() if len(self.table) <= FEW else self.in_short()

@@ -32,6 +32,9 @@ _WHERE = {
     "Subspace": "locate",
     "Subspaces": "locate",
     "sample_tokens": "locate.tokens",
+    "read_directions": "locate.directions",
+    "read_sae": "locate.dictionary",
+    "read_activations": "locate.saved",
     "edit": "edit",
     "Method": "edit",
     "Problem": "edit",
@@ -43,6 +46,8 @@ _WHERE = {
     "organism": "api",
     "build_organism": "api",
     "recipe": "recipes",
+    "observing": "callbacks",
+    "reporting_to": "callbacks",
     "sweep": "sweeping",
     "load_delta": "store",
     "save_delta": "store",
@@ -71,6 +76,9 @@ __all__ = [
     "Subspace",
     "Subspaces",
     "sample_tokens",
+    "read_directions",
+    "read_sae",
+    "read_activations",
     "edit",
     "Method",
     "Problem",
@@ -82,6 +90,8 @@ __all__ = [
     "organism",
     "build_organism",
     "recipe",
+    "observing",
+    "reporting_to",
     "sweep",
     "load_delta",
     "save_delta",
@@ -96,10 +106,14 @@ __all__ = [
 
 if TYPE_CHECKING:
     from hooklearn.api import attack, audit, behaviour, build_organism, capture, organism, run
+    from hooklearn.callbacks import observing, reporting_to
     from hooklearn.data import Corpus, load_corpus
     from hooklearn.edit import Method, Problem, edit
     from hooklearn.exporting import export
     from hooklearn.locate import Subspace, Subspaces, locate, locate_sweep
+    from hooklearn.locate.dictionary import read_sae
+    from hooklearn.locate.directions import read_directions
+    from hooklearn.locate.saved import read_activations
     from hooklearn.locate.tokens import sample_tokens
     from hooklearn.models import edited, load, sites, weight, wrap
     from hooklearn.panel import capability

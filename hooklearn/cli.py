@@ -23,6 +23,7 @@ from hooklearn.cli_compare import comparing
 from hooklearn.cli_tools import tools
 from hooklearn.cli_verdict import (
     DryRun,
+    LogTo,
     NoReport,
     Out,
     Resume,
@@ -102,6 +103,7 @@ def run(
     dry_run: DryRun = False,
     json_: Json = False,
     no_report: NoReport = False,
+    log_to: LogTo = None,
     quiet: Quiet = False,
 ) -> None:
     """The whole job: edit, attack, judge, report.
@@ -115,14 +117,16 @@ def run(
     hooklearn run my.yaml --dry-run
     hooklearn run my.yaml --out runs/mine --resume
     hooklearn run tiny --json | jq .verdict
+    hooklearn run tiny --log-to tensorboard
     """
     needs_out(resume, out)
     if dry_run:
         tell_cost(lambda _: Job.of("run", target, set_, seed), json_, quiet)
         return
     run_and_judge(
-        lambda _: Job.of("run", target, set_, seed), out, resume=resume, report=not no_report, json_=json_, quiet=quiet
-    )
+        lambda _: Job.of("run", target, set_, seed), out, resume=resume, report=not no_report, json_=json_, quiet=quiet,
+        log_to=log_to,
+    )  # fmt: skip
 
 
 @app.command()
@@ -250,6 +254,9 @@ def attack(
 def report(
     runs: Runs,
     redact: Annotated[bool, typer.Option("--redact", help="Lengths and hashes in place of texts.")] = False,
+    inspect: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also write the samples as Inspect AI logs here.")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Judge runs again and write their reports.
@@ -259,15 +266,21 @@ def report(
     \b
     hooklearn report runs/mine
     hooklearn report runs/mine runs/yours --redact
+    hooklearn report runs/mine --inspect logs
     """
+    if redact and inspect is not None:
+        raise typer.BadParameter("Inspect logs hold the texts that --redact leaves out", param_hint="--inspect")
     found = []
     with work(quiet=True) as progress:
+        import analysis
         from analysis.outcome import outcome
 
         for folder in runs:
             others = [other for other in runs if other != folder]
             page = judge(folder, progress, report=True, redact=redact, others=others)
             found.append({**outcome(folder), "report": page})
+            if inspect is not None:
+                analysis.inspect_logs(folder, inspect)
     if json_:
         print_json({"reports": found})
         return

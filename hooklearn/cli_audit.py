@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hooklearn.cli_verdict import DryRun, NoReport, Out, Resume, Seeds, Sets, needs_out, run_and_judge, tell_cost
+from hooklearn.cli_verdict import DryRun, LogTo, NoReport, Out, Resume, Seeds, Sets, needs_out, run_and_judge, tell_cost
 from hooklearn.console import Json, Quiet
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def audit(
     dry_run: DryRun = False,
     json_: Json = False,
     no_report: NoReport = False,
+    log_to: LogTo = None,
     quiet: Quiet = False,
 ) -> None:
     """Removed or only disabled? For two models made elsewhere.
@@ -74,4 +75,4 @@ def audit(
     if dry_run:
         tell_cost(made, json_, quiet)
     else:
-        run_and_judge(made, out, resume=resume, report=not no_report, json_=json_, quiet=quiet)
+        run_and_judge(made, out, resume=resume, report=not no_report, json_=json_, quiet=quiet, log_to=log_to)

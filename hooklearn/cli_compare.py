@@ -26,6 +26,7 @@ def compare(
     runs: Runs,
     json_: Json = False,
     csv: Table = None,
+    parquet: Table = None,
     latex: Table = None,
     markdown: Table = None,
     figure: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture: .png, .svg or .pdf.")] = None,
@@ -45,7 +46,7 @@ def compare(
         import analysis
 
         found = analysis.compare(runs)
-        write(found, csv=csv, latex=latex, markdown=markdown, figure=figure, metric=metric)
+        write(found, csv=csv, parquet=parquet, latex=latex, markdown=markdown, figure=figure, metric=metric)
     if json_:
         print_json(as_json(found))
     else:
@@ -56,6 +57,7 @@ def write(
     found: Comparison,
     *,
     csv: Path | None = None,
+    parquet: Path | None = None,
     latex: Path | None = None,
     markdown: Path | None = None,
     figure: Path | None = None,
@@ -73,8 +75,9 @@ def write(
     for path, text in ((csv, found.to_csv), (latex, found.to_latex), (markdown, found.to_markdown)):
         if path is not None:
             write_text(path, text())
-    if figure is not None:
-        write_bytes(figure, drawn)
+    for path, content in ((parquet, found.to_parquet), (figure, lambda: drawn)):
+        if path is not None:
+            write_bytes(path, content())
 
 
 def as_json(found: Comparison) -> dict[str, object]:

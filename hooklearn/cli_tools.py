@@ -20,6 +20,7 @@ class What(StrEnum):
     attacks = "attacks"
     fitters = "fitters"
     corpora = "corpora"
+    layouts = "layouts"
     organisms = "organisms"
     recipes = "recipes"
     models = "models"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,6 +27,10 @@ Seeds = Annotated[list[int] | None, typer.Option("--seed", metavar="N", help="Ma
 Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Default: runs/NAME-TIME.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show config and cost; write nothing.")]
+LogTo = Annotated[
+    list[str] | None,
+    typer.Option("--log-to", metavar="NAME", help="tensorboard, wandb, trackio ...; may be given several times."),
+]
 NoReport = Annotated[bool, typer.Option("--no-report", help="Judge, but write no report.")]
 
 
@@ -35,19 +40,39 @@ def needs_out(resume: bool, out: Path | None) -> None:
 
 
 def run_and_judge(
-    made: Callable[[Progress], Job], out: Path | None, *, resume: bool, report: bool, json_: bool, quiet: bool
+    made: Callable[[Progress], Job],
+    out: Path | None,
+    *,
+    resume: bool,
+    report: bool,
+    json_: bool,
+    quiet: bool,
+    log_to: Sequence[str] | None = None,
 ) -> None:
-    """The whole job, its verdict, and its report where it is wanted."""
+    """The whole job, its verdict, and its report where it is wanted; every step is told to what ``log_to`` names."""
     with work(quiet) as progress:
         job = made(progress)
         folder = out or job.new_folder()
         try:
-            job.run(folder, progress, resume=resume)
+            with logging_to(log_to, folder):
+                job.run(folder, progress, resume=resume)
         except KeyboardInterrupt:
             again = f"{job.command} --out {shlex.quote(str(folder))} --resume"
             raise KeyboardInterrupt(f"continue with: {again}") from None
         page = judge(folder, progress, report=report)
     tell(folder, page, json_)
+
+
+@contextlib.contextmanager
+def logging_to(names: Sequence[str] | None, folder: Path) -> Iterator[None]:
+    """Nothing where nothing is named; files of the loggers go below ``folder``."""
+    if not names:
+        yield
+        return
+    from hooklearn.callbacks import observing, reporting_to
+
+    with observing(*reporting_to(*names), out=folder / "logs", name=folder.name):
+        yield
 
 
 def judge(

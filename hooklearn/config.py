@@ -54,9 +54,11 @@ class CorpusConfig(Strict):
     split: str | None = None
     revision: str | None = None
     columns: dict[str, str] | None = None
+    layout: str | None = None
+    """The published data set whose columns these are, e.g. ``tofu``; see ``hooklearn list layouts``."""
     limit: int | None = Field(default=None, ge=1)
     options: dict[str, Any] = Field(default_factory=dict)
-    """What a built-in corpus is asked for, e.g. ``{part: forget}``."""
+    """What a built-in corpus is asked for, e.g. ``{part: forget}``, or a layout, e.g. ``{completion: good}``."""
 
     @model_validator(mode="after")
     def _one_source(self) -> CorpusConfig:

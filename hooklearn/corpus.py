@@ -99,13 +99,18 @@ def _line(row: Row) -> str:
     return json.dumps(row, sort_keys=True, ensure_ascii=False, default=str)
 
 
+def has_shape(row: Row) -> bool:
+    """Whether its columns make one of the shapes; what is in them is another matter."""
+    return {"prompt", "completion"} <= row.keys() or "messages" in row or "text" in row
+
+
 def _check_row(name: str, i: int, row: Row) -> None:
     try:
         _line(row).encode()
     except (UnicodeEncodeError, TypeError, ValueError, RecursionError) as error:
         why = "half a character (a lone surrogate)" if isinstance(error, UnicodeEncodeError) else str(error)
         raise InputError(f"corpus {name!r}, row {i}: is no text that can be encoded: {why}") from error
-    if not ({"prompt", "completion"} <= row.keys() or "messages" in row or "text" in row):
+    if not has_shape(row):
         raise InputError(
             f"corpus {name!r}, row {i}: columns {sorted(map(str, row))} make none of the known shapes: {SHAPES}; "
             "map your columns with columns: {prompt: ..., completion: ...}"

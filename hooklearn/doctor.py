@@ -326,6 +326,12 @@ def _corpora() -> Entries:
     return ((n, c.summary, c.source) for n, c in BUILTIN.items())
 
 
+def _layouts() -> Entries:
+    from hooklearn.layouts import LAYOUTS
+
+    return ((n, c.summary, c.source) for n, c in LAYOUTS.items())
+
+
 def _organisms() -> Entries:
     from hooklearn.organisms import ORGANISMS
     from hooklearn.organisms.kinds import KINDS
@@ -356,6 +362,7 @@ _INVENTORY: dict[str, Callable[[], Entries]] = {
     "attacks": _attacks,
     "fitters": _fitters,
     "corpora": _corpora,
+    "layouts": _layouts,
     "organisms": _organisms,
     "recipes": _recipes,
     "models": _models,

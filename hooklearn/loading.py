@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hooklearn.corpora import BUILTIN
-from hooklearn.corpus import Corpus, Row
+from hooklearn.corpus import SHAPES, Corpus, Row, has_shape
+from hooklearn.layouts import laid_out, nearest_layout
 from hooklearn.types import InputError
 
 LOCAL_FORMATS = (".jsonl", ".json", ".csv", ".parquet")
@@ -21,6 +22,7 @@ def load_corpus(
     path: str | Path | None = None,
     hub: str | None = None,
     columns: Mapping[str, str] | None = None,
+    layout: str | None = None,
     split: str | None = None,
     config: str | None = None,
     revision: str | None = None,
@@ -32,10 +34,12 @@ def load_corpus(
 
     Args:
         columns: ``{"completion": "answer_text"}`` takes our ``completion`` from their ``answer_text``.
+        layout: the published data set whose columns these are (``hooklearn list layouts``), after ``columns``.
         base: folder that a relative ``path`` starts from.
-        options: what a built-in corpus is asked for, e.g. ``{"part": "forget"}``.
+        options: what a built-in corpus is asked for, e.g. ``{"part": "forget"}``; with a layout, as in
+            :func:`hooklearn.layouts.laid_out`.
     Raises:
-        InputError: unknown name, missing file, missing columns, or an empty corpus.
+        InputError: unknown name or layout, missing file, missing columns, or an empty corpus.
 
     Examples:
         >>> load_corpus(name="capitals", options={"part": "T"}, limit=2).rows[0]["completion"]
@@ -45,12 +49,29 @@ def load_corpus(
     if len(given) != 1:
         raise InputError(f"a corpus needs exactly one of name, path, hub; got {given or 'none'}")
     if name is not None:
+        if layout is not None:
+            raise InputError(f"corpus {name!r} is built in and has no layout; a layout goes with path or hub")
         corpus = _builtin(name, options or {})
-    elif path is not None:
-        rows = _read_local(Path(path) if base is None else base / path)
-        corpus = Corpus(Path(path).stem, _mapped(rows, columns, str(path)), f"path: {path}")
     else:
-        corpus = _from_hub(str(hub), config, split or "train", revision, columns)
+        if options and layout is None:
+            raise InputError(f"options {dict(options)} of a corpus that is a file: give the layout that they belong to")
+        if path is not None:
+            rows = _read_local(Path(path) if base is None else base / path)
+            called, source, where = Path(path).stem, str(path), f"path: {path}"
+        else:
+            rows = _from_hub(str(hub), config, split or "train", revision)
+            called = source = str(hub)
+            where = f"hub: {hub} config={config} split={split or 'train'} revision={revision}"
+        rows = _mapped(rows, columns, source)
+        if layout is not None:
+            rows = tuple(laid_out(rows, layout, source, options))
+            where += f" layout={layout}"
+        elif rows and not has_shape(rows[0]):
+            raise InputError(
+                f"corpus {called!r}, row 0: columns {sorted(map(str, rows[0]))} make none of the known shapes: "
+                f"{SHAPES}; map your columns with columns: {{prompt: ..., completion: ...}}{nearest_layout(rows[0])}"
+            )
+        corpus = Corpus(called, rows, where)
     if split is not None and hub is None:
         found = sorted({str(r["split"]) for r in corpus.rows if "split" in r})
         if split not in found:
@@ -111,13 +132,7 @@ def _mapped(rows: Sequence[Row], columns: Mapping[str, str] | None, source: str)
     )
 
 
-def _from_hub(
-    hub: str,
-    config: str | None,
-    split: str,
-    revision: str | None,
-    columns: Mapping[str, str] | None,
-) -> Corpus:
+def _from_hub(hub: str, config: str | None, split: str, revision: str | None) -> list[Row]:
     import datasets
 
     try:
@@ -127,8 +142,7 @@ def _from_hub(
             f"hub data set {hub!r} (config {config!r}, split {split!r}) could not be loaded: "
             f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
         ) from error
-    source = f"hub: {hub} config={config} split={split} revision={revision}"
-    return Corpus(hub, _mapped([dict(r) for r in loaded], columns, hub), source)  # type: ignore[call-overload]
+    return [dict(r) for r in loaded]  # type: ignore[call-overload]
 
 
 def _builtin(name: str, options: Mapping[str, Any]) -> Corpus:

@@ -224,8 +224,8 @@ def _load_corpora(config: RunConfig, base: Path, model: Any) -> dict[str, Corpus
 def _load_one(spec: CorpusConfig, base: Path, options: Mapping[str, Any]) -> Corpus:
     try:
         return load_corpus(
-            name=spec.name, path=spec.path, hub=spec.hub, columns=spec.columns, split=spec.split,
-            config=spec.config, revision=spec.revision, limit=spec.limit, base=base, options=options,
+            name=spec.name, path=spec.path, hub=spec.hub, columns=spec.columns, layout=spec.layout,
+            split=spec.split, config=spec.config, revision=spec.revision, limit=spec.limit, base=base, options=options,
         )  # fmt: skip
     except TypeError as error:  # an option that the built-in corpus does not have
         raise InputError(f"corpus {spec.name!r}: {error}") from error

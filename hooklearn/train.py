@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from hooklearn import forward, losses, models
+from hooklearn import callbacks, forward, losses, models
 from hooklearn.data import TokenBatch
 from hooklearn.forward import Precision
 from hooklearn.losses import LossSum
@@ -98,6 +98,7 @@ def fit(
         # ----------------------------------------------------------------------------------------
         history.append(value)
         tokens += batch.n_tokens
+        callbacks.step_ended(first + len(history), loss=value, model=model)
     done = len(history)
     rule.zero_grad(set_to_none=True)
     # a weight that broke earlier broke the loss of the step after; only the last step has none after it

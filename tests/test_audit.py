@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from user_files import Files, hooklearn
 
+import hooklearn as hl
 from hooklearn.auditing import audit, source
 from hooklearn.types import InputError
 
@@ -50,6 +52,37 @@ def test_folders_of_hugging_face_models(mine: list[str], tmp_path: Path) -> None
     assert record["command"].startswith("hooklearn audit --original my-model --edited base-model --never base-model")
     again = judged(*mine, "--out", tmp_path / "run", "--seed", 3, "--resume", *QUICK)
     assert again["behaviour"] == found["behaviour"]
+
+
+class Bomb:
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path("went-off"),)
+
+
+def test_a_folder_as_open_unlearning_saves_it(mine: list[str]) -> None:
+    """Sharded weights, checkpoints of the training, evaluations and pickled arguments beside them: the same model as
+    the plain folder, and what is pickled is left alone (unpickled, it would show: the control)."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    saved = Path("saves/unlearn/tofu_forget10_NPO")
+    plain: Any = AutoModelForCausalLM.from_pretrained("my-model")
+    tokenizer = AutoTokenizer.from_pretrained("my-model")
+    for folder, size in ((saved, "10KB"), (saved / "checkpoint-20", "5GB")):
+        plain.save_pretrained(folder, max_shard_size=size)
+        tokenizer.save_pretrained(folder)
+        torch.save({"args": Bomb()}, folder / "training_args.bin")
+        (folder / "trainer_state.json").write_text("{}")
+    (saved / "evals").mkdir()
+    (saved / "evals" / "TOFU_EVAL.json").write_text("{}")
+    assert len(list(saved.glob("*.safetensors"))) > 1
+    ids = torch.tensor([[1, 2, 3, 4]])
+    for folder in (saved, saved / "checkpoint-20"):
+        model = hl.load(str(folder))
+        with torch.no_grad():
+            assert torch.equal(model(ids), hl.load("my-model")(ids))
+    assert not Path("went-off").exists()
+    torch.load(saved / "training_args.bin", weights_only=False)
+    assert Path("went-off").exists()
 
 
 def test_a_battery_goes_as_far_as_the_corpora(mine: list[str]) -> None:

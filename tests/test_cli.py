@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from user_files import Files, hooklearn
 
@@ -242,11 +243,12 @@ def test_report_and_compare(tiny_run: Path, tmp_path: Path) -> None:
     found = only_json(hooklearn("compare", *copies, "--json"))
     assert len(found["runs"]) == 2 and all(d["difference"] == 0 for d in found["differences"])
     assert {r["times the least"] for r in found["unlearning"]} == {1.0}, "the same run twice"
-    made = {kind: tmp_path / f"table.{kind}" for kind in ("csv", "latex", "markdown")}
+    made = {kind: tmp_path / f"table.{kind}" for kind in ("csv", "parquet", "latex", "markdown")}
     files = [w for kind, path in made.items() for w in (f"--{kind}", path)]
     shown = hooklearn("compare", *copies, *files, "--figure", tmp_path / "figure.png").stdout
     assert shown.startswith("| ") and made["markdown"].read_text() == shown.rstrip("\n")
     assert len(made["csv"].read_text().strip().splitlines()) == 3
+    assert len(pd.read_parquet(made["parquet"])) == 2
     assert "\\toprule" in made["latex"].read_text()
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
@@ -268,7 +270,7 @@ def test_a_figure_that_cannot_be_drawn_is_one_line_and_nothing_is_written(
     "what, some",
     [
         ("methods", "repselect"), ("attacks", "erode"), ("fitters", "contrast"), ("corpora", "prose"),
-        ("organisms", "threats"), ("recipes", "tiny"), ("models", "smollm2-135m-instruct"),
+        ("layouts", "tofu"), ("organisms", "threats"), ("recipes", "tiny"), ("models", "smollm2-135m-instruct"),
     ],
 )  # fmt: skip
 def test_list(what: str, some: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import matplotlib
@@ -53,6 +54,12 @@ def test_equal_unlearning_is_where_each_way_meets_the_score_that_all_reached(tmp
     assert table.loc["slow", ["far KL", "tokens", "times the least"]].tolist() == pytest.approx([0.01, 9000, 4.5])
     assert table.loc["fast", ["far KL", "tokens", "times the least"]].tolist() == pytest.approx([0.0025, 2000, 1])
     assert table.loc["fast", "seconds"] == pytest.approx(2)
+
+
+def test_the_table_as_parquet_keeps_what_it_is(tmp_path: Path) -> None:
+    """Numbers stay numbers and texts texts, which csv has to guess."""
+    found = analysis.compare([walked(tmp_path / name, SLOW) for name in ("a", "b")])
+    pd.testing.assert_frame_equal(pd.read_parquet(io.BytesIO(found.to_parquet())), found.table)
 
 
 def test_between_two_points_the_root_of_the_kl_is_interpolated(tmp_path: Path) -> None:

@@ -212,7 +212,13 @@ def _modules() -> list[str]:
     import hooklearn
 
     found = [m.name for p in (hooklearn, analysis) for m in pkgutil.walk_packages(p.__path__, f"{p.__name__}.")]
-    return ["hooklearn", "analysis", *(n for n in found if not n.endswith("__main__"))]
+    return ["hooklearn", "analysis", *(n for n in found if not n.endswith("__main__") and _can_be_imported(n))]
+
+
+def _can_be_imported(name: str) -> bool:
+    """All but the adapters of an extra that is not installed."""
+    needed = {"hooklearn.evals.harness": "lm_eval", "hooklearn.evals.inspector": "inspect_ai"}
+    return name not in needed or importlib.util.find_spec(needed[name]) is not None
 
 
 def _examples() -> list[doctest.DocTest]:

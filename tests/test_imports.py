@@ -16,17 +16,19 @@ ROOT = Path(__file__).parent.parent
 # low to high; the modules of one line may import each other
 ORDER = [
     "hooklearn.types hooklearn.callable_module hooklearn.jsonable hooklearn.memory",
+    "hooklearn.callbacks",
     # config knows the types only; methods and attacks have their options checked by it
     "hooklearn.linalg hooklearn.losses hooklearn.batteries hooklearn.config",
     "hooklearn.corpus hooklearn.shipped hooklearn.tendencies hooklearn.fact_sets hooklearn.tiny_world "
     "hooklearn.tiny_facts",
-    "hooklearn.corpora",
+    "hooklearn.corpora hooklearn.layouts",
     "hooklearn.loading",
     "hooklearn.data hooklearn.store hooklearn.builtin hooklearn.plain hooklearn.models hooklearn.exporting "
     "hooklearn.generation",
     "hooklearn.forward",
     "hooklearn.lora hooklearn.train",
     "hooklearn.measure hooklearn.panel",
+    "hooklearn.evals",
     "hooklearn.locate",
     "hooklearn.edit",
     "hooklearn.attack",
@@ -51,7 +53,7 @@ ORDER = [
     "analysis.sweep",
     "analysis.explorer",
     "analysis.sections analysis.beside",
-    "analysis.report_record analysis.model_card",
+    "analysis.report_record analysis.model_card analysis.inspect_log",
     "analysis.report analysis.verify",
     "analysis.view",
     "hooklearn.console hooklearn.estimate hooklearn.located hooklearn.job hooklearn.doctor "

@@ -9,6 +9,7 @@ BLOCKS = {
     "Writing a method": ["hooklearn.edit.method.Method", "hooklearn.edit.method.Problem", "hooklearn.edit.run_edit"],
     "Writing an attack": ["hooklearn.attack.curve.Attack", "hooklearn.attack.curve.Arena"],
     "Measuring": ["hooklearn.measure"],
+    "Other people's data and tools": ["hooklearn.layouts.laid_out", "hooklearn.locate.dictionary.Dictionary"],
     "Evidence": ["hooklearn.evidence.collect", "hooklearn.evidence.types.Evidence"],
     "Border types": ["hooklearn.types.Tape", "hooklearn.types.Score", "hooklearn.types.Certificate"],
     "Linear algebra": ["hooklearn.linalg"],

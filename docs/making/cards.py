@@ -173,9 +173,11 @@ whole audit and prints verdict against truth ([how](how-to/calibrate.md)).
 
 def corpora(data: Path) -> str:
     from hooklearn.corpora import BUILTIN
+    from hooklearn.layouts import LAYOUTS
 
     rows = ((f"`{n}`", c.summary, c.source) for n, c in BUILTIN.items())
-    parts = [_CORPORA, table(("corpus", "", "source"), rows)]
+    theirs = ((f"`{n}`", c.summary, f"<{c.source}>") for n, c in LAYOUTS.items())
+    parts = [_CORPORA, table(("corpus", "", "source"), rows), _LAYOUTS, table(("layout", "", "columns as in"), theirs)]
     for name in BUILTIN:
         card = data / name / "README.md"
         if card.is_file():
@@ -194,6 +196,10 @@ _CORPORA = """# Corpora
 Built-in texts, split into parts that never share an item. Your own: [Use your own data](how-to/data.md).
 
     hooklearn list corpora"""
+
+_LAYOUTS = """## Layouts
+
+Published data sets whose columns are known: [how to use them](how-to/other-tools.md#data-sets)."""
 
 
 def recipes() -> str:

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from hooklearn import models
+from hooklearn import callbacks, models
 from hooklearn.config import build
 from hooklearn.data import Corpus, TokenBatch
 from hooklearn.forward import Precision
@@ -323,6 +323,7 @@ def _attack_arm(
         else:
             now = watcher.likelihood(arm.model, step, tokens, watcher.heldout, preference=step == steps)
         points.extend(now)
+        callbacks.evaluated(step, {p.metric: p.score.value for p in now if p.split == "heldout"}, model=arm.model)
         if arm.name == "original":
             surrogate.extend(watcher.surrogate(arm.model, step, tokens))
         heldout = next(p for p in now if p.split == "heldout" and p.metric == "completion")
@@ -338,7 +339,7 @@ def _attack_arm(
         return stop
 
     diverged, note, reached = False, "", steps
-    with arm.entered(training=True) as model:
+    with callbacks.scope(attack, setting, arm.name), arm.entered(training=True) as model:
         with trained(model) as params:
             rule = (
                 torch.optim.Adam(params, lr=learning_rate, fused=True)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from hooklearn import forward, linalg, memory, models
+from hooklearn import callbacks, forward, linalg, memory, models
 from hooklearn.callable_module import make_callable
 from hooklearn.data import Corpus, encode
 from hooklearn.edit.ascent import GoodOnly, GradDiff, GradientAscent
@@ -162,10 +162,8 @@ def run_edit(
             problem.release()
         memory.give_back()
 
-    landing = solve(
-        walk, path, ray=method.ray, reference_norm=reference_norm,
-        on_direction=on_direction,
-    )  # fmt: skip
+    with callbacks.scope("edit", method.name):
+        landing = solve(walk, path, ray=method.ray, reference_norm=reference_norm, on_direction=on_direction)
     return EditResult(
         method=method.name,
         delta=_bound(model, landing.updates),

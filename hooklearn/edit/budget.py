@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from hooklearn import models
+from hooklearn import callbacks, models
 from hooklearn.edit.method import Updates, combine, delta_of, norm
 from hooklearn.measure import DisruptionMeter
 from hooklearn.types import Budget, Disruption, Trace, TracePoint
@@ -65,6 +65,8 @@ class Walk:
                 near_ce=near.value if near else math.nan, forget=forget,
             )
         )  # fmt: skip
+        last = self.points[-1]
+        callbacks.evaluated(step, {"kl": last.kl, "near_ce": last.near_ce, "forget": forget}, model=self.model)
         return self.measured.used(self.budget)
 
     def roughly_used(self, updates: Updates, scale: float) -> float:

@@ -38,18 +38,26 @@ def locate(
     fitter: str = "contrast",
     rank: int = 8,
     sides: Sides = "x",
+    directions: Subspaces | None = None,
     seed: int = 0,
     precision: Precision = "auto",
 ) -> Subspaces:
     """Subspaces that distinguish forget from retain, each with its held-out separation and nulls.
 
     Args:
+        directions: subspaces that were found elsewhere (:func:`hooklearn.read_directions`), to be measured as they are:
+            nothing is fitted, and sites, fitter, rank and sides are theirs.
         sites, layers: as in :func:`hooklearn.models.sites`.
         fitter: one of ``pca contrast mean_diff probe random``.
         sides: ``x`` (inputs), ``g`` (output gradients) or ``both``.
     Returns:
         :class:`Subspaces`; ``.to_dataframe()`` answers "which layer?".
     """
+    if directions is not None:
+        theirs: set[Sides] = {side for _, side in directions}
+        sides = theirs.pop() if len(theirs) == 1 else "both"
+        data = collect(model, forget, retain, directions.sites, sides=sides, seed=seed, precision=precision)
+        return data.judge(directions, seed=seed)
     chosen = models.sites(model, sites, layers)
     data = collect(model, forget, retain, chosen, sides=sides, seed=seed, precision=precision)
     return data.fit(fitter, rank, seed=seed)

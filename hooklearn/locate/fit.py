@@ -8,7 +8,7 @@ and judged on the other.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
@@ -94,6 +94,15 @@ class Collected:
                 out[site.name, side] = replace(found[shared], site=site)
         return Subspaces(out)
 
+    def judge(self, spaces: Subspaces, *, seed: int = 0) -> Subspaces:
+        """Subspaces that were found elsewhere, with the statistics that fitted ones have."""
+        out: dict[tuple[str, Side], Subspace] = {}
+        for key, space in spaces.items():
+            moments = (self.forget.moments[key], self.retain.moments[key])
+            measured = Subspace.of(*space.place, space.fitter, space.vectors, space.values, moments=moments)
+            out[key] = self._judged(measured, seed)
+        return Subspaces(out)
+
     def _fit_one(self, site: Site, side: Side, fitter: str, rank: int, seed: int) -> Subspace:
         key = (site.name, side)
         forget, retain = self.forget.moments[key], self.retain.moments[key]
@@ -138,9 +147,14 @@ def _number(site: Site, side: Side) -> int:
 
 def held_out_groups(*corpora: Corpus, seed: int) -> set[str]:
     """A third of the groups of each, on which nothing is fitted; corpora with the same groups share them."""
+    return held_out([corpus.groups for corpus in corpora], seed)
+
+
+def held_out(every: Iterable[Iterable[str]], seed: int) -> set[str]:
+    """:func:`held_out_groups` of groups that are at hand."""
     held: set[str] = set()
-    for corpus in corpora:
-        groups = sorted(set(corpus.groups))
+    for names in every:
+        groups = sorted(set(names))
         random.Random(seed).shuffle(groups)  # the same groups: the same order
         held.update(groups[: max(1, round(HELD_OUT * len(groups)))])
     return held
@@ -196,7 +210,7 @@ def _collect_class(
                 for side in sides:
                     key = (site.name, side)
                     rows = _rows(taped[site.name], side)
-                    means[is_fitted].setdefault(key, []).append(_item_means(rows, batch))
+                    means[is_fitted].setdefault(key, []).append(item_means(rows, batch))
                     if is_fitted:
                         shared[key] = first_with.setdefault(rows.data_ptr(), key)
                         if shared[key] == key:
@@ -216,7 +230,7 @@ def _rows(tape: Tape, side: Side) -> Tensor:
     return tape.g
 
 
-def _item_means(rows: Float[Tensor, "token d"], batch: TokenBatch) -> Float[Tensor, "item d"]:
+def item_means(rows: Float[Tensor, "token d"], batch: TokenBatch) -> Float[Tensor, "item d"]:
     n = len(batch.sequences)
     owner = batch.owner.to(rows.device)
     sums = torch.zeros(n, rows.shape[1], device=rows.device).index_add(0, owner, rows.float())

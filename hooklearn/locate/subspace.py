@@ -65,6 +65,10 @@ class Subspace:
         return self.basis.shape[1]
 
     @property
+    def place(self) -> tuple[Site, Side]:
+        return self.site, self.side
+
+    @property
     def components_(self) -> Float[Tensor, "rank d"]:
         """As in scikit-learn: one component per row."""
         return self.basis.T
@@ -101,7 +105,7 @@ class Subspace:
             raise InputError(f"rank {rank} of a subspace that has {self.rank} components")
 
     def _same_place(self, other: Subspace) -> None:
-        if (self.site, self.side) != (other.site, other.side):
+        if self.place != other.place:
             raise InputError(
                 f"subspaces of different places: {self.site.name} ({self.side}), {other.site.name} ({other.side})"
             )

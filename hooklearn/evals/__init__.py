@@ -1,0 +1,1 @@
+"""Other people's evaluations on hooked models, and our corpora as their tasks (extra ``evals``)."""
