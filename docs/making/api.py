@@ -8,6 +8,7 @@ from collections.abc import Iterable
 BLOCKS = {
     "Writing a method": ["hooklearn.edit.method.Method", "hooklearn.edit.method.Problem", "hooklearn.edit.run_edit"],
     "Writing an attack": ["hooklearn.attack.curve.Attack", "hooklearn.attack.curve.Arena"],
+    "Writing a fitter": ["hooklearn.locate.fitters.Fitter", "hooklearn.locate.fitters.Seen"],
     "Measuring": ["hooklearn.measure"],
     "Evidence": ["hooklearn.evidence.collect", "hooklearn.evidence.types.Evidence"],
     "Border types": ["hooklearn.types.Tape", "hooklearn.types.Score", "hooklearn.types.Certificate"],

@@ -197,10 +197,10 @@ Built-in texts, split into parts that never share an item. Your own: [Use your o
 
 
 def recipes() -> str:
-    from hooklearn.locate.fit import FITTER_SOURCES, FITTERS
+    from hooklearn.locate.fitters import FITTERS
     from hooklearn.recipes import RECIPES
 
-    fitters = ((f"`{n}`", text, FITTER_SOURCES[n]) for n, text in FITTERS.items())
+    fitters = ((f"`{n}`", f.summary, f.source) for n, f in FITTERS.items())
     parts = [
         "# Recipes and fitters",
         "## Fitters",
