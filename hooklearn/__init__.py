@@ -24,6 +24,9 @@ _WHERE = {
     "weight": "models",
     "edited": "models",
     "export": "exporting",
+    "EditedModel": "exporting",
+    "to_peft": "adapters",
+    "from_peft": "adapters",
     "load_corpus": "data",
     "Corpus": "data",
     "capture": "api",
@@ -63,6 +66,9 @@ __all__ = [
     "weight",
     "edited",
     "export",
+    "EditedModel",
+    "to_peft",
+    "from_peft",
     "load_corpus",
     "Corpus",
     "capture",
@@ -95,10 +101,11 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from hooklearn.adapters import from_peft, to_peft
     from hooklearn.api import attack, audit, behaviour, build_organism, capture, organism, run
     from hooklearn.data import Corpus, load_corpus
     from hooklearn.edit import Method, Problem, edit
-    from hooklearn.exporting import export
+    from hooklearn.exporting import EditedModel, export
     from hooklearn.locate import Subspace, Subspaces, locate, locate_sweep
     from hooklearn.locate.tokens import sample_tokens
     from hooklearn.models import edited, load, sites, weight, wrap
