@@ -26,7 +26,15 @@ Seeds = Annotated[list[int] | None, typer.Option("--seed", metavar="N", help="Ma
 Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Default: runs/NAME-TIME.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show config and cost; write nothing.")]
+Deterministic = Annotated[
+    bool, typer.Option("--deterministic", help="The same bits every time, also on a GPU: deterministic=true.")
+]
 NoReport = Annotated[bool, typer.Option("--no-report", help="Judge, but write no report.")]
+
+
+def with_determinism(sets: list[str] | None, deterministic: bool) -> list[str]:
+    """``--deterministic`` is a key of the config: what was resumed without it would not be what it says."""
+    return [*(sets or ()), *["deterministic=true"][:deterministic]]
 
 
 def needs_out(resume: bool, out: Path | None) -> None:
