@@ -29,6 +29,13 @@ from hooklearn.types import Delta, InputError
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 """PEFT's, before the name of a module."""
+KINDS = ("LORA", "LOHA", "LOKR")
+"""Adapters that add an update to a weight and do nothing else."""
+BEYOND = (
+    "modules_to_save", "use_dora", "trainable_token_indices", "alora_invocation_tokens", "layer_replication",
+    "lora_bias", "use_qalora", "target_parameters",
+)  # fmt: skip
+"""Keys of a config that ask for more than that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +102,16 @@ def to_peft(
 
 
 def from_peft(model: Any, folder: str | Path) -> Delta:
-    """A PEFT adapter as an edit of the model it was trained on: anything of which ``peft`` can tell the update.
+    """A PEFT adapter (LoRA, rsLoRA, LoHa, LoKr) as an edit of the model it was trained on.
 
-    That is LoRA, rsLoRA, LoHa, LoKr and their like; needs ``pip install 'hooklearn[peft]'``.
+    Needs ``pip install 'hooklearn[peft]'``.
 
     Raises:
         InputError: no adapter there, weights that are no safetensors, an adapter for another model, one that changes
-            what no site holds (embeddings, biases, whole modules) or more than weights (DoRA); no ``peft``.
+            what no site holds (embeddings, biases, whole modules) or does more than that (DoRA, IA3); no ``peft``.
     """
     peft, folder = _peft(), Path(folder).expanduser()
-    _check_folder(folder, model)
+    stored = _check_folder(folder, model)
     plain = plain_copy(model)
     for module in plain.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -113,6 +120,9 @@ def from_peft(model: Any, folder: str | Path) -> Delta:
         adapted = peft.PeftModel.from_pretrained(plain, str(folder))
     except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder}: peft cannot put it on {model.cfg.model_name!r}: {_first_line(error)}") from error
+    unlike = stored ^ peft.get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
+    if unlike:
+        raise InputError(f"{folder}: its weights are not those of its config, {min(unlike)!r} for one")
     asked = 0.0
     for layer in adapted.modules():
         if hasattr(layer, "get_delta_weight"):
@@ -167,28 +177,30 @@ def _check_same(size: float, delta: Delta, problem: str) -> None:
         raise InputError(problem)
 
 
-def _check_folder(folder: Path, model: Any) -> None:
+def _check_folder(folder: Path, model: Any) -> set[str]:
+    """Names of its tensors; raises InputError where it is none, holds more than updates, or is another model's."""
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder}: no PEFT adapter (no {CONFIG})")
     config = store.load_json(folder / CONFIG)
     if not isinstance(config, dict):
         raise InputError(f"{folder / CONFIG}: damaged, expected an object")
-    beyond = [key for key in ("modules_to_save", "use_dora", "trainable_token_indices") if config.get(key)]
-    if config.get("bias", "none") != "none":
-        beyond.append("bias")
+    if config.get("peft_type") not in KINDS:
+        raise InputError(f"{folder}: an adapter of type {config.get('peft_type')!r:.40}; valid: {', '.join(KINDS)}")
+    beyond = [key for key in BEYOND if config.get(key)] + ["bias"] * (config.get("bias", "none") != "none")
     if beyond:
         raise InputError(f"{folder}: has {', '.join(beyond)}, and an edit is an update of weights and nothing else")
     if not (folder / WEIGHTS).is_file():
         raise InputError(
             f"{folder}: its weights are not there as {WEIGHTS}; other formats can run code and are not read"
         )
-    _, about = store.load_tensors(folder / WEIGHTS)
+    tensors, about = store.load_tensors(folder / WEIGHTS)
     made_for = about.get("base_hash", "")
     if made_for and made_for != models.weights_hash(model):
         raise InputError(
             f"{folder}: was made for {config.get('base_model_name_or_path')!r} (weights {made_for[:12]}), "
             f"not for {model.cfg.model_name!r} (weights {models.weights_hash(model)[:12]})"
         )
+    return set(tensors)
 
 
 _CARD = """# An edit of {base}, as a LoRA adapter

@@ -88,19 +88,27 @@ def test_half_precision_weights_do_not_round_the_update(tmp_path: Path) -> None:
     assert report.relative_error < 1e-5 and (from_peft(model, tmp_path / "a") - delta).norm() < 1e-5 * delta.norm()
 
 
-@pytest.mark.parametrize("rslora", [False, True])
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_an_adapter_made_by_peft_is_an_edit(family: str, rslora: bool, tmp_path: Path) -> None:
+def peft_config(kind: str, family: str) -> Any:
+    target = ["q_proj", "down_proj"] if family == "llama" else ["c_attn"]
+    if kind in ("loha", "lokr"):
+        cls = {"loha": peft.LoHaConfig, "lokr": peft.LoKrConfig}[kind]
+        return cls(target_modules=target, r=3, alpha=7, init_weights=False)
+    return peft.LoraConfig(
+        task_type="CAUSAL_LM", target_modules=target, r=3, lora_alpha=7, use_rslora=kind == "rslora",
+        init_lora_weights=False, fan_in_fan_out=family == "gpt2",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "family"),
+    [("lora", "llama"), ("rslora", "llama"), ("loha", "llama"), ("lokr", "llama"), ("lora", "gpt2")],
+)
+def test_an_adapter_made_by_peft_is_an_edit(kind: str, family: str, tmp_path: Path) -> None:
     """Its scale (alpha, rsLoRA), fused targets and all: the edited model computes what peft computes."""
     model = native(family)
-    target = ["q_proj", "down_proj"] if family == "llama" else ["c_attn"]
-    config = peft.LoraConfig(
-        task_type="CAUSAL_LM", target_modules=target, r=3, lora_alpha=7, use_rslora=rslora, init_lora_weights=False,
-        fan_in_fan_out=family == "gpt2",
-    )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        made = peft.get_peft_model(plain_copy(model), config).eval()
+        made = peft.get_peft_model(plain_copy(model), peft_config(kind, family)).eval()
     made.save_pretrained(str(tmp_path))
     expected = exporting.logits(made, like=model)
     delta = from_peft(model, tmp_path)
@@ -117,13 +125,39 @@ def written(model: Any, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("key", ["bias", "modules_to_save", "use_dora"])
+@pytest.mark.parametrize("key", ["bias", "modules_to_save", "use_dora", "alora_invocation_tokens"])
 def test_what_is_more_than_an_update_is_refused(key: str, tiny: Any, tmp_path: Path) -> None:
     folder = written(tiny, tmp_path / "a")
     config = json.loads((folder / CONFIG).read_text())
-    config[key] = {"bias": "lora_only", "modules_to_save": ["lm_head"], "use_dora": True}[key]
+    config[key] = {"bias": "lora_only", "modules_to_save": ["lm_head"], "use_dora": True}.get(key, [3])
     (folder / CONFIG).write_text(json.dumps(config))
     with pytest.raises(InputError, match=f"has {key}, and an edit is an update"):
+        from_peft(tiny, folder)
+
+
+def test_an_adapter_of_another_kind_is_refused(tmp_path: Path) -> None:
+    """IA3 scales activations: that is no update of a weight."""
+    model = native()
+    config = peft.IA3Config(target_modules=["q_proj"], feedforward_modules=[])
+    peft.get_peft_model(plain_copy(model), config).save_pretrained(str(tmp_path))
+    with pytest.raises(InputError, match="type 'IA3'; valid: LORA"):
+        from_peft(model, tmp_path)
+
+
+@pytest.mark.parametrize("change", ["lost", "added"])
+def test_weights_that_peft_would_pass_over_are_refused(change: str, tiny: Any, tmp_path: Path) -> None:
+    """It reads what it finds; half of an adapter must not be taken for the whole."""
+    from hooklearn import store
+
+    folder = written(tiny, tmp_path / "a")
+    tensors, about = store.load_tensors(folder / WEIGHTS)
+    first = min(tensors)
+    if change == "lost":
+        del tensors[first]
+    else:
+        tensors[first.replace("layers.0", "layers.9")] = tensors[first]
+    store.save_tensors(folder / WEIGHTS, tensors, about)
+    with pytest.raises(InputError, match="its weights are not those of its config"):
         from_peft(tiny, folder)
 
 
