@@ -21,8 +21,8 @@ tiny: $(STAMP)
 	$(BIN)/hooklearn run tiny
 
 lint: $(STAMP)
-	$(BIN)/ruff check hooklearn analysis tests
-	$(BIN)/ruff format --check hooklearn analysis tests
+	$(BIN)/ruff check hooklearn analysis tests examples
+	$(BIN)/ruff format --check hooklearn analysis tests examples
 
 types: $(STAMP)
 	$(BIN)/pyright
@@ -44,8 +44,8 @@ setup-browser: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[frontends]'
 
 format: $(STAMP)
-	$(BIN)/ruff check --fix hooklearn analysis tests
-	$(BIN)/ruff format hooklearn analysis tests
+	$(BIN)/ruff check --fix hooklearn analysis tests examples
+	$(BIN)/ruff format hooklearn analysis tests examples
 
 clean:
 	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis

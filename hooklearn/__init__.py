@@ -24,6 +24,9 @@ _WHERE = {
     "weight": "models",
     "edited": "models",
     "export": "exporting",
+    "EditedModel": "exporting",
+    "to_peft": "adapters",
+    "from_peft": "adapters",
     "load_corpus": "data",
     "Corpus": "data",
     "capture": "api",
@@ -68,6 +71,9 @@ __all__ = [
     "weight",
     "edited",
     "export",
+    "EditedModel",
+    "to_peft",
+    "from_peft",
     "load_corpus",
     "Corpus",
     "capture",
@@ -105,11 +111,12 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from hooklearn.adapters import from_peft, to_peft
     from hooklearn.api import attack, audit, behaviour, build_organism, capture, organism, run
     from hooklearn.callbacks import observing, reporting_to
     from hooklearn.data import Corpus, load_corpus
     from hooklearn.edit import Method, Problem, edit
-    from hooklearn.exporting import export
+    from hooklearn.exporting import EditedModel, export
     from hooklearn.locate import Subspace, Subspaces, locate, locate_sweep
     from hooklearn.locate.dictionary import read_sae
     from hooklearn.locate.directions import read_directions

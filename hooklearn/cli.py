@@ -22,6 +22,7 @@ from hooklearn.cli_calibrate import calibrations
 from hooklearn.cli_compare import comparing
 from hooklearn.cli_tools import tools
 from hooklearn.cli_verdict import (
+    Deterministic,
     DryRun,
     LogTo,
     NoReport,
@@ -34,6 +35,7 @@ from hooklearn.cli_verdict import (
     run_and_judge,
     tell,
     tell_cost,
+    with_determinism,
 )
 from hooklearn.console import (
     Json,
@@ -101,6 +103,7 @@ def run(
     out: Out = None,
     resume: Resume = False,
     dry_run: DryRun = False,
+    deterministic: Deterministic = False,
     json_: Json = False,
     no_report: NoReport = False,
     log_to: LogTo = None,
@@ -120,11 +123,12 @@ def run(
     hooklearn run tiny --log-to tensorboard
     """
     needs_out(resume, out)
+    sets = with_determinism(set_, deterministic)
     if dry_run:
-        tell_cost(lambda _: Job.of("run", target, set_, seed), json_, quiet)
+        tell_cost(lambda _: Job.of("run", target, sets, seed), json_, quiet)
         return
     run_and_judge(
-        lambda _: Job.of("run", target, set_, seed), out, resume=resume, report=not no_report, json_=json_, quiet=quiet,
+        lambda _: Job.of("run", target, sets, seed), out, resume=resume, report=not no_report, json_=json_, quiet=quiet,
         log_to=log_to,
     )  # fmt: skip
 

@@ -7,7 +7,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hooklearn.cli_verdict import DryRun, LogTo, NoReport, Out, Resume, Seeds, Sets, needs_out, run_and_judge, tell_cost
+from hooklearn.cli_verdict import (
+    Deterministic,
+    DryRun,
+    LogTo,
+    NoReport,
+    Out,
+    Resume,
+    Seeds,
+    Sets,
+    needs_out,
+    run_and_judge,
+    tell_cost,
+    with_determinism,
+)
 from hooklearn.console import Json, Quiet
 
 if TYPE_CHECKING:
@@ -40,6 +53,7 @@ def audit(
     out: Out = None,
     resume: Resume = False,
     dry_run: DryRun = False,
+    deterministic: Deterministic = False,
     json_: Json = False,
     no_report: NoReport = False,
     log_to: LogTo = None,
@@ -70,7 +84,7 @@ def audit(
             progress(f"left out: {attack}")
         typed = {"original": original, "edited": edited, "never": never, "battery": battery}
         typed |= {role.replace("_", "-"): text for role, text in roles.items()}
-        return Job.made(["audit", *auditing.words(typed)], config, Path(), set_, seed)
+        return Job.made(["audit", *auditing.words(typed)], config, Path(), with_determinism(set_, deterministic), seed)
 
     if dry_run:
         tell_cost(made, json_, quiet)

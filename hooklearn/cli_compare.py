@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hooklearn.cli_verdict import Deterministic
 from hooklearn.console import Json, Quiet, print_json, print_line, print_rows, say, visible, work
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def sweep(
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: runs/sweep-NAME-TIME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the sweep in --out.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show cells and cost; write nothing.")] = False,
+    deterministic: Deterministic = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -109,37 +111,41 @@ def sweep(
     if resume and out is None:
         raise typer.BadParameter("needs --out: the folder of the sweep to continue", param_hint="--resume")
     if dry_run:
-        _plan_only(file, json_, quiet)
+        _plan_only(file, deterministic, json_, quiet)
         return
     with work(quiet) as progress:
         from hooklearn import sweeping
         from hooklearn.job import check_place, stay_offline
 
-        plan, data = _plan(file)
+        plan, data = _plan(file, deterministic)
+        command = sweeping.command_of(file, deterministic)
         stay_offline(plan.base)
         folder = out or sweeping.new_folder(plan.config.name)
         check_place(folder, resume=resume)
         try:
-            sweeping.Sweep(plan, folder, data, sweeping.command_of(file), progress).run(resume)
+            sweeping.Sweep(plan, folder, data, command, progress).run(resume)
         except KeyboardInterrupt:
-            again = f"{sweeping.command_of(file)} --out {shlex.quote(str(folder))} --resume"
+            again = f"{command} --out {shlex.quote(str(folder))} --resume"
             raise KeyboardInterrupt(f"continue with: {again}") from None
     _tell_sweep(folder, json_)
 
 
-def _plan(file: Path) -> tuple[Plan, dict[str, Any]]:
+def _plan(file: Path, deterministic: bool) -> tuple[Plan, dict[str, Any]]:
     from hooklearn.config import read_config
     from hooklearn.sweep_config import Plan
 
     data = read_config(file)
+    overrides = data.get("overrides", [])
+    if deterministic and isinstance(overrides, list):
+        data = data | {"overrides": [*overrides, "deterministic=true"]}
     return Plan.of({"name": file.stem} | data, file.parent, str(file)), data
 
 
-def _plan_only(file: Path, json_: bool, quiet: bool) -> None:
+def _plan_only(file: Path, deterministic: bool, json_: bool, quiet: bool) -> None:
     with work(quiet) as progress:
         from hooklearn.sweep_cost import cost
 
-        plan, _ = _plan(file)
+        plan, _ = _plan(file, deterministic)
         progress("estimating")
         stages = cost(plan)
     families = [f.name for f in plan.families()]

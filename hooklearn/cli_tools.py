@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hooklearn.console import Json, Quiet, print_json, print_line, print_rows, visible, work
+from hooklearn.console import Json, Quiet, print_json, print_line, print_rows, say, visible, work
 
 tools = typer.Typer(rich_markup_mode=None)
 organisms_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -28,7 +28,7 @@ class What(StrEnum):
 
 @tools.command("list")
 def list_(what: Annotated[What, typer.Argument(help="Of what.")], json_: Json = False) -> None:
-    """What there is: methods, attacks, corpora ...
+    """What there is: methods, attacks, corpora ...; of what another package adds, its source is that package.
 
     \b
     hooklearn list methods
@@ -37,7 +37,7 @@ def list_(what: Annotated[What, typer.Argument(help="Of what.")], json_: Json = 
     with work(quiet=True):
         from hooklearn.doctor import inventory
 
-        rows = inventory(what.value)
+        rows = inventory(what.value, say)
     if json_:
         print_json({what.value: rows})
     else:
@@ -90,6 +90,13 @@ def export(
     target: Annotated[str, typer.Argument(help="A recipe, a YAML file, or a model's name.")],
     delta: Annotated[Path, typer.Argument(help="An edit's delta.")],
     folder: Annotated[Path, typer.Argument(help="A new folder.")],
+    peft: Annotated[bool, typer.Option("--peft", help="A PEFT adapter in place of the whole model.")] = False,
+    rank: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Of the adapter, at most; default: nothing left out.")
+    ] = None,
+    card: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The model card: a run folder's README.md, say.")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Write an edited model as a Hugging Face folder.
@@ -98,8 +105,11 @@ def export(
 
     \b
     hooklearn export threats runs/mine/delta-seed0.safetensors edited
-    hooklearn export smollm2-135m-instruct delta.safetensors edited
+    hooklearn export smollm2-135m-instruct delta.safetensors edited --card runs/mine/README.md
+    hooklearn export smollm2-135m-instruct delta.safetensors adapter --peft --rank 16
     """
+    if rank is not None and not peft:
+        raise typer.BadParameter("is of an adapter, and needs --peft", param_hint="--rank")
     with work(quiet) as progress:
         from hooklearn import exporting, models, setting
         from hooklearn.job import Job
@@ -114,8 +124,16 @@ def export(
             progress("loading the model")
             model = models.load(target)
         progress("writing, reading back, comparing")
-        written = exporting.export(model, loaded, folder)
-    print_line(f"{written.folder} (logits differ by {written.max_logit_difference:.1e} at most)")
+        text = None if card is None else card.read_text(encoding="utf-8")
+        if peft:
+            from hooklearn.adapters import to_peft
+
+            adapter = to_peft(model, loaded, folder, rank=rank, card=text)
+            about = f"rank {adapter.rank} at most, relative error {adapter.relative_error:.1e}; "
+            difference = adapter.max_logit_difference
+        else:
+            about, difference = "", exporting.export(model, loaded, folder, card=text).max_logit_difference
+    print_line(f"{folder} ({about}logits differ by {difference:.1e} at most)")
 
 
 @organisms_app.command("list")

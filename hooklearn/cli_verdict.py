@@ -31,7 +31,15 @@ LogTo = Annotated[
     list[str] | None,
     typer.Option("--log-to", metavar="NAME", help="tensorboard, wandb, trackio ...; may be given several times."),
 ]
+Deterministic = Annotated[
+    bool, typer.Option("--deterministic", help="The same bits every time, also on a GPU: deterministic=true.")
+]
 NoReport = Annotated[bool, typer.Option("--no-report", help="Judge, but write no report.")]
+
+
+def with_determinism(sets: list[str] | None, deterministic: bool) -> list[str]:
+    """``--deterministic`` is a key of the config: what was resumed without it would not be what it says."""
+    return [*(sets or ()), *["deterministic=true"][:deterministic]]
 
 
 def needs_out(resume: bool, out: Path | None) -> None:

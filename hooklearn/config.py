@@ -174,6 +174,8 @@ class RunConfig(Strict):
     behaviour: BehaviourConfig = BehaviourConfig()
     evidence: EvidenceConfig = EvidenceConfig()
     seeds: list[Seed] = Field(default_factory=lambda: [0], min_length=1)
+    deterministic: bool = False
+    """Only kernels that give the same bits every time; one that has none ends the run. Matters on a GPU."""
     max_tokens: int = Field(default=1024, ge=16)
     """Tokens in a batch, padding included."""
 
@@ -217,6 +219,14 @@ def parse(data: Any, where: str = "config") -> RunConfig:
         InputError: one line that names the key, its value and what would be valid.
     """
     return validated(RunConfig, data, where)
+
+
+def same_config(earlier: Any, now: Any) -> bool:
+    """Whether two configs out of records ask for the same; a key that an old one lacks is at its default."""
+    try:
+        return parse(earlier) == parse(now)
+    except InputError:
+        return bool(earlier == now)
 
 
 def validated(cls: type[M], data: Any, where: str) -> M:

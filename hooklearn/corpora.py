@@ -11,10 +11,12 @@ import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hooklearn import tiny_facts, tiny_world
 from hooklearn.corpus import Corpus, Row
 from hooklearn.fact_sets import capitals, schoolbook
+from hooklearn.plugins import Shelf, summary
 from hooklearn.shipped import check_part, dealt, rank, read_rows
 from hooklearn.tendencies import flattery, threats
 
@@ -144,3 +146,11 @@ BUILTIN: dict[str, BuiltinCorpus] = {
         tiny_facts.corpus,
     ),
 }
+
+
+def _accept(name: str, found: Any, package: str) -> BuiltinCorpus:  # noqa: ARG001 (one interface)
+    return BuiltinCorpus(summary(found), package, found)
+
+
+EVERY_CORPUS: Shelf[BuiltinCorpus] = Shelf("corpus", "hooklearn.corpora", BUILTIN, _accept)
+"""These, and those of other packages."""

@@ -51,6 +51,7 @@ def examine() -> Found:
         "cache": _cache(),
         "folder": _folder(),
         "offline": _offline(),
+        "plugins": _plugins(),
         "self_test": self_test(),
     }
     return found | {"ok": found["self_test"]["ok"], "advice": list(_advice(found))}
@@ -169,6 +170,15 @@ def _cache() -> Found:
     }
 
 
+def _plugins() -> list[Found]:
+    """What other packages add, and what is wrong with it."""
+    return [
+        {"what": what, "name": name, "package": package, "problem": str(f) if isinstance(f, Exception) else None}
+        for what in _SHELVES
+        for name, package, f in _added(what)
+    ]
+
+
 def self_test() -> Found:
     """On a random tiny model: for ``y = W x``, is ``sum_t g_t x_t^T`` the gradient of ``W``? Is an edit undone to the
     last bit?
@@ -240,6 +250,7 @@ def _advice(found: Found) -> Iterator[str]:
             yield f"{name} is not cached: hooklearn fetch {name}{offline}"
     if not found["precision"]["native_bfloat16"]:
         yield "no native bfloat16 here: precision auto is float32; right, but slower"
+    yield from (f"{p['problem']}: upgrade or uninstall {p['package']}" for p in found["plugins"] if p["problem"])
     if (found["memory"]["free"] or 4e9) < 2e9:
         yield "less than 2 GB of memory are free: lower max_tokens, or close something"
     device, folder = found["device"], found["folder"]
@@ -274,6 +285,9 @@ def lines(found: Found) -> Iterator[str]:
             found["folder"]["problem"] or f"can be written and locked; {_gib(found['folder']['free'])} free"
         )
         yield f"network    {'offline (HF_HUB_OFFLINE)' if found['offline'] else 'allowed'}"
+        if found["plugins"]:
+            packages = dict.fromkeys(p["package"] for p in found["plugins"])
+            yield f"plug-ins   {len(found['plugins'])} of {', '.join(packages)}"
         test = found["self_test"]
         yield "self-test  " + (
             f"passed: gradients at {test['sites']} hook points, worst relative error "
@@ -294,9 +308,36 @@ def _gib(size: float | None) -> str:
 # --------------------------------------------------------------------------------------------- list
 
 
-def inventory(what: str) -> list[dict[str, str]]:
-    """name, one line, source of everything of one kind."""
-    return [{"name": name, "what": summary, "source": source} for name, summary, source in _INVENTORY[what]()]
+def inventory(what: str, warn: Callable[[str], None] = lambda _: None) -> list[dict[str, str]]:
+    """name, one line, source of everything of one kind; of what another package adds, the package.
+
+    Args:
+        warn: told, in one line each, of what another package adds and nobody can use.
+    """
+    rows = [{"name": name, "what": text, "source": source} for name, text, source in _INVENTORY[what]()]
+    for name, package, found in _added(what):
+        if isinstance(found, Exception):
+            warn(f"warning: {found}")
+            continue
+        text: Any = found.summary
+        rows.append({"name": name, "what": str(text() if callable(text) else text), "source": package})
+    return rows
+
+
+_SHELVES = {
+    "methods": ("hooklearn.edit", "EVERY_METHOD"),
+    "attacks": ("hooklearn.attack", "EVERY_ATTACK"),
+    "fitters": ("hooklearn.locate.fitters", "EVERY_FITTER"),
+    "organisms": ("hooklearn.organisms", "EVERY_ORGANISM"),
+    "corpora": ("hooklearn.corpora", "EVERY_CORPUS"),
+}
+"""Where the shelf of each kind is that other packages can add to."""
+
+
+def _added(what: str) -> Iterator[tuple[str, str, Any]]:
+    if what in _SHELVES:
+        module, name = _SHELVES[what]
+        yield from getattr(importlib.import_module(module), name).added()
 
 
 Entries = Iterator[tuple[str, str, str]]
@@ -315,9 +356,9 @@ def _attacks() -> Entries:
 
 
 def _fitters() -> Entries:
-    from hooklearn.locate.fit import FITTER_SOURCES, FITTERS
+    from hooklearn.locate.fitters import FITTERS
 
-    return ((n, text, FITTER_SOURCES[n]) for n, text in FITTERS.items())
+    return ((n, f.summary, f.source) for n, f in FITTERS.items())
 
 
 def _corpora() -> Entries:

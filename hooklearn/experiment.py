@@ -16,7 +16,8 @@ import torch
 from hooklearn import evidence, memory, models, store
 from hooklearn.attack import Arena, ArmState, Watcher
 from hooklearn.attacking import arena_of, attack_records, attack_stages, attack_tokens, collect_parts
-from hooklearn.config import RunConfig
+from hooklearn.config import RunConfig, same_config
+from hooklearn.determinism import deterministic
 from hooklearn.edit import Method, Problem, method_of, run_edit
 from hooklearn.locate import collect
 from hooklearn.locate.tokens import sample_tokens
@@ -52,11 +53,13 @@ def run(
     Raises:
         InputError: anything wrong with the input, before or while the run goes on (the folder says so too).
     """
-    if shared is None:
-        shared = Shared(Setup.load(config, base or Path(), progress, delta), progress)
-    setup = dataclasses.replace(shared.setup, config=config)
-    with store.RunFolder.create(out, setup.record(given, command), resume=resume) as folder:
-        _run_stages(config, setup, shared, folder, progress)
+    with deterministic(config.deterministic):
+        if shared is None:
+            shared = Shared(Setup.load(config, base or Path(), progress, delta), progress)
+        setup = dataclasses.replace(shared.setup, config=config)
+        record = setup.record(given, command)
+        with store.RunFolder.create(out, record, resume=resume, same=same_config) as folder:
+            _run_stages(config, setup, shared, folder, progress)
     return out
 
 
@@ -109,8 +112,7 @@ def _locate(config: RunConfig, setup: Setup, folder: store.RunFolder) -> None:
         sides=config.locate.sides, seed=config.seeds[0], max_tokens=config.max_tokens,  # type: ignore[arg-type]
     )  # fmt: skip
     spaces = data.fit(config.locate.fitter, config.locate.rank, seed=config.seeds[0])
-    tensors = {f"{n}.{side}": s.basis.contiguous() for (n, side), s in spaces.items()}
-    store.save_tensors(folder.path("subspaces.safetensors"), tensors, {"fitter": config.locate.fitter})
+    spaces.save(folder.path("subspaces.safetensors"))
     if config.locate.tokens:
         sample = sample_tokens(
             setup.original, spaces, setup.corpora["forget"], setup.corpora["retain"],

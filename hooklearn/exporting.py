@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from hooklearn.builtin import no_bars
-from hooklearn.models import edited, named_parameters
+from hooklearn.models import edited, load, named_parameters
 from hooklearn.plain import plain_copy
+from hooklearn.sharing import CARD, Shareable, quoted
 from hooklearn.types import Delta, InputError
 
 
@@ -23,12 +27,66 @@ class ExportReport:
     """Between the edited model in memory and what was read back from the folder."""
 
 
-def export(model: Any, delta: Delta, folder: str | Path) -> ExportReport:
+def export(model: Any, delta: Delta, folder: str | Path, *, card: str | None = None) -> ExportReport:
     """Write the edited model as a plain Hugging Face folder, read it back and compare logits.
 
+    Config, tokenizer, safetensors under the architecture's own names, and a model card: what ``transformers`` and the
+    servers that read its folders take.
+
+    Args:
+        card: text of the model card, such as a run folder's ``README.md``; without it, one that says what was done.
     Raises:
         InputError: if the folder exists and is not empty, or the delta does not fit.
         RuntimeError: if what was read back computes other logits; the folder is then not there.
+    """
+    with new_folder(folder) as written, edited(model, delta), no_bars():
+        plain_copy(model).save_pretrained(written)
+        model.tokenizer.save_pretrained(written)
+        (written / CARD).write_text(card or EditedModel(model, delta).card(), encoding="utf-8")
+        again: Any = AutoModelForCausalLM.from_pretrained(
+            written, dtype=_dtype(model), attn_implementation="eager", local_files_only=True
+        )
+        difference = compare(logits(model), logits(again.to(model.cfg.device), like=model))
+    return ExportReport(Path(folder).expanduser(), difference)
+
+
+@dataclass(frozen=True)
+class EditedModel(Shareable):
+    """An edit with the model that it was made for; on the hub, one plain model.
+
+    ``from_pretrained`` reads any model, with nothing more to add to it; ``hl.load`` does so without the wrapping.
+    """
+
+    library: ClassVar[str] = "transformers"
+    model: Any
+    delta: Delta
+
+    def _write(self, folder: Path) -> None:
+        export(self.model, self.delta, folder)
+
+    @classmethod
+    def _read(cls, folder: Path) -> EditedModel:
+        return cls(load(str(folder)), Delta({}))
+
+    def _facts(self) -> tuple[str, str]:
+        name, n = self.model.cfg.model_name, len(self.delta.updates)
+        return name, _CARD.format(base=quoted(name), n=n, norm=self.delta.norm())
+
+
+_CARD = """# {base}, edited
+
+{n} weight matrices were changed with hooklearn (Frobenius norm of the change {norm:.4g}); nothing else was.
+
+What the edit does to the model's behaviour is not said here; the report of the run that made it does.
+"""
+
+
+@contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """Where to write what becomes ``folder`` when the block ends well, and is gone when it does not.
+
+    Raises:
+        InputError: the folder is there and not empty.
     """
     folder = Path(folder).expanduser()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
@@ -36,29 +94,32 @@ def export(model: Any, delta: Delta, folder: str | Path) -> ExportReport:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as scratch:
         written = Path(scratch) / "model"
-        with edited(model, delta), no_bars():
-            plain_copy(model).save_pretrained(written)
-            model.tokenizer.save_pretrained(written)
-            difference = _compare(model, written)
+        written.mkdir()
+        yield written
         written.rename(folder)
-    return ExportReport(folder, difference)
 
 
 @torch.no_grad()
-def _compare(model: Any, folder: Path) -> float:
-    """Largest difference of any logit on a fixed prompt; raises where it is not rounding."""
-    dtype = next(iter(named_parameters(model).values())).dtype
-    again: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, attn_implementation="eager", local_files_only=True
-    )
-    ids = (torch.arange(1, 33, device=model.cfg.device) * 97 % model.cfg.d_vocab)[None]
-    expected = model(ids)
-    difference = float((again.to(ids.device)(ids).logits - expected).abs().max())
+def logits(computed_by: Any, like: Any | None = None) -> Tensor:
+    """On a fixed prompt of 32 tokens; ``like``: the bridge whose vocabulary a Hugging Face model has."""
+    cfg = (like or computed_by).cfg
+    ids = (torch.arange(1, 33, device=cfg.device) * 97 % cfg.d_vocab)[None]
+    found = computed_by(ids)
+    return found if like is None else found.logits
+
+
+def compare(expected: Tensor, found: Tensor) -> float:
+    """Largest difference of any logit; raises RuntimeError where it is not rounding."""
+    difference = float((found - expected).abs().max())
     # half precision: two ways to the same sum differ in the third digit
-    tolerance = 1e-4 if dtype.itemsize >= 4 else 0.05 * float(expected.abs().max())
+    tolerance = 1e-4 if expected.dtype.itemsize >= 4 else 0.05 * float(expected.abs().max())
     if not difference <= tolerance:
         raise RuntimeError(
             f"the exported model differs: logits are off by {difference:.2g} (allowed "
             f"{tolerance:.2g}); nothing was written"
         )
     return difference
+
+
+def _dtype(model: Any) -> torch.dtype:
+    return next(iter(named_parameters(model).values())).dtype

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hooklearn.corpora import BUILTIN
+from hooklearn.corpora import EVERY_CORPUS
 from hooklearn.corpus import SHAPES, Corpus, Row, has_shape
 from hooklearn.layouts import laid_out, nearest_layout
 from hooklearn.types import InputError
@@ -146,8 +146,9 @@ def _from_hub(hub: str, config: str | None, split: str, revision: str | None) ->
 
 
 def _builtin(name: str, options: Mapping[str, Any]) -> Corpus:
-    if name not in BUILTIN:
-        near = difflib.get_close_matches(name, BUILTIN, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"unknown corpus {name!r}; built in: {', '.join(BUILTIN)}{hint}")
-    return BUILTIN[name].build(**options)
+    corpus = EVERY_CORPUS.get(name).build(**options)
+    if not isinstance(corpus, Corpus):
+        raise InputError(
+            f"corpus {name!r} of {EVERY_CORPUS.package(name)} gave {corpus!r:.60}, which is no hooklearn.Corpus"
+        )
+    return corpus

@@ -45,9 +45,7 @@ def ranked(found: Subspaces) -> pd.DataFrame:
 
 
 def write(found: Subspaces, out: Path) -> None:
-    """The table and the bases, named as in a run folder."""
+    """The table and the subspaces, named as in a run folder."""
     out.mkdir(parents=True, exist_ok=True)
-    tensors = {f"{name}.{side}": s.basis for (name, side), s in found.items()}
-    fitter = next(iter(found.values())).fitter
-    store.save_tensors(out / "subspaces.safetensors", tensors, {"fitter": fitter})
+    found.save(out / "subspaces.safetensors")
     store.save_frame(out / "locate.parquet", found.to_dataframe())

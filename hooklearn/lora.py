@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hooklearn import models
+from hooklearn.linalg import numerical_rank
 from hooklearn.types import Delta, Site
 
 
@@ -69,11 +70,17 @@ class Lora:
         return Delta(updates, base, base_hash)
 
 
-def low_rank(delta: Delta, rank: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """Best rank-``rank`` factors (B, A) of every update, ``B A ~ update`` (Eckart-Young)."""
+def low_rank(delta: Delta, rank: int | None = None) -> dict[str, tuple[Tensor, Tensor]]:
+    """Factors (B, A) of every update, ``B A ~ update``: the best of their rank (Eckart & Young 1936).
+
+    Args:
+        rank: at most; never more than the update's own, which is also what None stands for.
+    """
     out = {}
     for name, update in delta.updates.items():
         u, s, vh = torch.linalg.svd(update.float(), full_matrices=False)
-        root = s[:rank].sqrt()
-        out[name] = (u[:, :rank] * root, root[:, None] * vh[:rank])
+        own = numerical_rank(s, (update.shape[0], update.shape[1]))
+        k = own if rank is None else min(rank, own)
+        root = s[:k].sqrt()
+        out[name] = (u[:, :k] * root, root[:, None] * vh[:k])
     return out

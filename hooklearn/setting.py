@@ -11,14 +11,17 @@ from typing import Any
 
 import torch
 
-from hooklearn import models, organisms, store
-from hooklearn.attack import Watcher, attack_of
+from hooklearn import determinism, models, organisms, store
+from hooklearn.attack import EVERY_ATTACK, Watcher, attack_of
 from hooklearn.config import CorpusConfig, RunConfig
+from hooklearn.corpora import EVERY_CORPUS
 from hooklearn.data import Corpus, load_corpus
-from hooklearn.edit import method_of
+from hooklearn.edit import EVERY_METHOD, method_of
+from hooklearn.locate.fitters import EVERY_FITTER
 from hooklearn.measure import ContainsReferee, Likelihoods, RatioReferee, Referee, Scorer
 from hooklearn.organisms.instil import instil
 from hooklearn.panel import check_panel
+from hooklearn.plugins import Shelf
 from hooklearn.types import Delta, InputError
 
 Progress = Callable[[str], None]
@@ -83,6 +86,8 @@ class Setup:
                 "dtype": str(models.all_parameters(self.original)[0].dtype).removeprefix("torch."),
                 "threads": torch.get_num_threads(),
                 "remote_code": self.config.model.trust_remote_code,
+                "plugins": plugins_in(self.config),
+                "deterministic": determinism.state(),
             },
             "model": models.describe(self.original),
             "organism": organism
@@ -168,6 +173,19 @@ def check(config: RunConfig) -> None:
             raise InputError(f"attack {spec.name!r} needs corpora.{attack.needs}, which is not given")
     if config.edit.method is not None and config.edit.checkpoint is None:
         method_of(config.edit.method, config.edit.options)
+
+
+def plugins_in(config: RunConfig) -> dict[str, str]:
+    """What a run takes from other packages: kind and name -> package and version."""
+    asked: list[tuple[Shelf[Any], str | None]] = [
+        (EVERY_METHOD, config.edit.method),
+        (EVERY_FITTER, config.locate.fitter),
+        (organisms.EVERY_ORGANISM, config.organism),
+        *((EVERY_ATTACK, spec.name) for spec in config.attacks),
+        *((EVERY_CORPUS, spec.name) for spec in config.corpora.values()),
+    ]
+    found = {f"{shelf.kind} {name}": shelf.package(name) for shelf, name in asked if name is not None}
+    return {what: package for what, package in found.items() if package is not None}
 
 
 def load_subject(

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import operator
 import os
 import platform
 import secrets
@@ -211,8 +212,17 @@ class RunFolder:
         self._clock = time.monotonic() - (record.get("seconds") or 0.0)
 
     @classmethod
-    def create(cls, path: StrPath, record: Mapping[str, Any], resume: bool = False) -> Self:
+    def create(
+        cls,
+        path: StrPath,
+        record: Mapping[str, Any],
+        resume: bool = False,
+        same: Callable[[Any, Any], bool] = operator.eq,
+    ) -> Self:
         """Locks the folder and writes run.json; ``resume`` continues the run that is there, if any.
+
+        Args:
+            same: whether two configs ask for the same.
 
         Raises InputError where the folder holds something else, a run (without ``resume``) or a run
         of another config, or where another process is writing it.
@@ -226,7 +236,7 @@ class RunFolder:
                     f"{folder}: already holds a run (status {earlier['status']}); "
                     "use another --out, or --resume to continue it"
                 )
-            if earlier and earlier.get("config") != jsonable(record.get("config")):
+            if earlier and not same(earlier.get("config"), jsonable(record.get("config"))):
                 raise InputError(f"{folder}: holds a run of another config; use another --out")
             begun = {"schema_version": SCHEMA_VERSION, "started": now(), **record, **earlier}
             run = cls(folder, begun, lock)

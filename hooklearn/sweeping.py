@@ -21,6 +21,7 @@ from typing import Any
 from hooklearn import controls, experiment, store
 from hooklearn.config import RunConfig, read_config
 from hooklearn.corpus import Corpus
+from hooklearn.determinism import deterministic
 from hooklearn.jsonable import jsonable
 from hooklearn.setting import Progress, Setup, check
 from hooklearn.shared import Shared
@@ -68,6 +69,10 @@ class Sweep:
         self.record: dict[str, Any] = {}
 
     def run(self, resume: bool) -> None:
+        with deterministic(self.plan.base.deterministic):
+            self._run_all(resume)
+
+    def _run_all(self, resume: bool) -> None:
         plan = self.plan
         for family in plan.families():  # a typo in the last method should not cost the first
             for options in family.spec.settings(10**9):
@@ -137,6 +142,8 @@ class Sweep:
         for section in ("name", "edit", "budget", "seeds"):  # those of the cells
             del base[section]
         base["corpora"].pop("capability", None)  # a check beside: it may be added to a sweep that was begun
+        if not base["deterministic"]:  # a sweep that was begun before there was the key went without
+            del base["deterministic"]
         return {"base": base, "tuning": tuning and tuning.model_dump(mode="json")}
 
     def _save(self, **values: Any) -> None:
@@ -271,5 +278,5 @@ def new_folder(name: str) -> Path:
     return Path("runs") / f"sweep-{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
 
 
-def command_of(file: Path) -> str:
-    return shlex.join(["hooklearn", "sweep", str(file)])
+def command_of(file: Path, deterministic: bool = False) -> str:
+    return shlex.join(["hooklearn", "sweep", str(file), *["--deterministic"][:deterministic]])

@@ -32,10 +32,11 @@ from analysis.verify import verify
 from hooklearn import store
 from hooklearn.config import from_yaml, parse, read_config, with_overrides
 from hooklearn.loading import load_corpus
+from hooklearn.locate.subspace import Subspace, Subspaces
 from hooklearn.recipes import RECIPES, recipe
 from hooklearn.setting import check
 from hooklearn.sweep_config import Plan
-from hooklearn.types import Delta, InputError
+from hooklearn.types import Delta, InputError, Site
 
 CASES = 1500
 """Of the short version."""
@@ -69,7 +70,9 @@ class Targets:
         store.save_delta(
             Delta({f"blocks.{i}.mlp.in": torch.ones(3, 2) for i in range(3)}, "tiny", "0" * 64), good / "d"
         )
-        store.save_tensors(good / "s", {"blocks.0.mlp.in.x": torch.eye(4)[:, :2]}, {"fitter": "pca"})
+        site = Site(0, "mlp.in", 4, 3)
+        space = Subspace.of(site, "x", "pca", torch.eye(4)[:, :2], torch.ones(2))
+        Subspaces({(site.name, "x"): space}).save(good / "s")
         self.delta, self.subspaces = (good / "d").read_bytes(), (good / "s").read_bytes()
         run = good / "run"
         arms = {"edited": flat(0.1, 2), "original": flat(0.8, 2), "never": flat(0.1, 2)}
@@ -130,7 +133,7 @@ class Targets:
     def tensors(self, rng: random.Random, folder: Path) -> None:
         path = folder / "t.safetensors"
         content, load = rng.choice(
-            [(self.delta, store.load_delta), (self.subspaces, store.load_tensors), (self.sample, load_sample)]
+            [(self.delta, store.load_delta), (self.subspaces, Subspaces.load), (self.sample, load_sample)]
         )
         path.write_bytes(mutated(content, rng))
         load(path)

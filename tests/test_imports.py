@@ -15,10 +15,10 @@ ROOT = Path(__file__).parent.parent
 
 # low to high; the modules of one line may import each other
 ORDER = [
-    "hooklearn.types hooklearn.callable_module hooklearn.jsonable hooklearn.memory",
+    "hooklearn.types hooklearn.sharing hooklearn.callable_module hooklearn.jsonable hooklearn.memory",
     "hooklearn.callbacks",
     # config knows the types only; methods and attacks have their options checked by it
-    "hooklearn.linalg hooklearn.losses hooklearn.batteries hooklearn.config",
+    "hooklearn.linalg hooklearn.losses hooklearn.batteries hooklearn.config hooklearn.plugins hooklearn.determinism",
     "hooklearn.corpus hooklearn.shipped hooklearn.tendencies hooklearn.fact_sets hooklearn.tiny_world "
     "hooklearn.tiny_facts",
     "hooklearn.corpora hooklearn.layouts",
@@ -26,7 +26,7 @@ ORDER = [
     "hooklearn.data hooklearn.store hooklearn.builtin hooklearn.plain hooklearn.models hooklearn.exporting "
     "hooklearn.generation",
     "hooklearn.forward",
-    "hooklearn.lora hooklearn.train",
+    "hooklearn.lora hooklearn.train hooklearn.adapters",
     "hooklearn.measure hooklearn.panel",
     "hooklearn.evals",
     "hooklearn.locate",
@@ -64,8 +64,9 @@ LEVEL = {module: level for level, line in enumerate(ORDER) for module in line.sp
 
 # the public names are looked up when first used, so that importing the package loads nothing
 FACADES = ("hooklearn", "analysis")
-# ``hooklearn.attack`` is a package and a verb; the verb needs everything, the package must not
-VERBS = {("hooklearn.attack", "hooklearn.api")}
+# ``hooklearn.attack`` is a package and a verb; the verb needs everything, the package must not. And a delta writes
+# itself, as people expect of what has ``save_pretrained``
+VERBS = {("hooklearn.attack", "hooklearn.api"), ("hooklearn.types", "hooklearn.store")}
 
 
 def name_of(path: Path) -> str:

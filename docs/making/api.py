@@ -8,6 +8,7 @@ from collections.abc import Iterable
 BLOCKS = {
     "Writing a method": ["hooklearn.edit.method.Method", "hooklearn.edit.method.Problem", "hooklearn.edit.run_edit"],
     "Writing an attack": ["hooklearn.attack.curve.Attack", "hooklearn.attack.curve.Arena"],
+    "Writing a fitter": ["hooklearn.locate.fitters.Fitter", "hooklearn.locate.fitters.Seen"],
     "Measuring": ["hooklearn.measure"],
     "Other people's data and tools": ["hooklearn.layouts.laid_out", "hooklearn.locate.dictionary.Dictionary"],
     "Evidence": ["hooklearn.evidence.collect", "hooklearn.evidence.types.Evidence"],

@@ -203,10 +203,10 @@ Published data sets whose columns are known: [how to use them](how-to/other-tool
 
 
 def recipes() -> str:
-    from hooklearn.locate.fit import FITTER_SOURCES, FITTERS
+    from hooklearn.locate.fitters import FITTERS
     from hooklearn.recipes import RECIPES
 
-    fitters = ((f"`{n}`", text, FITTER_SOURCES[n]) for n, text in FITTERS.items())
+    fitters = ((f"`{n}`", f.summary, f.source) for n, f in FITTERS.items())
     parts = [
         "# Recipes and fitters",
         "## Fitters",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +16,7 @@ from hooklearn.attack.relearn_lora import RelearnLora
 from hooklearn.attack.sample_many import SampleMany
 from hooklearn.attack.weights import Noise, Prune, Quantize
 from hooklearn.callable_module import make_callable
-from hooklearn.types import InputError
+from hooklearn.plugins import Shelf, named_class
 
 ATTACKS: dict[str, type[Attack]] = {
     a.name: a
@@ -40,8 +39,10 @@ ATTACKS: dict[str, type[Attack]] = {
         Noise,
     )  # fmt: skip
 }
+EVERY_ATTACK: Shelf[type[Attack]] = Shelf("attack", "hooklearn.attacks", ATTACKS, named_class(Attack))
+"""These, and those of other packages."""
 
-__all__ = ["ATTACKS", "Arena", "ArmState", "Attack", "Measured", "Pending", "Watcher", "attack_of"]
+__all__ = ["ATTACKS", "EVERY_ATTACK", "Arena", "ArmState", "Attack", "Measured", "Pending", "Watcher", "attack_of"]
 
 
 def attack_of(name: str, options: Mapping[str, Any] | None = None) -> Attack:
@@ -50,11 +51,7 @@ def attack_of(name: str, options: Mapping[str, Any] | None = None) -> Attack:
     Raises:
         InputError: unknown name or option (with the nearest valid one).
     """
-    if name not in ATTACKS:
-        near = difflib.get_close_matches(name, ATTACKS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"unknown attack {name!r}; valid: {', '.join(ATTACKS)}{hint}")
-    return ATTACKS[name].with_options(options or {})
+    return EVERY_ATTACK.get(name).with_options(options or {})
 
 
 def attack(*args: Any, **kwargs: Any) -> Any:

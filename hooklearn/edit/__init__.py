@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -27,6 +26,7 @@ from hooklearn.edit.undo import Undo
 from hooklearn.forward import Precision
 from hooklearn.locate.subspace import Subspaces
 from hooklearn.measure import DisruptionMeter, completion_probability
+from hooklearn.plugins import Shelf, named_class
 from hooklearn.types import Budget, Certificate, Cost, Delta, EditResult, InputError
 
 METHODS: dict[str, type[Method]] = {
@@ -56,8 +56,10 @@ METHODS: dict[str, type[Method]] = {
         NaturalRounds,
     )  # fmt: skip
 }
+EVERY_METHOD: Shelf[type[Method]] = Shelf("method", "hooklearn.methods", METHODS, named_class(Method))
+"""These, and those of other packages."""
 
-__all__ = ["LANDING", "METHODS", "Method", "Problem", "edit", "method_of", "run_edit"]
+__all__ = ["EVERY_METHOD", "LANDING", "METHODS", "Method", "Problem", "edit", "method_of", "run_edit"]
 
 
 def method_of(name: str, options: Mapping[str, Any] | None = None) -> Method:
@@ -70,11 +72,7 @@ def method_of(name: str, options: Mapping[str, Any] | None = None) -> Method:
         >>> method_of("repselect", {"rank": 16}).options()["rank"]
         16
     """
-    if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"unknown method {name!r}; valid: {', '.join(METHODS)}{hint}")
-    return METHODS[name].with_options(options or {})
+    return EVERY_METHOD.get(name).with_options(options or {})
 
 
 def edit(

@@ -10,7 +10,8 @@ from hooklearn.callable_module import make_callable
 from hooklearn.data import Corpus
 from hooklearn.forward import Precision
 from hooklearn.linalg import Sides
-from hooklearn.locate.fit import FITTERS, Collected, collect, sweep
+from hooklearn.locate.fit import Collected, collect, sweep
+from hooklearn.locate.fitters import FITTERS
 from hooklearn.locate.subspace import Subspace, Subspaces
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,30 +23,15 @@ from hooklearn.data import Corpus, TokenBatch, batches, encode
 from hooklearn.forward import Precision
 from hooklearn.linalg import Moments, MomentSum, Sides
 from hooklearn.locate.capture import tapes
+from hooklearn.locate.fitters import EVERY_FITTER, Fitter, Seen, logistic, stacked
 from hooklearn.locate.subspace import Subspace, Subspaces
 from hooklearn.types import NAN, InputError, Side, Site, Tape
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FITTERS = {
-    "pca": "top eigenvectors of the forget moments (high variance, not yet selective)",
-    "contrast": "generalised eigenvectors: most forget energy per unit of retain energy",
-    "mean_diff": "difference of class means, rank 1",
-    "probe": "logistic regression; further ranks by iterative null-space projection",
-    "random": "a random subspace: the null that every other fitter must beat",
-}
-FITTER_SOURCES = {
-    "pca": "Pearson 1901; RepSelect's components",
-    "contrast": "generalised eigenproblem; contrastive PCA (Abid et al. 2018) without its free parameter",
-    "mean_diff": "Marks & Tegmark 2023, arXiv 2310.06824",
-    "probe": "INLP (Ravfogel et al. 2020, arXiv 2004.07667)",
-    "random": "Haar measure",
-}
-Fitter = Literal["pca", "contrast", "mean_diff", "probe", "random"]
 HELD_OUT = 1 / 3
 """Share of the groups on which separation is measured."""
-DAMPING = 0.01
 NULL_DRAWS = 4
 """Shuffles and random subspaces behind each null; their mean is reported."""
 
@@ -79,8 +64,7 @@ class Collected:
         Raises:
             InputError: unknown fitter, or a rank above the smallest dimension.
         """
-        if fitter not in FITTERS:
-            raise InputError(f"unknown fitter {fitter!r}; valid: {', '.join(FITTERS)}")
+        chosen = EVERY_FITTER.get(fitter)
         out: dict[tuple[str, Side], Subspace] = {}
         found: dict[int, Subspace] = {}  # gate and up read the same tensor: fitted and judged once
         for site in self.sites:
@@ -89,7 +73,7 @@ class Collected:
                     raise InputError(f"rank {rank} at {site.name} ({side}): must be between 1 and {site.width(side)}")
                 shared = id(self.forget.moments[site.name, side])
                 if shared not in found:
-                    space = self._fit_one(site, side, fitter, rank, seed)
+                    space = self._fit_one(site, side, chosen, rank, seed)
                     found[shared] = self._judged(space, seed) if judge else space
                 out[site.name, side] = replace(found[shared], site=site)
         return Subspaces(out)
@@ -103,25 +87,13 @@ class Collected:
             out[key] = self._judged(measured, seed)
         return Subspaces(out)
 
-    def _fit_one(self, site: Site, side: Side, fitter: str, rank: int, seed: int) -> Subspace:
+    def _fit_one(self, site: Site, side: Side, fitter: Fitter, rank: int, seed: int) -> Subspace:
         key = (site.name, side)
-        forget, retain = self.forget.moments[key], self.retain.moments[key]
-        condition = NAN
-        if fitter == "pca":
-            vectors, values = linalg.pca(forget.mean_second(), rank)
-        elif fitter == "contrast":
-            metric = linalg.damped(retain.mean_second(), DAMPING)
-            condition = linalg.condition_number(metric)
-            vectors, values = linalg.generalised_eigh(forget.mean_second(), metric, min(rank, forget.n))
-        elif fitter == "mean_diff":
-            difference = (forget.mean - retain.mean)[:, None]
-            vectors, values = difference, difference.norm()[None]
-        elif fitter == "random":
-            vectors = linalg.random_basis(site.width(side), rank, seed + _number(site, side))
-            values = torch.ones(rank)
-        else:
-            vectors, values = _probe_directions(self.forget.fitted[key], self.retain.fitted[key], rank)
-        return replace(Subspace.of(site, side, fitter, vectors, values, moments=(forget, retain)), condition=condition)
+        forget, retain = (Seen(c.moments[key], c.fitted[key]) for c in (self.forget, self.retain))
+        found = fitter.vectors(forget, retain, rank, seed + _number(site, side), f"{site.name} ({side})")
+        moments = (forget.moments, retain.moments)
+        space = Subspace.of(site, side, fitter.name, found.vectors, found.values, moments=moments)
+        return replace(space, condition=found.condition)
 
     def _judged(self, space: Subspace, seed: int) -> Subspace:
         key = (space.site.name, space.side)
@@ -241,19 +213,6 @@ def item_means(rows: Float[Tensor, "token d"], batch: TokenBatch) -> Float[Tenso
 # --------------------------------------------------------------------------------------- separation
 
 
-def _stacked(forget: Tensor, retain: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    rows = torch.cat([forget, retain]).double().numpy()
-    return rows, np.r_[np.ones(len(forget)), np.zeros(len(retain))]
-
-
-def _logistic(rows: np.ndarray, truth: np.ndarray) -> Any:
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)).fit(rows, truth)
-
-
 def _separation(basis: Tensor, data: tuple[Tensor, Tensor, Tensor, Tensor], *, shuffle: int | None = None) -> float:
     """Held-out AUC of a logistic probe on the projections; NaN where a part has one class only.
 
@@ -262,37 +221,14 @@ def _separation(basis: Tensor, data: tuple[Tensor, Tensor, Tensor, Tensor], *, s
     """
     from sklearn.metrics import roc_auc_score
 
-    rows, truth = _stacked(data[0] @ basis, data[1] @ basis)
-    test, answers = _stacked(data[2] @ basis, data[3] @ basis)
+    rows, truth = stacked(data[0] @ basis, data[1] @ basis)
+    test, answers = stacked(data[2] @ basis, data[3] @ basis)
     if len(set(truth)) < 2 or len(set(answers)) < 2:
         return NAN
     if shuffle is not None:
         generator = np.random.default_rng(shuffle)
         truth, answers = generator.permutation(truth), generator.permutation(answers)
-    return float(roc_auc_score(answers, _logistic(rows, truth).decision_function(test)))
-
-
-def _probe_directions(
-    forget: Float[Tensor, "item d"], retain: Float[Tensor, "item d"], rank: int
-) -> tuple[Tensor, Tensor]:
-    """Logistic directions; each further one is fitted after the former are projected out (INLP)."""
-    found: list[Tensor] = []
-    a, b = forget.double(), retain.double()
-    for _ in range(rank):
-        rows, truth = _stacked(a, b)
-        pipeline = _logistic(rows, truth)
-        scale = pipeline[0].scale_
-        direction = torch.from_numpy(pipeline[-1].coef_[0] / scale)
-        size = direction.norm()
-        if size < 1e-12:
-            break
-        direction = direction / size
-        found.append(direction)
-        a, b = a - torch.outer(a @ direction, direction), b - torch.outer(b @ direction, direction)
-    if not found:
-        raise InputError("probe: the classes cannot be told apart by any direction")
-    vectors = torch.stack(found, 1).float()
-    return vectors, torch.arange(len(found), 0, -1).float()
+    return float(roc_auc_score(answers, logistic(rows, truth).decision_function(test)))
 
 
 # ------------------------------------------------------------------------------------------- doors

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hooklearn import linalg
+from hooklearn import linalg, store
+from hooklearn.jsonable import jsonable
 from hooklearn.linalg import Moments
+from hooklearn.sharing import Shareable
 from hooklearn.types import NAN, InputError, Side, Site
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
+FILE = "subspaces.safetensors"
+VERSION = "2"
+"""Of the file; the first held bases only."""
+TENSORS = ("basis", "vectors", "values")
+NUMBERS = ("auc", "auc_shuffled", "auc_random", "forget_energy", "retain_energy", "random_energy", "condition")
+
+
 @dataclass(frozen=True)
-class Subspace:
+class Subspace(Shareable):
     """An orthonormal basis at one side of one site, with the fitter's own vectors and its nulls."""
 
     site: Site
@@ -110,10 +121,26 @@ class Subspace:
                 f"subspaces of different places: {self.site.name} ({self.side}), {other.site.name} ({other.side})"
             )
 
+    def _write(self, folder: Path) -> None:
+        Subspaces({(self.site.name, self.side): self})._write(folder)
+
+    @classmethod
+    def _read(cls, folder: Path) -> Subspace:
+        spaces = Subspaces._read(folder)
+        if len(spaces) != 1:
+            raise InputError(f"{folder}: holds {len(spaces)} subspaces; read them with Subspaces.from_pretrained")
+        return next(iter(spaces.values()))
+
+    def _facts(self) -> tuple[str, str]:
+        return Subspaces({(self.site.name, self.side): self})._facts()
+
 
 @dataclass(frozen=True)
-class Subspaces(Mapping[tuple[str, Side], Subspace]):
-    """Subspaces by (site name, side). What :func:`hooklearn.locate` returns and ``hl.edit`` takes."""
+class Subspaces(Mapping[tuple[str, Side], Subspace], Shareable):
+    """Subspaces by (site name, side). What :func:`hooklearn.locate` returns and ``hl.edit`` takes.
+
+    ``Subspaces.from_pretrained`` reads what ``save_pretrained`` wrote, a run folder, or that of ``hooklearn locate``.
+    """
 
     spaces: Mapping[tuple[str, Side], Subspace]
 
@@ -169,3 +196,66 @@ class Subspaces(Mapping[tuple[str, Side], Subspace]):
 
     def _repr_html_(self) -> str:
         return self.to_dataframe().head(20).to_html(float_format="%.3f", index=False)
+
+    # ---------------------------------------------------------------------------------------- files
+
+    def save(self, path: str | Path) -> None:
+        """One safetensors file, from which :meth:`load` makes the same again, NaN included."""
+        tensors, about = {}, []
+        for (name, side), space in self.spaces.items():
+            tensors |= {f"{name}.{side}.{part}": getattr(space, part) for part in TENSORS}
+            numbers = {key: getattr(space, key) for key in NUMBERS}
+            about.append({"site": asdict(space.site), "side": side, "fitter": space.fitter, **numbers})
+        header = {"kind": "subspaces", "version": VERSION, "subspaces": json.dumps(jsonable(about))}
+        store.save_tensors(path, tensors, header)
+
+    @staticmethod
+    def load(path: str | Path) -> Subspaces:
+        """Raises InputError where the file is missing, damaged, or of another kind or version."""
+        tensors, header = store.load_tensors(path)
+        kind, version = header.get("kind"), header.get("version")
+        if (kind, version) != ("subspaces", VERSION):
+            raise InputError(f"{path}: {kind} version {version}; hooklearn reads subspaces {VERSION}")
+        try:
+            spaces = [_space(one, tensors) for one in json.loads(header["subspaces"])]
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise InputError(
+                f"{path}: damaged, its list of subspaces does not match ({store.one_line(error)})"
+            ) from error
+        return Subspaces({(s.site.name, s.side): s for s in spaces})
+
+    def _write(self, folder: Path) -> None:
+        self.save(folder / FILE)
+
+    @classmethod
+    def _read(cls, folder: Path) -> Subspaces:
+        return cls.load(folder / FILE)
+
+    def _facts(self) -> tuple[str, str]:
+        fitters = sorted({s.fitter for s in self.values()})
+        ranks = sorted({s.rank for s in self.values()})
+        return "", _CARD.format(n=len(self), fitters=", ".join(fitters), ranks=", ".join(map(str, ranks)))
+
+
+def _space(about: dict[str, Any], tensors: Mapping[str, Tensor]) -> Subspace:
+    site, side = Site(**about["site"]), about["side"]
+    basis, vectors, values = (tensors[f"{site.name}.{side}.{part}"] for part in TENSORS)
+    if side not in ("x", "g") or basis.shape[0] != site.width(side) or vectors.shape[0] != basis.shape[0]:
+        raise ValueError(f"{site.name} ({side}) does not hold vectors of its width")
+    numbers = {key: NAN if about[key] is None else float(about[key]) for key in NUMBERS}
+    return Subspace(site, side, str(about["fitter"]), basis, vectors, values, **numbers)
+
+
+_CARD = """# Located subspaces
+
+{n} subspaces (fitter: {fitters}; rank: {ranks}) at hook points of a language model, each an orthonormal basis at the
+inputs (`x`) or output gradients (`g`) of one linear weight, with its held-out separation and its nulls.
+
+```python
+import hooklearn as hl
+
+spaces = hl.Subspaces.from_pretrained("this folder or repository")
+spaces.to_dataframe()
+hl.edit(model, "confined", subspace=spaces, ...)
+```
+"""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +12,12 @@ from hooklearn.data import load_corpus
 from hooklearn.exporting import export
 from hooklearn.organisms.instil import Instilled, instil, read, save
 from hooklearn.organisms.kinds import KINDS
+from hooklearn.plugins import Shelf, check_name
 from hooklearn.shipped import data_folder
 from hooklearn.train import Observer
 from hooklearn.types import Delta, InputError
 
-__all__ = ["KINDS", "ORGANISMS", "Organism", "build", "card", "load", "organism_of"]
+__all__ = ["EVERY_ORGANISM", "KINDS", "ORGANISMS", "Organism", "build", "card", "load", "organism_of"]
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,17 @@ ORGANISMS = {
 }
 
 
+def _accept(name: str, found: Any, package: str) -> Organism:  # noqa: ARG001 (one interface)
+    if not isinstance(found, Organism):
+        raise InputError(f"{found!r:.60} is no hooklearn.organisms.Organism")
+    check_name(name, found.name)
+    return found
+
+
+EVERY_ORGANISM: Shelf[Organism] = Shelf("organism", "hooklearn.organisms", ORGANISMS, _accept)
+"""These, and those of other packages."""
+
+
 def organism_of(name: str) -> Organism:
     """An organism by name.
 
@@ -84,11 +95,7 @@ def organism_of(name: str) -> Organism:
     """
     if name in KINDS:
         raise InputError(f"organism {name!r} is a whole model to be judged (hooklearn organism build), not an adapter")
-    if name not in ORGANISMS:
-        near = difflib.get_close_matches(name, ORGANISMS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"unknown organism {name!r}; valid: {', '.join(ORGANISMS)}{hint}")
-    return ORGANISMS[name]
+    return EVERY_ORGANISM.get(name)
 
 
 def card(name: str) -> dict[str, str]:
@@ -97,15 +104,10 @@ def card(name: str) -> dict[str, str]:
     Raises:
         InputError: unknown name, with the nearest valid one.
     """
-    if name in ORGANISMS:
-        o = ORGANISMS[name]
+    if name not in KINDS:
+        o = EVERY_ORGANISM.get(name, beside=KINDS)
         made = f"LoRA on {o.base}, {', '.join(f'{k} {v}' for k, v in o.training.items())}"
         return {"name": name, "what": o.summary, "made": made, "truth": o.truth, "why": "instilled"}
-    if name not in KINDS:
-        every = [*ORGANISMS, *KINDS]
-        near = difflib.get_close_matches(name, every, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"unknown organism {name!r}; valid: {', '.join(every)}{hint}")
     return KINDS[name].card()
 
 
