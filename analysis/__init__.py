@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from analysis.comparison import Comparison
     from analysis.explorer import explore
     from analysis.layers import by_layer
+    from analysis.reading import Run, read_run
     from analysis.report import report
     from analysis.side_by_side import attack_map, attack_table, ways
     from analysis.sweep import sweep_table
-    from analysis.tables import Run, capability_table, markdown, read_run, summary_table
+    from analysis.tables import capability_table, markdown, summary_table
     from analysis.tradeoff import tradeoff
     from analysis.verdict import Thresholds, Verdict, decide, judge
     from analysis.verify import Verification, verify
@@ -60,7 +61,7 @@ __all__ = [
 
 _HOME = {
     "Comparison": "comparison",
-    "Run": "tables",
+    "Run": "reading",
     "Thresholds": "verdict",
     "Verdict": "verdict",
     "Verification": "verify",
@@ -74,7 +75,7 @@ _HOME = {
     "judge": "verdict",
     "markdown": "tables",
     "plots": "plots",
-    "read_run": "tables",
+    "read_run": "reading",
     "report": "report",
     "style": "style",
     "summary_table": "tables",

@@ -11,8 +11,9 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis import style
 from analysis.evidence import judge
+from analysis.reading import Run, read_run
 from analysis.style import ARMS
-from analysis.tables import Run, in_order, read_run
+from analysis.tables import in_order
 
 PANELS = {
     "logit_lens": ("Logit lens", "log-prob. of the completions, nats per token"),

@@ -1,6 +1,6 @@
 """The figures of a run, in the house style of :mod:`analysis.style`.
 
-Every function takes a :class:`~analysis.tables.Run` (or the data frame it needs) and returns a
+Every function takes a :class:`~analysis.reading.Run` (or the data frame it needs) and returns a
 :class:`matplotlib.figure.Figure`. Nothing is shown, and no global state of matplotlib is touched.
 """
 
@@ -22,7 +22,7 @@ from analysis.style import ARMS, INK, METRICS, MUTED, PAPER, Look
 from analysis.tables import in_order, number
 
 if TYPE_CHECKING:
-    from analysis.tables import Run
+    from analysis.reading import Run
 
 Frame = Any
 """A data frame that the type checker leaves alone: pandas' annotations are unions of everything."""

@@ -21,8 +21,8 @@ from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from analysis import explorer, markup, sections
 from analysis.beside import beside
 from analysis.model_card import card_text
+from analysis.reading import Run, read_run
 from analysis.report_record import RECORD, record_of, sealed
-from analysis.tables import Run, read_run
 from analysis.writing import write_json, write_text
 
 Content = dict[str, Any]

@@ -9,8 +9,9 @@ from typing import Any
 from analysis import explorer, markup, plots
 from analysis.evidence.judge import findings
 from analysis.plots import Frame
+from analysis.reading import Run
 from analysis.style import ARMS, METRICS
-from analysis.tables import ALL, Run, capability_table, in_order, number, summary_table
+from analysis.tables import ALL, capability_table, in_order, number, summary_table
 
 Content = dict[str, Any]
 Row = Mapping[str, Any]

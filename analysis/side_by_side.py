@@ -21,8 +21,9 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 from analysis import style
 from analysis.equal import ways_of
 from analysis.plots import worst
+from analysis.reading import Run, input_error, read_run
 from analysis.style import INK, MUTED, PAPER
-from analysis.tables import Run, input_error, number, read_run
+from analysis.tables import number
 
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#a8508a", "#b58900", "#4a4e57")
 """Of methods, in the order of the runs; after Okabe and Ito."""

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.evidence import judge
-from analysis.tables import COLUMNS
+from analysis.reading import COLUMNS
 from hooklearn import evidence, forward, linalg, models
 from hooklearn.attack import ArmState
 from hooklearn.data import batches, encode

@@ -34,7 +34,8 @@ ORDER = [
     "hooklearn.evidence",
     "hooklearn.setting hooklearn.shared hooklearn.attacking hooklearn.experiment hooklearn.controls hooklearn.recipes "
     "hooklearn.sweep_config hooklearn.sweeping hooklearn.auditing hooklearn.calibration hooklearn.api",
-    "analysis.tables analysis.style analysis.writing",
+    "analysis.reading analysis.style analysis.writing",
+    "analysis.tables",
     "analysis.evidence",
     "analysis.scores",
     "analysis.measures",

@@ -12,7 +12,7 @@ from drawn_runs import Drawn, flat, rising, write_run
 from matplotlib.figure import Figure
 
 from analysis import plots, style
-from analysis.tables import Run, read_run
+from analysis.reading import Run, read_run
 from analysis.verdict import judge
 
 FIGURES = {

@@ -11,8 +11,9 @@ import pytest
 from drawn_runs import Drawn, flat, write_run
 
 from analysis import markup
+from analysis.reading import read_run
 from analysis.report import VERDICTS, report
-from analysis.tables import markdown, read_run, summary_table
+from analysis.tables import markdown, summary_table
 from hooklearn.types import InputError
 
 EVIL = "<script>alert(1)</script> \x1b[31mred\x1b[0m \u202egnp.exe <img src=http://x.test/a> | **b**"

@@ -19,7 +19,7 @@ from analysis.explorer import static
 from analysis.explorer.fallback import picture, table
 from analysis.explorer.packing import LIMIT, Packing
 from analysis.explorer.payload import Readout, unpack
-from analysis.tables import input_error
+from analysis.reading import input_error
 
 try:
     import anywidget
