@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from analysis import plots, style
     from analysis.compare import compare
     from analysis.comparison import Comparison
+    from analysis.directions import energy_by_component, reemergence, spectra
     from analysis.explorer import explore
     from analysis.layers import by_layer
     from analysis.reading import Run, read_run
@@ -44,12 +45,15 @@ __all__ = [
     "capability_table",
     "compare",
     "decide",
+    "energy_by_component",
     "explore",
     "judge",
     "markdown",
     "plots",
     "read_run",
+    "reemergence",
     "report",
+    "spectra",
     "style",
     "summary_table",
     "sweep_table",
@@ -71,6 +75,9 @@ _HOME = {
     "by_layer": "layers",
     "compare": "compare",
     "decide": "verdict",
+    "energy_by_component": "directions",
+    "reemergence": "directions",
+    "spectra": "directions",
     "explore": "explorer",
     "judge": "verdict",
     "markdown": "tables",

@@ -149,7 +149,7 @@ def _curve_panel(ax: Axes, panel: Frame) -> None:
         ax.set_xlim(-0.2, 1.1)
         ax.set_xlabel("an attack without steps")
     else:
-        _step_axis(ax, steps)
+        step_axis(ax, steps)
     style.label_ends(ax, ends)
 
 
@@ -171,7 +171,7 @@ def _arm(ax: Axes, arm: str, rows: Frame) -> float:
     return float(y[-1])
 
 
-def _step_axis(ax: Axes, steps: list[int]) -> None:
+def step_axis(ax: Axes, steps: list[int]) -> None:
     """log2(1 + step), with as many of the steps themselves for labels as fit."""
     shown = [steps[-1]]
     for step in reversed(steps[:-1]):

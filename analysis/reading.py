@@ -24,11 +24,12 @@ COLUMNS = {
     "retain_energy random_energy",
     "evidence": "kind site layer arm value null stderr n meaning",
     "capability": "arm seed set item value",
+    "directions": "site layer module side of arm step along component share width",
 }
 """File stem -> columns that must be there; more are welcome."""
-COUNTS = ("seed", "step", "item")
+COUNTS = ("seed", "step", "item", "component")
 """Columns of whole numbers, never missing."""
-TEXTS = ("attack", "setting", "arm", "metric", "split", "set")
+TEXTS = ("attack", "setting", "arm", "metric", "split", "set", "site", "module", "side", "of", "along")
 FLAGS = ("cheap", "converged", "diverged")
 
 Number = float | int | None
@@ -137,6 +138,8 @@ class Run:
     evidence: pd.DataFrame
     capability: pd.DataFrame = field(default_factory=pd.DataFrame)
     """Per item of general capability whether an arm answers it right; empty where no panel was given."""
+    directions: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=COLUMNS["directions"].split()))
+    """Energy of texts, edit and attacker along located and own directions, and how far the classes are apart."""
     samples: list[dict[str, Any]] = field(default_factory=list)
     evidence_records: list[dict[str, Any]] = field(default_factory=list)
     """evidence.json: each with its null, as ``analysis.evidence`` judges them."""

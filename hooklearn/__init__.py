@@ -32,6 +32,7 @@ _WHERE = {
     "Subspace": "locate",
     "Subspaces": "locate",
     "sample_tokens": "locate.tokens",
+    "follow": "locate.followed",
     "edit": "edit",
     "Method": "edit",
     "Problem": "edit",
@@ -71,6 +72,7 @@ __all__ = [
     "Subspace",
     "Subspaces",
     "sample_tokens",
+    "follow",
     "edit",
     "Method",
     "Problem",
@@ -100,6 +102,7 @@ if TYPE_CHECKING:
     from hooklearn.edit import Method, Problem, edit
     from hooklearn.exporting import export
     from hooklearn.locate import Subspace, Subspaces, locate, locate_sweep
+    from hooklearn.locate.followed import follow
     from hooklearn.locate.tokens import sample_tokens
     from hooklearn.models import edited, load, sites, weight, wrap
     from hooklearn.panel import capability

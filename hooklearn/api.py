@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hooklearn import auditing, models, organisms
-from hooklearn.attack import Arena, ArmState, Watcher, attack_of
+from hooklearn.attack import Arena, ArmState, Onlooker, Watcher, attack_of
 from hooklearn.config import RunConfig, parse
 from hooklearn.data import Corpus, batches, encode
 from hooklearn.locate.capture import capture as capture_sites
@@ -133,9 +133,16 @@ def attack(
     never: Any | None = None,
     ood: Corpus | None = None,
     seed: int = 0,
+    onlooker: Onlooker | None = None,
     **options: Any,
 ) -> list[Curve]:
-    """One attack on the edited model beside its controls: one curve per setting. The model is left as it was."""
+    """One attack on the edited model beside its controls: one curve per setting. The model is left as it was.
+
+    Args:
+        onlooker: called as ``onlooker(attack, setting, arm, step, model)`` at every look of an attack by training;
+            :func:`hooklearn.follow` makes one for the explorer.
+        options: of the attack.
+    """
     tokenizer = models.tokenizer_of(model)
     arms = [ArmState("edited", model, delta), ArmState("original", model)]
     if never is not None:
@@ -146,7 +153,8 @@ def attack(
         n_samples=0,
     )
     arena = Arena(
-        arms=arms, watcher=watcher, attack_train=attack_train, unrelated=unrelated, retain=retain, seed=seed
+        arms=arms, watcher=watcher, attack_train=attack_train, unrelated=unrelated, retain=retain, seed=seed,
+        onlooker=onlooker,
     )  # fmt: skip
     return attack_of(name, options).curves(arena)
 

@@ -32,8 +32,9 @@ ORDER = [
     "hooklearn.attack",
     "hooklearn.organisms",
     "hooklearn.evidence",
-    "hooklearn.setting hooklearn.shared hooklearn.attacking hooklearn.experiment hooklearn.controls hooklearn.recipes "
-    "hooklearn.sweep_config hooklearn.sweeping hooklearn.auditing hooklearn.calibration hooklearn.api",
+    "hooklearn.setting hooklearn.shared hooklearn.attacking hooklearn.following hooklearn.experiment "
+    "hooklearn.controls hooklearn.recipes hooklearn.sweep_config hooklearn.sweeping hooklearn.auditing "
+    "hooklearn.calibration hooklearn.api",
     "analysis.reading analysis.style analysis.writing",
     "analysis.tables",
     "analysis.evidence",
@@ -47,10 +48,10 @@ ORDER = [
     "analysis.comparison",
     "analysis.compare analysis.outcome analysis.calibrate",
     "analysis.plots analysis.markup analysis.tradeoff analysis.confusion",
-    "analysis.side_by_side analysis.layers",
+    "analysis.side_by_side analysis.layers analysis.directions",
     "analysis.sweep",
     "analysis.explorer",
-    "analysis.sections analysis.beside",
+    "analysis.sections analysis.where analysis.beside",
     "analysis.report_record analysis.model_card",
     "analysis.report analysis.verify",
     "analysis.view",

@@ -634,6 +634,7 @@ class Explorer {
           ["x  y", "next component on that axis"],
           ["arrows, + −, enter on the plot", "move and resize the ring, pick the tokens in it"],
           ["shift / alt while drawing", "add to, take from the picked"],
+          [",  .", "earlier, later in the attack"],
           ["p", "keep the place"],
           ["esc", "pick nothing"],
         ].map(([k, v]) => h("div", {}, h("dt", {}, k), h("dd", {}, v))),
@@ -779,13 +780,13 @@ class Explorer {
         h(
           "div",
           {},
-          h("h4", {}, "Do the directions come back?"),
+          h("h4", {}, "Do the directions come back?", facts.attack && h("small", {}, ` under ${facts.attack}`)),
           this.timeLabel,
           this.slider,
           h(
             "div",
             { class: "hlx-stops" },
-            ...this.stops.map((s) => h("span", {}, s.frame < 0 ? "original" : number(s.step))),
+            ...this.stops.map((s) => h("span", {}, s.frame < 0 ? "original" : s.step ? number(s.step) : "edited")),
           ),
         ),
         this.line,
@@ -1716,12 +1717,12 @@ class Explorer {
     c.strokeStyle = this.colour.rule;
     c.fillStyle = this.colour.muted;
     c.textAlign = "right";
-    for (const v of [0, 0.5, 1]) {
+    for (const v of ticks(0, top, 2)) {
       c.beginPath();
       c.moveTo(34, y(v));
       c.lineTo(w - 62, y(v));
       c.stroke();
-      c.fillText(`${v * 100}%`, 30, y(v) + 4);
+      c.fillText(`${Math.round(v * 100)}%`, 30, y(v) + 4);
     }
     c.textAlign = "center";
     const steps = [...new Set(points.map((p) => p.step))].sort((a, b) => a - b);
@@ -1784,7 +1785,7 @@ class Explorer {
         (on.matches?.("input") &&
           on.type !== "checkbox" &&
           on.type !== "radio" &&
-          !/^[[\]1-9xyp]$|^Escape$/.test(e.key));
+          !/^[[\]1-9xyp,.]$|^Escape$/.test(e.key));
     if (typing) return;
     const arrows = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[e.key];
     const next = (i) => this.set({ axes: this.axes.map((a, j) => (j === i ? (a + 1) % this.count : a)) });
@@ -1795,6 +1796,8 @@ class Explorer {
     else if (e.key === "x") next(0);
     else if (e.key === "y") next(1);
     else if (e.key === "p") this.togglePin();
+    else if (/^[,.]$/.test(e.key) && this.line)
+      this.set({ step: Math.min(this.stops.length - 1, Math.max(0, this.state.step + (e.key === "." ? 1 : -1))) });
     else if (e.key === "Escape" && this.state.picked.length) this.set({ picked: [] });
     else return;
     e.preventDefault();

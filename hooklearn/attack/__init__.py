@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hooklearn.attack.ablate_direction import AblateDirection
-from hooklearn.attack.curve import Arena, ArmState, Attack, Measured, Pending, Watcher
+from hooklearn.attack.curve import Arena, ArmState, Attack, Measured, Onlooker, Pending, Watcher
 from hooklearn.attack.erosion import Erode, EroseStyle, RetainOnly
 from hooklearn.attack.few_samples import GoodDemos, WeakSamples
 from hooklearn.attack.few_shot import FewShot
@@ -41,7 +41,7 @@ ATTACKS: dict[str, type[Attack]] = {
     )  # fmt: skip
 }
 
-__all__ = ["ATTACKS", "Arena", "ArmState", "Attack", "Measured", "Pending", "Watcher", "attack_of"]
+__all__ = ["ATTACKS", "Arena", "ArmState", "Attack", "Measured", "Onlooker", "Pending", "Watcher", "attack_of"]
 
 
 def attack_of(name: str, options: Mapping[str, Any] | None = None) -> Attack:

@@ -258,6 +258,13 @@ def test_time_moves_the_tokens(page: Any, sample: Any) -> None:
     share = packed.signal(place, range(4)) / packed.signal(place, range(4))[0]
     said = page.locator(".hlx-timelabel").inner_text()
     assert "before any attack" in said and f"{100 * share[1]:.0f} %" in said and f"{100 * share[4]:.0f} %" in said
+    assert page.locator(".hlx-stops").inner_text().split() == ["original", "edited", "2", "8"]
+    page.locator(".hlx-map button").first.focus()
+    page.keyboard.press(".")
+    assert state(page, "step") == 2, "from anywhere in the explorer"
+    page.keyboard.press(",")
+    assert state(page, "step") == 1
+    page.locator(".hlx-time input").focus()
     page.keyboard.press("End")
     assert f"After 8 attack steps, {100 * share[3]:.0f} %" in page.locator(".hlx-timelabel").inner_text()
 
