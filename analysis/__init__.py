@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from analysis.compare import compare
     from analysis.comparison import Comparison
     from analysis.directions import energy_by_component, reemergence, spectra
+    from analysis.evidence.judge import evidence_table
     from analysis.explorer import explore
     from analysis.layers import by_layer
     from analysis.reading import Run, read_run
@@ -46,6 +47,7 @@ __all__ = [
     "compare",
     "decide",
     "energy_by_component",
+    "evidence_table",
     "explore",
     "judge",
     "markdown",
@@ -78,6 +80,7 @@ _HOME = {
     "energy_by_component": "directions",
     "reemergence": "directions",
     "spectra": "directions",
+    "evidence_table": "evidence.judge",
     "explore": "explorer",
     "judge": "verdict",
     "markdown": "tables",

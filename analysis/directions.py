@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from analysis import style
 from analysis.plots import step_axis
@@ -47,8 +47,8 @@ def spectra(run: Run | str | Path) -> Figure:
 
 
 def energy_by_component(run: Run | str | Path) -> Figure:
-    """The same four along the *located* components. An edit above the dashed line acts on them, an attacker above it
-    writes them again; what a never-learned model is taught along them is the yardstick."""
+    """The same four along the *located* components. An edit above the dashed line (a random direction) acts on
+    them, an attacker above it writes them again; what a never-learned model is taught along them is the yardstick."""
     return _panels(_last(_of(run, "located")), "energy by component: not measured", "located component", null=True)
 
 
@@ -60,7 +60,7 @@ def reemergence(run: Run | str | Path) -> Figure:
     if rows.empty:
         return style.empty("re-emergence: not measured")
     places = _places(rows)
-    figure, axes = style.grid(len(places), 2, 3.4, 2.5, MARGINS)
+    figure, axes = style.grid(len(places), 4, 2.75, 2.45, MARGINS)
     whole: Frame = rows.groupby(["site", "side", "arm", "step"], as_index=False)["share"].sum()
     top = 1.08 * max(1.0, float(whole["share"].max()))
     for ax, (site, side) in zip(axes, places, strict=True):
@@ -75,7 +75,7 @@ def reemergence(run: Run | str | Path) -> Figure:
         step_axis(ax, sorted({int(s) for s in own["step"]}))
         style.label_ends(ax, ends)
         style.title(ax, site, f"{_side(side)}, one seed")
-        ax.set_ylabel("class distance, share of original")
+        ax.set_ylabel("distance of class means / original's")
         ax.yaxis.set_major_locator(MaxNLocator(4))
     return figure
 
@@ -94,7 +94,8 @@ def _last(rows: Frame) -> Frame:
 
 
 def _places(rows: Frame) -> list[tuple[str, str]]:
-    return list(dict.fromkeys(zip(rows["site"], rows["side"], strict=True)))
+    ordered = rows.sort_values("layer", kind="stable")
+    return list(dict.fromkeys(zip(ordered["site"], ordered["side"], strict=True)))
 
 
 def _side(side: str) -> str:
@@ -105,15 +106,18 @@ def _panels(rows: Frame, nothing: str, across: str, *, null: bool = False) -> Fi
     if rows.empty:
         return style.empty(nothing)
     places = _places(rows)
-    figure, axes = style.grid(len(places), 2, 3.4, 2.6, MARGINS)
+    figure, axes = style.grid(len(places), 4, 2.75, 2.45, MARGINS)
     low = max(FLOOR, 0.6 * float(rows["share"].clip(lower=FLOOR).min()))
     for ax, (site, side) in zip(axes, places, strict=True):
         own = rows[(rows["site"] == site) & (rows["side"] == side)]
         ax.set_yscale("log")
+        ax.yaxis.set_minor_locator(NullLocator())
         ax.set_ylim(low, 1.5)
+        ends = {}
         if null:
-            _null(ax, 1 / float(own["width"].iloc[0]))
-        _lines(ax, own, list(style.THINGS))
+            ends["random"] = 1 / float(own["width"].iloc[0])
+            ax.axhline(ends["random"], color=MUTED, lw=1, linestyle=(0, (2, 2)))
+        style.label_ends(ax, ends | _lines(ax, own, list(style.THINGS)))
         style.title(ax, site, _side(side))
         ax.set_ylabel("share of its energy")
         ax.set_xlabel(across)
@@ -121,20 +125,13 @@ def _panels(rows: Frame, nothing: str, across: str, *, null: bool = False) -> Fi
     return figure
 
 
-def _null(ax: Axes, height: float) -> None:
-    ax.axhline(height, color=MUTED, lw=1, linestyle=(0, (2, 2)))
-    ax.annotate(
-        "a random direction", (0, height), (2, 3), ("axes fraction", "data"), "offset points",
-        fontsize=style.SMALL, color=MUTED,
-    )  # fmt: skip
-
-
-def _lines(ax: Axes, rows: Frame, order: Sequence[str]) -> None:
-    ends = {}
+def _lines(ax: Axes, rows: Frame, order: Sequence[str]) -> dict[str, float]:
+    """Draws them; the heights at which they end."""
+    ends: dict[str, float] = {}
     for what in reversed(in_order(rows["what"], order)):
         line = rows[rows["what"] == what].sort_values("component")
         look, y = style.look(what), line["share"].clip(lower=FLOOR).to_numpy(float)
         marker = {"marker": look.marker, "ms": 4} if len(line) <= 16 else {}
         ax.plot(line["component"] + 1, y, color=look.colour, linestyle=look.dash, lw=look.width, **marker)
         ends[what] = float(y[-1])
-    style.label_ends(ax, ends)
+    return ends

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,7 +152,7 @@ def _last(group: list[float], gap: float) -> float:
     return _first(group, gap) + gap * (len(group) - 1)
 
 
-def label_ends(ax: Axes, ends: dict[str, float], gap: float = 0.1) -> None:
+def label_ends(ax: Axes, ends: Mapping[str, float], gap: float = 0.1, colours: Mapping[str, str] | None = None) -> None:
     """Names of arms (or things) at the right edge, at the height of their lines' ends: no legend to decode."""
     to_scale = ax.yaxis.get_transform().transform
     low, high = to_scale(np.array(ax.get_ylim()))
@@ -160,8 +160,9 @@ def label_ends(ax: Axes, ends: dict[str, float], gap: float = 0.1) -> None:
     above = np.argsort(np.argsort(-np.asarray(heights), kind="stable"))
     heights = [min(y, 1 - gap * int(k)) for y, k in zip(heights, above, strict=True)]
     for name, y in zip(ends, heights, strict=True):
+        colour = (colours or {}).get(name) or look(name).colour
         ax.text(
-            1.025, y, name, color=look(name).colour, fontsize=TEXT, va="center", transform=ax.transAxes,
+            1.025, y, name, color=colour, fontsize=TEXT, va="center", transform=ax.transAxes,
             fontweight="bold" if name == "edited" else "normal",
         )  # fmt: skip
 

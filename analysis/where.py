@@ -50,8 +50,8 @@ def _directions(run: Run) -> list[Content]:
         (
             "Energy by component", directions.energy_by_component, rows[(rows["along"] == "located") & ~classes],
             "energy-by-component",
-            "Share of each one's own energy along every located component. Attacker: what it had added to the weight "
-            "by its last step.",
+            "Share of each one's own energy along every located component; dashed: a random direction. Attacker: what "
+            "it had added to the weight by its last step.",
         ),
         (
             "Spectra", directions.spectra, rows[rows["along"] == "own"], "spectra",

@@ -43,6 +43,8 @@ _WHERE = {
     "audit": "api",
     "organism": "api",
     "build_organism": "api",
+    "organism_card": "api",
+    "sample": "measure",
     "recipe": "recipes",
     "sweep": "sweeping",
     "load_delta": "store",
@@ -78,11 +80,13 @@ __all__ = [
     "Problem",
     "attack",
     "behaviour",
+    "sample",
     "capability",
     "run",
     "audit",
     "organism",
     "build_organism",
+    "organism_card",
     "recipe",
     "sweep",
     "load_delta",
@@ -97,13 +101,14 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from hooklearn.api import attack, audit, behaviour, build_organism, capture, organism, run
+    from hooklearn.api import attack, audit, behaviour, build_organism, capture, organism, organism_card, run
     from hooklearn.data import Corpus, load_corpus
     from hooklearn.edit import Method, Problem, edit
     from hooklearn.exporting import export
     from hooklearn.locate import Subspace, Subspaces, locate, locate_sweep
     from hooklearn.locate.followed import follow
     from hooklearn.locate.tokens import sample_tokens
+    from hooklearn.measure import sample
     from hooklearn.models import edited, load, sites, weight, wrap
     from hooklearn.panel import capability
     from hooklearn.recipes import recipe

@@ -76,6 +76,11 @@ def build_organism(
     return organisms.write_kind(kind_of(name).name, Path(out), seed, progress)
 
 
+def organism_card(name: str) -> dict[str, str]:
+    """What an organism is, how its truth is known, and what may be said of it. Raises InputError: unknown name."""
+    return organisms.card(name)
+
+
 def capture(
     model: Any,
     corpus: Corpus,

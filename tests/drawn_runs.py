@@ -260,7 +260,8 @@ def _directions() -> pd.DataFrame:
         place = (f"blocks.{layer}.mlp.out", layer, "mlp.out", "x")
         for of, arm, step in things:
             rows += [(*place, of, arm, step, "located", i, first[of] / (1 + i), 128) for i in range(4)]
-            rows += [(*place, of, arm, step, "own", i, 0.6 * 0.7**i / (1 + layer), 128) for i in range(16)]
+            steep = 0.9 - 0.8 * first[of]  # what has much in few directions falls fast
+            rows += [(*place, of, arm, step, "own", i, (1 - steep) * steep**i, 128) for i in range(16)]
         for arm, start, end in (("original", 1.0, 0.9), ("edited", 0.15, 0.5 + 0.3 * layer), ("never", 0.1, 0.4)):
             for step, whole in zip(STEPS, rising(start, end), strict=True):
                 rows += [(*place, "classes", arm, step, "located", i, whole / 4, 128) for i in range(4)]

@@ -149,7 +149,7 @@ def test_separation_is_above_its_null_and_not_the_best_of_fitters(run: Run) -> N
 def test_energy_is_drawn_at_the_end_of_the_attack_beside_a_random_direction(run: Run) -> None:
     """Every line is named, one axis a place, and the attacker's line is that of its last step."""
     figure = energy_by_component(run)
-    assert {"edit", "attacker", "on never", "forget", "retain", "a random direction"} <= texts(figure)
+    assert {"edit", "attacker", "on never", "forget", "retain", "random"} <= texts(figure)
     assert len(figure.axes) == run.directions["site"].nunique()
     last = run.directions.query("of == 'attack' and arm == 'edited' and along == 'located'").nlargest(1, "step")
     lines = {round(float(line.get_ydata()[0]), 6) for line in figure.axes[0].get_lines() if len(line.get_ydata()) == 4}

@@ -1717,7 +1717,7 @@ class Explorer {
     c.strokeStyle = this.colour.rule;
     c.fillStyle = this.colour.muted;
     c.textAlign = "right";
-    for (const v of ticks(0, top, 2)) {
+    for (const v of ticks(0, top, 4)) {
       c.beginPath();
       c.moveTo(34, y(v));
       c.lineTo(w - 62, y(v));
