@@ -33,6 +33,7 @@ _WHERE = {
     "Subspaces": "locate",
     "sample_tokens": "locate.tokens",
     "follow": "locate.followed",
+    "preview": "preview",
     "edit": "edit",
     "Method": "edit",
     "Problem": "edit",
@@ -75,6 +76,7 @@ __all__ = [
     "Subspaces",
     "sample_tokens",
     "follow",
+    "preview",
     "edit",
     "Method",
     "Problem",
@@ -111,6 +113,7 @@ if TYPE_CHECKING:
     from hooklearn.measure import sample
     from hooklearn.models import edited, load, sites, weight, wrap
     from hooklearn.panel import capability
+    from hooklearn.preview import preview
     from hooklearn.recipes import recipe
     from hooklearn.store import load_delta, save_delta
     from hooklearn.sweeping import sweep

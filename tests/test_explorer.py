@@ -30,6 +30,8 @@ from hooklearn.locate import Subspace, Subspaces, locate
 from hooklearn.locate.followed import Follower, follow
 from hooklearn.locate.lens import Lens, Spelling
 from hooklearn.locate.tokens import TokenSample, sample_tokens
+from hooklearn.measure import sample as sample_of
+from hooklearn.preview import preview, scaled
 from hooklearn.types import Delta, InputError, Site
 
 AGREE = 1e-6
@@ -465,6 +467,36 @@ def test_a_thin_place_is_answered_in_full(small: Any, monkeypatch: pytest.Monkey
     assert content == {"kind": "place"} and unpack(data).header["entry"]["tokens"] == len(shown._packing.kept)
 
 
+def test_the_model_is_asked_from_the_page(tiny: Any, real: TokenSample, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what is ticked, and it is the model's own answer where nothing is scaled; what cannot be asked is said."""
+    pytest.importorskip("anywidget", reason="the notebook extra is not installed")
+    from analysis.explorer import explore
+
+    shown, sent = explore(real, preview=preview(tiny, new_tokens=6)), []
+    assert shown.asks and not explore(real).asks
+    monkeypatch.setattr(shown, "send", sent.append)
+    prompt = corpus("heldout").rows[0]["prompt"]
+    shown._asked(None, {"kind": "preview", "prompt": prompt, "scale": -40.0}, [])
+    alone = sample_of(tiny, corpus("heldout").take(1), n=1, new_tokens=6, temperature=0)[0].completion
+    assert sent[0]["plain"] == alone and sent[0]["changed"] != alone and sent[0]["scale"] == -40.0
+    shown.chosen = {str(shown.place): []}
+    shown._asked(None, {"kind": "preview", "prompt": prompt, "scale": 0.0}, [])
+    assert "no component is ticked" in sent[1]["error"]
+
+
+def test_scaled_directions(tiny: Any, found: Subspaces) -> None:
+    """At 0 nothing passes along them, at 1 nothing changes, at 2 twice as much passes; on both sides of one weight."""
+    for (name, side), space in found.items():
+        weight, one = models.weight(tiny, space.site).detach(), Subspaces({(name, side): space})
+        none, same, twice = (weight + scaled(tiny, one, s).updates[name] for s in (0.0, 1.0, 2.0))
+        passed = [(w if side == "x" else w.T) @ space.basis for w in (none, weight, twice)]
+        assert torch.allclose(passed[0], torch.zeros(()), atol=1e-5) and torch.equal(same, weight)
+        assert torch.allclose(passed[2], 2 * passed[1], atol=1e-5)
+    both = weight + scaled(tiny, found, 0.0).updates[name]
+    x, g = found.bases(name)
+    assert (both @ x).abs().max() < 1e-5 and (both.T @ g).abs().max() < 1e-5
+
+
 def test_without_anywidget_the_message_says_what_to_do(monkeypatch: pytest.MonkeyPatch, small: Any) -> None:
     from analysis.explorer import explore
 
@@ -603,7 +635,7 @@ def test_energy_along_directions(follower: Follower, found: Subspaces, shrink: D
     assert np.allclose(drawn, signal / signal[0], atol=1e-6), "the figure is the slider's line"
 
 
-def test_what_diverged_is_left_out(tiny: Any, real: TokenSample, shrink: Delta) -> None:
+def test_what_diverged_is_left_out(tiny: Any, real: TokenSample) -> None:
     given = (tiny, real, mixed(), corpus("forget", "good").take(24))
     with pytest.raises(InputError, match="corpora that were sampled"):
         follow(*given)
@@ -611,7 +643,8 @@ def test_what_diverged_is_left_out(tiny: Any, real: TokenSample, shrink: Delta) 
     with pytest.raises(InputError, match="onlooker"):
         eyes.followed()
     eyes("relearn", "", "edited", 0, tiny)
-    with models.edited(tiny, 1e38 * shrink):
+    with models.restored(tiny), torch.no_grad():
+        models.weight(tiny, real.spaces.sites[0]).fill_(torch.nan)
         eyes("relearn", "", "edited", 2, tiny)
     assert eyes.followed().time["step"].tolist() == [0, 0]
 

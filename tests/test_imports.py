@@ -28,6 +28,7 @@ ORDER = [
     "hooklearn.lora hooklearn.train",
     "hooklearn.measure hooklearn.panel",
     "hooklearn.locate",
+    "hooklearn.preview",
     "hooklearn.edit",
     "hooklearn.attack",
     "hooklearn.organisms",

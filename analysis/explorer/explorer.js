@@ -549,6 +549,7 @@ class Explorer {
         this.changed([key]);
       });
     this.port.receive((message, buffers) => {
+      if (message.kind === "preview") this.drawAnswer(message);
       if (message.kind !== "place" || !buffers.length) return;
       const place = this.view.replace(buffers[0]);
       this.cache.clear();
@@ -792,6 +793,33 @@ class Explorer {
         this.line,
       );
     }
+    // below: the model itself, where a kernel holds one
+    if (this.port.live && this.port.get("asks")) {
+      const prompt = h("input", { type: "text", "aria-label": "prompt", placeholder: "a prompt" });
+      const scale = h("input", { type: "range", min: "-2", max: "4", step: "0.5", value: "0", "aria-label": "scale" });
+      const says = h("output", {}),
+        tell = () => says.replaceChildren(scaling(+scale.value));
+      scale.addEventListener("input", tell);
+      tell();
+      this.answer = h("dl", { "aria-live": "polite" });
+      this.ask = h("button", { type: "submit" }, "ask");
+      this.askPanel = h(
+        "form",
+        {
+          class: "hlx-ask",
+          "aria-label": "what the model says",
+          onsubmit: (e) => {
+            e.preventDefault();
+            if (!prompt.value.trim()) return prompt.focus();
+            this.ask.disabled = true;
+            this.port.send({ kind: "preview", prompt: prompt.value, scale: +scale.value });
+          },
+        },
+        h("h4", {}, "What does it say with the chosen directions scaled?"),
+        h("div", {}, prompt, scale, says, this.ask),
+        this.answer,
+      );
+    }
     const scored = facts.n_tokens
       ? Object.entries(facts.n_tokens)
           .filter(([, v]) => v)
@@ -812,7 +840,7 @@ class Explorer {
         help,
       ),
       h("div", { class: "hlx-grid" }, left, middle, right),
-      ...(this.timePanel ? [this.timePanel] : []),
+      ...[this.timePanel, this.askPanel].filter(Boolean),
       h(
         "p",
         { class: "hlx-note" },
@@ -1775,13 +1803,23 @@ class Explorer {
     c.stroke();
   }
 
+  // ------------------------------------------------------------------------------------------ asking
+
+  drawAnswer({ plain, changed, scale, error }) {
+    this.ask.disabled = false;
+    const row = (name, text) => h("div", {}, h("dt", {}, name), h("dd", {}, text || "(nothing)"));
+    this.answer.replaceChildren(
+      ...(error ? [row("not asked", error)] : [row("as it is", plain), row(scaling(scale), changed)]),
+    );
+  }
+
   // ------------------------------------------------------------------------------------------- keys
 
   key(e) {
     if (e.ctrlKey || e.metaKey || e.defaultPrevented) return;
     const on = e.target,
       typing =
-        on.matches?.("select, textarea") ||
+        on.matches?.('select, textarea, input[type="text"]') ||
         (on.matches?.("input") &&
           on.type !== "checkbox" &&
           on.type !== "radio" &&
@@ -1838,6 +1876,7 @@ class Explorer {
   }
 }
 
+const scaling = (s) => (s === 0 ? "ablated" : s === 1 ? "as it is" : `scaled by ${fixed(s, 1)}`);
 const signed = (v) => `${v < 0 ? "−" : "+"}${short(Math.abs(v))}`;
 const label = (v) =>
   (v < 0 ? "−" : "") +

@@ -269,6 +269,27 @@ def test_time_moves_the_tokens(page: Any, sample: Any) -> None:
     assert f"After 8 attack steps, {100 * share[3]:.0f} %" in page.locator(".hlx-timelabel").inner_text()
 
 
+def test_the_model_can_be_asked(page: Any, sample: Any) -> None:
+    """What is typed stays in its field, a key's usual meaning sleeps there, and the answers are text. Without a model
+    that can be asked there is no field."""
+    start(page, pack(sample), asks=True)
+    page.locator(".hlx-ask input[type=text]").focus()
+    page.keyboard.type("1x. tell anna")
+    page.locator(".hlx-ask input[type=range]").fill("2")
+    assert page.locator(".hlx-ask output").inner_text() == "scaled by 2.0"
+    page.locator(".hlx-ask button").click()
+    assert page.evaluate("model.sent") == [{"kind": "preview", "prompt": "1x. tell anna", "scale": 2}]
+    assert state(page, "chosen") == {} and state(page, "axes") == [0, 1] and state(page, "step") == 0
+    page.evaluate(
+        "(text) => model.fire('msg:custom', { kind: 'preview', plain: text, changed: '', scale: 2 }, [])", HOSTILE[0]
+    )
+    assert page.locator(".hlx-ask dd").all_inner_texts() == [HOSTILE[0], "(nothing)"]
+    page.evaluate("() => model.fire('msg:custom', { kind: 'preview', error: 'no component is ticked' }, [])")
+    assert page.locator(".hlx-ask dd").inner_text() == "no component is ticked"
+    start(page, pack(sample))
+    assert page.locator(".hlx-ask").count() == 1, "the second view has none"
+
+
 def test_a_thin_place_is_asked_for_and_grows(page: Any) -> None:
     """The page asks once; when the bytes come it shows all tokens and all components."""
     packing = Packing(token_samples.sample(layers=4, rank=10), limit=60_000)
