@@ -76,6 +76,7 @@ class Follower:
         model: unedited.
         chosen: (text, position) of the tokens, as the sample has them.
         only: the one (attack, setting) to follow; others cost a pass over the texts at each of their looks.
+        of: the sample that :meth:`sample` gives back with the attack.
     """
 
     model: Any
@@ -100,15 +101,18 @@ class Follower:
                 f"the sample has tokens of text {max(wanted)}, and these corpora hold {len(texts)} texts; "
                 "give the forget, retain and unrelated corpora that were sampled"
             )
-        kept = [i for i, t in enumerate(texts) if i in wanted or (t.held_out and CORPORA[t.corpus] != "unrelated")]
+        judged = [i for i, t in enumerate(texts) if t.held_out and CORPORA[t.corpus] != "unrelated"]
+        kept = sorted({*judged, *wanted})
         number = {i: n for n, i in enumerate(kept)}
         self._chosen = [(number[t], at) for t, at in self.chosen[:TOKENS]]
         place = list(self.spaces.values())
-        self._look = Look(self.model, place, [texts[i] for i in kept], self.precision, self.max_tokens)
+        self._look, self._classes = (
+            Look(self.model, place, [texts[i] for i in of], self.precision, self.max_tokens) for of in (kept, judged)
+        )
         merit = [s.auc - s.auc_shuffled if s.auc == s.auc else -1.0 for s in place]
         self._places = sorted(range(len(place)), key=lambda p: -merit[p])[:PLACES]
         self._weights = self._now(self.model)
-        seen = self._look.at([])
+        seen = self._classes.at([])
         self._first = _means(self._look, seen)
         self._texts = [*self._text_energy(seen), *self._text_spectra()]
 
@@ -121,7 +125,7 @@ class Follower:
             self._points, self._means, self._moved = [("original", 0)], [self._first], list[Tensor]()
             self._rows = [*self._texts, *self._distances("original", 0, self._first)]
             self._start: dict[int, Tensor] = {}
-        seen = self._look.at(self._chosen if arm == "edited" else [], model)
+        seen = self._look.at(self._chosen, model) if arm == "edited" else self._classes.at([], model)
         means, weights = _means(self._look, seen), self._now(model)
         if not np.isfinite(means).all() or not all(bool(w.isfinite().all()) for w in weights.values()):
             return  # it diverges: the curve will say so
@@ -204,7 +208,7 @@ class Follower:
         sites = list(dict.fromkeys(self._space(p).site for p in self._places))
         sides = "both" if any(self._space(p).side == "g" for p in self._places) else "x"
         for c, name in enumerate(CORPORA[:2]):
-            stream = self._look.stream(c, held_out_only=True)
+            stream = self._classes.stream(c)
             moments = site_moments(
                 self.model, stream, sites, sides=sides, positions="labelled", precision=self.precision
             )
