@@ -396,6 +396,43 @@ def test_twenty_thousand_points_are_drawn(page: Any) -> None:
     assert len(state(page, "picked")) > 19_000
 
 
+OPEN = """async (payload) => {
+  const took = [];
+  for (let i = 0; i < 3; i++) {
+    const start = performance.now();
+    window.explorer.hydrate(document.querySelector("main"), payload);
+    await new Promise((painted) => requestAnimationFrame(() => setTimeout(painted, 0)));
+    took.push(performance.now() - start);
+  }
+  return Math.min(...took);
+}"""
+DRAG = """() => {
+  const plot = document.querySelector(".hlx-over"), box = plot.getBoundingClientRect(), took = [];
+  plot.setPointerCapture = () => {}; // there is no such pointer
+  const at = (k) => ({
+    bubbles: true, pointerId: 1, clientX: box.left + box.width * (0.5 + 0.4 * Math.cos(k / 9.4)),
+    clientY: box.top + box.height * (0.5 + 0.4 * Math.sin(k / 9.4)),
+  });
+  plot.dispatchEvent(new PointerEvent("pointerdown", at(0)));
+  for (let k = 1; k < 59; k++) {
+    const start = performance.now();
+    plot.dispatchEvent(new PointerEvent("pointermove", at(k)));
+    took.push(performance.now() - start);
+  }
+  plot.dispatchEvent(new PointerEvent("pointerup", at(58)));
+  return took.sort((a, b) => a - b)[29];
+}"""
+
+
+def test_thirty_layers_of_seven_sites_open_and_answer_at_once(page: Any) -> None:
+    """Two seconds to the first picture, 50 ms an event of a lasso over 20,000 tokens: best of three, and the median,
+    as other work on the machine is not the page's (measured on a core shared by fourteen jobs: .72 s and 18 ms)."""
+    assert page.evaluate(OPEN, base64.b64encode(pack(token_samples.big())).decode()) < 2_000
+    assert page.evaluate(DRAG) < 50
+    picked = page.locator(".hlx-picked strong").inner_text()
+    assert int(picked.split()[0].replace(",", "")) > 15_000, "the lasso held most of them"
+
+
 def test_without_scripts_a_narrow_page_does_not_scroll_sideways(browser: Any, sample: Any, tmp_path: Path) -> None:
     """Picture and table of the page that nobody's script has touched fit a phone; the table scrolls in itself."""
     path = save(sample, tmp_path / "explorer.html")
