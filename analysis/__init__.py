@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from analysis import plots, style
+    from analysis.calibrate import calibrate
     from analysis.compare import compare
     from analysis.comparison import Comparison
+    from analysis.confusion import confusion
     from analysis.directions import energy_by_component, reemergence, spectra
     from analysis.evidence.judge import evidence_table
     from analysis.explorer import explore
@@ -43,8 +45,10 @@ __all__ = [
     "attack_map",
     "attack_table",
     "by_layer",
+    "calibrate",
     "capability_table",
     "compare",
+    "confusion",
     "decide",
     "energy_by_component",
     "evidence_table",
@@ -75,7 +79,9 @@ _HOME = {
     "attack_map": "side_by_side",
     "attack_table": "side_by_side",
     "by_layer": "layers",
+    "calibrate": "calibrate",
     "compare": "compare",
+    "confusion": "confusion",
     "decide": "verdict",
     "energy_by_component": "directions",
     "reemergence": "directions",
@@ -97,7 +103,7 @@ _HOME = {
 }
 
 
-_CALLABLE = ("compare", "report", "tradeoff", "verify", "view")
+_CALLABLE = ("calibrate", "compare", "confusion", "report", "tradeoff", "verify", "view")
 """Modules that hold a function of their own name."""
 
 

@@ -80,9 +80,12 @@ def _line(ax: Axes, x: Any, y: Any, colour: str, **how: Any) -> None:
 
 
 def _mark(ax: Axes, x: float, text: str) -> None:
+    """A level on the axis of costs; its name stands on the side that has more room."""
     ax.axvline(x, **DASHED)
+    right = x > ax.dataLim.x1 / 2
     ax.text(
-        x, 0.03, f"{text} ", ha="right", transform=ax.get_xaxis_transform(), fontsize=style.SMALL, color=MUTED
+        x, 0.03, f" {text} ", ha="right" if right else "left", transform=ax.get_xaxis_transform(),
+        fontsize=style.SMALL, color=MUTED,
     )  # fmt: skip
 
 
