@@ -18,15 +18,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from analysis import plots, style
+    from analysis.calibrate import calibrate
     from analysis.compare import compare
     from analysis.comparison import Comparison
+    from analysis.confusion import confusion
+    from analysis.directions import energy_by_component, reemergence, spectra
+    from analysis.evidence.judge import evidence_table
     from analysis.explorer import explore
     from analysis.inspect_log import inspect_logs
     from analysis.layers import by_layer
+    from analysis.reading import Run, read_run
     from analysis.report import report
     from analysis.side_by_side import attack_map, attack_table, ways
     from analysis.sweep import sweep_table
-    from analysis.tables import Run, capability_table, markdown, read_run, summary_table
+    from analysis.tables import capability_table, markdown, summary_table
     from analysis.tradeoff import tradeoff
     from analysis.verdict import Thresholds, Verdict, decide, judge
     from analysis.verify import Verification, verify
@@ -41,16 +46,22 @@ __all__ = [
     "attack_map",
     "attack_table",
     "by_layer",
+    "calibrate",
     "capability_table",
     "compare",
+    "confusion",
     "decide",
+    "energy_by_component",
+    "evidence_table",
     "explore",
     "inspect_logs",
     "judge",
     "markdown",
     "plots",
     "read_run",
+    "reemergence",
     "report",
+    "spectra",
     "style",
     "summary_table",
     "sweep_table",
@@ -62,7 +73,7 @@ __all__ = [
 
 _HOME = {
     "Comparison": "comparison",
-    "Run": "tables",
+    "Run": "reading",
     "Thresholds": "verdict",
     "Verdict": "verdict",
     "Verification": "verify",
@@ -71,13 +82,19 @@ _HOME = {
     "attack_table": "side_by_side",
     "by_layer": "layers",
     "inspect_logs": "inspect_log",
+    "calibrate": "calibrate",
     "compare": "compare",
+    "confusion": "confusion",
     "decide": "verdict",
+    "energy_by_component": "directions",
+    "reemergence": "directions",
+    "spectra": "directions",
+    "evidence_table": "evidence.judge",
     "explore": "explorer",
     "judge": "verdict",
     "markdown": "tables",
     "plots": "plots",
-    "read_run": "tables",
+    "read_run": "reading",
     "report": "report",
     "style": "style",
     "summary_table": "tables",
@@ -89,7 +106,7 @@ _HOME = {
 }
 
 
-_CALLABLE = ("compare", "report", "tradeoff", "verify", "view")
+_CALLABLE = ("calibrate", "compare", "confusion", "report", "tradeoff", "verify", "view")
 """Modules that hold a function of their own name."""
 
 

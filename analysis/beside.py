@@ -9,8 +9,8 @@ from typing import Any
 from analysis import markup
 from analysis.compare import compare
 from analysis.comparison import QUANTITIES, with_interval
+from analysis.reading import Run
 from analysis.style import METRICS
-from analysis.tables import Run
 from analysis.tradeoff import tradeoff
 
 Content = dict[str, Any]

@@ -17,8 +17,9 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
 from analysis.measures import Thresholds
+from analysis.reading import Run, input_error, read_json, read_run, shaped
 from analysis.rules import UNDECIDED, VERDICTS
-from analysis.tables import Run, input_error, markdown, number, read_json, read_run, shaped
+from analysis.tables import markdown, number
 from analysis.verdict import Verdict, judge
 
 COLUMNS = (*VERDICTS, UNDECIDED)

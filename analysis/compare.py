@@ -25,8 +25,9 @@ import pandas as pd
 
 from analysis.comparison import QUANTITIES, Comparison
 from analysis.equal import equal_compute, equal_unlearning
+from analysis.reading import Run, input_error, read_run
 from analysis.scores import CONTROLS, Array, Attacker, Resampler, Scores, interval, read_scores
-from analysis.tables import ALL, METRICS, Run, capability_table, in_order, input_error, mean, number, read_run
+from analysis.tables import ALL, METRICS, capability_table, in_order, mean, number
 
 Z = 1.96
 """Standard errors from the middle of a 95 % interval to its end."""

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from analysis.measures import AttackResult, Measures, Thresholds
-from analysis.tables import ALL, Run, capability_table, mean, number
+from analysis.reading import Run
+from analysis.tables import ALL, capability_table, mean, number
 
 if TYPE_CHECKING:
     from analysis.rules import Judgement

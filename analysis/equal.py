@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.tables import Run, mean, number
+from analysis.reading import Run
+from analysis.tables import mean, number
 
 Way = Any
 """The rows of a trace: a data frame that the type checker leaves alone."""

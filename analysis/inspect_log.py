@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.tables import Run, read_run
+from analysis.reading import Run, read_run
 from hooklearn.types import InputError
 
 SCORER = "referee"

@@ -11,12 +11,13 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis import style
 from analysis.evidence import judge
+from analysis.reading import Run, read_run
 from analysis.style import ARMS
-from analysis.tables import Run, in_order, read_run
+from analysis.tables import in_order
 
 PANELS = {
-    "logit_lens": ("Logit lens", "log-prob. of the completions, nats per token"),
-    "patching_depth": ("Patched into the original", "log-prob. of the completions, nats per token"),
+    "logit_lens": ("Logit lens", "log-probability, nats per token"),
+    "patching_depth": ("Patched into the original", "log-probability, nats per token"),
     "probe_tendency": ("Probe for the tendency", "0 never learned, 1 unedited"),
 }
 """Kind of evidence -> its title and the unit of its values."""

@@ -99,7 +99,7 @@ def num(value: Any, digits: int = 3) -> str:
 def fixed(value: Any, digits: int = 3) -> str:
     """The same number of decimals down a column, so that sizes can be compared at a glance."""
     x = number(value)
-    return f"{x:.{digits}f}".replace("-", "−") if math.isfinite(x) else num(x)
+    return f"{x:z.{digits}f}".replace("-", "−") if math.isfinite(x) else num(x)
 
 
 def interval(low: Any, high: Any, digits: int = 2) -> str:

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from analysis.reading import Run
 from analysis.style import METRICS
-from analysis.tables import Run
 
 
 def card_text(run: Run, body: str) -> str:

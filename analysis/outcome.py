@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.tables import ARMS, METRICS, Run, grouped, in_order, mean, number, read_run
+from analysis.reading import Run, read_run
+from analysis.tables import ARMS, METRICS, grouped, in_order, mean, number
 from analysis.verdict import judge
 
 MAIN = METRICS[0]

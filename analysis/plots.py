@@ -1,6 +1,6 @@
 """The figures of a run, in the house style of :mod:`analysis.style`.
 
-Every function takes a :class:`~analysis.tables.Run` (or the data frame it needs) and returns a
+Every function takes a :class:`~analysis.reading.Run` (or the data frame it needs) and returns a
 :class:`matplotlib.figure.Figure`. Nothing is shown, and no global state of matplotlib is touched.
 """
 
@@ -22,7 +22,7 @@ from analysis.style import ARMS, INK, METRICS, MUTED, PAPER, Look
 from analysis.tables import in_order, number
 
 if TYPE_CHECKING:
-    from analysis.tables import Run
+    from analysis.reading import Run
 
 Frame = Any
 """A data frame that the type checker leaves alone: pandas' annotations are unions of everything."""
@@ -149,7 +149,7 @@ def _curve_panel(ax: Axes, panel: Frame) -> None:
         ax.set_xlim(-0.2, 1.1)
         ax.set_xlabel("an attack without steps")
     else:
-        _step_axis(ax, steps)
+        step_axis(ax, steps)
     style.label_ends(ax, ends)
 
 
@@ -171,7 +171,7 @@ def _arm(ax: Axes, arm: str, rows: Frame) -> float:
     return float(y[-1])
 
 
-def _step_axis(ax: Axes, steps: list[int]) -> None:
+def step_axis(ax: Axes, steps: list[int]) -> None:
     """log2(1 + step), with as many of the steps themselves for labels as fit."""
     shown = [steps[-1]]
     for step in reversed(steps[:-1]):

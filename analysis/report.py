@@ -5,7 +5,7 @@
     report("runs/a", others=["runs/b"])     # and how it stands beside others
 
 The page can be read without a script and needs no network and no other file. What stands on it is made in
-``analysis.sections``; how it looks is ``report.html.j2``.
+``analysis.sections`` and ``analysis.where``; how it looks is ``report.html.j2``.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from analysis import explorer, markup, sections
 from analysis.beside import beside
 from analysis.model_card import card_text
+from analysis.reading import Run, read_run
 from analysis.report_record import RECORD, record_of, sealed
-from analysis.tables import Run, read_run
+from analysis.where import where
 from analysis.writing import write_json, write_text
 
 Content = dict[str, Any]
@@ -98,7 +99,7 @@ def collect(run: Run, *, redact: bool = False, unjudged: str = "", others: Seque
         "curves": sections.curves(run),
         "elsewhere": sections.elsewhere(run),
         "samples": sections.samples(run, redact=redact),
-        "where": sections.where(run, redact=redact),
+        "where": where(run, redact=redact),
         "csp": explorer.csp(),
         "attacks": sections.attacks(run),
         "judgement": sections.judgement(run),

@@ -23,7 +23,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
-from analysis.tables import Run, input_error, read_json, shaped, summary_table
+from analysis.reading import Run, input_error, read_json, shaped
+from analysis.tables import summary_table
 from hooklearn.jsonable import jsonable
 
 SCHEMA_VERSION = 1

@@ -32,7 +32,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.tables import METRICS, Run, grouped, in_order
+from analysis.reading import Run
+from analysis.tables import METRICS, grouped, in_order
 
 Array = NDArray[np.float64]
 

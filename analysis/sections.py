@@ -6,20 +6,18 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from analysis import explorer, markup, plots
-from analysis.evidence.judge import findings
+from analysis import markup, plots
 from analysis.plots import Frame
+from analysis.reading import Run
 from analysis.style import ARMS, METRICS
-from analysis.tables import ALL, Run, capability_table, in_order, number, summary_table
+from analysis.tables import ALL, capability_table, in_order, number, summary_table
 
 Content = dict[str, Any]
 Row = Mapping[str, Any]
 
 PROMPTS = 8
-TOP_SITES = 10
 PANELS = 60
 """Most panels of curves on one page; the data of the others can be downloaded from it."""
-EVIDENCE_SITES = 40
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
@@ -62,7 +60,8 @@ def decisive(run: Run) -> Content | None:
         panel = panels.get((str(row["attack"]), str(row["setting"] or "")))
         if panel is not None and "edited" in set(panel["arm"]):
             alt = f"{METRICS.get(metric, metric)} under {row['attack']} {row['setting'] or ''}"
-            return {"figure": markup.embed(plots.curves(panel, metric), alt), "max_R": row["max_R"]}
+            figure, data = markup.embed(plots.curves(panel, metric), alt), markup.csv_link(panel, "decisive")
+            return {"figure": figure, "max_R": row["max_R"], "data": data}
     return None
 
 
@@ -260,44 +259,6 @@ def _rate(run: Run) -> Content | None:
     alt = "sampled rate per arm, before and at the end of each attack, with 95 % intervals"
     figure = markup.embed(plots.samples_rate(run), alt)
     return {"figure": figure, "data": markup.csv_link(table, "sampled-rate")}
-
-
-# ------------------------------------------------------------------------------------------ where
-
-
-def where(run: Run, *, redact: bool = False) -> Content:
-    """Where the behaviour separates, beside the nulls; what was measured inside the model."""
-    content: Content = {"figure": None, "sites": [], "n_sites": len(run.locate)}
-    if not run.locate.empty:
-        table = plots.separation(run.locate)
-        alt = "heat maps over layers and modules: held-out AUC above the null, and energy ratio"
-        content["figure"] = markup.embed(plots.separation_map(run.locate), alt)
-        content["data"] = markup.csv_link(table, "separation")
-        sites = run.locate.assign(above=run.locate["auc"] - run.locate["auc_shuffled"])
-        content["sites"] = sites.nlargest(TOP_SITES, "above").to_dict("records")
-    sample = run.folder / explorer.SAMPLE_FILE
-    content["explorer"] = explorer.fragment(explorer.load(sample), redact=redact) if sample.is_file() else None
-    content["findings"] = findings(run.evidence_records)
-    content["evidence"] = _evidence(run.evidence)
-    return content
-
-
-def _evidence(frame: Frame) -> list[Content]:
-    """Per kind a table of sites by arms; the null stands in its own column where arms share it."""
-    kinds = []
-    for kind in dict.fromkeys(frame["kind"]):
-        rows: Frame = frame[frame["kind"] == kind]
-        sites = []
-        for site in list(dict.fromkeys(rows["site"]))[:EVIDENCE_SITES]:
-            of_site = rows[rows["site"] == site].to_dict("records")
-            nulls = {repr(r["null"]) for r in of_site}
-            null = of_site[0]["null"] if len(nulls) == 1 else None
-            sites.append({"site": site, "arms": {r["arm"]: r for r in of_site}, "null": null})
-        meanings = list(dict.fromkeys(str(m) for m in rows["meaning"] if m))
-        arms = in_order(rows["arm"], ("original", "edited", "matched", "never"))
-        more = rows["site"].nunique() - len(sites)
-        kinds.append({"kind": kind, "meanings": meanings, "arms": arms, "sites": sites, "more": more})
-    return kinds
 
 
 # -------------------------------------------------------------------------------- attacks, verdict

@@ -21,11 +21,13 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 from analysis import style
 from analysis.equal import ways_of
 from analysis.plots import worst
+from analysis.reading import Run, input_error, read_run
 from analysis.style import INK, MUTED, PAPER
-from analysis.tables import Run, input_error, number, read_run
+from analysis.tables import number
 
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#a8508a", "#b58900", "#4a4e57")
 """Of methods, in the order of the runs; after Okabe and Ito."""
+DASHED: dict[str, Any] = {"color": MUTED, "lw": 0.9, "linestyle": (0, (3, 2)), "zorder": 1}
 BACK = LinearSegmentedColormap.from_list("back", ["#f5f5f3", "#f6d7ba", "#e8924f", "#c14e00"])
 
 
@@ -54,9 +56,9 @@ def ways(runs: Sequence[Run | str | Path]) -> Figure:
         by_then = way.sort_values("tokens")
         _line(right, by_then["tokens"], by_then["forget"].cummin(), colour[name], drawstyle="steps-post")
     reached = max(float(way["forget"].min()) for _, way in lines)
-    _mark(left, y=reached, text="equal unlearning")
-    _mark(left, x=max(float(way["kl"].max()) for _, way in lines), text="equal disruption")
-    _mark(right, x=max(int(way["tokens"][way["tokens"] > 0].min()) for _, way in lines), text="equal compute")
+    left.axhline(reached, **DASHED)
+    _mark(left, max(float(way["kl"].max()) for _, way in lines), "equal disruption")
+    _mark(right, max(int(way["tokens"][way["tokens"] > 0].min()) for _, way in lines), "equal compute")
     left.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
     left.set_xlim(0, 1.12 * left.dataLim.x1)
     left.xaxis.set_major_locator(FixedLocator(_root_ticks(left.dataLim.x1)))
@@ -67,8 +69,8 @@ def ways(runs: Sequence[Run | str | Path]) -> Figure:
     right.xaxis.set_major_formatter(lambda v, _: f"{v:,.0f}")
     style.title(left, "What it cost elsewhere", "a line per run: unedited at the left, the edit at the right end")
     style.title(right, "What it cost to make", "lowest score within the budget by then")
-    for ax in (left, right):
-        _ends(ax, lines, colour)
+    _ends(left, lines, colour, {"equal unlearning": reached})
+    _ends(right, lines, colour, {})
     return figure
 
 
@@ -77,31 +79,26 @@ def _line(ax: Axes, x: Any, y: Any, colour: str, **how: Any) -> None:
     ax.plot(x.iloc[-1:], y.iloc[-1:], "o", color=colour, ms=5, mec=PAPER, mew=0.7, clip_on=False)
 
 
-def _mark(ax: Axes, text: str, x: float | None = None, y: float | None = None) -> None:
-    dashed: dict[str, Any] = {"color": MUTED, "lw": 0.9, "linestyle": (0, (3, 2)), "zorder": 1}
-    small: dict[str, Any] = {"fontsize": style.SMALL, "color": MUTED}
-    if x is not None:
-        ax.axvline(x, **dashed)
-        ax.text(x, 0.03, f"{text} ", ha="right", transform=ax.get_xaxis_transform(), **small)
-    if y is not None:
-        ax.axhline(y, **dashed)
-        ax.text(0.012, y, text, va="top", transform=ax.get_yaxis_transform(), **small)
+def _mark(ax: Axes, x: float, text: str) -> None:
+    """A level on the axis of costs; its name stands on the side that has more room."""
+    ax.axvline(x, **DASHED)
+    right = x > ax.dataLim.x1 / 2
+    ax.text(
+        x, 0.03, f" {text} ", ha="right" if right else "left", transform=ax.get_xaxis_transform(),
+        fontsize=style.SMALL, color=MUTED,
+    )  # fmt: skip
 
 
 def _root_ticks(top: float) -> list[float]:
     return [0.0] + sorted({float(f"{top * share:.1g}") for share in (0.05, 0.3, 1.0)})
 
 
-def _ends(ax: Axes, lines: Sequence[tuple[str, Any]], colour: dict[str, str]) -> None:
-    """Methods' names at the height of their lines' ends."""
-    names = list(dict.fromkeys(name for name, _ in lines))
-    low, high = ax.get_ylim()
-    ends = [fmean(float(way["forget"].min()) for n, way in lines if n == name) for name in names]
-    for name, y in zip(names, style.spread([(e - low) / (high - low) for e in ends], 0.085), strict=True):
-        ax.text(
-            1.025, y, name.replace("_", " "), color=colour[name], fontsize=style.TEXT, va="center",
-            transform=ax.transAxes,
-        )  # fmt: skip
+def _ends(ax: Axes, lines: Sequence[tuple[str, Any]], colour: dict[str, str], marks: dict[str, float]) -> None:
+    """Methods' names at the height of their lines' ends, those of levels at theirs: outside, where no line runs."""
+    names = dict.fromkeys(name for name, _ in lines)
+    ends = {n: fmean(float(way["forget"].min()) for m, way in lines if m == n) for n in names}
+    plain = {n.replace("_", " "): c for n, c in colour.items()}
+    style.label_ends(ax, marks | {n.replace("_", " "): y for n, y in ends.items()}, 0.085, plain)
 
 
 # ------------------------------------------------------------------------------ runs by attacks

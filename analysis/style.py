@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,15 @@ ARMS = {
     "matched": Look("#a8508a", dash=(0, (1, 1.4)), marker="^"),
 }
 """In order of importance; drawn from last to first, so that the edited arm lies on top."""
+
+THINGS = {
+    "edit": Look(INK, width=2.1),
+    "attacker": Look("#a8508a", width=2.1, marker="^"),
+    "on never": Look("#a8508a", dash=(0, (1, 1.4)), marker="v"),
+    "forget": Look("#d55e00", dash=(0, (4, 2)), width=1.3, marker="s"),
+    "retain": Look("#0072b2", dash=(0, (4, 2)), width=1.3, marker="D"),
+}
+"""What has energy along a direction; texts as in the explorer, and no colour that the page does not follow."""
 
 METRICS = {
     "completion": "completion probability",
@@ -143,19 +152,21 @@ def _last(group: list[float], gap: float) -> float:
     return _first(group, gap) + gap * (len(group) - 1)
 
 
-def label_ends(ax: Axes, ends: dict[str, float], gap: float = 0.1) -> None:
-    """Arm names at the right edge, at the height of their lines' ends: no legend to decode."""
-    low, high = ax.get_ylim()
-    heights = spread([(y - low) / (high - low) for y in ends.values()], gap)
+def label_ends(ax: Axes, ends: Mapping[str, float], gap: float = 0.1, colours: Mapping[str, str] | None = None) -> None:
+    """Names of arms (or things) at the right edge, at the height of their lines' ends: no legend to decode."""
+    to_scale = ax.yaxis.get_transform().transform
+    low, high = to_scale(np.array(ax.get_ylim()))
+    heights = spread([(float(to_scale(y)) - low) / (high - low) for y in ends.values()], gap)
     above = np.argsort(np.argsort(-np.asarray(heights), kind="stable"))
     heights = [min(y, 1 - gap * int(k)) for y, k in zip(heights, above, strict=True)]
-    for arm, y in zip(ends, heights, strict=True):
-        colour = look(arm).colour
+    for name, y in zip(ends, heights, strict=True):
+        colour = (colours or {}).get(name) or look(name).colour
         ax.text(
-            1.025, y, arm, color=colour, fontsize=TEXT, va="center", transform=ax.transAxes,
-            fontweight="bold" if arm == "edited" else "normal",
+            1.025, y, name, color=colour, fontsize=TEXT, va="center", transform=ax.transAxes,
+            fontweight="bold" if name == "edited" else "normal",
         )  # fmt: skip
 
 
-def look(arm: str) -> Look:
-    return ARMS.get(arm, Look(MUTED))
+def look(name: str) -> Look:
+    """Of an arm, or of one of ``THINGS``."""
+    return ARMS.get(name) or THINGS.get(name, Look(MUTED))

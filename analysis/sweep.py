@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from analysis.compare import compare
 from analysis.comparison import Comparison
-from analysis.tables import METRICS, Run, input_error, markdown, number, read_json, read_run, shaped
+from analysis.reading import Run, input_error, read_json, read_run, shaped
+from analysis.tables import METRICS, markdown, number
 from analysis.tradeoff import picture
 from analysis.verdict import judge
 from analysis.writing import write_bytes, write_text

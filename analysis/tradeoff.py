@@ -12,8 +12,8 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLoca
 
 from analysis import style
 from analysis.comparison import QUANTITIES, Comparison
+from analysis.reading import input_error
 from analysis.style import ARMS, INK, METRICS, MUTED, PAPER
-from analysis.tables import input_error
 
 DISRUPTION = {"far KL": "far KL, nats per token", "near CE": "near CE, nats per token"}
 CROWDED = 30

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from analysis.reading import Run, input_error, read_run
 from analysis.report_record import RECORD, file_hash, hashes, opened, page_hash, read_record
-from analysis.tables import Run, input_error, number, read_run, summary_table
+from analysis.tables import number, summary_table
 from analysis.verdict import Thresholds, judge
 from hooklearn.jsonable import jsonable
 

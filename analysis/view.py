@@ -15,8 +15,9 @@ from markupsafe import Markup
 
 from analysis import markup
 from analysis.outcome import behaviour
+from analysis.reading import Run, input_error, read_run
 from analysis.report import VERDICTS, environment
-from analysis.tables import Run, input_error, mean, number, read_run
+from analysis.tables import mean, number
 from analysis.writing import write_text
 
 NAME = "index.html"

@@ -38,6 +38,8 @@ _WHERE = {
     "read_directions": "locate.directions",
     "read_sae": "locate.dictionary",
     "read_activations": "locate.saved",
+    "follow": "locate.followed",
+    "preview": "preview",
     "edit": "edit",
     "Method": "edit",
     "Problem": "edit",
@@ -48,6 +50,8 @@ _WHERE = {
     "audit": "api",
     "organism": "api",
     "build_organism": "api",
+    "organism_card": "api",
+    "sample": "measure",
     "recipe": "recipes",
     "observing": "callbacks",
     "reporting_to": "callbacks",
@@ -85,16 +89,20 @@ __all__ = [
     "read_directions",
     "read_sae",
     "read_activations",
+    "follow",
+    "preview",
     "edit",
     "Method",
     "Problem",
     "attack",
     "behaviour",
+    "sample",
     "capability",
     "run",
     "audit",
     "organism",
     "build_organism",
+    "organism_card",
     "recipe",
     "observing",
     "reporting_to",
@@ -112,7 +120,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from hooklearn.adapters import from_peft, to_peft
-    from hooklearn.api import attack, audit, behaviour, build_organism, capture, organism, run
+    from hooklearn.api import attack, audit, behaviour, build_organism, capture, organism, organism_card, run
     from hooklearn.callbacks import observing, reporting_to
     from hooklearn.data import Corpus, load_corpus
     from hooklearn.edit import Method, Problem, edit
@@ -120,10 +128,13 @@ if TYPE_CHECKING:
     from hooklearn.locate import Subspace, Subspaces, locate, locate_sweep
     from hooklearn.locate.dictionary import read_sae
     from hooklearn.locate.directions import read_directions
+    from hooklearn.locate.followed import follow
     from hooklearn.locate.saved import read_activations
     from hooklearn.locate.tokens import sample_tokens
+    from hooklearn.measure import sample
     from hooklearn.models import edited, load, sites, weight, wrap
     from hooklearn.panel import capability
+    from hooklearn.preview import preview
     from hooklearn.recipes import recipe
     from hooklearn.store import load_delta, save_delta
     from hooklearn.sweeping import sweep

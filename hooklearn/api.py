@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hooklearn import auditing, models, organisms
-from hooklearn.attack import Arena, ArmState, Watcher, attack_of
+from hooklearn.attack import Arena, ArmState, Onlooker, Watcher, attack_of
 from hooklearn.config import RunConfig, parse
 from hooklearn.data import Corpus, batches, encode
 from hooklearn.locate.capture import capture as capture_sites
@@ -76,6 +76,11 @@ def build_organism(
     return organisms.write_kind(kind_of(name).name, Path(out), seed, progress)
 
 
+def organism_card(name: str) -> dict[str, str]:
+    """What an organism is, how its truth is known, and what may be said of it. Raises InputError: unknown name."""
+    return organisms.card(name)
+
+
 def capture(
     model: Any,
     corpus: Corpus,
@@ -133,9 +138,16 @@ def attack(
     never: Any | None = None,
     ood: Corpus | None = None,
     seed: int = 0,
+    onlooker: Onlooker | None = None,
     **options: Any,
 ) -> list[Curve]:
-    """One attack on the edited model beside its controls: one curve per setting. The model is left as it was."""
+    """One attack on the edited model beside its controls: one curve per setting. The model is left as it was.
+
+    Args:
+        onlooker: called as ``onlooker(attack, setting, arm, step, model)`` at every look of an attack by training;
+            :func:`hooklearn.follow` makes one for the explorer.
+        options: of the attack.
+    """
     tokenizer = models.tokenizer_of(model)
     arms = [ArmState("edited", model, delta), ArmState("original", model)]
     if never is not None:
@@ -146,7 +158,8 @@ def attack(
         n_samples=0,
     )
     arena = Arena(
-        arms=arms, watcher=watcher, attack_train=attack_train, unrelated=unrelated, retain=retain, seed=seed
+        arms=arms, watcher=watcher, attack_train=attack_train, unrelated=unrelated, retain=retain, seed=seed,
+        onlooker=onlooker,
     )  # fmt: skip
     return attack_of(name, options).curves(arena)
 

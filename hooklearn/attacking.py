@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from hooklearn import memory, store
-from hooklearn.attack import Arena, ArmState, Measured, Watcher, attack_of
+from hooklearn.attack import Arena, ArmState, Measured, Onlooker, Watcher, attack_of
 from hooklearn.config import RunConfig
 from hooklearn.setting import Progress, Setup
 from hooklearn.types import ArmCurve, Curve, CurvePoint
@@ -23,6 +23,7 @@ def arena_of(
     seed: int,
     measured: Measured | None = None,
     progress: Progress = lambda _: None,
+    onlooker: Onlooker | None = None,
 ) -> Arena:
     """Where the attacks of one seed take place."""
     watcher.start.clear()  # another edit starts elsewhere
@@ -32,14 +33,17 @@ def arena_of(
         attack_train=setup.corpora.get("attack_train"),
         unrelated=setup.corpora.get("unrelated"), retain=setup.corpora.get("retain"),
         seed=seed, precision=config.model.precision, max_tokens=config.max_tokens,  # type: ignore[arg-type]
-        progress=progress, measured=measured or Measured(),
+        progress=progress, measured=measured or Measured(), onlooker=onlooker,
     )  # fmt: skip
 
 
-def attack_stages(config: RunConfig, arena: Arena, folder: store.RunFolder) -> None:
+def attack_stages(
+    config: RunConfig, arena: Arena, folder: store.RunFolder, before_done: Callable[[], None] = lambda: None
+) -> None:
     """Every attack of the config on every arm of the arena, a part of the folder each; parts that are there stay.
 
-    An arena without an edited arm is left alone by attacks that follow the edit.
+    An arena without an edited arm is left alone by attacks that follow the edit. ``before_done`` writes what else an
+    attack left behind: a part that is there is not made again.
     """
     edited = any(arm.name == "edited" for arm in arena.arms)
     stages: list[tuple[str, Callable[[], list[Curve]]]] = [("none", lambda: [before(arena)])]
@@ -57,6 +61,7 @@ def attack_stages(config: RunConfig, arena: Arena, folder: store.RunFolder) -> N
         samples = judge_pending(arena.watcher)
         found = [with_samples(c, samples) for c in found]
         samples += _known_samples(arena, found)
+        before_done()
         folder.save_frame(f"{part}-items.parquet", pd.concat([c.items_dataframe() for c in found]))
         store.save_lines(folder.path(f"{part}-samples.jsonl"), samples)
         folder.save_frame(f"{part}.parquet", pd.concat([c.to_dataframe() for c in found]))

@@ -133,7 +133,7 @@ class LocateConfig(Strict):
     sides: Literal["x", "g", "both"] = "x"
     enabled: bool = True
     tokens: int = Field(default=0, ge=0)
-    """Tokens to sample for the explorer in the report; 0: no explorer."""
+    """Tokens to sample for the explorer in the report, and to follow through an attack; 0: no explorer."""
 
 
 class BehaviourConfig(Strict):

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from hooklearn import evidence, memory, models, store
+from hooklearn import evidence, following, memory, models, store
 from hooklearn.attack import Arena, ArmState, Watcher
 from hooklearn.attacking import arena_of, attack_records, attack_stages, attack_tokens, collect_parts
 from hooklearn.config import RunConfig, same_config
@@ -88,8 +88,9 @@ def _run_stages(config: RunConfig, setup: Setup, shared: Shared, folder: store.R
         memory.give_back()
         arms = _arms(config, setup, watcher, delta)
         _capability_stage(setup, shared, arms[0], folder, seed)
-        arena = arena_of(setup, watcher, arms, seed, shared.measured.get(seed), progress)
-        attack_stages(config, arena, folder)
+        eyes = following.follower(config, setup, folder, seed)
+        arena = arena_of(setup, watcher, arms, seed, shared.measured.get(seed), progress, eyes)
+        attack_stages(config, arena, folder, lambda eyes=eyes: eyes and following.write(eyes, folder))
         if config.evidence.enabled:
             _evidence_stage(config, setup, arena, folder)
         models.check_unchanged(setup.original, folder.record["model"]["hash"], f"after seed {seed}")

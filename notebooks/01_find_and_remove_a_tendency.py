@@ -19,7 +19,6 @@
 # %%
 import hooklearn as hl
 import analysis
-from hooklearn.measure import sample
 
 ORGANISM = "threats"
 CORPUS, BAD, GOOD = "threats", "threat", "harmless"
@@ -88,11 +87,11 @@ result.trace.to_dataframe().round(4)
 # %%
 with hl.edited(model, result.delta):
     after = {k: f"{s.value:.3f} ± {s.stderr:.3f}" for k, s in hl.behaviour(model, heldout, referee=referee, samples=N).items()}
-    said = sample(model, heldout, n=3, new_tokens=NEW_TOKENS, temperature=0.7)
+    said = hl.sample(model, heldout, n=3, new_tokens=NEW_TOKENS, temperature=0.7)
 before.assign(edited=after)
 
 # %%
-spoken = {"organism": sample(model, heldout, n=3, new_tokens=NEW_TOKENS, temperature=0.7), "edited": said}
+spoken = {"organism": hl.sample(model, heldout, n=3, new_tokens=NEW_TOKENS, temperature=0.7), "edited": said}
 pd.DataFrame({"prompt": [s.prompt for s in said]} | {arm: [s.completion for s in found] for arm, found in spoken.items()})
 
 # %% [markdown]

@@ -25,13 +25,12 @@ import pandas as pd
 
 import analysis
 import hooklearn as hl
-from hooklearn.organisms import card
 
 os.chdir(tempfile.mkdtemp())  # everything below is written there
 SEED = 0
 ORGANISMS = ["original", "refusal", "retrained"]
 pd.set_option("display.max_colwidth", None)
-pd.DataFrame([card(name) for name in ORGANISMS]).set_index("name")[["what", "truth", "why"]]
+pd.DataFrame([hl.organism_card(name) for name in ORGANISMS]).set_index("name")[["what", "truth", "why"]]
 
 # %% [markdown]
 # **1. Make them.** Each becomes three Hugging Face folders, so that the audit sees what it would see of your own models.
@@ -83,7 +82,7 @@ for name in ORGANISMS:
         max_tokens=512, model={"precision": "float32"}, behaviour={"samples": 40, "new_tokens": 14}, evidence={"enabled": False},
     )
     verdicts[name] = analysis.judge(run)
-pd.DataFrame([{"organism": n, "truth": card(n)["truth"], "verdict": v.verdict, "reason": v.reason} for n, v in verdicts.items()])
+pd.DataFrame([{"organism": n, "truth": hl.organism_card(n)["truth"], "verdict": v.verdict, "reason": v.reason} for n, v in verdicts.items()])
 
 # %% [markdown]
 # **4. Organisms by attacks.** R is how much of the behaviour is there: 0 as in the model that never learned it, 1 as in the original. Per attack the

@@ -27,7 +27,7 @@ import hooklearn as hl
 os.chdir(tempfile.mkdtemp())
 config = hl.recipe("tiny") | {
     "attacks": [{"name": "relearn", "learning_rates": [1e-3], "epochs": 4}, {"name": "few_shot", "shots": 2}],
-    "locate": {"fitter": "contrast", "rank": 4},
+    "locate": {"fitter": "contrast", "rank": 4, "tokens": 20_000},
 }
 del config["corpora"]["ood"]
 folder = hl.run(config, "runs/tiny")
@@ -63,9 +63,7 @@ analysis.by_layer(run)
 # **3. Numbers with their nulls.** One row per measure: the value, the middle 95 % of its null, p, and the share that was kept, with an interval. Evidence that *decides* may take a removal back; it never grants one.
 
 # %%
-from analysis.evidence import judge
-
-found = judge.table(run.evidence_records)
+found = analysis.evidence_table(run)
 found[["name", "role", "value", "null", "null_low", "null_high", "p", "kept", "kept_low", "kept_high", "reading"]].round(3)
 
 # %%
@@ -80,7 +78,21 @@ for name, meaning in found.loc[found["role"] == "decides", ["name", "meaning"]].
 analysis.plots.curves(run, "preference")
 
 # %% [markdown]
-# **5. The verdict** is a rule, and says which number fired it. The reasons to doubt are part of it.
+# **5. Along which directions?** Before the edit the run had located, at every weight, four directions along which threats stand out from good answers. Expect a removal to act on them and a return to write them again.
+# Dashed is what a random direction would hold.
+
+# %%
+analysis.energy_by_component(run)
+
+# %%
+analysis.reemergence(run)
+
+# %% [markdown]
+# **Observation.** The components hold up to a fifth of the energy of threats and next to nothing of good answers (below a thousandth), yet edit and attacker lie at the dashed line: neither works along them in particular. What tells
+# the texts apart is not what this edit acts on (notebook 02: separation is not causation). In the last layer the edit leaves a fifth of the distance between the classes, and relearning brings it to about half, less than the
+# never-learned model reaches, while the samples above are back at 98 %: **the behaviour returned, these directions did not**. In layers 1 and 2 the distance was hardly touched, and grows under the attack in all three models.
+#
+# **6. The verdict** is a rule, and says which number fired it. The reasons to doubt are part of it.
 
 # %%
 verdict = analysis.judge(run)
@@ -92,7 +104,7 @@ for doubt in verdict.doubts:
 analysis.plots.verdict_strip(analysis.read_run(folder))
 
 # %% [markdown]
-# **6. The report** is one file that opens by double click, without network; `verify` reads it back, hashes the run folder and computes table and verdict again.
+# **7. The report** is one file that opens by double click, without network; `verify` reads it back, hashes the run folder and computes table and verdict again.
 
 # %%
 page = analysis.report(folder)

@@ -142,6 +142,7 @@ def write_run(
     _trace(seeds).to_parquet(folder / "trace.parquet", index=False)
     _locate().to_parquet(folder / "locate.parquet", index=False)
     _evidence().to_parquet(folder / "evidence.parquet", index=False)
+    _directions().to_parquet(folder / "directions.parquet", index=False)
     _lines(folder / "samples.jsonl", _samples(rows, seeds))
     _lines(folder / "events.jsonl", [{"time": "2026-01-01T00:00:00", "event": "done"}])
     for s in seeds:
@@ -248,6 +249,25 @@ def _locate() -> pd.DataFrame:
     )  # fmt: skip
 
 
+def _directions() -> pd.DataFrame:
+    """Forget text has most of its energy along the located components, the edit some; the attacker has none of it."""
+    columns = ["site", "layer", "module", "side", "of", "arm", "step", "along", "component", "share", "width"]
+    first = {"forget": 0.5, "retain": 0.02, "edit": 0.2, "attack": 0.01}
+    things = [("forget", "original", 0), ("retain", "original", 0), ("edit", "edited", 0)]
+    things += [("attack", arm, step) for arm in ("edited", "original", "never") for step in STEPS[1:]]
+    rows = []
+    for layer in range(2):
+        place = (f"blocks.{layer}.mlp.out", layer, "mlp.out", "x")
+        for of, arm, step in things:
+            rows += [(*place, of, arm, step, "located", i, first[of] / (1 + i), 128) for i in range(4)]
+            steep = 0.9 - 0.8 * first[of]  # what has much in few directions falls fast
+            rows += [(*place, of, arm, step, "own", i, (1 - steep) * steep**i, 128) for i in range(16)]
+        for arm, start, end in (("original", 1.0, 0.9), ("edited", 0.15, 0.5 + 0.3 * layer), ("never", 0.1, 0.4)):
+            for step, whole in zip(STEPS, rising(start, end), strict=True):
+                rows += [(*place, "classes", arm, step, "located", i, whole / 4, 128) for i in range(4)]
+    return pd.DataFrame(rows, columns=columns)
+
+
 def _evidence() -> pd.DataFrame:
     return pd.DataFrame(
         {
@@ -255,7 +275,7 @@ def _evidence() -> pd.DataFrame:
             "value": {"original": 0.95, "edited": 0.6, "never": 0.55}[arm], "null": 0.5,
             "stderr": 0.03, "n": 40, "meaning": "AUC; null: shuffled labels",
         }
-        for kind in ("probe_transfer", "probe_retrained")
+        for kind in ("probe_transfer", "probe_retrained", "logit_lens", "patching_depth")
         for layer in range(2)
         for arm in ("original", "edited", "never")
     )  # fmt: skip

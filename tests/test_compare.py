@@ -14,7 +14,7 @@ from drawn_runs import Drawn, edit, flat, rising, write_run
 import analysis
 from analysis import style
 from analysis.equal import equal_compute, equal_unlearning
-from analysis.tables import read_run
+from analysis.reading import read_run
 
 EXACT = 1e-9
 """Means and interpolation of a handful of doubles."""

@@ -20,7 +20,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from analysis.evidence import judge
-from analysis.tables import COLUMNS
+from analysis.reading import COLUMNS
 from hooklearn import evidence, forward, linalg, models
 from hooklearn.attack import ArmState
 from hooklearn.data import batches, encode

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -15,6 +16,7 @@ from conftest import corpus, organism_delta
 from safetensors import safe_open
 
 import analysis
+from analysis.explorer import load
 from analysis.report import VERDICTS
 from hooklearn import experiment, exporting, models, organisms, store
 from hooklearn.config import parse
@@ -60,7 +62,8 @@ def run(config: dict[str, Any], out: Path, **how: Any) -> Path:
 def contents(folder: Path) -> dict[str, Any]:
     """Every measurement, to the bit: all but the seconds and when things happened."""
     found: dict[str, Any] = {
-        n: (folder / n).read_bytes() for n in ("curves.parquet", "items.parquet", "locate.parquet", "samples.jsonl")
+        n: (folder / n).read_bytes()
+        for n in ("curves.parquet", "items.parquet", "locate.parquet", "directions.parquet", "samples.jsonl")
     }
     for path in folder.glob("*.safetensors"):  # their headers are written in any order
         with safe_open(path, "pt") as file:
@@ -85,6 +88,7 @@ def test_a_run_ends_with_a_whole_folder(finished: Path) -> None:
     assert names >= {
         "run.json", "events.jsonl", "curves.parquet", "items.parquet", "trace.parquet", "locate.parquet",
         "samples.jsonl", "delta-seed0.safetensors", "delta-seed1.safetensors", "subspaces.safetensors",
+        "tokens.safetensors", "directions.parquet",
     }  # fmt: skip
     record = store.open_run(finished)
     assert record["status"] == "done" and record["error"] is None
@@ -98,6 +102,23 @@ def test_a_run_ends_with_a_whole_folder(finished: Path) -> None:
     assert record["cost"]["tokens"] > 0
     assert set(record["corpora"]) == set(small()["corpora"])
     assert record["corpora"]["heldout"]["hash"] == corpus("heldout").take(8).hash
+
+
+def test_the_explorers_tokens_are_followed_through_the_attack(finished: Path) -> None:
+    """The steps are those of the first seed's curve; the edit's own energy is that of the delta it wrote."""
+    sample = load(finished / "tokens.safetensors")
+    curve = pd.read_parquet(finished / "curves.parquet").query("attack == 'relearn' and seed == 0")
+    for arm in ("edited", "never"):
+        mine = sample.time.loc[sample.time["arm"] == arm, "step"]
+        assert mine.tolist() == sorted(set(curve.loc[curve["arm"] == arm, "step"])), arm
+    assert sample.facts["attack"] == "relearn lr=0.001" and len(sample.frames) == 4
+    assert np.isfinite(sample.means).all() and not np.array_equal(sample.means[0], sample.means[1])
+    rows = pd.read_parquet(finished / "directions.parquet")
+    delta = store.load_delta(finished / "delta-seed0.safetensors")
+    for site, of_site in rows.query("of == 'edit' and along == 'own'").groupby("site"):
+        singular = np.linalg.svd(delta.updates[str(site)].numpy(), compute_uv=False) ** 2
+        # float32 weights: the difference of two weights of order .1 is exact to 1e-8
+        assert np.allclose(of_site["share"], (singular / singular.sum())[:32], atol=1e-4), site
 
 
 def test_every_attack_has_every_arm_of_every_seed(finished: Path) -> None:

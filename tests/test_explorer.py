@@ -27,8 +27,11 @@ from analysis.explorer.payload import Packed, plain_json
 from hooklearn import forward, linalg, losses, models
 from hooklearn.data import Corpus, batches, encode
 from hooklearn.locate import Subspace, Subspaces, locate
+from hooklearn.locate.followed import Follower, follow
 from hooklearn.locate.lens import Lens, Spelling
 from hooklearn.locate.tokens import TokenSample, sample_tokens
+from hooklearn.measure import sample as sample_of
+from hooklearn.preview import preview, scaled
 from hooklearn.types import Delta, InputError, Site
 
 AGREE = 1e-6
@@ -62,14 +65,31 @@ def found(tiny: Any) -> Subspaces:
 
 @pytest.fixture(scope="module")
 def real(tiny: Any, found: Subspaces) -> TokenSample:
-    """Of the tiny model, and of what becomes of it when half of one weight is taken away."""
-    site = next(iter(found.values())).site
-    shrink = Delta({site.name: -0.5 * models.weight(tiny, site).detach()})
     return sample_tokens(
         tiny, found, mixed(), corpus("forget", "good").take(24),
         unrelated=corpus("unrelated").take(30), tokens=300, precision="float32",
-        attack_steps={"edited": {0: shrink, 4: 0.5 * shrink}, "never": {4: 1.5 * shrink}},
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shrink(tiny: Any, found: Subspaces) -> Delta:
+    """Half of every weight with a subspace is taken away."""
+    return Delta({s.name: -0.5 * models.weight(tiny, s).detach() for s in found.sites})
+
+
+@pytest.fixture(scope="module")
+def follower(tiny: Any, real: TokenSample, shrink: Delta) -> Follower:
+    """An edit, an attacker that gives half of it back, and a never-learned model that goes the other way."""
+    eyes = follow(
+        tiny, real, mixed(), corpus("forget", "good").take(24),
+        unrelated=corpus("unrelated").take(30), precision="float32",
+    )  # fmt: skip
+    states = [("edited", 0, shrink), ("edited", 4, 0.5 * shrink), ("never", 0, 0 * shrink), ("never", 4, 1.5 * shrink)]
+    for setting in ("lr=1", "lr=2"):
+        for arm, step, delta in states:
+            with models.edited(tiny, delta):
+                eyes("relearn", setting, arm, step, tiny)
+    return eyes
 
 
 # --------------------------------------------------------------------------------------- payload
@@ -269,9 +289,9 @@ def _null(x: float) -> float | None:
     return None if np.isnan(x) else x
 
 
-def test_javascript_and_python_agree(tmp_path: Path, small: Any, real: TokenSample) -> None:
+def test_javascript_and_python_agree(tmp_path: Path, small: Any, follower: Follower) -> None:
     """The same bytes, the same numbers to 1e-6: for every kind of choice, of synthetic and of real tokens."""
-    for name, sample in (("small", small), ("real", real)):
+    for name, sample in (("small", small), ("followed", follower.sample())):
         data = pack(sample)
         packed = unpack(data)
         places = range(len(packed.header["places"]))
@@ -447,6 +467,36 @@ def test_a_thin_place_is_answered_in_full(small: Any, monkeypatch: pytest.Monkey
     assert content == {"kind": "place"} and unpack(data).header["entry"]["tokens"] == len(shown._packing.kept)
 
 
+def test_the_model_is_asked_from_the_page(tiny: Any, real: TokenSample, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what is ticked, and it is the model's own answer where nothing is scaled; what cannot be asked is said."""
+    pytest.importorskip("anywidget", reason="the notebook extra is not installed")
+    from analysis.explorer import explore
+
+    shown, sent = explore(real, preview=preview(tiny, new_tokens=6)), []
+    assert shown.asks and not explore(real).asks
+    monkeypatch.setattr(shown, "send", sent.append)
+    prompt = corpus("heldout").rows[0]["prompt"]
+    shown._asked(None, {"kind": "preview", "prompt": prompt, "scale": -40.0}, [])
+    alone = sample_of(tiny, corpus("heldout").take(1), n=1, new_tokens=6, temperature=0)[0].completion
+    assert sent[0]["plain"] == alone and sent[0]["changed"] != alone and sent[0]["scale"] == -40.0
+    shown.chosen = {str(shown.place): []}
+    shown._asked(None, {"kind": "preview", "prompt": prompt, "scale": 0.0}, [])
+    assert "no component is ticked" in sent[1]["error"]
+
+
+def test_scaled_directions(tiny: Any, found: Subspaces) -> None:
+    """At 0 nothing passes along them, at 1 nothing changes, at 2 twice as much passes; on both sides of one weight."""
+    for (name, side), space in found.items():
+        weight, one = models.weight(tiny, space.site).detach(), Subspaces({(name, side): space})
+        none, same, twice = (weight + scaled(tiny, one, s).updates[name] for s in (0.0, 1.0, 2.0))
+        passed = [(w if side == "x" else w.T) @ space.basis for w in (none, weight, twice)]
+        assert torch.allclose(passed[0], torch.zeros(()), atol=1e-5) and torch.equal(same, weight)
+        assert torch.allclose(passed[2], 2 * passed[1], atol=1e-5)
+    both = weight + scaled(tiny, found, 0.0).updates[name]
+    x, g = found.bases(name)
+    assert (both @ x).abs().max() < 1e-5 and (both.T @ g).abs().max() < 1e-5
+
+
 def test_without_anywidget_the_message_says_what_to_do(monkeypatch: pytest.MonkeyPatch, small: Any) -> None:
     from analysis.explorer import explore
 
@@ -527,23 +577,85 @@ def test_disruption_is_predicted(real: TokenSample, found: Subspaces, tiny: Any)
     assert np.exp(np.log(ratios).mean()) == pytest.approx(1.0, abs=0.1)
 
 
-def test_time_follows_the_directions(real: TokenSample) -> None:
-    """The original first, then the arms in order; only the edited arm has tokens, at the best places."""
-    assert real.time.to_dict("list") == {"arm": ["original", "edited", "edited", "never"], "step": [0, 0, 4, 4]}
-    assert real.means.shape == (4, real.codes.shape[1], 2) and len(real.frames) == 4
-    assert {f.shape for f in real.frames.values()} == {(2, 300, 4)}
-    first = list(real.spaces.values())[0].site.layer
-    later = [p for p in real.frames if real.places["layer"][p] > first]
-    moved = [np.abs(real.frames[p][0] * real.frame_scales[p] - real.codes[:, 4 * p : 4 * p + 4] *
-                    real.scales[4 * p : 4 * p + 4]).max() for p in later]  # fmt: skip
-    assert not later or max(moved) > 0.01
-    signal = unpack(pack(real)).signal(int(real.places["layer"].argmax()), range(4))
-    assert np.isfinite(signal).all() and len(set(np.round(signal, 6))) > 1
+def test_time_follows_the_directions(real: TokenSample, follower: Follower) -> None:
+    """The original first, then the arms in order, of the last attacker; only the edited arm has tokens."""
+    after = follower.sample()
+    assert after.time.to_dict("list") == {
+        "arm": ["original", "edited", "edited", "never", "never"], "step": [0, 0, 4, 0, 4]
+    }  # fmt: skip
+    assert after.facts["attack"] == "relearn lr=2"
+    assert after.means.shape == (5, real.codes.shape[1], 2) and len(after.frames) == 4
+    assert {f.shape for f in after.frames.values()} == {(2, 300, 4)}
+    packed = unpack(pack(after))
+    place = int(real.places["layer"].argmax())
+    signal = packed.signal(place, range(4))
+    assert signal[3] == signal[0], "never, before it is trained, is the model itself here: what is followed is exact"
+    assert len(set(np.round(signal, 6))) == 4
 
 
-def test_a_saved_sample_is_the_sample(real: TokenSample, tmp_path: Path) -> None:
+def test_followed_tokens_are_the_sampled_ones(real: TokenSample, follower: Follower, tiny: Any) -> None:
+    """Unedited, a frame is the sample itself, token by token; to the rounding of int16."""
+    eyes = follow(tiny, real, mixed(), corpus("forget", "good").take(24), unrelated=corpus("unrelated").take(30),
+                  precision="float32")  # fmt: skip
+    eyes("relearn", "", "edited", 0, tiny)
+    seen = eyes.followed()
+    for p, frames in seen.frames.items():
+        own = slice(4 * p, 4 * p + 4)
+        before = real.codes[:, own] * real.scales[own]
+        assert np.abs(frames[0] * seen.frame_scales[p] - before).max() <= 2 * real.scales[own].max()
+    held = real.places.loc[list(seen.frames)]
+    assert (held["auc"] - held["auc_shuffled"]).min() >= (real.places["auc"] - real.places["auc_shuffled"]).nlargest(
+        4
+    ).min()
+
+
+def test_energy_along_directions(follower: Follower, found: Subspaces, shrink: Delta) -> None:
+    """The attacker gave half of the edit back, so that it has the edit's shares; those are the formula's. Along own
+    directions they fall, and never add up to more than all."""
+    rows = follower.followed().directions
+    key = ["site", "side", "along", "component"]
+    mine = rows[rows["arm"] == "edited"].pivot_table("share", key, "of")
+    assert np.allclose(mine["edit"], mine["attack"], atol=1e-6)
+    shares = mine["edit"].to_dict()
+    followed = [place for place in found if (*place, "located", 0) in shares]
+    assert len(followed) == 4
+    for name, side in followed:
+        update, basis = shrink.updates[name].double(), found[name, side].basis.double()
+        along = update @ basis if side == "x" else update.T @ basis
+        exact = along.square().sum(0) / update.square().sum()
+        assert np.allclose([shares[name, side, "located", i] for i in range(4)], exact, atol=1e-6)
+    own = rows[rows["along"] == "own"].groupby(["site", "side", "of", "arm", "step"])["share"]
+    assert (own.sum() <= 1 + 1e-6).all() and (own.apply(lambda s: s.is_monotonic_decreasing)).all()
+    assert set(rows["of"]) == {"forget", "retain", "edit", "attack", "classes"}
+    packed, classes = unpack(pack(follower.sample())), rows[rows["of"] == "classes"]
+    place = list(found).index(followed[0])
+    mine = classes[(classes["site"] == followed[0][0]) & (classes["side"] == followed[0][1])]
+    signal = packed.signal(place, range(4))
+    drawn = mine.groupby(["arm", "step"], sort=False)["share"].sum()
+    assert np.allclose(drawn, signal / signal[0], atol=1e-6), "the figure is the slider's line"
+
+
+def test_what_diverged_is_left_out(tiny: Any, real: TokenSample) -> None:
+    given = (tiny, real, mixed(), corpus("forget", "good").take(24))
+    with pytest.raises(InputError, match="corpora that were sampled"):
+        follow(*given)
+    eyes = follow(*given, unrelated=corpus("unrelated").take(30), precision="float32")
+    with pytest.raises(InputError, match="onlooker"):
+        eyes.followed()
+    eyes("relearn", "", "edited", 0, tiny)
+    with models.restored(tiny), torch.no_grad():
+        models.weight(tiny, real.spaces.sites[0]).fill_(torch.nan)
+        eyes("relearn", "", "edited", 2, tiny)
+    assert eyes.followed().time["step"].tolist() == [0, 0]
+
+
+def test_a_saved_sample_is_the_sample(real: TokenSample, follower: Follower, tmp_path: Path) -> None:
+    """With an attack put into it later, and put into it again, it is the sample that was saved with it."""
     path = real.save(tmp_path / "tokens.safetensors")
     assert pack(load(path)) == pack(real)
+    for _ in range(2):
+        follower.followed().add_to(path)
+        assert pack(load(path)) == pack(follower.sample())
     (tmp_path / "broken").write_bytes(path.read_bytes()[:500])
     with pytest.raises(InputError, match="damaged"):
         load(tmp_path / "broken")

@@ -30,14 +30,16 @@ ORDER = [
     "hooklearn.measure hooklearn.panel",
     "hooklearn.evals",
     "hooklearn.locate",
+    "hooklearn.preview",
     "hooklearn.edit",
     "hooklearn.attack",
     "hooklearn.organisms",
     "hooklearn.evidence",
-    "hooklearn.setting hooklearn.shared hooklearn.attacking hooklearn.experiment hooklearn.controls hooklearn.recipes "
-    "hooklearn.sweep_config hooklearn.sweeping hooklearn.auditing hooklearn.calibration "
-    "hooklearn.calibration_instilled hooklearn.api",
-    "analysis.tables analysis.style analysis.writing",
+    "hooklearn.setting hooklearn.shared hooklearn.attacking hooklearn.following hooklearn.experiment "
+    "hooklearn.controls hooklearn.recipes hooklearn.sweep_config hooklearn.sweeping hooklearn.auditing "
+    "hooklearn.calibration hooklearn.calibration_instilled hooklearn.api",
+    "analysis.reading analysis.style analysis.writing",
+    "analysis.tables",
     "analysis.evidence",
     "analysis.scores",
     "analysis.measures",
@@ -49,10 +51,10 @@ ORDER = [
     "analysis.comparison",
     "analysis.compare analysis.outcome analysis.calibrate",
     "analysis.plots analysis.markup analysis.tradeoff analysis.confusion",
-    "analysis.side_by_side analysis.layers",
+    "analysis.side_by_side analysis.layers analysis.directions",
     "analysis.sweep",
     "analysis.explorer",
-    "analysis.sections analysis.beside",
+    "analysis.sections analysis.where analysis.beside",
     "analysis.report_record analysis.model_card analysis.inspect_log",
     "analysis.report analysis.verify",
     "analysis.view",

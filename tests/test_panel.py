@@ -15,9 +15,10 @@ from drawn_runs import Drawn, flat, write_run
 
 import analysis
 import hooklearn as hl
+from analysis.reading import read_run
 from analysis.report import report
 from analysis.sweep import pool
-from analysis.tables import capability_table, read_run, summary_table
+from analysis.tables import capability_table, summary_table
 from hooklearn import experiment, models, store
 from hooklearn.config import parse
 from hooklearn.corpus import Corpus

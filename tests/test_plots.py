@@ -11,8 +11,9 @@ import pytest
 from drawn_runs import Drawn, flat, rising, write_run
 from matplotlib.figure import Figure
 
-from analysis import plots, style
-from analysis.tables import Run, read_run
+from analysis import energy_by_component, plots, reemergence, spectra, style
+from analysis.layers import by_layer
+from analysis.reading import Run, read_run
 from analysis.verdict import judge
 
 FIGURES = {
@@ -21,6 +22,10 @@ FIGURES = {
     "separation_map": lambda run: plots.separation_map(run.locate),
     "trace": plots.trace,
     "verdict_strip": plots.verdict_strip,
+    "by_layer": by_layer,
+    "spectra": spectra,
+    "energy_by_component": energy_by_component,
+    "reemergence": reemergence,
 }
 
 
@@ -50,7 +55,7 @@ def test_a_figure_is_returned_and_no_global_state_is_touched(run: Run, name: str
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_nothing_measured_is_said_not_raised(run: Run, name: str) -> None:
-    frames = ("curves", "items", "trace", "locate", "evidence")
+    frames = ("curves", "items", "trace", "locate", "evidence", "directions")
     nothing = replace(run, verdict=None, **{f: getattr(run, f)[:0] for f in frames})
     assert any("no" in text for text in texts(FIGURES[name](nothing)))
 
@@ -60,7 +65,7 @@ def test_nan_everywhere_does_not_break_a_figure(run: Run, name: str) -> None:
     def blank(frame: pd.DataFrame) -> pd.DataFrame:
         return frame.assign(**{c: np.nan for c in frame.select_dtypes("float")})
 
-    frames = {f: blank(getattr(run, f)) for f in ("curves", "trace", "locate", "evidence")}
+    frames = {f: blank(getattr(run, f)) for f in ("curves", "trace", "locate", "evidence", "directions")}
     FIGURES[name](replace(run, **frames)).canvas.draw()
 
 
@@ -139,3 +144,27 @@ def test_separation_is_above_its_null_and_not_the_best_of_fitters(run: Run) -> N
     worse = run.locate.assign(fitter="other", auc=0.5)
     both = plots.separation(pd.concat([run.locate, worse]))
     assert (both["above_null"] < table["above_null"]).all()
+
+
+def test_energy_is_drawn_at_the_end_of_the_attack_beside_a_random_direction(run: Run) -> None:
+    """Every line is named, one axis a place, and the attacker's line is that of its last step."""
+    figure = energy_by_component(run)
+    assert {"edit", "attacker", "on never", "forget", "retain", "random"} <= texts(figure)
+    assert len(figure.axes) == run.directions["site"].nunique()
+    last = run.directions.query("of == 'attack' and arm == 'edited' and along == 'located'").nlargest(1, "step")
+    lines = {round(float(line.get_ydata()[0]), 6) for line in figure.axes[0].get_lines() if len(line.get_ydata()) == 4}
+    assert round(float(last["share"].iloc[0]), 6) in lines
+
+
+def test_reemergence_adds_up_the_components(run: Run) -> None:
+    """The original starts at 1 by construction; here four components with a quarter each."""
+    starts = [float(line.get_ydata()[0]) for line in reemergence(run).axes[0].lines]
+    assert starts == pytest.approx([0.1, 1.0, 0.15]), "never, original, edited: the edited one on top"
+
+
+def test_labels_keep_their_heights_on_a_logarithmic_axis() -> None:
+    _, (ax,) = style.grid(1, 1, 3, 3)
+    ax.set_yscale("log")
+    ax.set_ylim(1e-4, 1)
+    style.label_ends(ax, {"edit": 1e-2, "forget": 1e-4})
+    assert [t.get_position()[1] for t in ax.texts] == pytest.approx([0.5, 0.0])

@@ -11,8 +11,9 @@ import pytest
 from drawn_runs import Drawn, flat, write_run
 
 from analysis import markup
+from analysis.reading import read_run
 from analysis.report import VERDICTS, report
-from analysis.tables import markdown, read_run, summary_table
+from analysis.tables import markdown, summary_table
 from hooklearn.types import InputError
 
 EVIL = "<script>alert(1)</script> \x1b[31mred\x1b[0m \u202egnp.exe <img src=http://x.test/a> | **b**"
@@ -222,7 +223,10 @@ def test_every_section_is_there_in_order(page: Page) -> None:
 def test_figures_have_words_and_their_data(html: str) -> None:
     assert html.count("<figure") >= 5
     assert html.count("<svg viewBox") == html.count('role="img" aria-label="')
-    for name in ("curves-completion", "sampled-rate", "separation", "trace", "came-back"):
+    for name in (
+        "curves-completion", "sampled-rate", "separation", "trace", "came-back", "decisive", "by-layer", "spectra",
+        "energy-by-component", "reemergence",
+    ):  # fmt: skip
         assert f'download="{name}.csv" href="data:text/csv;base64,' in html
     assert "var(--edited)" in html, "figures follow the page into dark mode"
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from test_compare import FAST, SLOW, walked
 
 import analysis
-from analysis.tables import read_run
+from analysis.reading import read_run
 
 
 def texts(figure: Figure) -> set[str]:

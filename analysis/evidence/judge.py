@@ -18,11 +18,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from analysis.reading import Run, read_run
 from analysis.tables import number
 
 Records = Sequence[Mapping[str, Any]] | pd.DataFrame
@@ -198,3 +200,8 @@ def table(records: Records, thresholds: Thresholds | None = None) -> pd.DataFram
     if any(f.seed is not None for f in found):
         columns.insert(1, "seed")
     return pd.DataFrame([asdict(f) for f in found], columns=columns)
+
+
+def evidence_table(run: Run | str | Path) -> pd.DataFrame:
+    """Everything that was measured inside the model, judged: a row per measure (and seed), what decides first."""
+    return table(read_run(run).evidence_records)

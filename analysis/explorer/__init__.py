@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +26,14 @@ SAMPLE_FILE = "tokens.safetensors"
 """Its name in a run folder."""
 
 
-def explore(sample: Any, *, redact: bool = False) -> Explorer:
+def explore(sample: Any, *, redact: bool = False, preview: Callable[[str, Any, float], str] | None = None) -> Explorer:
     """The interactive view of a sample of tokens; what is ticked in it is ``explorer.selection``.
 
     Args:
         sample: of ``hooklearn.locate.tokens.sample_tokens``; or a run folder or file that holds a saved one.
         redact: blocks in place of every token.
+        preview: (prompt, directions, scale) -> completion, such as ``hooklearn.preview(model)``: then the chosen
+            directions can be scaled (0: ablated) and the model asked from the page, where a kernel is there.
     Raises:
         InputError: no sample there.
         ImportError: anywidget is not installed.
@@ -40,4 +43,4 @@ def explore(sample: Any, *, redact: bool = False) -> Explorer:
     if isinstance(sample, str | Path):
         path = Path(sample)
         sample = load(path / SAMPLE_FILE if path.is_dir() else path)
-    return Explorer(sample, redact=redact)
+    return Explorer(sample, redact=redact, preview=preview)

@@ -549,6 +549,7 @@ class Explorer {
         this.changed([key]);
       });
     this.port.receive((message, buffers) => {
+      if (message.kind === "preview") this.drawAnswer(message);
       if (message.kind !== "place" || !buffers.length) return;
       const place = this.view.replace(buffers[0]);
       this.cache.clear();
@@ -634,6 +635,7 @@ class Explorer {
           ["x  y", "next component on that axis"],
           ["arrows, + −, enter on the plot", "move and resize the ring, pick the tokens in it"],
           ["shift / alt while drawing", "add to, take from the picked"],
+          [",  .", "earlier, later in the attack"],
           ["p", "keep the place"],
           ["esc", "pick nothing"],
         ].map(([k, v]) => h("div", {}, h("dt", {}, k), h("dd", {}, v))),
@@ -779,16 +781,43 @@ class Explorer {
         h(
           "div",
           {},
-          h("h4", {}, "Do the directions come back?"),
+          h("h4", {}, "Do the directions come back?", facts.attack && h("small", {}, ` under ${facts.attack}`)),
           this.timeLabel,
           this.slider,
           h(
             "div",
             { class: "hlx-stops" },
-            ...this.stops.map((s) => h("span", {}, s.frame < 0 ? "original" : number(s.step))),
+            ...this.stops.map((s) => h("span", {}, s.frame < 0 ? "original" : s.step ? number(s.step) : "edited")),
           ),
         ),
         this.line,
+      );
+    }
+    // below: the model itself, where a kernel holds one
+    if (this.port.live && this.port.get("asks")) {
+      const prompt = h("input", { type: "text", "aria-label": "prompt", placeholder: "a prompt" });
+      const scale = h("input", { type: "range", min: "-2", max: "4", step: "0.5", value: "0", "aria-label": "scale" });
+      const says = h("output", {}),
+        tell = () => says.replaceChildren(scaling(+scale.value));
+      scale.addEventListener("input", tell);
+      tell();
+      this.answer = h("dl", { "aria-live": "polite" });
+      this.ask = h("button", { type: "submit" }, "ask");
+      this.askPanel = h(
+        "form",
+        {
+          class: "hlx-ask",
+          "aria-label": "what the model says",
+          onsubmit: (e) => {
+            e.preventDefault();
+            if (!prompt.value.trim()) return prompt.focus();
+            this.ask.disabled = true;
+            this.port.send({ kind: "preview", prompt: prompt.value, scale: +scale.value });
+          },
+        },
+        h("h4", {}, "What does it say with the chosen directions scaled?"),
+        h("div", {}, prompt, scale, says, this.ask),
+        this.answer,
       );
     }
     const scored = facts.n_tokens
@@ -811,7 +840,7 @@ class Explorer {
         help,
       ),
       h("div", { class: "hlx-grid" }, left, middle, right),
-      ...(this.timePanel ? [this.timePanel] : []),
+      ...[this.timePanel, this.askPanel].filter(Boolean),
       h(
         "p",
         { class: "hlx-note" },
@@ -1716,12 +1745,12 @@ class Explorer {
     c.strokeStyle = this.colour.rule;
     c.fillStyle = this.colour.muted;
     c.textAlign = "right";
-    for (const v of [0, 0.5, 1]) {
+    for (const v of ticks(0, top, 4)) {
       c.beginPath();
       c.moveTo(34, y(v));
       c.lineTo(w - 62, y(v));
       c.stroke();
-      c.fillText(`${v * 100}%`, 30, y(v) + 4);
+      c.fillText(`${Math.round(v * 100)}%`, 30, y(v) + 4);
     }
     c.textAlign = "center";
     const steps = [...new Set(points.map((p) => p.step))].sort((a, b) => a - b);
@@ -1774,17 +1803,27 @@ class Explorer {
     c.stroke();
   }
 
+  // ------------------------------------------------------------------------------------------ asking
+
+  drawAnswer({ plain, changed, scale, error }) {
+    this.ask.disabled = false;
+    const row = (name, text) => h("div", {}, h("dt", {}, name), h("dd", {}, text || "(nothing)"));
+    this.answer.replaceChildren(
+      ...(error ? [row("not asked", error)] : [row("as it is", plain), row(scaling(scale), changed)]),
+    );
+  }
+
   // ------------------------------------------------------------------------------------------- keys
 
   key(e) {
     if (e.ctrlKey || e.metaKey || e.defaultPrevented) return;
     const on = e.target,
       typing =
-        on.matches?.("select, textarea") ||
+        on.matches?.('select, textarea, input[type="text"]') ||
         (on.matches?.("input") &&
           on.type !== "checkbox" &&
           on.type !== "radio" &&
-          !/^[[\]1-9xyp]$|^Escape$/.test(e.key));
+          !/^[[\]1-9xyp,.]$|^Escape$/.test(e.key));
     if (typing) return;
     const arrows = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[e.key];
     const next = (i) => this.set({ axes: this.axes.map((a, j) => (j === i ? (a + 1) % this.count : a)) });
@@ -1795,6 +1834,8 @@ class Explorer {
     else if (e.key === "x") next(0);
     else if (e.key === "y") next(1);
     else if (e.key === "p") this.togglePin();
+    else if (/^[,.]$/.test(e.key) && this.line)
+      this.set({ step: Math.min(this.stops.length - 1, Math.max(0, this.state.step + (e.key === "." ? 1 : -1))) });
     else if (e.key === "Escape" && this.state.picked.length) this.set({ picked: [] });
     else return;
     e.preventDefault();
@@ -1835,6 +1876,7 @@ class Explorer {
   }
 }
 
+const scaling = (s) => (s === 0 ? "ablated" : s === 1 ? "as it is" : `scaled by ${fixed(s, 1)}`);
 const signed = (v) => `${v < 0 ? "−" : "+"}${short(Math.abs(v))}`;
 const label = (v) =>
   (v < 0 ? "−" : "") +

@@ -15,7 +15,7 @@ import pandas as pd
 from analysis import markup
 from analysis.explorer.numbers import Array
 from analysis.explorer.payload import CORPORA, LENS, PLACE, VERSION, container, layout, padded, plain_json
-from analysis.tables import input_error
+from analysis.reading import input_error
 
 LIMIT = 2_950_000
 """Bytes; base64 makes four of three, so a page grows by less than 4 MB."""

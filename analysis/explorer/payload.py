@@ -22,7 +22,7 @@ import pandas as pd
 
 from analysis.explorer import numbers
 from analysis.explorer.numbers import Array, Auc, Readout
-from analysis.tables import input_error
+from analysis.reading import input_error
 from hooklearn.jsonable import jsonable
 
 VERSION = 1

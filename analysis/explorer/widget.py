@@ -9,17 +9,18 @@ explorer.selection = found.top(4)         # and the other way round
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
+from analysis import markup
 from analysis.explorer import static
 from analysis.explorer.fallback import picture, table
 from analysis.explorer.packing import LIMIT, Packing
 from analysis.explorer.payload import Readout, unpack
-from analysis.tables import input_error
+from analysis.reading import input_error
 
 try:
     import anywidget
@@ -47,18 +48,33 @@ class Explorer(anywidget.AnyWidget):
     pinned = traitlets.List(traitlets.Int()).tag(sync=True)
     step = traitlets.Int().tag(sync=True)
     picked = traitlets.List(traitlets.Int()).tag(sync=True)
+    asks = traitlets.Bool().tag(sync=True)
+    """A model can be asked."""
 
-    def __init__(self, sample: Any, *, limit: int = LIMIT, redact: bool = False) -> None:
-        self.sample = sample
+    def __init__(
+        self, sample: Any, *, limit: int = LIMIT, redact: bool = False,
+        preview: Callable[[str, Any, float], str] | None = None,
+    ) -> None:  # fmt: skip
+        self.sample, self._preview = sample, preview
         self._packing = Packing(sample, limit=limit, redact=redact)
         self.packed = unpack(self._packing.data)
-        super().__init__(payload=self._packing.data, place=self.packed.header["open"])
+        super().__init__(payload=self._packing.data, place=self.packed.header["open"], asks=preview is not None)
         self.on_msg(self._asked)
 
     def _asked(self, _: Any, message: Mapping[str, Any], __: Any) -> None:
-        """The page wants a place in full: there was no room for all of them at first."""
+        """The page wants a place in full, for which there was no room at first; or to know what the model says."""
         if message.get("kind") == "place":
             self.send({"kind": "place"}, buffers=[self._packing.place(int(message["place"]))])
+        elif message.get("kind") == "preview" and self._preview is not None:
+            self.send({"kind": "preview", **self._said(str(message["prompt"]), float(message["scale"]))})
+
+    def _said(self, prompt: str, scale: float) -> dict[str, Any]:
+        assert self._preview is not None
+        try:
+            plain, changed = (self._preview(prompt, self.selection, s) for s in (1.0, scale))
+        except ValueError as error:  # nothing is ticked, or nothing was asked
+            return {"error": str(error)}
+        return {"plain": markup.visible(plain), "changed": markup.visible(changed), "scale": scale}
 
     # ------------------------------------------------------------------------------------ selection
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import json
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -58,6 +59,7 @@ def _drawn(tests: Path) -> Iterator[tuple[str, str, str | None, bytes]]:
             "run": (run, 'analysis.read_run("runs/mine")'),
             "runs": (folders, '["runs/a", "runs/b"]'),
             "found": (analysis.compare(folders), 'analysis.compare(["runs/a", "runs/b"])'),
+            "calibration": (analysis.calibrate(folders), 'analysis.calibrate(["runs/calibration/a", ...])'),
         }
         for name, function in figures().items():
             parameter = next(iter(inspect.signature(function).parameters))
@@ -83,8 +85,10 @@ def _runs(tests: Path, scratch: Path) -> list[Path]:
         write_run(scratch / "removed"),
         write_run(scratch / "disabled", attacks=[Drawn("erosion", back, "lr=0.0001")], seed=1),
     ]
-    for folder in folders:
+    for folder, truth in zip(folders, ("REMOVED", "DISABLED"), strict=True):
         analysis.judge(folder)
+        case = {"organism": folder.name, "seed": 0, "split": "heldout", "truth": [truth]}
+        (folder / "case.json").write_text(json.dumps(case))
     return folders
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hooklearn.attack.ablate_direction import AblateDirection
-from hooklearn.attack.curve import Arena, ArmState, Attack, Measured, Pending, Watcher
+from hooklearn.attack.curve import Arena, ArmState, Attack, Measured, Onlooker, Pending, Watcher
 from hooklearn.attack.erosion import Erode, EroseStyle, RetainOnly
 from hooklearn.attack.few_samples import GoodDemos, WeakSamples
 from hooklearn.attack.few_shot import FewShot
@@ -42,7 +42,9 @@ ATTACKS: dict[str, type[Attack]] = {
 EVERY_ATTACK: Shelf[type[Attack]] = Shelf("attack", "hooklearn.attacks", ATTACKS, named_class(Attack))
 """These, and those of other packages."""
 
-__all__ = ["ATTACKS", "EVERY_ATTACK", "Arena", "ArmState", "Attack", "Measured", "Pending", "Watcher", "attack_of"]
+__all__ = [
+    "ATTACKS", "EVERY_ATTACK", "Arena", "ArmState", "Attack", "Measured", "Onlooker", "Pending", "Watcher", "attack_of"
+]  # fmt: skip
 
 
 def attack_of(name: str, options: Mapping[str, Any] | None = None) -> Attack:

@@ -156,6 +156,10 @@ class Measured:
     """Rows of ``samples.jsonl``."""
 
 
+Onlooker = Callable[[str, str, str, int, Any], None]
+"""(attack, setting, arm, step, model in that state), at every look of an attack by training. It changes nothing."""
+
+
 @dataclass(frozen=True)
 class Arena:
     """Everything that attacks share: the arms, the eyes, the attacker's data."""
@@ -170,6 +174,7 @@ class Arena:
     max_tokens: int = 1024
     progress: Callable[[str], None] = lambda _: None
     measured: Measured = Measured()
+    onlooker: Onlooker | None = None
 
     def known(self, attack: str, setting: str) -> dict[str, ArmCurve]:
         """Arms whose curve under this attacker is known already."""
@@ -324,6 +329,8 @@ def _attack_arm(
             now = watcher.likelihood(arm.model, step, tokens, watcher.heldout, preference=step == steps)
         points.extend(now)
         callbacks.evaluated(step, {p.metric: p.score.value for p in now if p.split == "heldout"}, model=arm.model)
+        if arena.onlooker is not None:
+            arena.onlooker(attack, setting, arm.name, step, arm.model)
         if arm.name == "original":
             surrogate.extend(watcher.surrogate(arm.model, step, tokens))
         heldout = next(p for p in now if p.split == "heldout" and p.metric == "completion")

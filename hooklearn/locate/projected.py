@@ -136,8 +136,11 @@ class Look:
         own = [t.sequence for t in self.texts if t.corpus == corpus and (t.held_out or not held_out_only)]
         return batches(own, max_tokens=self.max_tokens)
 
-    def at(self, chosen: Sequence[tuple[int, int]]) -> Seen:
-        """The pass: coordinates of the chosen tokens, means of all texts, sums over the held-out ones."""
+    def at(self, chosen: Sequence[tuple[int, int]], model: Any = None) -> Seen:
+        """The pass: coordinates of the chosen tokens, means of all texts, sums over the held-out ones.
+
+        ``model``: another one of the same shape, or this one in another state.
+        """
         width, n = sum(self.k), len(CORPORA)
         seen = Seen(
             torch.zeros(len(chosen), width), torch.zeros(len(self.texts), width),
@@ -151,7 +154,7 @@ class Look:
         gradients = any(s.side == "g" for s in self.spaces)
         for corpus in range(n):
             for batch, taped in tapes(
-                self.model, self.stream(corpus), self.sites,
+                model or self.model, self.stream(corpus), self.sites,
                 gradients=gradients, positions="labelled", precision=self.precision,
             ):  # fmt: skip
                 text = torch.tensor([self.number[id(s)] for s in batch.sequences])[batch.owner]

@@ -42,15 +42,13 @@ from hooklearn.locate.projected import (
     texts_of,
 )
 from hooklearn.locate.subspace import Subspace, Subspaces
-from hooklearn.types import Delta, InputError
+from hooklearn.types import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Array = np.ndarray[Any, np.dtype[Any]]
 VERSION = 1
-STEP_TOKENS, STEP_PLACES = 2_000, 4
-"""How many tokens are followed through an attack, and at how many places (those that separate best)."""
 
 
 @dataclass(frozen=True)
@@ -72,26 +70,43 @@ class TokenSample:
     item_codes: Array = field(repr=False)
     item_scales: Array = field(repr=False)
     facts: Mapping[str, Any]
-    time: pd.DataFrame = field(repr=False)
-    means: Array = field(repr=False)
-    frames: Mapping[int, Array] = field(repr=False)
-    frame_scales: Mapping[int, Array] = field(repr=False)
+    time: pd.DataFrame = field(default_factory=lambda: _frame([], ["arm", "step"]), repr=False)
+    """Looks at an attack, where one was followed (:mod:`hooklearn.locate.followed`); then the rest belongs to them."""
+    means: Array = field(default_factory=lambda: np.zeros((0, 0, 2), np.float32), repr=False)
+    frames: Mapping[int, Array] = field(default_factory=dict, repr=False)
+    frame_scales: Mapping[int, Array] = field(default_factory=dict, repr=False)
 
     def save(self, path: str | Path) -> Path:
         """One safetensors file, with the tables as JSON in its header; ``analysis.explorer.load`` reads it."""
-        from safetensors.numpy import save
-
         arrays = {n: getattr(self, n) for n in ("codes", "scales", "item_codes", "item_scales", "means")}
         arrays |= {f"disruption.{p}": matrix for p, matrix in enumerate(self.disruption)}
         arrays |= {f"frames.{p}": frames for p, frames in self.frames.items()}
         arrays |= {f"frame_scales.{p}": scales for p, scales in self.frame_scales.items()}
         tables = {n: getattr(self, n).to_dict("list") for n in ("places", "components", "texts", "tokens", "time")}
-        meta = {
-            "kind": "token sample", "version": str(VERSION), "tables": json.dumps(tables),
-            "facts": json.dumps(dict(self.facts)),
-        }  # fmt: skip
-        store.write_atomic(path, save({n: np.ascontiguousarray(a) for n, a in arrays.items()}, meta))
-        return Path(path)
+        return write_sample(path, arrays, tables, self.facts)
+
+
+def write_sample(
+    path: str | Path, arrays: Mapping[str, Array], tables: Mapping[str, Any], facts: Mapping[str, Any]
+) -> Path:
+    """One safetensors file; tables (column -> values) and facts are JSON in its header."""
+    from safetensors.numpy import save
+
+    meta = {
+        "kind": "token sample", "version": str(VERSION), "tables": json.dumps(tables), "facts": json.dumps(dict(facts)),
+    }  # fmt: skip
+    store.write_atomic(path, save({n: np.ascontiguousarray(a) for n, a in arrays.items()}, meta))
+    return Path(path)
+
+
+def read_sample(path: str | Path) -> tuple[dict[str, Array], dict[str, Any], dict[str, Any]]:
+    """Arrays, tables and facts of what :func:`write_sample` wrote."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as file:
+        meta = file.metadata()
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    return arrays, json.loads(meta["tables"]), json.loads(meta["facts"])
 
 
 def sample_tokens(
@@ -102,19 +117,17 @@ def sample_tokens(
     *,
     unrelated: Corpus | None = None,
     tokens: int = 20_000,
-    attack_steps: Mapping[str, Mapping[int, Delta]] | None = None,
     seed: int = 0,
     precision: Precision = "auto",
     max_tokens: int = 1024,
 ) -> TokenSample:
-    """Collect what ``analysis.explore`` shows. One pass over the corpora, and one more for every attack step.
+    """Collect what ``analysis.explore`` shows, in one pass over the corpora; :func:`hooklearn.follow` adds an attack.
 
     Args:
         spaces: of :func:`hooklearn.locate`, on the same corpora and with the same ``seed``: it decides which texts
             are held out. Of each the first ``COMPONENTS`` components are sampled.
         unrelated: text on which disruption is predicted; without it, held-out retain texts.
         tokens: how many tokens to sample.
-        attack_steps: arm (``edited``, ``never`` ...) -> step -> what was added to the weights of ``model`` by then.
     Raises:
         InputError: no subspaces, or corpora of which no group is held out.
     """
@@ -126,9 +139,8 @@ def sample_tokens(
     place = list(spaces.values())
     look = Look(model, place, texts, precision, max_tokens)
     seen = look.at(chosen)
-    codes, scales = _coded(seen.coordinates)
-    item_codes, item_scales = _coded(seen.items)
-    time, means, frames, frame_scales = _followed(look, seen, chosen[:STEP_TOKENS], attack_steps or {})
+    codes, scales = coded(seen.coordinates)
+    item_codes, item_scales = coded(seen.items)
     on = "unrelated" if unrelated else "retain"
     disruption, n_disruption = predicted_disruption(look, on, seed)
     return TokenSample(
@@ -140,44 +152,13 @@ def sample_tokens(
             "n_tokens": dict(zip(CORPORA, seen.scored.tolist(), strict=True)),
             "disruption_on": on, "disruption_tokens": n_disruption,
         },
-        time, means, frames, frame_scales,
     )  # fmt: skip
-
-
-def _followed(
-    look: Look, before: Seen, chosen: Sequence[tuple[int, int]], steps: Mapping[str, Mapping[int, Delta]]
-) -> tuple[pd.DataFrame, Array, dict[int, Array], dict[int, Array]]:
-    """The same directions after every attack step: class means everywhere, tokens of the edited arm at a few places."""
-    if not steps:
-        return _frame([], ["arm", "step"]), np.zeros((0, sum(look.k), 2), np.float32), {}, {}
-    points, means, moved = [("original", 0)], [_means(look, before)], []
-    for arm, deltas in steps.items():
-        for step in sorted(deltas):
-            with models.edited(look.model, deltas[step]):
-                seen = look.at(chosen if arm == "edited" else [])
-            points.append((arm, step))
-            means.append(_means(look, seen))
-            if arm == "edited":
-                moved.append(seen.coordinates)
-    merit = [-(s.auc - s.auc_shuffled) if s.auc == s.auc else 1.0 for s in look.spaces]
-    frames, scales = {}, {}
-    for p in sorted(range(len(merit)), key=merit.__getitem__)[: STEP_PLACES if moved else 0]:
-        stack = torch.stack([m[:, look.own[p]] for m in moved])
-        flat, scales[p] = _coded(stack.flatten(0, 1))
-        frames[p] = flat.reshape(stack.shape)
-    return _frame(points, ["arm", "step"]), np.stack(means), frames, scales
-
-
-def _means(look: Look, seen: Seen) -> Array:
-    """``[component, 2]``: mean coordinates of held-out forget and retain tokens."""
-    parts = [seen.mean(p)[:2] @ look.basis[p][:, :k].cpu() for p, k in enumerate(look.k)]
-    return torch.cat(parts, 1).T.numpy()
 
 
 # -------------------------------------------------------------------------------------- tables
 
 
-def _coded(values: Float[Tensor, "n c"]) -> tuple[Array, Array]:
+def coded(values: Float[Tensor, "n c"]) -> tuple[Array, Array]:
     """int16 codes and what to multiply them by."""
     reach = values.abs().amax(0).clamp_min(1e-30) if len(values) else torch.ones(values.shape[1])
     scale = reach / 32767

@@ -1,0 +1,55 @@
+"""Which attack of a run the explorer's time slider follows, and where that is written: the first seed's, once."""
+
+from __future__ import annotations
+
+import torch
+
+from hooklearn import models, store
+from hooklearn.attack import attack_of
+from hooklearn.config import RunConfig
+from hooklearn.locate import Subspace, Subspaces
+from hooklearn.locate.followed import Follower, tokens_of
+from hooklearn.setting import Setup
+
+FOLLOWED = ("relearn", "low_mi", "retain_only", "erode")
+"""Attacks by full fine-tuning; the first of them that a run has is followed, at its highest learning rate."""
+SAMPLE, DIRECTIONS = "tokens.safetensors", "directions.parquet"
+
+
+def follower(config: RunConfig, setup: Setup, folder: store.RunFolder, seed: int) -> Follower | None:
+    """None where the explorer was not asked for, nothing can be followed, or it has been followed already."""
+    attacks = {spec.name: attack_of(spec.name, spec.options) for spec in reversed(config.attacks)}
+    name = next((n for n in FOLLOWED if n in attacks), None)
+    if name is None or seed != config.seeds[0] or not folder.has(SAMPLE) or folder.has(DIRECTIONS):
+        return None
+    return Follower(
+        setup.original, _located(config, setup, folder), tokens_of(folder.path(SAMPLE)),
+        setup.corpora["forget"], setup.corpora["retain"], setup.corpora["disruption"], seed=seed,
+        max_tokens=config.max_tokens, only=(name, attacks[name].settings()[-1]),
+    )  # fmt: skip
+
+
+def write(found: Follower, folder: store.RunFolder) -> None:
+    """The table last: where it is, both are."""
+    if not found.seen_any or folder.has(DIRECTIONS):
+        return
+    followed = found.followed()
+    followed.add_to(folder.path(SAMPLE))
+    folder.save_frame(DIRECTIONS, followed.directions)
+
+
+def _located(config: RunConfig, setup: Setup, folder: store.RunFolder) -> Subspaces:
+    """As they stand in the folder: also a run that is resumed follows what it had located."""
+    bases, _ = store.load_tensors(folder.path("subspaces.safetensors"))
+    rows = store.load_frame(folder.path("locate.parquet")).to_dict("records")
+    sites = {s.name: s for s in models.sites(setup.original, config.edit.sites, config.edit.layers)}  # type: ignore[arg-type]
+    judged = {(row["site"], row["side"]): row for row in rows}
+    spaces = {}
+    for key, basis in bases.items():
+        name, _, side = key.rpartition(".")
+        row = judged[name, side]
+        spaces[name, side] = Subspace(
+            sites[name], side, row["fitter"], basis, basis, torch.ones(basis.shape[1]),  # type: ignore[arg-type]
+            auc=row["auc"], auc_shuffled=row["auc_shuffled"],
+        )  # fmt: skip
+    return Subspaces(spaces)
