@@ -29,7 +29,9 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--model", default="smollm2-135m-instruct", help="tiny: to see that everything runs")
     parser.add_argument("--out", type=Path, help="folder of the JSON files (default: benchmarks/results)")
     parser.add_argument("--resume", action="store_true", help="leave out what has its file already")
-    parser.add_argument("--table", action="store_true", help="write the tables into docs/performance.md, measure nothing")
+    parser.add_argument(
+        "--table", action="store_true", help="write the tables into docs/performance.md, measure nothing"
+    )
     given = parser.parse_args(args)
 
     from benchmarks import results

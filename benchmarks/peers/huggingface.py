@@ -79,9 +79,7 @@ def trainer(
     """Hugging Face's Trainer with its defaults, saving and logging switched off; ``.train()`` does the work."""
     from transformers import Trainer, TrainingArguments
 
-    items = [
-        {"input_ids": s.ids.tolist(), "labels": torch.where(s.labels, s.ids, -100).tolist()} for s in sequences
-    ]
+    items = [{"input_ids": s.ids.tolist(), "labels": torch.where(s.labels, s.ids, -100).tolist()} for s in sequences]
 
     def collate(features: Sequence[Any]) -> Padded:
         encoded = [

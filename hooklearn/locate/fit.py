@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -72,6 +72,10 @@ class Collected:
     sides: tuple[Side, ...]
     forget: ClassData
     retain: ClassData
+    _known: dict[tuple[str, int], tuple[Tensor, Tensor, float]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """(fitter, id of the moments) -> eigenvectors, eigenvalues and condition: those of a lower rank are the first."""
 
     def fit(self, fitter: str, rank: int, *, seed: int = 0, judge: bool = True) -> Subspaces:
         """Fit one kind of subspace everywhere.
@@ -98,12 +102,12 @@ class Collected:
         key = (site.name, side)
         forget, retain = self.forget.moments[key], self.retain.moments[key]
         condition = NAN
-        if fitter == "pca":
-            vectors, values = linalg.pca(forget.mean_second(), rank)
-        elif fitter == "contrast":
-            metric = linalg.damped(retain.mean_second(), DAMPING)
-            condition = linalg.condition_number(metric)
-            vectors, values = linalg.generalised_eigh(forget.mean_second(), metric, min(rank, forget.n))
+        if fitter in ("pca", "contrast"):
+            k = rank if fitter == "pca" else min(rank, forget.n)
+            known = self._known.get((fitter, id(forget)))
+            if known is None or known[0].shape[1] < k:
+                known = self._known[fitter, id(forget)] = _eigenvectors(fitter, forget, retain, k)
+            vectors, values, condition = known[0][:, :k], known[1][:k], known[2]
         elif fitter == "mean_diff":
             difference = (forget.mean - retain.mean)[:, None]
             vectors, values = difference, difference.norm()[None]
@@ -129,6 +133,14 @@ class Collected:
             auc_shuffled=fmean(_separation(space.basis, data, shuffle=n) for n in nulls),
             auc_random=fmean(random_aucs),
         )
+
+
+def _eigenvectors(fitter: str, forget: Moments, retain: Moments, rank: int) -> tuple[Tensor, Tensor, float]:
+    """The top eigenvectors, their values, and the condition number of the metric."""
+    if fitter == "pca":
+        return *linalg.pca(forget.mean_second(), rank), NAN
+    metric = linalg.damped(retain.mean_second(), DAMPING)
+    return *linalg.generalised_eigh(forget.mean_second(), metric, rank), linalg.condition_number(metric)
 
 
 def _number(site: Site, side: Side) -> int:
@@ -315,11 +327,10 @@ def sweep(collected: Collected, fitters: Sequence[str], ranks: Sequence[int], *,
     """Every fitter at every rank over one capture: "which layer, which rank?" as a data frame."""
     import pandas as pd
 
-    return pd.concat(
-        [
-            collected.fit(fitter, rank, seed=seed).to_dataframe()
-            for fitter in fitters
-            for rank in (ranks if fitter not in ("mean_diff",) else [1])
-        ],
-        ignore_index=True,
-    )
+    frames = []
+    for fitter in fitters:
+        wanted = [1] if fitter == "mean_diff" else ranks
+        # the highest rank first: the eigenvectors of the others are among its own
+        fitted = {r: collected.fit(fitter, r, seed=seed).to_dataframe() for r in sorted(set(wanted), reverse=True)}
+        frames += [fitted[rank] for rank in wanted]
+    return pd.concat(frames, ignore_index=True)
