@@ -37,8 +37,9 @@ def rows(bench: Bench) -> Iterator[Row]:
     Timed.seconds = 0.0
     whole = timed(lambda: attack_of("relearn", options).curves(arena))
     yield at_most(
-        f"three attack arms x {len(rates)} learning rates: evaluation, share of attack time", 100 * Timed.seconds / whole,
-        15.0, unit="%", note=f"{steps} steps of 512 tokens, looks after 0, 4, 8 ... steps at {len(heldout.completions)} "
+        f"three attack arms x {len(rates)} learning rates: evaluation, share of attack time",
+        100 * Timed.seconds / whole, 15.0, unit="%",
+        note=f"{steps} steps of 512 tokens, looks after 0, 4, 8 ... steps at {len(heldout.completions)} "
         "held-out items, labelled positions only; as in the recipe threats",
         numbers={"seconds": whole, "seconds: looking": Timed.seconds},
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""``make demo`` after installation: ``hooklearn run threats`` in a process of its own, and what --dry-run said before."""
+"""``make demo`` after installation: ``hooklearn run threats`` in a process of its own, and what --dry-run told."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def rows(bench: Bench) -> Iterator[Row]:
     took = run("threats")
     yield at_most(
         "`make demo` after installation", took.seconds / 60, 5.0, unit="minutes",
-        note=f"hooklearn run threats, {took.seconds:.0f} s by the clock, peak {took.peak / 2**30:.2f} GiB; {took.verdict}",
+        note=f"hooklearn run threats, {took.seconds:.0f} s, peak {took.peak / 2**30:.2f} GiB; {took.verdict}",
         numbers={"seconds": took.seconds, "peak bytes": took.peak},
     )  # fmt: skip
     yield from told.rows("SmolLM2, recipe threats", took)

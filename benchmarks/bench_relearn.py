@@ -56,7 +56,7 @@ def rows(bench: Bench) -> Iterator[Row]:
         ours()
     times = alternate(sides, rounds=2 if bench.quick else 3)
     tokens = sum(map(len, sequences))
-    note = f"{len(sequences)} demonstrations, {size} a step, {tokens} tokens, all weights, Adam; weights restored on all sides"
+    note = f"{len(sequences)} demonstrations, {size} a step, {tokens} tokens, all weights, Adam; weights put back after"
     yield at_least(
         "relearning attack per token against HF Trainer", times.ratio("Trainer", "ours"), 2.0, unit="x", note=note,
         numbers=times.numbers(tokens) | {"peak bytes: ours": peak[0]},

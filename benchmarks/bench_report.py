@@ -1,4 +1,4 @@
-"""Building the report, and the explorer of a model with 30 layers. Runs and samples are drawn by the tests' generators."""
+"""Building the report, and the explorer of a model with 30 layers, of runs that the tests' generators draw."""
 
 from __future__ import annotations
 

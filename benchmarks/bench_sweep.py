@@ -16,7 +16,7 @@ FILTERED = (128, 96, 80, 64, 48, 40, 32, 24, 16, 8)
 
 
 def rows(bench: Bench) -> Iterator[Row]:
-    n = 12 if bench.quick else 40
+    n = 12 if bench.quick else 24
     forget, retain = bench.corpus("forget", n), bench.corpus("retain", n)
     ranks = [r for r in RANKS if r <= min(s.width("x") for s in bench.sites)]
     started = time.perf_counter()
@@ -26,8 +26,9 @@ def rows(bench: Bench) -> Iterator[Row]:
     again = dataclasses.replace(data)  # knows nothing of the fit before
     ten = timed(lambda: [again.fit("contrast", rank, judge=False) for rank in reversed(ranks)])
     yield at_most(
-        f"{len(ranks)} ranks of the contrast fitter over one capture, against one", (capture + ten) / (capture + one), 1.3,
-        unit="x", note=f"{n} completions a class, x side of all MLP sites; held-out separation and its nulls not counted",
+        f"{len(ranks)} ranks of the contrast fitter over one capture, against one",
+        (capture + ten) / (capture + one), 1.3, unit="x",
+        note=f"{n} completions a class, x side of all MLP sites; held-out separation and its nulls not counted",
         numbers={"seconds: capture": capture, "seconds: one fit": one, "seconds: all fits": ten},
     )  # fmt: skip
     problem = Problem(bench.model, bench.sites, forget)

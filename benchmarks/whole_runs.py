@@ -37,8 +37,8 @@ class Told:
             f"{self.seconds:.0f} s told, {taken.seconds:.0f} s taken",
         )  # fmt: skip
         yield Row(
-            f"dry run, {what}: predicted peak memory / taken", "within 15 %", peak_ratio, 1 / 1.15 <= peak_ratio <= 1.15,
-            "x", f"{self.peak / 2**30:.2f} GiB told, {taken.peak / 2**30:.2f} GiB taken",
+            f"dry run, {what}: predicted peak memory / taken", "within 15 %", peak_ratio,
+            1 / 1.15 <= peak_ratio <= 1.15, "x", f"{self.peak / 2**30:.2f} GiB told, {taken.peak / 2**30:.2f} GiB taken",
         )  # fmt: skip
 
 

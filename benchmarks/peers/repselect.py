@@ -9,7 +9,7 @@ of equal steps with an evaluation of the KL after each until it is over the budg
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -117,9 +117,14 @@ class Disruption:
 
 @torch.no_grad()
 def walk(
-    linears: Mapping[str, nn.Linear], updates: Mapping[str, Tensor], disruption: Disruption, *, lr: float, budget: float,
-    steps: int = 10, look: Callable[[], Any] = lambda: None,
-) -> tuple[float, int]:  # fmt: skip
+    linears: Mapping[str, nn.Linear],
+    updates: Mapping[str, Tensor],
+    disruption: Disruption,
+    *,
+    lr: float,
+    budget: float,
+    steps: int = 10,
+) -> tuple[float, int]:
     """Step 5: ``W += lr * G`` (G the gradient of the NLL) and an evaluation, until the KL is over the budget or the
     steps are done; the last weights within it are restored. Returns (KL there, evaluations)."""
     last = {name: module.weight.clone() for name, module in linears.items()}
@@ -128,7 +133,6 @@ def walk(
         for name, module in linears.items():
             module.weight += lr * updates[name]
         kl = disruption.kl()
-        look()
         evaluations += 1
         if not kl <= budget:
             for name, module in linears.items():
