@@ -48,6 +48,6 @@ def rows(bench: Bench) -> Iterator[Row]:
     mean = statistics.fmean(counts.values())
     yield at_most(
         "budget solver: KL evaluations an edit, forward only, the unedited side cached", mean, 5.0,
-        note=f"mean over {len(counts)} edits (methods x budgets) on {len(far)} texts; readings of 4 texts count by tokens",
+        note=f"mean over {len(counts)} edits (method x budget) on {len(far)} texts; those of 4 texts count by tokens",
         numbers=counts,
     )  # fmt: skip

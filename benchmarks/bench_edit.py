@@ -68,7 +68,7 @@ def rows(bench: Bench) -> Iterator[Row]:
     row = at_least(
         "whole edit against RepSelect as published, to the same KL and the same or lower forget score",
         times.ratio("theirs", "ours"), 5.0, unit="x",
-        note=f"{len(forget)} completions, {len(far)} texts for the KL; ours, theirs: {same}; their {evaluations} evaluations",
+        note=f"{len(forget)} completions, {len(far)} texts for the KL; ours, theirs: {same}; they look {evaluations} times",
         numbers=times.numbers() | {"KL: ours": result.disruption.kl.value, "KL: theirs": kl} | {
             f"forget score: {k}": v for k, v in scores.items()} | {"their evaluations": evaluations},
     )  # fmt: skip

@@ -43,7 +43,7 @@ def rows(bench: Bench) -> Iterator[Row]:
             f"peak memory of an edit above the model ({label}), in edited sites", (peak - batch - held) / edited, 3.5,
             goal="<= 1.5 + one optimizer (2)",
             note="less one batch" + ("" if site_batch is None else " and the second moments of one site batch")
-            + f"; sites {edited / 2**20:.0f} MiB, batch {batch / 2**20:.0f} MiB; one optimizer: Adam's moments of the sites",
+            + f"; sites {edited / 2**20:.0f} MiB, batch {batch / 2**20:.0f} MiB; optimizer: Adam's moments of them",
             numbers=numbers | {"peak bytes above the model": peak, "second moments, bytes": held},
         )  # fmt: skip
     if not bench.quick:

@@ -38,7 +38,7 @@ class Told:
         )  # fmt: skip
         yield Row(
             f"dry run, {what}: predicted peak memory / taken", "within 15 %", peak_ratio,
-            1 / 1.15 <= peak_ratio <= 1.15, "x", f"{self.peak / 2**30:.2f} GiB told, {taken.peak / 2**30:.2f} GiB taken",
+            1 / 1.15 <= peak_ratio <= 1.15, "x", f"{self.peak / 2**30:.2f} GiB told, {taken.peak / 2**30:.2f} taken",
         )  # fmt: skip
 
 
