@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
+from benchmarks import results
 from benchmarks.harness import Bench, Row, at_most, timed
 from hooklearn import linalg
 from hooklearn.data import batches
 from hooklearn.locate.capture import weight_gradients
 
-FIGURE = Path(__file__).parent.parent / "docs" / "scaling.png"
 SLOPE = 1.1
 """1 is linear; a tenth is left to noise."""
 
@@ -79,4 +78,4 @@ def _draw(sizes: dict[str, list[int]], seconds: dict[str, list[float]]) -> None:
         axes.loglog(n, t, "o-", color="#1f6f8b")
         axes.loglog(n, t[0] * n / n[0], ":", color="#888888")
         axes.set(xlabel=axis, ylabel="seconds" if axis == "tokens" else "", title=f"slope {_slope(n, t):.2f}")
-    figure.savefig(FIGURE, dpi=130)
+    figure.savefig(results.PAGE.with_name(results.FIGURE), dpi=130)

@@ -17,6 +17,8 @@ from benchmarks.harness import Row
 ROOT = Path(__file__).parent.parent
 FOLDER = Path(__file__).parent / "results"
 PAGE = ROOT / "docs" / "performance.md"
+FIGURE = "scaling.png"
+"""Beside the page; the benchmark ``scaling`` draws it."""
 BEGIN, END = "<!-- measured: python -m benchmarks --table -->", "<!-- end of measured -->"
 
 
@@ -110,5 +112,10 @@ def write_page(folder: Path, page: Path = PAGE) -> None:
     records = load(folder)
     before, rest = page.read_text(encoding="utf-8").split(BEGIN)
     after = rest.split(END)[1]
-    block = f"{BEGIN}\n\n{conditions(records)}\n\n{table(records)}\n\n{detail(records)}\n\n{END}"
+    parts = [BEGIN, conditions(records), table(records)]
+    if (page.parent / FIGURE).exists():
+        parts.append(
+            f"![Seconds against tokens, layers, sites and rank, on logarithmic axes, beside a straight line]({FIGURE})"
+        )
+    block = "\n\n".join([*parts, "### Everything else that was measured", detail(records), END])
     page.write_text(before + block + after, encoding="utf-8")

@@ -77,7 +77,7 @@ def trainer(
     model: Any, sequences: Sequence[Encoded], *, size: int, epochs: int, learning_rate: float, folder: str, bf16: bool
 ) -> Any:
     """Hugging Face's Trainer with its defaults, saving and logging switched off; ``.train()`` does the work."""
-    from transformers import Trainer, TrainingArguments
+    from transformers import PrinterCallback, Trainer, TrainingArguments
 
     items = [{"input_ids": s.ids.tolist(), "labels": torch.where(s.labels, s.ids, -100).tolist()} for s in sequences]
 
@@ -92,4 +92,6 @@ def trainer(
         lr_scheduler_type="constant", bf16=bf16, use_cpu=str(model.device) == "cpu", save_strategy="no",
         logging_strategy="no", report_to=[], disable_tqdm=True, dataloader_pin_memory=False, seed=0,
     )  # fmt: skip
-    return Trainer(model=model, args=arguments, train_dataset=items, data_collator=collate)  # type: ignore[arg-type]
+    loop = Trainer(model=model, args=arguments, train_dataset=items, data_collator=collate)  # type: ignore[arg-type]
+    loop.remove_callback(PrinterCallback)
+    return loop

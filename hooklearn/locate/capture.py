@@ -165,7 +165,7 @@ def weight_gradients(
     Raises:
         NumericalError: the gradient of a site is not finite.
     """
-    total = {s.name: torch.zeros(s.d_out, s.d_in) for s in sites}
+    total = {s.name: torch.zeros(s.d_out, s.d_in, device=models.device_of(model)) for s in sites}
     tokens = 0
     for batch, taped in tapes(model, stream, sites, labels=labels, precision=precision, seed=seed):
         for name, tape in taped.items():
