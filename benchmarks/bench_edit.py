@@ -23,8 +23,9 @@ KL, STEPS = 0.01, 10
 
 def rows(bench: Bench) -> Iterator[Row]:
     rank = 16 if bench.small else 128
-    forget = bench.corpus("forget", 8 if bench.quick else 24)
-    far = bench.corpus("disruption", 6 if bench.quick else 12)
+    # as published: a little more text for the KL than to be forgotten (13 and 16 thousand tokens there)
+    forget = bench.corpus("forget", 8 if bench.quick else 16)
+    far = bench.corpus("disruption", 9 if bench.quick else 20)
     tokenizer = models.tokenizer_of(bench.model)
     # the peer trains on the end of turn or not as ours does, and measures the KL on the same tokens
     padded = huggingface.padded(encode(forget, tokenizer), 8)
@@ -98,9 +99,9 @@ def _rate(bench: Bench, linears: Any, before: Any, updates: Any, measured: Any) 
     scale = 1e-3 * sum(float(b.square().sum()) for b in before.values()) ** 0.5 / norm
     for _ in range(12):  # the square law of the KL
         found = kl(scale)
-        if 0.95 * KL <= found <= KL:
+        if 0.92 * KL <= found <= 0.97 * KL:  # svd_lowrank draws anew each time, so not too close
             break
-        scale *= min(4.0, max(0.25, (0.975 * KL / max(found, 1e-12)) ** 0.5))
+        scale *= min(4.0, max(0.25, (0.945 * KL / max(found, 1e-12)) ** 0.5))
     return scale / (STEPS - 1)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from benchmarks.harness import Bench, Row, Spread, alternate, at_least, gemm
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.harness import Bench, Row, Side, Spread, alternate, at_least, gemm
 from hooklearn import models
 from hooklearn.data import TokenBatch, batches
 from hooklearn.locate.capture import tapes
@@ -29,6 +31,19 @@ def executed(model: Any, stream: Sequence[TokenBatch]) -> float:
     return total
 
 
+def where_time_goes(work: Side, device: str, top: int = 8) -> dict[str, float]:
+    """Per cent of the time of one pass by operation, the largest first: what is not ``mm`` is bound by memory."""
+    activities = [ProfilerActivity.CPU] if device == "cpu" else [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+    with profile(activities=activities) as found:
+        work()
+    spent = {
+        e.key: e.self_cpu_time_total if device == "cpu" else e.self_device_time_total for e in found.key_averages()
+    }
+    whole = sum(spent.values())
+    largest = sorted(spent.items(), key=lambda item: -item[1])[:top]
+    return {f"% of the pass: {name.removeprefix('aten::')}": 100 * t / whole for name, t in largest}
+
+
 def rows(bench: Bench) -> Iterator[Row]:
     size = 1024 if bench.quick or bench.small else 2048
     stream = batches(bench.cut(size // 64, 64, 24), max_tokens=size, share=True)
@@ -49,5 +64,6 @@ def rows(bench: Bench) -> Iterator[Row]:
         f"{str(bench.dtype).removeprefix('torch.')}; FLOPs by the formula in docs/performance.md",
         numbers=times.numbers()
         | {"tokens/s": tokens / times.of("work").median, "FLOP per token": flops / tokens,
-           "GEMM FLOP/s": each / times.of("gemm").median},
+           "GEMM FLOP/s": each / times.of("gemm").median}
+        | where_time_goes(work, bench.device),
     )  # fmt: skip
