@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
+import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +17,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from hooklearn import builtin, memory, models, organisms
+from hooklearn import builtin, models, organisms
 from hooklearn.data import Corpus, Encoded, encode, load_corpus
 from hooklearn.forward import resolve_precision
 from hooklearn.recipes import recipe
@@ -149,19 +151,20 @@ def check_same(what: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Tenso
 
 @contextlib.contextmanager
 def peak_memory(device: str = "cpu") -> Iterator[list[int]]:
-    """Bytes above what was resident before; the list is filled on leaving."""
+    """(bytes above what was resident before, bytes in all); the list is filled on leaving."""
     found: list[int] = []
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         yield found
-        found.append(torch.cuda.max_memory_allocated() - before)
+        found += [torch.cuda.max_memory_allocated() - before, torch.cuda.max_memory_allocated()]
         return
-    memory.give_back()
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what others freed is not to be taken for what was there before
     Path("/proc/self/clear_refs").write_text("5")  # the kernel's peak of this process begins anew
     before = _status("VmRSS")
     yield found
-    found.append(_status("VmHWM") - before)
+    found += [_status("VmHWM") - before, _status("VmHWM")]
 
 
 def _status(key: str) -> int:
