@@ -329,7 +329,7 @@ Components = tuple[Float[Tensor, "d_out k"], Float[Tensor, " k"], Float[Tensor, 
 
 
 def top_components(source: Float[Tensor, "d_out d_in"], rank: int) -> Components:
-    """The first ``rank`` left vectors, singular values and right vectors, float64, clamped to the numerical rank.
+    """The first ``rank`` left vectors, singular values (float64) and right vectors, clamped to the numerical rank.
 
     Of the Gram matrix on the smaller side, in float64: squaring the spectrum costs half of its digits, and float64 has
     twice those of float32. A few eigenvectors of it are a third of a whole SVD.
@@ -340,14 +340,14 @@ def top_components(source: Float[Tensor, "d_out d_in"], rank: int) -> Components
     tall = wide.shape[0] > wide.shape[1]
     a = wide.T if tall else wide
     if rank == 0 or not bool(a.any()):
-        none = a.new_zeros(0)
-        return wide.new_zeros(wide.shape[0], 0), none, wide.new_zeros(wide.shape[1], 0)
+        return source.new_zeros(source.shape[0], 0), wide.new_zeros(0), source.new_zeros(source.shape[1], 0)
     vectors, squares = top_eigh(a @ a.T, min(rank, a.shape[0]))
     s = squares.clamp_min(0).sqrt()
     k = numerical_rank(s, (a.shape[0], a.shape[1]))
     left, s = vectors[:, :k], s[:k]
     right = (a.T @ left) / s
-    return (right, s, left) if tall else (left, s, right)
+    u, v = (right, left) if tall else (left, right)
+    return u.to(source), s, v.to(source)
 
 
 def first_components(components: Components, rank: int) -> Components:
