@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 
-.PHONY: demo tiny test test-long check lint types notebooks docs setup-browser format clean
+.PHONY: demo tiny test test-long check lint types bench bench-quick bench-whole notebooks docs setup-browser format clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hooklearn needs python >= 3.11")'
@@ -37,6 +37,17 @@ test: lint types
 # the long versions of the tests of faults (docs/reliability.md); HOOKLEARN_KILLS and HOOKLEARN_FUZZ say how long
 test-long: $(STAMP)
 	OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1 $(BIN)/pytest -s -m long tests/test_killed.py tests/test_fuzz.py
+
+# measured beside its peers, and the table of goals; on a machine that does nothing else. results: benchmarks/results
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks
+
+bench-quick: $(STAMP)
+	$(BIN)/python -m benchmarks --quick --out runs/bench-quick
+
+# whole runs, minutes each: make demo, and what --dry-run says of it and of others
+bench-whole: $(STAMP)
+	$(BIN)/python -m benchmarks --only demo dry_run
 
 # Debian's Chromium, JupyterLab and marimo, for the tests of the explorer; without them they are skipped
 setup-browser: $(STAMP)

@@ -83,6 +83,8 @@ class EditConfig(BaseModel):
     checkpoint: str | None = None
     sites: str | list[str] = "mlp"
     layers: str | list[int] | None = None
+    site_batch: int | None = Field(default=None, ge=1)
+    """Sites whose retain curvature is held at a time: less memory, more passes, the same edit. None: all."""
 
     @property
     def options(self) -> dict[str, Any]:

@@ -153,6 +153,7 @@ def _edit_stage(
         models.sites(setup.original, config.edit.sites, config.edit.layers),  # type: ignore[arg-type]
         setup.corpora["forget"], setup.corpora.get("retain"), setup.corpora.get("reference"),
         seed=seed, precision=config.model.precision, max_tokens=config.max_tokens, keep=False,  # type: ignore[arg-type]
+        site_batch=config.edit.site_batch,
     )  # fmt: skip
     result = run_edit(problem, method, meter, config.budget.resolved(), on_point=progress)
     record = _edit_record(method, result, seed)

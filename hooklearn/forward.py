@@ -112,7 +112,8 @@ def unembed(model: Any, hidden: Float[Tensor, "kept d_model"]) -> Float[Tensor, 
     logits = hf_model.get_output_embeddings()(hidden)
     if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
         logits = cap * torch.tanh(logits / cap)
-    return logits * getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
+    scale = getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
+    return logits if scale == 1 else logits * scale  # twice over the largest tensor of a pass, for nothing
 
 
 def _forward(

@@ -435,3 +435,41 @@ def test_every_method_says_what_it_is() -> None:
     """One line and a source each, for ``hooklearn list methods`` and the report."""
     for name, cls in METHODS.items():
         assert cls.name == name and cls.source and cls.summary().endswith((".", ":")), name
+
+
+# ------------------------------------------------------------------------------------- site batches
+
+
+@pytest.mark.parametrize("name", ["natural", "kfac"])
+@pytest.mark.parametrize("sites", [1, 4])
+def test_fewer_sites_at_a_time_are_the_same_edit(threatening: Any, problem: Problem, name: str, sites: int) -> None:
+    """Labels are drawn alike in every pass, so the curvature is the same bit for bit, and so is the update."""
+    whole = first_update(method_of(name), problem)
+    parts = problem_of(threatening)
+    parts.site_batch = sites
+    tokens = parts.tokens
+    found = first_update(method_of(name), parts)
+    assert found.keys() == whole.keys() and all(torch.equal(u, whole[n]) for n, u in found.items())
+    assert "retain_moments" not in parts.__dict__ and parts.tokens > tokens
+
+
+def test_a_problem_that_keeps_nothing_makes_the_same_natural_edit(threatening: Any, problem: Problem) -> None:
+    """It takes its gradients apart on the way; asked again it computes them again."""
+    once = problem_of(threatening)
+    once.keep = False
+    for _ in range(2):
+        found = first_update(Natural(), once)
+        assert all(torch.equal(u, first_update(Natural(), problem)[n]) for n, u in found.items())
+
+
+def test_a_site_batch_of_nothing_is_refused(threatening: Any) -> None:
+    with pytest.raises(InputError, match="site_batch"):
+        Problem(threatening, models.sites(threatening, "mlp"), corpus("forget"), site_batch=0)
+
+
+def test_components_of_a_lower_rank_are_the_first_of_a_higher_one(threatening: Any) -> None:
+    """A kept problem asks once for the highest rank; alone each rank gives the same update up to rounding."""
+    kept, alone = problem_of(threatening), problem_of(threatening)
+    alone.keep = False
+    for rank in (16, 8, 2):
+        assert alike(first_update(RepSelect(rank=rank), kept), first_update(RepSelect(rank=rank), alone)) < SINGLE

@@ -336,3 +336,25 @@ def test_contrast_finds_a_planted_concept_that_pca_misses() -> None:
     assert float(values[2]) > 3 * float(values[3]), "and the spectrum says that there are three"
     loudest, _ = linalg.pca(forget.mean_second(), 3)
     assert sine(concept, loudest) > 0.99
+
+
+@given(seeds, sizes, sizes, st.integers(0, 12), kinds, st.sampled_from(["both", "x", "g"]))
+def test_the_gram_form_of_the_filter_is_the_svd_form(seed: int, d_out: int, d_in: int, k: int, kind, sides) -> None:
+    """A few eigenvectors of the Gram matrix in float64 do what a whole SVD does, to 1e-4 over two decades: what the
+    filter leaves is as small as ``s_k``, and taking the rest away in float32 rounds at 1e-7 of ``s_1``."""
+    s = 10.0 ** -torch.linspace(0, 2, min(d_out, d_in))
+    update, _, _ = with_spectrum(s, d_out, d_in, seed)
+    ours = linalg.spectral_filter(update, k, kind=kind, sides=sides)
+    assert close(ours, linalg.spectral_filter_svd(update, k, kind=kind, sides=sides), 1e-4)
+
+
+@given(seeds, sizes)
+def test_bfloat16_rows_are_summed_as_if_they_were_float32(seed: int, d: int) -> None:
+    """Products of two bfloat16 numbers fit in float32; a product that is *rounded* to bfloat16 is far off (control)."""
+    rows = (randn(64, d, seed=seed) + 1).bfloat16()
+    exact = rows.double().T @ rows.double()
+    before = torch.get_float32_matmul_precision()
+    assert close(linalg.Moments.of(rows).second.double(), exact, SINGLE)
+    assert close(linalg.add_product(torch.zeros(d, d), rows, rows).double(), exact, SINGLE)
+    assert not close((rows.T @ rows).double(), exact, SINGLE)
+    assert torch.get_float32_matmul_precision() == before

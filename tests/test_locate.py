@@ -6,6 +6,7 @@ import gc
 import math
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from conftest import corpus
 from torch import Tensor
 
-from hooklearn import forward, linalg, models
+from hooklearn import forward, linalg, losses, models
 from hooklearn.data import Corpus, TokenBatch, batches, encode
 from hooklearn.linalg import Moments
 from hooklearn.locate import FITTERS, Collected, Subspaces, collect, locate, sweep
@@ -386,3 +387,28 @@ def test_a_collection_of_subspaces_is_a_mapping_by_place(collected: Collected) -
     with pytest.raises(InputError, match="no subspace was located at blocks.0.mlp.in; located: blocks.1.mlp"):
         spaces.bases("blocks.0.mlp.in")
     assert "blocks.1.mlp.gate" in Subspaces(spaces)._repr_html_()
+
+
+def test_the_closed_form_pulls_back_what_autograd_does(tiny: Any, stream: list[TokenBatch]) -> None:
+    """softmax - one_hot is the gradient of the summed cross-entropy; for drawn labels it is that of the same draw."""
+    torch.manual_seed(0)
+    logits = torch.randn(7, 11, requires_grad=True)
+    targets = torch.arange(7)
+    (expected,) = torch.autograd.grad(losses.ce(logits, targets).total, logits)
+    generator = torch.Generator().manual_seed(3)
+    assert torch.allclose(losses.ce_gradient(logits.detach(), targets, generator), expected, atol=1e-6)  # float32
+    drawn = losses.sampled_labels(logits.detach(), torch.Generator().manual_seed(3))
+    (expected,) = torch.autograd.grad(losses.ce(logits, drawn).total, logits)
+    assert torch.allclose(losses.ce_gradient(logits.detach(), None, generator), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("fitter", ["pca", "contrast"])
+def test_a_lower_rank_takes_the_first_vectors_of_a_higher_one(collected: Collected, fitter: str) -> None:
+    """Fitted alone it spans the same space; a rank above what is known is fitted anew."""
+    alone = {r: replace(collected).fit(fitter, r, judge=False) for r in (2, 6)}
+    shared = replace(collected)
+    for rank in (6, 2, 6):
+        found = shared.fit(fitter, rank, judge=False)
+        for key, space in found.items():
+            cosines = linalg.principal_cosines(space.basis, alone[rank][key].basis)
+            assert space.rank == rank and float(cosines.min()) > 1 - 1e-4  # LAPACK's subsets differ in the last digits

@@ -90,6 +90,7 @@ def edit(
     budget: float | Budget = 0.01,
     seed: int = 0,
     precision: Precision = "auto",
+    site_batch: int | None = None,
     **options: Any,
 ) -> EditResult:
     """Edit a model to exactly the budget. The model itself is left untouched: apply ``result.delta``.
@@ -101,6 +102,7 @@ def edit(
             good neighbours; ``reference``: running text for the retain curvature.
         subspace: confine the update to located subspaces (method ``confined``).
         budget: far KL in nats per token, or a :class:`Budget` with a near one.
+        site_batch: hold the retain curvature of so many sites at a time (less memory, more passes, the same edit).
 
     Examples:
         >>> from hooklearn.data import load_corpus
@@ -113,7 +115,7 @@ def edit(
     chosen = method if isinstance(method, Method) else method_of(method, options)
     problem = Problem(
         model, models.sites(model, sites, layers), forget, retain, reference,
-        subspaces=subspace, seed=seed, precision=precision, keep=False,
+        subspaces=subspace, seed=seed, precision=precision, keep=False, site_batch=site_batch,
     )  # fmt: skip
     meter = DisruptionMeter(model, disruption, near)
     return run_edit(problem, chosen, meter, budget if isinstance(budget, Budget) else Budget(budget))

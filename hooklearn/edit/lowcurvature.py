@@ -161,12 +161,13 @@ class KFAC(Method):
         for site in problem.sites:
             if self.top is not None and self.top >= site.d_in * site.d_out:
                 raise InputError(f"kfac: top {self.top} leaves nothing of {site.name} ({site.d_out} x {site.d_in})")
-            moments = problem.retain_moments[site.name]
+        gradient = problem.gradient("forget")
+        for name, moments in problem.retain_moments_in_turn():
             one = moments.side("x")
             if last is None or last[0] is not one:  # gate and up share their inputs
                 last = (one, Eigen.of(one.mean_second()))
             g = Eigen.of(moments.side("g").mean_second())
-            out[site.name] = low_curvature(problem.gradient("forget")[site.name], last[1], g, share=share, top=self.top)
+            out[name] = low_curvature(gradient[name], last[1], g, share=share, top=self.top)
         yield out
 
 

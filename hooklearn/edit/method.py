@@ -49,9 +49,12 @@ class Problem:
         precision: Precision = "auto",
         max_tokens: int = 1024,
         keep: bool = True,
+        site_batch: int | None = None,
     ) -> None:
         """
         Args:
+            site_batch: hold the retain curvature of so many sites at a time, for one more pass of its text each; the
+                labels are drawn alike, so the edit is the same. None: of all sites at once.
             keep: keep gradients and moments for further methods on the same problem; without it they are dropped
                 as soon as a one-shot method has its direction (a gigabyte for a small model).
             forget: completions whose probability must fall.
@@ -61,8 +64,11 @@ class Problem:
         """
         if retain is not None and retain.hash == forget.hash:
             raise InputError(f"forget and retain are the same corpus ({forget.name!r}, {len(forget)} rows)")
+        if site_batch is not None and site_batch < 1:
+            raise InputError(f"site_batch must be 1 or more, got {site_batch}")
         self.model = model
         self.sites = list(sites)
+        self.site_batch = site_batch
         self.forget = forget
         self.retain = retain
         self.reference = reference
@@ -102,6 +108,11 @@ class Problem:
             self._gradients[role] = self.fresh_gradient(role)
         return self._gradients[role]
 
+    def taken_gradient(self, role: str) -> Updates:
+        """:meth:`gradient`, for the caller to take apart where nothing is kept for further methods."""
+        found = self.gradient(role)
+        return found if self.keep else self._gradients.pop(role)
+
     def fresh_gradient(self, role: str) -> Updates:
         """The same, in whatever state the model is now (an adversary active, say); not kept."""
         # a sum over sequences: what they begin with goes through the model once
@@ -114,6 +125,17 @@ class Problem:
     @cached_property
     def retain_moments(self) -> dict[str, SiteMoments]:
         """E[x x^T] and E[g g^T] over retain and reference text, labels sampled from the model (true Fisher)."""
+        return self._curvature(self.sites)
+
+    def retain_moments_in_turn(self) -> Iterator[tuple[str, SiteMoments]]:
+        """(site, its :attr:`retain_moments`), of ``site_batch`` sites at a time where that was asked for."""
+        if self.site_batch is None:
+            yield from self.retain_moments.items()
+            return
+        for start in range(0, len(self.sites), self.site_batch):
+            yield from self._curvature(self.sites[start : start + self.site_batch]).items()
+
+    def _curvature(self, sites: Sequence[Site]) -> dict[str, SiteMoments]:
         roles = [r for r, c in (("retain", self.retain), ("reference", self.reference)) if c]
         if not roles:
             raise InputError("the retain curvature needs a 'retain' or a 'reference' corpus")
@@ -122,7 +144,7 @@ class Problem:
         moments = site_moments(
             self.model,
             stream,
-            self.sites,
+            sites,
             labels="sampled",
             precision=self.precision,
             seed=self.seed,

@@ -90,10 +90,17 @@ class Natural(Method):
         """``F^-1 G``; the mixture needs both solutions for its norms, and they are all it needs."""
         if self.contrast not in ("mixture", "fisher"):
             return metric.solve(self._gradient(problem, metric))[0]
-        forget, retain = problem.gradient("forget"), problem.gradient("retain")
-        down, up = metric.solve(forget, retain)
-        w_down, w_up = self._weights(forget, retain, down, up)
-        for name, update in down.items():  # in place: these are as large as the edited weights
+        forget, retain = problem.taken_gradient("forget"), problem.taken_gradient("retain")
+        products = Products()
+        down: Updates = {}
+        up: Updates = {}
+        for name, (a, b) in metric.solved(forget, retain):
+            products.add(forget[name], retain[name], a, b)
+            down[name], up[name] = a, b
+            if not problem.keep:  # all of these are as large as the edited weights
+                del forget[name], retain[name]
+        w_down, w_up = self._weights(products)
+        for name, update in down.items():
             update.mul_(w_down).add_(up.pop(name), alpha=w_up)
         return down
 
@@ -104,16 +111,18 @@ class Natural(Method):
         retain = problem.gradient("retain")
         if self.contrast == "project":
             return contrast(forget, retain)
-        down, up = metric.solve(forget, retain)
-        return combine(forget, retain, *self._weights(forget, retain, down, up))
+        products = Products()
+        for name, (down, up) in metric.solved(forget, retain):
+            products.add(forget[name], retain[name], down, up)
+        return combine(forget, retain, *self._weights(products))
 
-    def _weights(self, forget: Updates, retain: Updates, down: Updates, up: Updates) -> tuple[float, float]:
-        """Weights of G_f and G_r; ``down`` and ``up`` are ``F^-1`` applied to them."""
+    def _weights(self, of: Products) -> tuple[float, float]:
+        """Weights of G_f and G_r."""
         if self.contrast == "fisher":
-            return 1.0, -max(0.0, inner(forget, up) / inner(retain, up))
+            return 1.0, -max(0.0, of.forget_up / of.retain_up)
         return (
-            self.forget_weight / math.sqrt(max(inner(forget, down), 1e-60)),
-            -1.0 / math.sqrt(max(inner(retain, up), 1e-60)),
+            self.forget_weight / math.sqrt(max(of.forget_down, 1e-60)),
+            -1.0 / math.sqrt(max(of.retain_up, 1e-60)),
         )
 
     # ------------------------------------------------------------------- confined to directions
@@ -162,18 +171,33 @@ def _confined(gradient: Updates, spaces: Subspaces) -> Updates:
     return out
 
 
+@dataclass
+class Products:
+    """Inner products over all sites, site by site: ``<G_f, F^-1 G_f>`` and so on."""
+
+    forget_down: float = 0.0
+    forget_up: float = 0.0
+    retain_up: float = 0.0
+
+    def add(self, forget: Tensor, retain: Tensor, down: Tensor, up: Tensor) -> None:
+        """``down`` and ``up`` are ``F^-1`` applied to the gradients of one site."""
+        self.forget_down += inner({"": forget}, {"": down})
+        self.forget_up += inner({"": forget}, {"": up})
+        self.retain_up += inner({"": retain}, {"": up})
+
+
 class Metric:
     """The K-FAC metric of the retain text: A' and B' per site, factored when they are needed and not kept."""
 
     def __init__(self, problem: Problem, damping: float, sides: Sides = "both") -> None:
-        self.moments = problem.retain_moments
+        self.problem = problem
         self.damping = damping
         self.sides = sides
 
     def factors(self) -> Iterator[tuple[str, Tensor | None, Tensor | None]]:
         """(site, Cholesky factor of A', of B'); gate and up share their inputs, and so their A'."""
         last: tuple[Moments, Tensor] | None = None
-        for name, moments in self.moments.items():
+        for name, moments in self.problem.retain_moments_in_turn():
             x = g = None
             if self.sides != "g":
                 one = moments.side("x")
@@ -188,12 +212,17 @@ class Metric:
         second = linalg.damped(moments.mean_second(), self.damping)
         return linalg.cholesky(second, f"retain moments of {where}")
 
+    def solved(self, *gradients: Updates) -> Iterator[tuple[str, list[Tensor]]]:
+        """(site, ``F^-1 G`` of each), one site at a time."""
+        for name, x, g in self.factors():
+            yield name, [linalg.precondition(gradient[name], x, g) for gradient in gradients]
+
     def solve(self, *gradients: Updates) -> list[Updates]:
         """``F^-1 G`` of each."""
         out: list[Updates] = [{} for _ in gradients]
-        for name, x, g in self.factors():
-            for solved, gradient in zip(out, gradients, strict=True):
-                solved[name] = linalg.precondition(gradient[name], x, g)
+        for name, solutions in self.solved(*gradients):
+            for of, solution in zip(out, solutions, strict=True):
+                of[name] = solution
         return out
 
     def truncated(self, gradient: Updates, rank: int) -> Updates:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from hooklearn import linalg, models
 from hooklearn.data import cycle, encode
@@ -75,11 +76,22 @@ class RepSelect(Method):
             forget = contrast(forget, problem.gradient("retain"))
         basis = self._components(problem, forget)
         yield {
-            name: linalg.spectral_filter(
-                update, self.rank, kind=self.kind, sides=self.sides, basis_of=None if basis is None else basis[name]
+            name: linalg.collapsed(
+                update, self._top(problem, name, (update if basis is None else basis[name])), self.kind, self.sides
             )
             for name, update in forget.items()
         }
+
+    def _top(self, problem: Problem, name: str, source: Tensor) -> linalg.Components:
+        """The first components of a matrix; of a problem that is kept, those of a higher rank hold these too."""
+        if not problem.keep or self.lora:
+            return linalg.top_components(source, self.rank)
+        known = problem.__dict__.setdefault("_components", {})
+        rank, found = known.get((self.components, name), (-1, None))
+        if rank < self.rank:
+            found = linalg.top_components(source, self.rank)
+            known[self.components, name] = (self.rank, found)
+        return linalg.first_components(found, self.rank)
 
     def _components(self, problem: Problem, forget: Updates) -> Updates | None:
         if self.components in ("forget", "contrast"):

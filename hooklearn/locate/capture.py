@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hooklearn import forward, losses, models
+from hooklearn import forward, linalg, losses, models
 from hooklearn.data import TokenBatch
 from hooklearn.forward import Precision
 from hooklearn.types import InputError, NumericalError, Site, Tape
@@ -110,8 +110,7 @@ def _pull_back(model: Any, states: Tensor, batch: TokenBatch, labels: Labels, ge
     """Backward of the summed NLL through the final ``states``; logits live a few hundred positions at a time."""
     leaf = states.detach().requires_grad_()
     for scores, targets in forward.unembedded(model, leaf, batch.targets):
-        loss = losses.sampled_ce(scores, generator) if labels == "sampled" else losses.ce(scores, targets)
-        loss.total.backward()
+        scores.backward(losses.ce_gradient(scores.detach(), None if labels == "sampled" else targets, generator))
     states.backward(leaf.grad)
 
 
@@ -166,12 +165,12 @@ def weight_gradients(
     Raises:
         NumericalError: the gradient of a site is not finite.
     """
-    total = {s.name: torch.zeros(s.d_out, s.d_in) for s in sites}
+    total = {s.name: torch.zeros(s.d_out, s.d_in, device=models.device_of(model)) for s in sites}
     tokens = 0
     for batch, taped in tapes(model, stream, sites, labels=labels, precision=precision, seed=seed):
         for name, tape in taped.items():
             assert tape.g is not None
-            total[name] += (tape.g.T @ tape.x.to(tape.g.dtype)).to(total[name])
+            linalg.add_product(total[name], tape.g, tape.x.to(tape.g.dtype))
         tokens += batch.n_tokens
     for name, gradient in total.items():
         if not bool(gradient.isfinite().all()):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from hooklearn.data import Corpus, TokenBatch, batches, encode
 from hooklearn.forward import Precision
 from hooklearn.linalg import Moments, MomentSum, Sides
 from hooklearn.locate.capture import tapes
-from hooklearn.locate.fitters import EVERY_FITTER, Fitter, Seen, logistic, stacked
+from hooklearn.locate.fitters import EVERY_FITTER, Fitter, Found, Seen, logistic, stacked
 from hooklearn.locate.subspace import Subspace, Subspaces
 from hooklearn.types import NAN, InputError, Side, Site, Tape
 
@@ -57,6 +57,8 @@ class Collected:
     sides: tuple[Side, ...]
     forget: ClassData
     retain: ClassData
+    _known: dict[tuple[str, int], tuple[int, Found]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """(fitter, id of the moments) -> the rank asked for and what was found; of nested ones a lower rank is the first."""
 
     def fit(self, fitter: str, rank: int, *, seed: int = 0, judge: bool = True) -> Subspaces:
         """Fit one kind of subspace everywhere.
@@ -90,10 +92,14 @@ class Collected:
     def _fit_one(self, site: Site, side: Side, fitter: Fitter, rank: int, seed: int) -> Subspace:
         key = (site.name, side)
         forget, retain = (Seen(c.moments[key], c.fitted[key]) for c in (self.forget, self.retain))
-        found = fitter.vectors(forget, retain, rank, seed + _number(site, side), f"{site.name} ({side})")
+        known = self._known.get((fitter.name, id(forget.moments)))
+        if known is None or not fitter.nested or known[0] < rank:
+            seed, where = seed + _number(site, side), f"{site.name} ({side})"
+            known = self._known[fitter.name, id(forget.moments)] = rank, fitter.vectors(forget, retain, rank, seed, where)
+        vectors, values, condition = known[1]
         moments = (forget.moments, retain.moments)
-        space = Subspace.of(site, side, fitter.name, found.vectors, found.values, moments=moments)
-        return replace(space, condition=found.condition)
+        space = Subspace.of(site, side, fitter.name, vectors[:, :rank], values[:rank], moments=moments)
+        return replace(space, condition=condition)
 
     def _judged(self, space: Subspace, seed: int) -> Subspace:
         key = (space.site.name, space.side)
@@ -265,11 +271,10 @@ def sweep(collected: Collected, fitters: Sequence[str], ranks: Sequence[int], *,
     """Every fitter at every rank over one capture: "which layer, which rank?" as a data frame."""
     import pandas as pd
 
-    return pd.concat(
-        [
-            collected.fit(fitter, rank, seed=seed).to_dataframe()
-            for fitter in fitters
-            for rank in (ranks if fitter not in ("mean_diff",) else [1])
-        ],
-        ignore_index=True,
-    )
+    frames = []
+    for fitter in fitters:
+        wanted = [1] if fitter == "mean_diff" else ranks
+        # the highest rank first: the eigenvectors of the others are among its own
+        fitted = {r: collected.fit(fitter, r, seed=seed).to_dataframe() for r in sorted(set(wanted), reverse=True)}
+        frames += [fitted[rank] for rank in wanted]
+    return pd.concat(frames, ignore_index=True)

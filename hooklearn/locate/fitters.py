@@ -53,6 +53,8 @@ class Fitter:
     summary: str
     source: str
     fit: Fit
+    nested: bool = False
+    """The vectors of a lower rank are the first of those of a higher one, whatever the seed."""
 
     def vectors(self, forget: Seen, retain: Seen, rank: int, seed: int, where: str) -> Found:
         """Raises InputError where it found nothing, or what is no basis of this space."""
@@ -130,11 +132,12 @@ FITTERS: dict[str, Fitter] = {
     for f in (
         Fitter(
             "pca", "top eigenvectors of the forget moments (high variance, not yet selective)",
-            "Pearson 1901; RepSelect's components", _pca,
+            "Pearson 1901; RepSelect's components", _pca, nested=True,
         ),
         Fitter(
             "contrast", "generalised eigenvectors: most forget energy per unit of retain energy",
             "generalised eigenproblem; contrastive PCA (Abid et al. 2018) without its free parameter", _contrast,
+            nested=True,
         ),
         Fitter(
             "mean_diff", "difference of class means, rank 1", "Marks & Tegmark 2023, arXiv 2310.06824", _mean_diff
