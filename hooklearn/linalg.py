@@ -87,7 +87,11 @@ class MomentSum:
         self._second = torch.zeros(d, d, dtype=dtype, device=device)
         self._lower_only = self._second.device.type == "cpu"
 
-    def add(self, rows: Float[Tensor, "token d"]) -> None:
+    def add(self, rows: Float[Tensor, "token d"], zeros: int = 0) -> None:
+        """``zeros``: rows of zeros that were seen as well."""
+        self.n += rows.shape[0] + zeros
+        if not rows.shape[0]:
+            return
         rows = rows.to(self._second)  # its precision and its place
         if self._lower_only:
             (syrk,) = get_blas_funcs(("syrk",), dtype=self._second.numpy().dtype)
@@ -96,7 +100,6 @@ class MomentSum:
         else:
             self._second.addmm_(rows.T, rows)
         self._sum += rows.sum(0)
-        self.n += rows.shape[0]
 
     def moments(self, what: str = "rows") -> Moments:
         """What was added so far.

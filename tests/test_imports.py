@@ -22,6 +22,7 @@ ORDER = [
     "hooklearn.tiny_facts",
     "hooklearn.corpora",
     "hooklearn.loading",
+    "hooklearn.experts",
     "hooklearn.data hooklearn.store hooklearn.builtin hooklearn.plain hooklearn.models hooklearn.exporting "
     "hooklearn.generation",
     "hooklearn.forward",

@@ -7,7 +7,9 @@ and judged on the other.
 
 from __future__ import annotations
 
+import itertools
 import random
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hooklearn import linalg, models
@@ -62,6 +64,8 @@ class ClassData:
     fitted: Mapping[tuple[str, Side], Float[Tensor, "_item _d"]]
     """Item means of the fitted groups."""
     held_out: Mapping[tuple[str, Side], Float[Tensor, "_item _d"]]
+    tokens: Mapping[str, int]
+    """Per site, how many labelled tokens of the fitted groups it was given: all, except for an expert."""
 
 
 @dataclass(frozen=True)
@@ -74,16 +78,21 @@ class Collected:
     retain: ClassData
 
     def fit(self, fitter: str, rank: int, *, seed: int = 0, judge: bool = True) -> Subspaces:
-        """Fit one kind of subspace everywhere.
+        """Fit one kind of subspace everywhere that both classes reach.
+
+        Experts that a class never or rarely reaches are named in a warning; see :attr:`Subspaces.tokens`.
 
         Raises:
-            InputError: unknown fitter, or a rank above the smallest dimension.
+            InputError: unknown fitter, a rank above the smallest dimension, or no site that both classes reach.
         """
         if fitter not in FITTERS:
             raise InputError(f"unknown fitter {fitter!r}; valid: {', '.join(FITTERS)}")
         out: dict[tuple[str, Side], Subspace] = {}
         found: dict[int, Subspace] = {}  # gate and up read the same tensor: fitted and judged once
+        tokens = {site.name: (self.forget.tokens[site.name], self.retain.tokens[site.name]) for site in self.sites}
         for site in self.sites:
+            if not min(tokens[site.name]):
+                continue  # nothing to compare
             for side in self.sides:
                 if not 1 <= rank <= site.width(side):
                     raise InputError(f"rank {rank} at {site.name} ({side}): must be between 1 and {site.width(side)}")
@@ -92,7 +101,14 @@ class Collected:
                     space = self._fit_one(site, side, fitter, rank, seed)
                     found[shared] = self._judged(space, seed) if judge else space
                 out[site.name, side] = replace(found[shared], site=site)
-        return Subspaces(out)
+        spaces = Subspaces(out, tokens)
+        if rare := spaces.rare():
+            some = ", ".join(f"{name} (forget {f}, retain {r})" for name, (f, r) in itertools.islice(rare.items(), 3))
+            more = ", ..." if len(rare) > 3 else ""
+            warnings.warn(f"{len(rare)} expert sites were given few tokens or none: {some}{more}", stacklevel=2)
+        if not out:
+            raise InputError("locate: no site was given tokens of both classes; give more text")
+        return spaces
 
     def _fit_one(self, site: Site, side: Side, fitter: str, rank: int, seed: int) -> Subspace:
         key = (site.name, side)
@@ -188,17 +204,20 @@ def _collect_class(
     sums: dict[tuple[str, Side], MomentSum] = {}
     shared: dict[tuple[str, Side], tuple[str, Side]] = {}
     means: dict[bool, dict[tuple[str, Side], list[Tensor]]] = {True: {}, False: {}}
+    tokens = dict.fromkeys((site.name for site in sites), 0)
     for is_fitted, part in ((True, fitted), (False, held_out)):
         stream = batches(part, max_tokens=max_tokens, share=True)
         for batch, taped in tapes(model, stream, sites, gradients=gradients, positions="labelled", precision=precision):
             first_with: dict[int, tuple[str, Side]] = {}
             for site in sites:
+                tape = taped[site.name]
+                tokens[site.name] += len(tape.x) * is_fitted
                 for side in sides:
                     key = (site.name, side)
-                    rows = _rows(taped[site.name], side)
-                    means[is_fitted].setdefault(key, []).append(_item_means(rows, batch))
+                    rows = _rows(tape, side)
+                    means[is_fitted].setdefault(key, []).append(_item_means(rows, tape.of(batch.owner), batch))
                     if is_fitted:
-                        shared[key] = first_with.setdefault(rows.data_ptr(), key)
+                        shared[key] = first_with.setdefault(id(rows), key)
                         if shared[key] == key:
                             sums.setdefault(key, MomentSum(site.width(side), device=rows.device)).add(rows)
     moments = {key: sums.pop(key).moments(f"{key[0]} ({key[1]})") for key in list(sums)}
@@ -206,6 +225,7 @@ def _collect_class(
         {key: moments[leader] for key, leader in shared.items()},
         {key: torch.cat(parts) for key, parts in means[True].items()},
         {key: torch.cat(parts) for key, parts in means[False].items()},
+        tokens,
     )
 
 
@@ -216,12 +236,15 @@ def _rows(tape: Tape, side: Side) -> Tensor:
     return tape.g
 
 
-def _item_means(rows: Float[Tensor, "token d"], batch: TokenBatch) -> Float[Tensor, "item d"]:
+def _item_means(
+    rows: Float[Tensor, "token d"], owner: Int[Tensor, " token"], batch: TokenBatch
+) -> Float[Tensor, "item d"]:
+    """Of the items that any of these tokens belongs to."""
     n = len(batch.sequences)
-    owner = batch.owner.to(rows.device)
+    owner = owner.to(rows.device)
     sums = torch.zeros(n, rows.shape[1], device=rows.device).index_add(0, owner, rows.float())
     counts = torch.zeros(n, device=rows.device).index_add(0, owner, torch.ones_like(rows[:, 0]).float())
-    return (sums / counts[:, None]).cpu()
+    return (sums[counts > 0] / counts[counts > 0, None]).cpu()
 
 
 # --------------------------------------------------------------------------------------- separation

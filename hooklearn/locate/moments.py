@@ -53,7 +53,9 @@ def site_moments(
 ) -> dict[str, SiteMoments]:
     """Moments of every site over unmasked tokens, float32 sums.
 
-    Sites that read the same tensor (gate and up) share one object for their x side.
+    Sites that read the same tensor (gate and up) share one object for their x side. An expert's x side is over the
+    tokens that were sent to it (its n counts them); its g side is over all, the gradient of the others being zero:
+    the product of the two second moments is then its part of the Fisher information of the text.
 
     Args:
         labels: the Fisher metric needs ``sampled``; see :func:`hooklearn.locate.capture.tapes`.
@@ -64,7 +66,7 @@ def site_moments(
     g: dict[str, MomentSum] = {}
     leader: dict[str, str] = {}
     gradients = sides != "x"
-    for _, taped in tapes(
+    for batch, taped in tapes(
         model,
         stream,
         sites,
@@ -75,15 +77,16 @@ def site_moments(
         seed=seed,
     ):
         first_with: dict[int, str] = {}
+        rows = int((batch.mask if positions == "all" else batch.labels).sum())
         for site in sites:
             tape = taped[site.name]
             if sides != "g":
-                leader[site.name] = first_with.setdefault(tape.x.data_ptr(), site.name)
+                leader[site.name] = first_with.setdefault(id(tape.x), site.name)
                 if leader[site.name] == site.name:
                     _sum_of(x, site.name, tape.x).add(tape.x)
             if gradients:
                 assert tape.g is not None
-                _sum_of(g, site.name, tape.g).add(tape.g)
+                _sum_of(g, site.name, tape.g).add(tape.g, zeros=rows - len(tape.g))
     # one at a time, so that sums and moments never live side by side
     xs = {name: x.pop(name).moments(f"{name} (x)") for name in list(x)}
     gs = {name: g.pop(name).moments(f"{name} (g)") for name in list(g)}
