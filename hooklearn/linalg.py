@@ -14,6 +14,7 @@ from jaxtyping import Float
 from scipy.linalg import get_blas_funcs, get_lapack_funcs
 from torch import Tensor
 
+from hooklearn import parallel
 from hooklearn.types import InputError, NumericalError
 
 Filter = Literal["soft", "hard", "quadratic"]
@@ -100,6 +101,13 @@ class MomentSum:
         else:
             self._second.addmm_(rows.T, rows)
         self._sum += rows.sum(0)
+
+    def everywhere(self) -> MomentSum:
+        """With what the other processes added to theirs (:mod:`hooklearn.parallel`); each of them has to ask."""
+        self.n = int(parallel.total(self.n))
+        parallel.add_(self._sum)
+        parallel.add_(self._second)
+        return self
 
     def moments(self, what: str = "rows") -> Moments:
         """What was added so far.

@@ -74,6 +74,11 @@ def sampled_ce(logits: Float[Tensor, "kept vocab"], generator: torch.Generator) 
     return ce(logits, sampled_labels(logits.detach(), generator))
 
 
+def skip_labels(n: int, generator: torch.Generator) -> None:
+    """The generator goes on as if ``n`` labels had been drawn."""
+    torch.rand(n, 1, generator=generator)
+
+
 def sampled_labels(logits: Float[Tensor, "kept vocab"], generator: torch.Generator) -> Int[Tensor, " kept"]:
     """One label a row by inversion of the distribution function: one random number a row, on the CPU so that every
     device draws the same (``multinomial`` draws one per entry of the vocabulary, a tenth of a Fisher pass)."""

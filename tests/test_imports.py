@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 # low to high; the modules of one line may import each other
 ORDER = [
-    "hooklearn.types hooklearn.callable_module hooklearn.jsonable hooklearn.memory",
+    "hooklearn.types hooklearn.callable_module hooklearn.jsonable hooklearn.memory hooklearn.parallel",
     # config knows the types only; methods and attacks have their options checked by it
     "hooklearn.linalg hooklearn.losses hooklearn.batteries hooklearn.config",
     "hooklearn.corpus hooklearn.shipped hooklearn.tendencies hooklearn.fact_sets hooklearn.tiny_world "
@@ -34,7 +34,7 @@ ORDER = [
     "hooklearn.organisms",
     "hooklearn.evidence",
     "hooklearn.setting hooklearn.shared hooklearn.attacking hooklearn.experiment hooklearn.controls hooklearn.recipes "
-    "hooklearn.sweep_config hooklearn.sweeping hooklearn.auditing hooklearn.calibration hooklearn.api",
+    "hooklearn.fanout hooklearn.sweep_config hooklearn.sweeping hooklearn.auditing hooklearn.calibration hooklearn.api",
     "analysis.tables analysis.style analysis.writing",
     "analysis.evidence",
     "analysis.scores",

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hooklearn import forward, losses, models
+from hooklearn import forward, losses, models, parallel
 from hooklearn.data import TokenBatch
 from hooklearn.forward import Precision
 from hooklearn.types import InputError, NumericalError, Site, Tape
@@ -86,6 +86,7 @@ def tapes(
     positions: Literal["all", "labelled"] = "all",
     precision: Precision = "auto",
     seed: int = 0,
+    shared: bool = False,
 ) -> Iterator[tuple[TokenBatch, dict[str, Tape]]]:
     """Yield, for every batch, one :class:`Tape` per site; the loss is the *sum* of NLL over labelled tokens.
 
@@ -94,6 +95,8 @@ def tapes(
     Args:
         labels: ``sampled`` draws the labels from the model itself (true Fisher), by a generator of its own.
         positions: ``labelled`` keeps only positions that are themselves scored tokens.
+        shared: only the batches that are this process's (:mod:`hooklearn.parallel`); what is made of them has to be
+            added up.
     Raises:
         InputError: no sites, or a site whose hooks did not fire.
     """
@@ -103,7 +106,10 @@ def tapes(
         if not set(models.hook_names(site)) <= model.hook_dict.keys():
             raise InputError(f"this model has no site {site.name}; models.sites(model) lists them")
     generator = torch.Generator().manual_seed(seed)
-    for batch in stream:
+    for number, batch in enumerate(stream):
+        if shared and not parallel.mine(number):
+            losses.skip_labels(len(batch.targets), generator)
+            continue
         with _recording(model, sites, gradients) as record:
             with forward.autocast(model, precision), torch.set_grad_enabled(gradients):
                 states = forward.hidden(model, batch)
@@ -214,12 +220,13 @@ def weight_gradients(
     """
     total = {s.name: torch.zeros(s.d_out, s.d_in) for s in sites}
     tokens = 0
-    for batch, taped in tapes(model, stream, sites, labels=labels, precision=precision, seed=seed):
+    for batch, taped in tapes(model, stream, sites, labels=labels, precision=precision, seed=seed, shared=True):
         for name, tape in taped.items():
             assert tape.g is not None
             total[name] += (tape.g.T @ tape.x.to(tape.g.dtype)).to(total[name])
         tokens += batch.n_tokens
     for name, gradient in total.items():
+        parallel.add_(gradient)
         if not bool(gradient.isfinite().all()):
             raise NumericalError(f"the gradient at {name} is not finite")
-    return total, tokens
+    return total, int(parallel.total(tokens))

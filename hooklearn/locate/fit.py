@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hooklearn import linalg, models
+from hooklearn import linalg, models, parallel
 from hooklearn.data import Corpus, TokenBatch, batches, encode
 from hooklearn.forward import Precision
 from hooklearn.linalg import Moments, MomentSum, Sides
@@ -201,31 +201,41 @@ def _collect_class(
     fitted = [s for s in sequences if group_of[s.item] not in held]
     held_out = [s for s in sequences if group_of[s.item] in held]
     gradients = "g" in sides
+    device = models.device_of(model)
     sums: dict[tuple[str, Side], MomentSum] = {}
     shared: dict[tuple[str, Side], tuple[str, Side]] = {}
-    means: dict[bool, dict[tuple[str, Side], list[Tensor]]] = {True: {}, False: {}}
+    means: dict[bool, list[dict[tuple[str, Side], Tensor]]] = {True: [], False: []}
     tokens = dict.fromkeys((site.name for site in sites), 0)
     for is_fitted, part in ((True, fitted), (False, held_out)):
         stream = batches(part, max_tokens=max_tokens, share=True)
-        for batch, taped in tapes(model, stream, sites, gradients=gradients, positions="labelled", precision=precision):
+        for batch, taped in tapes(
+            model, stream, sites, gradients=gradients, positions="labelled", precision=precision, shared=True
+        ):
             first_with: dict[int, tuple[str, Side]] = {}
+            means[is_fitted].append({})
             for site in sites:
                 tape = taped[site.name]
                 tokens[site.name] += len(tape.x) * is_fitted
                 for side in sides:
                     key = (site.name, side)
                     rows = _rows(tape, side)
-                    means[is_fitted].setdefault(key, []).append(_item_means(rows, tape.of(batch.owner), batch))
+                    means[is_fitted][-1][key] = _item_means(rows, tape.of(batch.owner), batch)
                     if is_fitted:
                         shared[key] = first_with.setdefault(id(rows), key)
                         if shared[key] == key:
-                            sums.setdefault(key, MomentSum(site.width(side), device=rows.device)).add(rows)
-    moments = {key: sums.pop(key).moments(f"{key[0]} ({key[1]})") for key in list(sums)}
+                            sums.setdefault(key, MomentSum(site.width(side), device=device)).add(rows)
+    shared = parallel.agreed(shared)  # a process without a batch has seen none
+    moments = {}
+    for site, side in ((site, side) for site in sites for side in sides if shared[site.name, side][0] == site.name):
+        key = (site.name, side)
+        own = sums.pop(key, None) or MomentSum(site.width(side), device=device)
+        moments[key] = own.everywhere().moments(f"{site.name} ({side})")
+    of_items = {is_fitted: parallel.gather(parts) for is_fitted, parts in means.items()}
     return ClassData(
         {key: moments[leader] for key, leader in shared.items()},
-        {key: torch.cat(parts) for key, parts in means[True].items()},
-        {key: torch.cat(parts) for key, parts in means[False].items()},
-        tokens,
+        {key: torch.cat([part[key] for part in of_items[True]]) for key in shared},
+        {key: torch.cat([part[key] for part in of_items[False]]) for key in shared},
+        {name: int(parallel.total(n)) for name, n in tokens.items()},
     )
 
 
