@@ -79,6 +79,8 @@ def wrap(hf_model: PreTrainedModel, tokenizer: Tokenizer, name: str = "wrapped")
     Raises:
         InputError: if TransformerLens does not know the architecture.
     """
+    # a model that was never saved does not say so itself, and its kind alone is not enough for the bridge
+    hf_model.config.architectures = hf_model.config.architectures or [type(hf_model).__name__]
     with _tokenizer_as_given(tokenizer):
         try:
             model = TransformerBridge.boot_transformers(

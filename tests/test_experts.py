@@ -45,10 +45,8 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 
 def mixture(family: str) -> Any:
     """transformers' own model; 2 of 4 experts a token, in the second layer at least."""
-    config = CONFIGS[family]()
-    config.architectures = [f"{family}ForCausalLM"]
     torch.manual_seed(0)
-    hf_model: Any = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    hf_model: Any = transformers.AutoModelForCausalLM.from_config(CONFIGS[family](), attn_implementation="eager")
     for parameter in hf_model.parameters():  # biases and norms are born as zeros and ones
         parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
     return hf_model.eval()
