@@ -101,7 +101,7 @@ def _split_experts(model: TransformerBridge) -> None:
     """Every expert of a mixture gets weights and hook points of its own: ``blocks.0.mlp.experts.3.gate``."""
     for layer, block in enumerate(model.blocks):
         moe: Any = getattr(block, "mlp", None)
-        inner = getattr(moe, "original_component", None)
+        inner: Any = getattr(moe, "original_component", None)
         stored = getattr(inner, "experts", None)
         stored = getattr(stored, "original_component", stored)  # Qwen2-MoE's are in a bridge of their own
         if stored is None or not splittable(stored):

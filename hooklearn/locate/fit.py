@@ -225,11 +225,10 @@ def _collect_class(
                         if shared[key] == key:
                             sums.setdefault(key, MomentSum(site.width(side), device=device)).add(rows)
     shared = parallel.agreed(shared)  # a process without a batch has seen none
-    moments = {}
-    for site, side in ((site, side) for site in sites for side in sides if shared[site.name, side][0] == site.name):
-        key = (site.name, side)
-        own = sums.pop(key, None) or MomentSum(site.width(side), device=device)
-        moments[key] = own.everywhere().moments(f"{site.name} ({side})")
+    named, moments = {site.name: site for site in sites}, {}
+    for name, side in dict.fromkeys(shared.values()):
+        own = sums.pop((name, side), None) or MomentSum(named[name].width(side), device=device)
+        moments[name, side] = own.everywhere().moments(f"{name} ({side})")
     of_items = {is_fitted: parallel.gather(parts) for is_fitted, parts in means.items()}
     return ClassData(
         {key: moments[leader] for key, leader in shared.items()},
