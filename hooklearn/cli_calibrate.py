@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hooklearn.console import Json, Quiet, print_frame, print_json, print_line, visible, work
+from hooklearn.console import Json, Quiet, RayCluster, print_frame, print_json, print_line, say, visible, work
 
 if TYPE_CHECKING:
     from analysis.calibrate import Calibration
@@ -28,6 +28,7 @@ def calibrate(
     ] = None,
     battery: Annotated[str, typer.Option(help="cheap, standard or full.")] = "cheap",
     jobs: Annotated[int, typer.Option(min=1, help="Processes beside each other, a core each.")] = 2,
+    ray: RayCluster = None,
     resume: Annotated[bool, typer.Option("--resume", help="Keep the cases that are finished.")] = False,
     json_: Json = False,
     quiet: Quiet = False,
@@ -47,8 +48,11 @@ def calibrate(
         from hooklearn import calibration, store
 
         folders = calibration.run(
-            out, kinds, seeds, battery_name=battery, jobs=jobs, resume=resume, progress=progress
+            out, kinds, seeds, battery_name=battery, jobs=jobs, resume=resume, progress=progress, ray=ray
         )  # fmt: skip
+        if lost := [f.name for f in folders if not store.is_done(f)]:
+            say(f"not finished: {', '.join(lost)}; go on with --resume")
+            raise typer.Exit(1)
         progress("judging")
         from analysis.calibrate import calibrate as compared
         from analysis.confusion import confusion
