@@ -66,6 +66,6 @@ def _joined(address: str, jobs: int | None) -> Any:
     own: dict[str, Any] = {"num_cpus": jobs, "include_dashboard": False} if address == HERE else {}
     try:
         ray.init(address, log_to_driver=False, **own)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # a cluster that does not come up in time is a bare Exception
         raise InputError(f"--ray {address}: {one_line(error)}; valid: local, auto, or an address") from error
     return ray
