@@ -25,6 +25,7 @@ from hooklearn.auditing import audit
 from hooklearn.batteries import Spec, battery
 from hooklearn.config import RunConfig, parse
 from hooklearn.exporting import export
+from hooklearn.fanout import spread
 from hooklearn.organisms.kinds import KINDS, Kind, kind_of
 from hooklearn.organisms.made import PASSWORD
 from hooklearn.organisms.worlds import Ground
@@ -131,12 +132,15 @@ def run(
     jobs: int = 1,
     resume: bool = False,
     progress: Progress = lambda _: None,
+    ray: str | None = None,
 ) -> list[Path]:
     """Make and audit every case; returns the run folders.
 
     Args:
         jobs: processes beside each other, a thread each; the cases of one world and seed, which share their models,
             stay together.
+        ray: spread over the Ray cluster at this address (``local``: this machine). What is lost there is told by
+            ``progress``, and its folders are not done.
     Raises:
         InputError: unknown kind or battery; cases that are there already (without ``resume``), or with another config.
     """
@@ -148,16 +152,25 @@ def run(
     groups: dict[tuple[str, int], list[Case]] = {}
     for case in wanted:
         groups.setdefault((case.kind.world, case.seed), []).append(case)
-    if jobs == 1 or len(groups) == 1:
+    if ray is not None:
+        pieces = [([c.kind.name for c in g], g[0].seed, out.absolute(), battery_name) for g in groups.values()]
+        names = [f"{world}-seed{seed}" for world, seed in groups]
+        spread(run_group, pieces, ray, lambda i, error: progress(f"{names[i]}: {error or 'done'}"), jobs=jobs)
+    elif jobs == 1 or len(groups) == 1:
         for group in groups.values():
-            _run_group([c.kind.name for c in group], group[0].seed, out, battery_name, progress)
+            run_group([c.kind.name for c in group], group[0].seed, out, battery_name, progress)
     else:
         _beside_each_other(list(groups.values()), out, battery_name, jobs, progress)
     return folders
 
 
-def _run_group(names: Sequence[str], seed: int, out: Path, battery_name: str, progress: Progress) -> None:
-    """Cases of one world and seed: those with the same original meet the same controls, attacked once for all."""
+def run_group(
+    names: Sequence[str], seed: int, out: Path, battery_name: str, progress: Progress = lambda _: None
+) -> None:
+    """Cases of one world and seed: those with the same original meet the same controls, attacked once for all.
+
+    Those that are done are left alone.
+    """
     ground = KINDS[names[0]].ground(seed)
     shared: Shared | None = None
     for case in (Case(KINDS[name], seed) for name in names):
@@ -217,7 +230,7 @@ def _in_process(names: Sequence[str], seed: int, out: Path, battery_name: str, s
     torch.set_num_threads(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # libraries'; the command line is silent about them too
-        _run_group(names, seed, out, battery_name, said.put)
+        run_group(names, seed, out, battery_name, said.put)
 
 
 def _is_done(folder: Path, config: RunConfig) -> bool:

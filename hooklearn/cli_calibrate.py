@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hooklearn.console import Json, Quiet, print_frame, print_json, print_line, visible, work
+from hooklearn.console import Json, Quiet, RayCluster, print_frame, print_json, print_line, say, visible, work
 
 if TYPE_CHECKING:
     from analysis.calibrate import Calibration
@@ -32,6 +32,7 @@ def calibrate(
     ] = "tiny",
     battery: Annotated[str, typer.Option(help="Of tiny: cheap, standard or full.")] = "cheap",
     jobs: Annotated[int, typer.Option(min=1, help="Of tiny: processes beside each other, a core each.")] = 2,
+    ray: RayCluster = None,
     resume: Annotated[bool, typer.Option("--resume", help="Keep the cases that are finished.")] = False,
     json_: Json = False,
     quiet: Quiet = False,
@@ -53,10 +54,13 @@ def calibrate(
 
         if model == "tiny":
             folders = calibration.run(
-                out, kinds, seeds, battery_name=battery, jobs=jobs, resume=resume, progress=progress
-            )
+                out, kinds, seeds, battery_name=battery, jobs=jobs, resume=resume, progress=progress, ray=ray
+            )  # fmt: skip
         else:
             folders = calibration_instilled.run(out, model, kinds, seeds, resume=resume, progress=progress)
+        if lost := [f.name for f in folders if not store.is_done(f)]:
+            say(f"not finished: {', '.join(lost)}; go on with --resume")
+            raise typer.Exit(1)
         progress("judging")
         from analysis.calibrate import calibrate as compared
         from analysis.confusion import confusion

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hooklearn.cli_verdict import Deterministic
-from hooklearn.console import Json, Quiet, print_json, print_line, print_rows, say, visible, work
+from hooklearn.console import Json, Quiet, RayCluster, print_json, print_line, print_rows, say, visible, work
 
 if TYPE_CHECKING:
     from analysis.comparison import Comparison
@@ -94,6 +94,7 @@ def sweep(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the sweep in --out.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show cells and cost; write nothing.")] = False,
     deterministic: Deterministic = False,
+    ray: RayCluster = None,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -107,6 +108,7 @@ def sweep(
     hooklearn sweep benchmarks/sweeps/tiny.yaml --dry-run
     hooklearn sweep benchmarks/sweeps/tiny.yaml --out runs/tiny
     hooklearn sweep benchmarks/sweeps/tiny.yaml --out runs/tiny --resume --json | jq .tuning
+    hooklearn sweep benchmarks/sweeps/tiny.yaml --ray local
     """
     if resume and out is None:
         raise typer.BadParameter("needs --out: the folder of the sweep to continue", param_hint="--resume")
@@ -123,7 +125,7 @@ def sweep(
         folder = out or sweeping.new_folder(plan.config.name)
         check_place(folder, resume=resume)
         try:
-            sweeping.Sweep(plan, folder, data, command, progress).run(resume)
+            sweeping.Sweep(plan, folder, data, command, progress, ray).run(resume)
         except KeyboardInterrupt:
             again = f"{command} --out {shlex.quote(str(folder))} --resume"
             raise KeyboardInterrupt(f"continue with: {again}") from None

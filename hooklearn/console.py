@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
+RayCluster = Annotated[
+    str | None, typer.Option("--ray", metavar="ADDRESS", help="Spread over a Ray cluster; local: over this machine.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 
 # ------------------------------------------------------------------------------------------- errors
@@ -71,6 +74,11 @@ def _message(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
+def is_first() -> bool:
+    """Of the processes that ``torchrun`` or ``accelerate launch`` started, the one that writes and speaks."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+
+
 def say(text: str) -> None:
     """One line on stderr."""
     sys.stderr.write(visible(text) + "\n")
@@ -90,8 +98,8 @@ class Progress:
     """Stage texts on stderr: a live line on a terminal, plain lines elsewhere, or nothing."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self._quiet, self._started, self._live = quiet, time.monotonic(), None
-        if not quiet and sys.stderr.isatty():
+        self._quiet, self._started, self._live = quiet or not is_first(), time.monotonic(), None
+        if not self._quiet and sys.stderr.isatty():
             self._live = _live_line()
 
     def __call__(self, text: str) -> None:

@@ -87,6 +87,14 @@ class TokenBatch:
         """Tokens that go through the model; a shared beginning counts once."""
         return int(self.mask.sum())
 
+    def part(self, number: int, of: int) -> TokenBatch | None:
+        """The ``number``-th of so many parts, by sequences; None where there are fewer sequences than parts."""
+        if of == 1:
+            return self
+        n = len(self.sequences)
+        own = self.sequences[n * number // of : n * (number + 1) // of]
+        return _collate(_rows(own, 2 * ROW, share=n > len(self.ids)), 0) if own else None
+
     def attention(self) -> Bool[Tensor, "batch 1 pos pos"]:
         """Who (first) sees whom (second): itself and the tokens before it on the way from the root of its tree."""
         at = torch.arange(self.until.shape[1], device=self.until.device)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hooklearn import models
+from hooklearn import models, parallel
 from hooklearn.data import Encoded, TokenBatch, batches
 from hooklearn.losses import sequence_sums, token_logprobs
 from hooklearn.types import InputError
@@ -155,15 +155,18 @@ def sequence_logprobs(
     where: dict[int, list[int]] = {}  # the same object may be asked for twice
     for i, s in enumerate(sequences):
         where.setdefault(id(s), []).append(i)
+    stream, found = batches(sequences, max_tokens=max_tokens, share=True), []
     with autocast(model, precision):  # around all batches: weights are cast once
-        for batch in batches(sequences, max_tokens=max_tokens, share=True):
+        for batch in parallel.share(stream):
             parts = unembedded(model, hidden(model, batch), batch.targets)
             logp = torch.cat([token_logprobs(scores, targets) for scores, targets in parts]).double().cpu()
             n = len(batch.sequences)
             sums = sequence_sums(logp, batch.owner, n)
             counts = sequence_sums(torch.ones_like(logp), batch.owner, n)
-            for s, total, count in zip(batch.sequences, sums, counts, strict=True):
-                out[where[id(s)]] = torch.stack([total, count])
+            found.append(torch.stack([sums, counts], 1))
+    for batch, scores in zip(stream, parallel.gather(found), strict=True):
+        for s, score in zip(batch.sequences, scores, strict=True):
+            out[where[id(s)]] = score
     return out
 
 

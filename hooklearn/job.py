@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hooklearn.console import is_first
+
 if TYPE_CHECKING:
     from hooklearn.config import RunConfig
     from hooklearn.console import Progress
@@ -66,15 +68,20 @@ class Job:
         return Job(config, given, base, shlex.join(typed))
 
     def run(self, out: Path | None, progress: Progress, **more: Any) -> Path:
-        """Into ``out``, or a new folder below ``runs/``; returns the folder."""
+        """Into ``out``, or a new folder below ``runs/``; returns the folder. Of several processes that a launcher
+        started, only the first comes back."""
         folder = out or self.new_folder()
-        check_place(folder, resume=bool(more.get("resume")))
-        from hooklearn import experiment
+        if is_first():
+            check_place(folder, resume=bool(more.get("resume")))
+        from hooklearn import experiment, parallel
 
-        return experiment.run(
-            self.config, folder, given=self.given, base=self.base, command=self.command,
-            progress=progress, **more,
-        )  # fmt: skip
+        with parallel.joined(), parallel.own_folder(folder) as own:
+            experiment.run(
+                self.config, own, given=self.given, base=self.base, command=self.command, progress=progress, **more
+            )
+        if not is_first():
+            raise SystemExit(0)  # the first one judges and tells
+        return folder
 
     def new_folder(self) -> Path:
         name = re.sub(r"[^\w.-]+", "-", self.config.name).strip("-.") or "run"

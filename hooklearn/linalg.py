@@ -14,6 +14,7 @@ from jaxtyping import Float
 from scipy.linalg import get_blas_funcs, get_lapack_funcs
 from torch import Tensor
 
+from hooklearn import parallel
 from hooklearn.types import InputError, NumericalError
 
 Filter = Literal["soft", "hard", "quadratic"]
@@ -104,12 +105,15 @@ class MomentSum:
         self._second = torch.zeros(d, d, dtype=dtype, device=device)
         self._lower_only = self._second.device.type == "cpu"
 
-    def add(self, rows: Float[Tensor, "token d"]) -> None:
+    def add(self, rows: Float[Tensor, "token d"], zeros: int = 0) -> None:
+        """``zeros``: rows of zeros that were seen as well."""
+        self.n += rows.shape[0] + zeros
+        if not rows.shape[0]:
+            return
         rows = rows.to(self._second.device)
         if rows.dtype is torch.bfloat16 and self._second.dtype is torch.float32:
             add_product(self._second, rows, rows)
             self._sum += rows.sum(0, dtype=self._sum.dtype)
-            self.n += rows.shape[0]
             return
         rows = rows.to(self._second)
         if self._lower_only:
@@ -119,7 +123,13 @@ class MomentSum:
         else:
             self._second.addmm_(rows.T, rows)
         self._sum += rows.sum(0)
-        self.n += rows.shape[0]
+
+    def everywhere(self) -> MomentSum:
+        """With what the other processes added to theirs (:mod:`hooklearn.parallel`); each of them has to ask."""
+        self.n = int(parallel.total(self.n))
+        parallel.add_(self._sum)
+        parallel.add_(self._second)
+        return self
 
     def moments(self, what: str = "rows") -> Moments:
         """What was added so far.

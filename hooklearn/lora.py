@@ -52,7 +52,8 @@ class Lora:
         def add(name: str):
             def hook(value: Tensor, hook: Any) -> Tensor:  # noqa: ARG001
                 # attention hooks hold [batch pos head d_head]
-                low = inputs.pop(name).to(value.dtype).flatten(2) @ self.a[name].T.to(value)
+                x = inputs.pop(name).to(value.dtype)
+                low = (x.flatten(2) if x.ndim > 2 else x) @ self.a[name].T.to(value)
                 return value + self.scale * (low @ self.b[name].T.to(value)).view_as(value)
 
             return hook

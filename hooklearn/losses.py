@@ -87,6 +87,11 @@ def ce_gradient(
     return p.to(logits.dtype)
 
 
+def skip_labels(n: int, generator: torch.Generator) -> None:
+    """The generator goes on as if ``n`` labels had been drawn."""
+    torch.rand(n, 1, generator=generator)
+
+
 def sampled_labels(logits: Float[Tensor, "kept vocab"], generator: torch.Generator) -> Int[Tensor, " kept"]:
     """One label a row by inversion of the distribution function: one random number a row, on the CPU so that every
     device draws the same (``multinomial`` draws one per entry of the vocabulary, a tenth of a Fisher pass)."""

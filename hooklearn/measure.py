@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hooklearn import forward, losses, models
+from hooklearn import forward, losses, models, parallel
 from hooklearn.data import Corpus, Encoded, Row, TokenBatch, batches, encode, encode_choices, split_row
 from hooklearn.forward import Precision
 from hooklearn.generation import generate
@@ -275,9 +275,9 @@ class DisruptionMeter:
         self._far = batches(encode(far, tokenizer, max_length=max_length), max_tokens=max_tokens)
         self._near = batches(encode(near, tokenizer), max_tokens=max_tokens, share=True) if near is not None else []
         with torch.no_grad():
-            self._hidden = [forward.hidden(model, b) for b in self._far]
-            self._far_ce = torch.cat([self._ce(b, model, h) for b, h in zip(self._far, self._hidden, strict=True)])
-            self._near_ce = torch.cat([self._ce(b, model) for b in self._near]) if self._near else None
+            self._hidden = [(b, forward.hidden(model, b)) for b in parallel.share(self._far)]
+            self._far_ce = torch.cat(parallel.gather([self._ce(b, model, h) for b, h in self._hidden]))
+            self._near_ce = self._near_now(model) if self._near else None
         self.rough: DisruptionMeter | None = None
         """The same on its first few texts; None where there are no more than twice as many."""
         if 0 < 2 * rough < len(far):
@@ -291,7 +291,9 @@ class DisruptionMeter:
     @torch.no_grad()
     def _check_zero(self) -> None:
         """One batch, read again: anything but exactly 0 is a meter that cannot be trusted."""
-        batch, before = self._far[0], self._hidden[0]
+        if not self._hidden:
+            return  # more processes than batches
+        batch, before = self._hidden[0]
         kl = float(self._kl(batch, self.model, before, forward.hidden(self.model, batch))[:, 0].sum())
         if kl != 0:
             raise InputError(
@@ -313,18 +315,21 @@ class DisruptionMeter:
         """Disruption of the state the model is in now (or of another ``model``); errors are over texts."""
         subject = self.model if model is None else model
         kl, ce = [], []
-        for batch, before in zip(self._far, self._hidden, strict=True):
+        for batch, before in self._hidden:
             now = forward.hidden(subject, batch)
             kl.append(self._kl(batch, subject, before, now))
             ce.append(self._ce(batch, subject, now))
-        rise = torch.cat(ce)
+        rise = torch.cat(parallel.gather(ce))
         rise[:, 0] -= self._far_ce[:, 0]
         near_rise = None
         if near and self._near_ce is not None:
-            now_near = torch.cat([self._ce(b, subject) for b in self._near])
+            now_near = self._near_now(subject)
             now_near[:, 0] -= self._near_ce[:, 0]
             near_rise = _per_token(now_near)
-        return Disruption(_per_token(torch.cat(kl)), _per_token(rise), near_rise)
+        return Disruption(_per_token(torch.cat(parallel.gather(kl))), _per_token(rise), near_rise)
+
+    def _near_now(self, model: Any) -> Float[Tensor, "text 2"]:
+        return torch.cat(parallel.gather([self._ce(b, model) for b in parallel.share(self._near)]))
 
     def _kl(self, batch: TokenBatch, model: Any, before: Tensor, now: Tensor) -> Float[Tensor, "text 2"]:
         was = forward.unembedded(self.model, before, batch.targets)

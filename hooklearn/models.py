@@ -5,7 +5,8 @@ sites (``Site``) and deltas (``Delta``).
 
 Architectures that store several weights in one (GPT-2, GPT-NeoX, Phi-3) need no special case: the
 bridge computes with the parts, so the parts are the parameters. The fused tensor is left out
-everywhere here and put together again for an export (see ``hooklearn.plain``).
+everywhere here and put together again for an export (see ``hooklearn.plain``). The experts of a mixture are
+made parts here, in the same way (see ``hooklearn.experts``).
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from weakref import WeakKeyDictionary
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.generalized_components import MoERouterBridge
 from transformer_lens.model_bridge.generalized_components.linear import LinearBridge
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -32,6 +35,7 @@ from hooklearn.builtin import BUILTIN as BUILTIN
 from hooklearn.builtin import fetch as fetch
 from hooklearn.builtin import is_cached as is_cached
 from hooklearn.builtin import read
+from hooklearn.experts import Experts, splittable
 from hooklearn.plain import FUSED, fused_parameters, plain_name
 from hooklearn.types import Delta, InputError, NumericalError, Site
 
@@ -75,6 +79,8 @@ def wrap(hf_model: PreTrainedModel, tokenizer: Tokenizer, name: str = "wrapped")
     Raises:
         InputError: if TransformerLens does not know the architecture.
     """
+    # a model that was never saved does not say so itself, and its kind alone is not enough for the bridge
+    hf_model.config.architectures = hf_model.config.architectures or [type(hf_model).__name__]
     with _tokenizer_as_given(tokenizer):
         try:
             model = TransformerBridge.boot_transformers(
@@ -85,9 +91,33 @@ def wrap(hf_model: PreTrainedModel, tokenizer: Tokenizer, name: str = "wrapped")
                 raise
             kind = hf_model.config.model_type
             raise InputError(f"model {name!r}: TransformerLens has no bridge for {kind!r}") from error
+    _split_experts(model)
     for dead in fused_parameters(model):
         dead.requires_grad_(False)
     return model.eval()
+
+
+def _split_experts(model: TransformerBridge) -> None:
+    """Every expert of a mixture gets weights and hook points of its own: ``blocks.0.mlp.experts.3.gate``."""
+    for layer, block in enumerate(model.blocks):
+        moe: Any = getattr(block, "mlp", None)
+        inner: Any = getattr(moe, "original_component", None)
+        stored = getattr(inner, "experts", None)
+        stored = getattr(stored, "original_component", stored)  # Qwen2-MoE's are in a bridge of their own
+        if stored is None or not splittable(stored):
+            continue
+        inner.experts = experts = Experts(stored, _hooked, HookPoint)
+        nn.Module.__setattr__(moe, "experts", experts)  # the bridge's own would hand it on to what it wraps
+        for name, hook in experts.named_modules(prefix=f"blocks.{layer}.mlp.experts"):
+            if isinstance(hook, HookPoint):
+                hook.name = name
+                model._hook_registry[name] = hook
+
+
+def _hooked(layer: nn.Linear, name: str) -> LinearBridge:
+    bridge = LinearBridge(name)
+    bridge.set_original_component(layer)
+    return bridge
 
 
 @contextmanager
@@ -110,6 +140,12 @@ def hook_names(site: Site) -> tuple[str, str]:
     return f"{site.name}.hook_in", f"{site.name}.hook_out"
 
 
+def expert_of(site: Site) -> tuple[str, int] | None:
+    """Of a site in an expert: the hook point where ``[token, chosen]`` numbers of experts pass, and its own number."""
+    match = re.fullmatch(r"(.*\.experts)\.(\d+)\.\w+", site.name)
+    return (f"{match[1]}.hook_chosen", int(match[2])) if match else None
+
+
 def sites(
     model: TransformerBridge,
     which: str | Iterable[str] = "mlp",
@@ -119,7 +155,8 @@ def sites(
 
     Args:
         which: ``"mlp"``, ``"attn"``, ``"all"``, a module (``"mlp.gate"``), a full name
-            (``"blocks.3.mlp.gate"``), or several of these.
+            (``"blocks.3.mlp.gate"``), or several of these. Of a mixture ``"mlp.experts"``, ``"mlp.experts.out"``
+            (of every expert) and ``"mlp.experts.3"`` too; its router is no site.
         layers: layer numbers, or a range such as ``"8-20"`` or ``"3,8-10"``; all by default.
 
     Raises:
@@ -139,7 +176,7 @@ def sites(
 
 
 def _no_site(name: str, every: list[Site]) -> InputError:
-    valid = ["mlp", "attn", "all", *dict.fromkeys(site.module for site in every)]
+    valid = ["mlp", "attn", "all", *dict.fromkeys(re.sub(r"\.\d+", "", site.module) for site in every)]
     near = difflib.get_close_matches(name, valid, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return InputError(f"no site {name!r}; {hint}valid: {', '.join(valid)}")
@@ -149,7 +186,7 @@ def _every_site(model: TransformerBridge) -> list[Site]:
     found = []
     for hook in model.hook_dict:
         match = re.fullmatch(r"blocks\.(\d+)\.(.+)\.hook_in", hook)
-        if match is None or not isinstance(_component(model, *match.groups()), LinearBridge):
+        if match is None or not _is_linear(_component(model, *match.groups())):
             continue
         layer, module = match.groups()
         if module.split(".")[-1] in FUSED:  # dead: these hooks never fire
@@ -157,11 +194,20 @@ def _every_site(model: TransformerBridge) -> list[Site]:
         stored = _stored(model, layer, module)
         d_out, d_in = _oriented(stored).shape
         found.append(Site(int(layer), module, d_in, d_out))
-    return found
+    return sorted(found, key=lambda site: site.layer)  # experts were given their hook points last
+
+
+def _is_linear(component: Any) -> bool:
+    """A router chooses by a copy of the logits that its hook point never sees, so no gradient passes there."""
+    return isinstance(component, LinearBridge) and not isinstance(component, MoERouterBridge)
 
 
 def _matches(site: Site, name: str) -> bool:
-    return name in ("all", site.module, site.name, site.module.split(".")[0])
+    if name in ("all", site.module, site.name, site.module.split(".")[0]):
+        return True
+    group, _, rest = site.module.partition(".experts.")  # every expert, one expert, one matrix of every expert
+    number, _, part = rest.partition(".")
+    return bool(rest) and name in (f"{group}.experts", f"{group}.experts.{number}", f"{group}.experts.{part}")
 
 
 def _layers(layers: Iterable[int] | str | None, n_layers: int) -> set[int]:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hooklearn.experts import experts_of
+
 FUSED = {
     "qkv": ("split_qkv_matrix", ("q", "k", "v")),
     "gate_up": ("split_gate_up_matrix", ("gate", "in")),
@@ -81,7 +83,10 @@ def _fused_modules(model: Any) -> Iterator[tuple[Any, Any, str, tuple[str, ...]]
 
 
 def fused_parameters(model: Any) -> list[nn.Parameter]:
-    return [p for _, module, *_ in _fused_modules(model) for p in module.parameters()]
+    """What the model holds and does not compute with: fused weights, and the stacked ones of experts (whose parts are
+    views of them, so that they are never out of date)."""
+    split = [p for _, module, *_ in _fused_modules(model) for p in module.parameters()]
+    return [*split, *(p for _, experts in experts_of(model) for p in experts.stacked())]
 
 
 def _reassemble(part: Any, fused: Any, split: str, names: tuple[str, ...]) -> Iterator[tuple[nn.Parameter, Tensor]]:

@@ -12,6 +12,8 @@ or budgets may be added to the file.
 
 from __future__ import annotations
 
+import functools
+import json
 import shlex
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -19,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from hooklearn import controls, experiment, store
-from hooklearn.config import RunConfig, read_config
+from hooklearn.config import RunConfig, parse, read_config
 from hooklearn.corpus import Corpus
 from hooklearn.determinism import deterministic
+from hooklearn.fanout import installed, spread
 from hooklearn.jsonable import jsonable
 from hooklearn.setting import Progress, Setup, check
 from hooklearn.shared import Shared
@@ -40,6 +43,7 @@ def sweep(
     resume: bool = False,
     command: str = "",
     progress: Progress = lambda _: None,
+    ray: str | None = None,
 ) -> Path:
     """Run a sweep, given as a mapping or a YAML file; returns its folder.
 
@@ -47,6 +51,7 @@ def sweep(
 
     Args:
         base: the folder that relative paths start from; by default that of the file.
+        ray: trials and cells are spread over the Ray cluster at this address (``local``: this machine).
     Raises:
         InputError: anything wrong with the file, before anything is measured; or ``out`` holds another sweep.
     """
@@ -55,7 +60,7 @@ def sweep(
     else:
         data, folder, where = read_config(Path(config)), Path(config).parent, str(config)
     plan = Plan.of(data, Path(base) if base else folder, where)
-    Sweep(plan, Path(out), data, command, progress).run(resume)
+    Sweep(plan, Path(out), data, command, progress, ray).run(resume)
     return Path(out)
 
 
@@ -63,10 +68,19 @@ class Sweep:
     """The one writer of a sweep's folder."""
 
     def __init__(
-        self, plan: Plan, out: Path, given: Mapping[str, Any], command: str, progress: Progress = lambda _: None
+        self,
+        plan: Plan,
+        out: Path,
+        given: Mapping[str, Any],
+        command: str,
+        progress: Progress = lambda _: None,
+        ray: str | None = None,
     ) -> None:
         self.plan, self.out, self.given, self.command, self.progress = plan, out, given, command, progress
+        self.ray = ray
         self.record: dict[str, Any] = {}
+        self._ended: dict[str, str | None] = {}
+        """Folders that were run elsewhere -> what went wrong there."""
 
     def run(self, resume: bool) -> None:
         with deterministic(self.plan.base.deterministic):
@@ -74,6 +88,8 @@ class Sweep:
 
     def _run_all(self, resume: bool) -> None:
         plan = self.plan
+        if self.ray is not None:
+            installed()
         for family in plan.families():  # a typo in the last method should not cost the first
             for options in family.spec.settings(10**9):
                 check(plan.cell(family, 0, options))
@@ -168,7 +184,7 @@ class Sweep:
         families = {f.name: f for f in self.plan.families()}
         if trials is not None:
             self._tune(trials, self._undecided(waiting))
-        shared = Shared(setup, self.progress)
+        shared, elsewhere = Shared(setup, self.progress), []
         for seed in dict.fromkeys(c["seed"] for c in waiting):
             self.progress(f"controls (seed {seed})")
             found = controls.measure(
@@ -176,7 +192,17 @@ class Sweep:
             )
             shared.measured = {seed: found}
             for cell in [c for c in waiting if c["seed"] == seed]:
-                self._cell(cell, families[cell["family"]], shared)
+                if self.ray is None or self.record["tuning"].get(cell["family"], {}).get("error"):
+                    self._cell(cell, families[cell["family"]], shared)
+                else:
+                    elsewhere.append(cell)
+        configs = {c["folder"]: self._config(c, families[c["family"]]) for c in elsewhere}
+        where = {c["folder"]: f"controls/seed{c['seed']}" for c in elsewhere}
+        self._fan_out(self.plan.base, configs, where, {c["folder"]: c for c in elsewhere})
+
+    def _config(self, cell: dict[str, Any], family: Family) -> RunConfig:
+        tuned = self.record["tuning"].get(family.name, {})
+        return self.plan.cell(family, cell["seed"], tuned.get("chosen") or {})
 
     def _cell(self, cell: dict[str, Any], family: Family, shared: Shared) -> None:
         self.progress(f"{cell['folder']}")
@@ -184,8 +210,7 @@ class Sweep:
         if tuned.get("error"):
             cell |= {"status": "failed", "error": tuned["error"]}
         else:
-            config = self.plan.cell(family, cell["seed"], tuned.get("chosen") or {})
-            error = self._run(config, cell["folder"], shared)
+            error = self._run(self._config(cell, family), cell["folder"], shared)
             cell |= {"status": "failed" if error else "done", "error": error}
         self._save()
 
@@ -202,6 +227,37 @@ class Sweep:
             self.progress(f"failed: {store.one_line(error)}")
             return store.one_line(error)
         return None
+
+    def _fan_out(
+        self,
+        base: RunConfig,
+        configs: Mapping[str, RunConfig],
+        measured: Mapping[str, str],
+        cells: Mapping[str, dict[str, Any]] | None = None,
+    ) -> None:
+        """Run folders made by other processes; what became of each, and of the cell that it is, is recorded here.
+
+        Args:
+            base: the config whose models and texts they share; ``configs`` and ``measured``: folder -> its config, and
+                the folder of its controls.
+        """
+        folders = list(configs)
+
+        def ended(i: int, error: str | None) -> None:
+            self._ended[folders[i]] = error
+            self.progress(f"{folders[i]}: {f'failed: {error}' if error else 'done'}")
+            if cells is not None:
+                cells[folders[i]].update(status="failed" if error else "done", error=error)
+                self._save()
+
+        if folders:
+            here, out = self.plan.folder.absolute(), self.out.absolute()
+            pieces = [
+                (base.model_dump_json(), c.model_dump_json(), here, out / f, out / measured[f], self.command)
+                for f, c in configs.items()
+            ]
+            assert self.ray is not None
+            spread(run_elsewhere, pieces, self.ray, ended)
 
     # ---------------------------------------------------------------------------------------- tuning
 
@@ -223,6 +279,14 @@ class Sweep:
                 shared, self.out / "tuning/controls", tuning.seed, command=self.command, progress=self.progress
             )
         }
+        if self.ray is not None:
+            configs = {
+                f"tuning/{family.name}/{i}": self.plan.trial(family, options)
+                for family in families
+                for i, options in enumerate(family.spec.settings(tuning.trials))
+            }
+            waiting = {f: c for f, c in configs.items() if not store.is_done(self.out / f)}
+            self._fan_out(self.plan.tuning(), waiting, dict.fromkeys(waiting, "tuning/controls"))
         for family in families:
             self._choose(family, shared)
 
@@ -234,11 +298,27 @@ class Sweep:
             folder = f"tuning/{family.name}/{i}"
             self.progress(f"tuning: {family.name}, trial {i + 1} of {tuning.trials}")
             config = self.plan.trial(family, options)
-            error = None if store.is_done(self.out / folder) else self._run(config, folder, shared)
+            if folder in self._ended:
+                error = self._ended[folder]
+            else:
+                error = None if store.is_done(self.out / folder) else self._run(config, folder, shared)
             value = float("nan") if error else _lowest_is_best(self.out / folder, tuning.metric)
             tried.append({"options": options, "value": value, "folder": folder, "error": error})
         self.record["tuning"][family.name] = {"trials": tried} | _decide(tried)
         self._save()
+
+
+def run_elsewhere(base: str, config: str, folder: Path, out: Path, measured: Path, command: str) -> None:
+    """One run folder, in a process that keeps the models and texts of the last one: those of ``base`` (JSON)."""
+    shared, wanted = _shared(base, folder), parse(json.loads(config))
+    shared.measured = {wanted.seeds[0]: controls.read(measured)}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    experiment.run(wanted, out, base=folder, command=command, resume=True, shared=shared)
+
+
+@functools.lru_cache(maxsize=1)
+def _shared(base: str, folder: Path) -> Shared:
+    return Shared(Setup.load(parse(json.loads(base)), folder, lambda _: None), lambda _: None)
 
 
 def _decide(tried: list[dict[str, Any]]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from hooklearn import callbacks, forward, losses, models
+from hooklearn import callbacks, forward, losses, models, parallel
 from hooklearn.data import TokenBatch
 from hooklearn.forward import Precision
 from hooklearn.losses import LossSum
@@ -61,6 +61,7 @@ def fit(
     max_norm: float | None = None,
     params: Sequence[Tensor] = (),
     first: int = 0,
+    split: bool = False,
 ) -> Fit:
     """Descend ``objective`` over the batches of ``stream``.
 
@@ -69,6 +70,8 @@ def fit(
         observe: evaluation, saving and stopping; runs before each step and once after the last.
         max_norm: clip the gradient of ``params`` to this norm.
         first: the number of the first step, where the loop goes on from an earlier call.
+        split: every process takes its part of each batch (:mod:`hooklearn.parallel`). Only for an objective that is a
+            sum over sequences; without, each takes the same steps by itself.
     Raises:
         NumericalError: the loss, a gradient or a weight is NaN or infinite; names the step, and the parameter.
     """
@@ -83,11 +86,13 @@ def fit(
         # ---------------------------------------------------------------- a single training step
         rule.zero_grad(set_to_none=True)
         with forward.autocast(model, precision):
-            loss = objective(model, batch).mean
-        value = float(loss.detach())
+            loss = _own_part(objective, model, batch) if split else objective(model, batch).mean
+        value = parallel.total(float(loss.detach())) if split else float(loss.detach())
         if not math.isfinite(value):
             raise NumericalError(f"loss is {value} at step {first + step}; lower the learning rate")
         loss.backward()
+        if split:
+            parallel.add_gradients(watched)
         # no name holds the gradients: they would still be there when the next step makes its own
         norm = torch.nn.utils.get_total_norm([p.grad for p in watched if p.grad is not None])
         if not math.isfinite(float(norm)):  # clipped, it would make every weight NaN
@@ -107,6 +112,13 @@ def fit(
     if observe is not None and (reason := observe(done, tokens)) is not None:
         stop = reason
     return Fit(done, tokens, time.perf_counter() - started, tuple(history), stop)
+
+
+def _own_part(objective: Objective, model: Any, batch: TokenBatch) -> Tensor:
+    """What this process's sequences add to the mean loss of the batch."""
+    part = batch.part(parallel.rank(), parallel.size())
+    own = objective(model, part) if part is not None else LossSum(torch.zeros((), requires_grad=True), 0)
+    return own.total / max(1, int(parallel.total(own.count)))
 
 
 def _parameters(model: Any, rule: Rule) -> list[Tensor]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hooklearn.sharing import Shareable, quoted
@@ -67,6 +67,12 @@ class Tape:
     x: Float[Tensor, "token d_in"]
     g: Float[Tensor, "token d_out"] | None
     """None when the tape was recorded without a backward pass."""
+    tokens: Int[Tensor, " token"] | None = None
+    """Which of the batch's tokens these are, where a site is not given all of them (an expert of a mixture)."""
+
+    def of(self, per_token: Tensor) -> Tensor:
+        """What is known of every token of the batch, ``[batch_token ...]``, for the tokens of this tape."""
+        return per_token if self.tokens is None else per_token[self.tokens.to(per_token.device)]
 
     def update(self) -> Float[Tensor, "d_out d_in"]:
         """``sum_t g_t x_t^T``: the gradient of the loss with respect to ``W``.

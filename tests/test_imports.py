@@ -15,7 +15,8 @@ ROOT = Path(__file__).parent.parent
 
 # low to high; the modules of one line may import each other
 ORDER = [
-    "hooklearn.types hooklearn.sharing hooklearn.callable_module hooklearn.jsonable hooklearn.memory",
+    "hooklearn.types hooklearn.sharing hooklearn.callable_module hooklearn.jsonable hooklearn.memory "
+    "hooklearn.parallel",
     "hooklearn.callbacks",
     # config knows the types only; methods and attacks have their options checked by it
     "hooklearn.linalg hooklearn.losses hooklearn.batteries hooklearn.config hooklearn.plugins hooklearn.determinism",
@@ -23,6 +24,7 @@ ORDER = [
     "hooklearn.tiny_facts",
     "hooklearn.corpora hooklearn.layouts",
     "hooklearn.loading",
+    "hooklearn.experts",
     "hooklearn.data hooklearn.store hooklearn.builtin hooklearn.plain hooklearn.models hooklearn.exporting "
     "hooklearn.generation",
     "hooklearn.forward",
@@ -36,8 +38,8 @@ ORDER = [
     "hooklearn.organisms",
     "hooklearn.evidence",
     "hooklearn.setting hooklearn.shared hooklearn.attacking hooklearn.following hooklearn.experiment "
-    "hooklearn.controls hooklearn.recipes hooklearn.sweep_config hooklearn.sweeping hooklearn.auditing "
-    "hooklearn.calibration hooklearn.calibration_instilled hooklearn.api",
+    "hooklearn.controls hooklearn.recipes hooklearn.fanout hooklearn.sweep_config hooklearn.sweeping "
+    "hooklearn.auditing hooklearn.calibration hooklearn.calibration_instilled hooklearn.api",
     "analysis.reading analysis.style analysis.writing",
     "analysis.tables",
     "analysis.evidence",

@@ -215,7 +215,8 @@ def planted(strength: float = 2.0, items: int = 60, tokens: int = 8) -> tuple[Co
     def one(shift: float) -> ClassData:
         fitted, held = rows(shift), rows(shift)
         moments = Moments.of(fitted.flatten(0, 1))
-        return ClassData({key: moments}, {key: fitted.mean(1)}, {key: held.mean(1)})  # type: ignore[dict-item]
+        counts = {SITE.name: moments.n}
+        return ClassData({key: moments}, {key: fitted.mean(1)}, {key: held.mean(1)}, counts)  # type: ignore[dict-item]
 
     return Collected([SITE], ("x",), one(strength), one(0.0)), concept
 

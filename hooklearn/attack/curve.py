@@ -362,6 +362,7 @@ def _attack_arm(
                     precision=arena.precision,
                     max_norm=1.0,
                     params=params,
+                    split=True,
                 )
                 note, reached = run.stop, run.steps
             except NumericalError as error:

@@ -147,6 +147,8 @@ class CIR(Method):
         model = problem.model
         targets = self._targets(model.cfg.n_layers)
         sites = [site for site in problem.sites if site.layer <= targets[-1]]
+        if routed := [site.name for site in sites if models.expert_of(site)]:
+            raise InputError(f"cir: counts on every token at every site, and an expert is not given all: {routed[0]}")
         if not sites:
             raise InputError(f"cir: no site given lies in layers 0-{targets[-1]}, below its target layers")
         params = models.parameters_of(model, sites)

@@ -209,6 +209,8 @@ class Metric:
             yield name, x, g
 
     def _factor(self, moments: Moments, where: str) -> Tensor:
+        if moments.n == 0:
+            raise InputError(f"no retain token was sent to {where}: leave that expert out, or give more retain text")
         second = linalg.damped(moments.mean_second(), self.damping)
         return linalg.cholesky(second, f"retain moments of {where}")
 

@@ -168,7 +168,7 @@ class RepSelectMulti(Method):
         out = {}
         for name, tape in taped.items():
             assert tape.g is not None
-            g = tape.g.float() * per_token.to(tape.g.device)[:, None]
+            g = tape.g.float() * tape.of(per_token).to(tape.g.device)[:, None]
             alive = g.norm(dim=1) > 0
             x, g = tape.x.float()[alive], g[alive]
             x_side, g_side = collapsers[name]

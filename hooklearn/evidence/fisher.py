@@ -42,7 +42,7 @@ def fisher(
             tape = taped[site.name]
             assert tape.g is not None
             for i, sequence in enumerate(batch.sequences):
-                own = owner == i
+                own = tape.of(owner) == i
                 x, g = tape.x[own].double(), tape.g[own].double() / int(sequence.labels.sum())
                 total = float(((g @ g.T) * (x @ x.T)).sum())
                 if not np.isfinite(total):

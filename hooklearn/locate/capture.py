@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hooklearn import forward, linalg, losses, models
+from hooklearn import forward, linalg, losses, models, parallel
 from hooklearn.data import TokenBatch
 from hooklearn.forward import Precision
 from hooklearn.types import InputError, NumericalError, Site, Tape
@@ -28,10 +29,13 @@ class _Recorder:
 
     x: dict[str, Tensor] = field(default_factory=dict)
     g: dict[str, Tensor] = field(default_factory=dict)
+    chosen: dict[str, Tensor] = field(default_factory=dict)
+    """Where tokens were sent, by the hook point that says so: ``[token, chosen]`` numbers of experts."""
 
     def clear(self) -> None:
         self.x.clear()
         self.g.clear()
+        self.chosen.clear()
 
 
 @contextlib.contextmanager
@@ -59,6 +63,8 @@ def _recording(model: Any, sites: Sequence[Site], gradients: bool) -> Iterator[_
         hook_in, hook_out = models.hook_names(site)
         fwd.append((hook_in, keep(record.x, site.name)))
         bwd.append((hook_out, keep(record.g, site.name)))
+    routers = dict.fromkeys(expert[0] for site in sites if (expert := models.expert_of(site)))
+    fwd += [(router, keep(record.chosen, router)) for router in routers]
     frozen = [p for p in models.all_parameters(model) if p.requires_grad]
     for p in frozen:
         p.requires_grad_(False)
@@ -80,12 +86,17 @@ def tapes(
     positions: Literal["all", "labelled"] = "all",
     precision: Precision = "auto",
     seed: int = 0,
+    shared: bool = False,
 ) -> Iterator[tuple[TokenBatch, dict[str, Tape]]]:
     """Yield, for every batch, one :class:`Tape` per site; the loss is the *sum* of NLL over labelled tokens.
+
+    Sites that read the same tensor (gate and up) share one object for ``x``.
 
     Args:
         labels: ``sampled`` draws the labels from the model itself (true Fisher), by a generator of its own.
         positions: ``labelled`` keeps only positions that are themselves scored tokens.
+        shared: only the batches that are this process's (:mod:`hooklearn.parallel`); what is made of them has to be
+            added up.
     Raises:
         InputError: no sites, or a site whose hooks did not fire.
     """
@@ -95,7 +106,10 @@ def tapes(
         if not set(models.hook_names(site)) <= model.hook_dict.keys():
             raise InputError(f"this model has no site {site.name}; models.sites(model) lists them")
     generator = torch.Generator().manual_seed(seed)
-    for batch in stream:
+    for number, batch in enumerate(stream):
+        if shared and not parallel.mine(number):
+            losses.skip_labels(len(batch.targets), generator)
+            continue
         with _recording(model, sites, gradients) as record:
             with forward.autocast(model, precision), torch.set_grad_enabled(gradients):
                 states = forward.hidden(model, batch)
@@ -117,17 +131,55 @@ def _pull_back(model: Any, states: Tensor, batch: TokenBatch, labels: Labels, ge
 def _taped(record: _Recorder, sites: Sequence[Site], where: Tensor, gradients: bool) -> dict[str, Tape]:
     out: dict[str, Tape] = {}
     flat: dict[int, Tensor] = {}  # gate and up see the same input: flatten it once
+    sent: dict[tuple[str, int], _Sent] = {}
     for site in sites:
+        if (expert := models.expert_of(site)) is not None:
+            if expert not in sent:
+                sent[expert] = _Sent.of(record.chosen[expert[0]] == expert[1], where)
+            out[site.name] = sent[expert].tape(site, record, gradients)
+            continue
         if site.name not in record.x or (gradients and site.name not in record.g):
             side = "input" if site.name not in record.x else "gradient"
             raise InputError(f"site {site.name} did not fire ({side} hook); hooks: {models.hook_names(site)}")
         x = record.x[site.name]
         key = x.data_ptr()
         if key not in flat:
-            flat[key] = x[where].flatten(1)  # attention hooks hold [batch pos head d_head]
-        g = record.g[site.name][where].flatten(1) if gradients else None
+            flat[key] = _rows(x, where)
+        g = _rows(record.g[site.name], where) if gradients else None
         out[site.name] = Tape(flat[key], g)
     return out
+
+
+def _rows(value: Tensor, where: Tensor) -> Float[Tensor, "token d"]:
+    """Attention hooks hold ``[batch pos head d_head]``; those of a shared expert ``[batch*pos d]``."""
+    return value[where if value.shape[:2] == where.shape else where.flatten()].flatten(1)
+
+
+@dataclass
+class _Sent:
+    """The tokens that one expert was given, padding with them, and which of them count."""
+
+    kept: Bool[Tensor, " given"]
+    tokens: Int[Tensor, " kept"]
+    """As numbers among the tokens of the batch that count."""
+    x: dict[int, Tensor] = field(default_factory=dict)
+
+    @staticmethod
+    def of(chosen: Bool[Tensor, "every chosen"], where: Bool[Tensor, "batch pos"]) -> _Sent:
+        every = where.flatten()
+        given = chosen.any(1).nonzero().flatten()  # in the order in which the expert sees them
+        kept = every[given]
+        return _Sent(kept, (every.cumsum(0) - 1)[given[kept]])
+
+    def tape(self, site: Site, record: _Recorder, gradients: bool) -> Tape:
+        """The expert's gate and up share one object for their input; rows are none where no token was sent."""
+        side = site.module.endswith(".out")
+        if side not in self.x:
+            self.x[side] = self._of(record.x, site.name, site.d_in)
+        return Tape(self.x[side], self._of(record.g, site.name, site.d_out) if gradients else None, self.tokens)
+
+    def _of(self, values: dict[str, Tensor], name: str, d: int) -> Float[Tensor, "kept d"]:
+        return values[name][self.kept] if len(self.kept) else torch.zeros(0, d, device=self.kept.device)
 
 
 def capture(
@@ -167,12 +219,13 @@ def weight_gradients(
     """
     total = {s.name: torch.zeros(s.d_out, s.d_in, device=models.device_of(model)) for s in sites}
     tokens = 0
-    for batch, taped in tapes(model, stream, sites, labels=labels, precision=precision, seed=seed):
+    for batch, taped in tapes(model, stream, sites, labels=labels, precision=precision, seed=seed, shared=True):
         for name, tape in taped.items():
             assert tape.g is not None
             linalg.add_product(total[name], tape.g, tape.x.to(tape.g.dtype))
         tokens += batch.n_tokens
     for name, gradient in total.items():
+        parallel.add_(gradient)
         if not bool(gradient.isfinite().all()):
             raise NumericalError(f"the gradient at {name} is not finite")
-    return total, tokens
+    return total, int(parallel.total(tokens))

@@ -7,7 +7,9 @@ and judged on the other.
 
 from __future__ import annotations
 
+import itertools
 import random
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
@@ -15,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from hooklearn import linalg, models
+from hooklearn import linalg, models, parallel
 from hooklearn.data import Corpus, TokenBatch, batches, encode
 from hooklearn.forward import Precision
 from hooklearn.linalg import Moments, MomentSum, Sides
@@ -47,6 +49,8 @@ class ClassData:
     fitted: Mapping[tuple[str, Side], Float[Tensor, "_item _d"]]
     """Item means of the fitted groups."""
     held_out: Mapping[tuple[str, Side], Float[Tensor, "_item _d"]]
+    tokens: Mapping[str, int]
+    """Per site, how many labelled tokens of the fitted groups it was given: all, except for an expert."""
 
 
 @dataclass(frozen=True)
@@ -57,19 +61,26 @@ class Collected:
     sides: tuple[Side, ...]
     forget: ClassData
     retain: ClassData
-    _known: dict[tuple[str, int], tuple[int, Found]] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """(fitter, id of the moments) -> the rank asked for and what was found; of nested ones a lower rank is the first."""
+    _known: dict[tuple[str, int], tuple[int, Found]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """(fitter, id of the moments) -> the rank asked for and what was found; nested ones begin with a lower rank's."""
 
     def fit(self, fitter: str, rank: int, *, seed: int = 0, judge: bool = True) -> Subspaces:
-        """Fit one kind of subspace everywhere.
+        """Fit one kind of subspace everywhere that both classes reach.
+
+        Experts that a class never or rarely reaches are named in a warning; see :attr:`Subspaces.tokens`.
 
         Raises:
-            InputError: unknown fitter, or a rank above the smallest dimension.
+            InputError: unknown fitter, a rank above the smallest dimension, or no site that both classes reach.
         """
         chosen = EVERY_FITTER.get(fitter)
         out: dict[tuple[str, Side], Subspace] = {}
         found: dict[int, Subspace] = {}  # gate and up read the same tensor: fitted and judged once
+        tokens = {site.name: (self.forget.tokens[site.name], self.retain.tokens[site.name]) for site in self.sites}
         for site in self.sites:
+            if not min(tokens[site.name]):
+                continue  # nothing to compare
             for side in self.sides:
                 if not 1 <= rank <= site.width(side):
                     raise InputError(f"rank {rank} at {site.name} ({side}): must be between 1 and {site.width(side)}")
@@ -78,7 +89,14 @@ class Collected:
                     space = self._fit_one(site, side, chosen, rank, seed)
                     found[shared] = self._judged(space, seed) if judge else space
                 out[site.name, side] = replace(found[shared], site=site)
-        return Subspaces(out)
+        spaces = Subspaces(out, tokens)
+        if rare := spaces.rare():
+            some = ", ".join(f"{name} (forget {f}, retain {r})" for name, (f, r) in itertools.islice(rare.items(), 3))
+            more = ", ..." if len(rare) > 3 else ""
+            warnings.warn(f"{len(rare)} expert sites were given few tokens or none: {some}{more}", stacklevel=2)
+        if not out:
+            raise InputError("locate: no site was given tokens of both classes; give more text")
+        return spaces
 
     def judge(self, spaces: Subspaces, *, seed: int = 0) -> Subspaces:
         """Subspaces that were found elsewhere, with the statistics that fitted ones have."""
@@ -95,7 +113,10 @@ class Collected:
         known = self._known.get((fitter.name, id(forget.moments)))
         if known is None or not fitter.nested or known[0] < rank:
             seed, where = seed + _number(site, side), f"{site.name} ({side})"
-            known = self._known[fitter.name, id(forget.moments)] = rank, fitter.vectors(forget, retain, rank, seed, where)
+            known = self._known[fitter.name, id(forget.moments)] = (
+                rank,
+                fitter.vectors(forget, retain, rank, seed, where),
+            )
         vectors, values, condition = known[1]
         moments = (forget.moments, retain.moments)
         space = Subspace.of(site, side, fitter.name, vectors[:, :rank], values[:rank], moments=moments)
@@ -177,27 +198,40 @@ def _collect_class(
     fitted = [s for s in sequences if group_of[s.item] not in held]
     held_out = [s for s in sequences if group_of[s.item] in held]
     gradients = "g" in sides
+    device = models.device_of(model)
     sums: dict[tuple[str, Side], MomentSum] = {}
     shared: dict[tuple[str, Side], tuple[str, Side]] = {}
-    means: dict[bool, dict[tuple[str, Side], list[Tensor]]] = {True: {}, False: {}}
+    means: dict[bool, list[dict[tuple[str, Side], Tensor]]] = {True: [], False: []}
+    tokens = dict.fromkeys((site.name for site in sites), 0)
     for is_fitted, part in ((True, fitted), (False, held_out)):
         stream = batches(part, max_tokens=max_tokens, share=True)
-        for batch, taped in tapes(model, stream, sites, gradients=gradients, positions="labelled", precision=precision):
+        for batch, taped in tapes(
+            model, stream, sites, gradients=gradients, positions="labelled", precision=precision, shared=True
+        ):
             first_with: dict[int, tuple[str, Side]] = {}
+            means[is_fitted].append({})
             for site in sites:
+                tape = taped[site.name]
+                tokens[site.name] += len(tape.x) * is_fitted
                 for side in sides:
                     key = (site.name, side)
-                    rows = _rows(taped[site.name], side)
-                    means[is_fitted].setdefault(key, []).append(item_means(rows, batch))
+                    rows = _rows(tape, side)
+                    means[is_fitted][-1][key] = item_means(rows, batch, tape.of(batch.owner))
                     if is_fitted:
-                        shared[key] = first_with.setdefault(rows.data_ptr(), key)
+                        shared[key] = first_with.setdefault(id(rows), key)
                         if shared[key] == key:
-                            sums.setdefault(key, MomentSum(site.width(side), device=rows.device)).add(rows)
-    moments = {key: sums.pop(key).moments(f"{key[0]} ({key[1]})") for key in list(sums)}
+                            sums.setdefault(key, MomentSum(site.width(side), device=device)).add(rows)
+    shared = parallel.agreed(shared)  # a process without a batch has seen none
+    named, moments = {site.name: site for site in sites}, {}
+    for name, side in dict.fromkeys(shared.values()):
+        own = sums.pop((name, side), None) or MomentSum(named[name].width(side), device=device)
+        moments[name, side] = own.everywhere().moments(f"{name} ({side})")
+    of_items = {is_fitted: parallel.gather(parts) for is_fitted, parts in means.items()}
     return ClassData(
         {key: moments[leader] for key, leader in shared.items()},
-        {key: torch.cat(parts) for key, parts in means[True].items()},
-        {key: torch.cat(parts) for key, parts in means[False].items()},
+        {key: torch.cat([part[key] for part in of_items[True]]) for key in shared},
+        {key: torch.cat([part[key] for part in of_items[False]]) for key in shared},
+        {name: int(parallel.total(n)) for name, n in tokens.items()},
     )
 
 
@@ -208,12 +242,15 @@ def _rows(tape: Tape, side: Side) -> Tensor:
     return tape.g
 
 
-def item_means(rows: Float[Tensor, "token d"], batch: TokenBatch) -> Float[Tensor, "item d"]:
+def item_means(
+    rows: Float[Tensor, "token d"], batch: TokenBatch, owner: Int[Tensor, " token"] | None = None
+) -> Float[Tensor, "item d"]:
+    """Of the items that any of these tokens belongs to; all of a batch's labelled tokens where no owner is given."""
     n = len(batch.sequences)
-    owner = batch.owner.to(rows.device)
+    owner = (batch.owner if owner is None else owner).to(rows.device)
     sums = torch.zeros(n, rows.shape[1], device=rows.device).index_add(0, owner, rows.float())
     counts = torch.zeros(n, device=rows.device).index_add(0, owner, torch.ones_like(rows[:, 0]).float())
-    return (sums / counts[:, None]).cpu()
+    return (sums[counts > 0] / counts[counts > 0, None]).cpu()
 
 
 # --------------------------------------------------------------------------------------- separation

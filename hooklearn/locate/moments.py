@@ -9,8 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import Tensor
-
+from hooklearn import models, parallel
 from hooklearn.data import TokenBatch
 from hooklearn.forward import Precision
 from hooklearn.linalg import Moments, MomentSum
@@ -53,7 +52,9 @@ def site_moments(
 ) -> dict[str, SiteMoments]:
     """Moments of every site over unmasked tokens, float32 sums.
 
-    Sites that read the same tensor (gate and up) share one object for their x side.
+    Sites that read the same tensor (gate and up) share one object for their x side. An expert's x side is over the
+    tokens that were sent to it (its n counts them); its g side is over all, the gradient of the others being zero:
+    the product of the two second moments is then its part of the Fisher information of the text.
 
     Args:
         labels: the Fisher metric needs ``sampled``; see :func:`hooklearn.locate.capture.tapes`.
@@ -61,10 +62,10 @@ def site_moments(
         NumericalError: moments of a site are not finite.
     """
     x: dict[str, MomentSum] = {}
-    g: dict[str, MomentSum] = {}
     leader: dict[str, str] = {}
-    gradients = sides != "x"
-    for _, taped in tapes(
+    gradients, device = sides != "x", models.device_of(model)
+    g = {site.name: MomentSum(site.d_out, device=device) for site in sites} if gradients else {}
+    for batch, taped in tapes(
         model,
         stream,
         sites,
@@ -73,24 +74,26 @@ def site_moments(
         positions=positions,
         precision=precision,
         seed=seed,
+        shared=True,
     ):
         first_with: dict[int, str] = {}
+        rows = int((batch.mask if positions == "all" else batch.labels).sum())
         for site in sites:
             tape = taped[site.name]
             if sides != "g":
-                leader[site.name] = first_with.setdefault(tape.x.data_ptr(), site.name)
+                leader[site.name] = first_with.setdefault(id(tape.x), site.name)
                 if leader[site.name] == site.name:
-                    _sum_of(x, site.name, tape.x).add(tape.x)
+                    if site.name not in x:
+                        x[site.name] = MomentSum(site.d_in, device=device)
+                    x[site.name].add(tape.x)
             if gradients:
                 assert tape.g is not None
-                _sum_of(g, site.name, tape.g).add(tape.g)
+                g[site.name].add(tape.g, zeros=rows - len(tape.g))
+    leader = parallel.agreed(leader)  # a process without a batch has seen none
     # one at a time, so that sums and moments never live side by side
-    xs = {name: x.pop(name).moments(f"{name} (x)") for name in list(x)}
-    gs = {name: g.pop(name).moments(f"{name} (g)") for name in list(g)}
+    xs, gs = {}, {}
+    for name, width in ((s.name, s.d_in) for s in sites if leader.get(s.name) == s.name):
+        xs[name] = (x.pop(name, None) or MomentSum(width, device=device)).everywhere().moments(f"{name} (x)")
+    for name in list(g):
+        gs[name] = g.pop(name).everywhere().moments(f"{name} (g)")
     return {s.name: SiteMoments(xs.get(leader.get(s.name, s.name)), gs.get(s.name)) for s in sites}
-
-
-def _sum_of(sums: dict[str, MomentSum], name: str, rows: Tensor) -> MomentSum:
-    if name not in sums:
-        sums[name] = MomentSum(rows.shape[1], device=rows.device)
-    return sums[name]

@@ -163,7 +163,8 @@ class Look:
                 seen.scored[corpus] += len(text)
                 seen.count[corpus] += int(held.sum())
                 for p, space in enumerate(self.spaces):
-                    self._add(seen, p, corpus, _rows(taped[space.site.name], space), text, slot, held)
+                    tape = taped[space.site.name]
+                    self._add(seen, p, corpus, _rows(tape, space), tape.of(text), tape.of(slot), tape.of(held))
         seen.items.div_(torch.tensor([int(t.sequence.labels.sum()) for t in self.texts])[:, None])
         return seen
 
@@ -207,7 +208,8 @@ def predicted_disruption(look: Look, on: str, seed: int) -> tuple[list[Array], i
             x_on, g_on = (bases[p], carried[p]) if space.side == "x" else (carried[p], bases[p])
             effect = (tape.x.float() @ x_on) * (tape.g.float() @ g_on)
             effect = effect.cpu().double()
-            sums = torch.zeros(len(batch.sequences), look.k[p], dtype=torch.float64).index_add(0, owner, effect)
+            sums = torch.zeros(len(batch.sequences), look.k[p], dtype=torch.float64)
+            sums.index_add_(0, tape.of(owner), effect)
             forms[p] += sums.T @ sums
     return [(form / (n * draws)).float().numpy() for form in forms], n
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,9 @@ from hooklearn.types import NAN, InputError, Side, Site
 
 if TYPE_CHECKING:
     import pandas as pd
+
+RARE = 0.1
+"""Share of an even share of the tokens below which an expert counts as rarely routed to."""
 
 
 FILE = "subspaces.safetensors"
@@ -143,6 +147,22 @@ class Subspaces(Mapping[tuple[str, Side], Subspace], Shareable):
     """
 
     spaces: Mapping[tuple[str, Side], Subspace]
+    tokens: Mapping[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]], repr=False)
+    """Per site, (forget, retain) tokens it was given while they were fitted: all of them, except for an expert."""
+
+    def rare(self) -> dict[str, tuple[int, int]]:
+        """Expert sites with fewer than a tenth of the tokens that the experts of their layer have on average, in
+        either class; :attr:`tokens` of each. Those with none have no subspace; of the others little is known."""
+        layers: dict[str, list[str]] = {}
+        for name in self.tokens:
+            layer, experts, _ = name.partition(".experts.")
+            if experts:
+                layers.setdefault(layer, []).append(name)
+        out = {}
+        for names in layers.values():
+            least = [RARE * fmean(self.tokens[n][side] for n in names) for side in (0, 1)]
+            out |= {n: (f, r) for n in names for f, r in [self.tokens[n]] if f < least[0] or r < least[1]}
+        return out
 
     def __getitem__(self, key: tuple[str, Side]) -> Subspace:
         return self.spaces[key]
@@ -168,11 +188,11 @@ class Subspaces(Mapping[tuple[str, Side], Subspace], Shareable):
         return ", ".join(names[:4]) + (" ..." if len(names) > 4 else "")
 
     def top(self, rank: int) -> Subspaces:
-        return Subspaces({k: s.top(min(rank, s.rank)) for k, s in self.spaces.items()})
+        return Subspaces({k: s.top(min(rank, s.rank)) for k, s in self.spaces.items()}, self.tokens)
 
     def where(self, keep: Any) -> Subspaces:
         """Those for which ``keep(subspace)`` is true."""
-        return Subspaces({k: s for k, s in self.spaces.items() if keep(s)})
+        return Subspaces({k: s for k, s in self.spaces.items() if keep(s)}, self.tokens)
 
     @property
     def sites(self) -> list[Site]:
@@ -189,6 +209,7 @@ class Subspaces(Mapping[tuple[str, Side], Subspace], Shareable):
                     "fitter": s.fitter, "rank": s.rank, "auc": s.auc, "auc_shuffled": s.auc_shuffled,
                     "auc_random": s.auc_random, "forget_energy": s.forget_energy,
                     "retain_energy": s.retain_energy, "random_energy": s.random_energy, "condition": s.condition,
+                    **dict(zip(("forget_tokens", "retain_tokens"), self.tokens.get(s.site.name, ()), strict=False)),
                 }
                 for s in self.spaces.values()
             ]

@@ -1,0 +1,129 @@
+"""Several processes at one job, each with the whole model: who does what, and how the parts are put together.
+
+``torchrun`` or ``accelerate launch`` starts them. What is a sum over batches (gradients, moments, log-probabilities,
+the loss of a training step) is computed in parts and added up, so that every process knows the same numbers and takes
+the same decisions; the rest each computes for itself. The first one writes and speaks. With one process nothing here
+does anything.
+
+A function in which the processes wait for one another has to be called by all of them, in the same order.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Inside, the processes that a launcher started know one another: by nccl where tensors are on GPUs, else gloo."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _together():
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _together() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def size() -> int:
+    """How many processes share the work."""
+    return dist.get_world_size() if _together() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if _together() else 0
+
+
+def share(work: Sequence[T]) -> Sequence[T]:
+    """What of it is this process's: every ``size``-th piece."""
+    return work[rank() :: size()]
+
+
+def mine(number: int) -> bool:
+    """Whether this piece of work is in :func:`share`."""
+    return number % size() == rank()
+
+
+# ------------------------------------------------------------------- here they wait for one another
+
+
+def gather(parts: list[T]) -> list[T]:
+    """What every process made of its :func:`share`, in the order of the whole."""
+    if size() == 1:
+        return parts
+    found: list[list[T]] = [[] for _ in range(size())]
+    dist.all_gather_object(found, parts)
+    return [found[i % size()][i // size()] for i in range(sum(map(len, found)))]
+
+
+def add_(tensor: Tensor) -> Tensor:
+    """The sum over all processes, in place."""
+    if size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def total(number: float) -> float:
+    """The sum over all processes, in float64; integers below 2^53 are exact."""
+    return float(add_(torch.tensor(number, dtype=torch.float64))) if size() > 1 else number
+
+
+def agreed(value: T) -> T:
+    """What the first process has."""
+    if size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def add_gradients(parameters: Sequence[Tensor]) -> None:
+    """Sums of ``.grad`` over all processes; none where no process has one (an optimizer passes over it)."""
+    if size() == 1:
+        return
+    there = add_(torch.tensor([float(p.grad is not None) for p in parameters]))
+    for parameter, n in zip(parameters, there.tolist(), strict=True):
+        if n:
+            parameter.grad = add_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+
+
+@contextmanager
+def own_folder(folder: Path) -> Iterator[Path]:
+    """Where this process writes: the first one there, the others into copies that are thrown away.
+
+    A run that is to be continued is found in every copy.
+    """
+    if rank() == 0:
+        _wait()  # until the others have their copies
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="hooklearn-") as scratch:
+        copy = Path(scratch) / "run"
+        if folder.exists():
+            shutil.copytree(folder, copy, ignore=shutil.ignore_patterns(".*"))
+        _wait()
+        yield copy
+
+
+def _wait() -> None:
+    if size() > 1:
+        dist.barrier()

@@ -1,0 +1,88 @@
+"""What test_parallel.py compares: computed in one process, and in two that ``torchrun`` starts on this file."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hooklearn import api, forward, models, parallel
+from hooklearn.attack import Arena, ArmState, Watcher, attack_of
+from hooklearn.cli import main
+from hooklearn.data import cycle, encode
+from hooklearn.edit import method_of, run_edit
+from hooklearn.edit.method import Problem
+from hooklearn.locate import collect
+from hooklearn.measure import DisruptionMeter, Likelihoods
+from hooklearn.tiny_world import corpus
+from hooklearn.train import fit
+from hooklearn.types import Budget
+
+STEPS = 10
+
+
+def everything() -> dict[str, Tensor]:
+    """Statistics, scores, an edit and the first steps of an attack, all in float32."""
+    model = models.load("tiny")
+    sites = models.sites(model, "mlp", [1, 2])
+    forget, retain = corpus("forget", "bad").take(24), corpus("forget", "good").take(24)
+    problem = Problem(model, sites, forget, retain, corpus("text", "bad").take(20), precision="float32", max_tokens=100)
+    out = {f"gradient {n}": g for n, g in problem.gradient("forget").items()}
+    for name, m in problem.retain_moments.items():  # with labels drawn from the model
+        out |= {f"moments x {name}": m.side("x").second, f"moments g {name}": m.side("g").second}
+        out[f"n {name}"] = torch.tensor([m.side("x").n, m.side("g").n])
+    data = collect(model, forget, retain, sites, sides="both", precision="float32", max_tokens=100)
+    for (name, side), m in data.forget.moments.items():
+        out |= {f"located {side} {name}": m.second, f"items {side} {name}": data.forget.held_out[name, side]}
+    heldout = corpus("heldout", "bad").take(12)
+    scores = encode(heldout, models.tokenizer_of(model))
+    out["scores"] = forward.sequence_logprobs(model, scores, precision="float32", max_tokens=60)
+    far, near = corpus("disruption", "bad").take(30), corpus("near", "good").take(20)
+    meter = DisruptionMeter(model, far, near, max_tokens=100)
+    result = run_edit(problem, method_of("natural"), meter, Budget(0.01))
+    out |= {f"delta {n}": u for n, u in result.delta.updates.items()}
+    out["disruption"] = torch.tensor([result.disruption.kl.value, result.disruption.near_ce.value])  # type: ignore[union-attr]
+    out |= _attacked(model, result.delta, heldout)
+    # more processes than pieces of work
+    out["one"] = forward.sequence_logprobs(model, scores[:1], precision="float32")
+    out |= {f"one {n}": u for n, u in Problem(model, sites, forget.take(1)).gradient("forget").items()}
+    return {name: value.detach().double().contiguous() for name, value in out.items()}
+
+
+def _attacked(model: Any, delta: Any, heldout: Any) -> dict[str, Tensor]:
+    sequences = encode(corpus("attack", "bad"), models.tokenizer_of(model), end=True)
+    with models.restored(model):
+        models.merge(model, delta)
+        params = models.all_parameters(model)
+        rule = torch.optim.Adam(params, lr=3e-4)
+        stream = [b for b, _ in zip(cycle(sequences, max_tokens=300, seed=0, epochs=9, share=True), range(STEPS))]  # noqa: B905
+        run = fit(model, stream, rule=rule, precision="float32", max_norm=1.0, params=params, split=True)
+        moved = torch.cat([p.detach().flatten() for p in params])
+    arena = Arena(
+        [ArmState("edited", model, delta), ArmState("original", model)],
+        Watcher(Likelihoods.of(heldout, models.tokenizer_of(model), "heldout"), n_samples=0, precision="float32"),
+        corpus("attack", "bad"), precision="float32",
+    )  # fmt: skip
+    table = api.to_dataframe(attack_of("relearn", {"learning_rates": [3e-4], "max_steps": STEPS}).curves(arena))
+    return {"losses": torch.tensor(run.losses), "weights": moved, "curve": torch.tensor(table["value"].to_numpy())}
+
+
+def run(config: str, out: Path, *more: str) -> None:
+    """``hooklearn run`` without what is not shared out; ends with the exit code, as the command does."""
+    off = [w for key in ("evidence.enabled=false", "max_tokens=60", "model.precision=float32") for w in ("--set", key)]
+    with contextlib.suppress(SystemExit):
+        main(["run", config, "--out", str(out), "--no-report", *off, *more])
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    with parallel.joined():
+        assert parallel.size() == 2
+        save_file(everything(), folder / f"rank{parallel.rank()}.safetensors")
+        run(sys.argv[2], folder / "run")
+        run(sys.argv[2], folder / "run", "--resume")
