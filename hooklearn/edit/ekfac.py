@@ -7,6 +7,9 @@ it is the average of the product, ``S_ij = E[(u_i g)^2 (v_j x)^2]``, the diagona
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -16,10 +19,26 @@ from hooklearn.edit.method import Problem, Updates
 from hooklearn.forward import count_tokens
 from hooklearn.linalg import Moments
 from hooklearn.locate.capture import tapes
-from hooklearn.types import NumericalError
+from hooklearn.types import InputError, NumericalError
 
 
-class EigenMetric:
+class SiteMetric(ABC):
+    """A metric of the retain text that is one matrix a site; Euclidean across sites."""
+
+    @abstractmethod
+    def solved(self, *gradients: Updates) -> Iterator[tuple[str, list[Tensor]]]:
+        """(site, ``F'^-1 G`` of each), one site at a time."""
+
+    def solve(self, *gradients: Updates) -> list[Updates]:
+        """``F'^-1 G`` of each."""
+        out: list[Updates] = [{} for _ in gradients]
+        for name, solutions in self.solved(*gradients):
+            for of, solution in zip(out, solutions, strict=True):
+                of[name] = solution
+        return out
+
+
+class EigenMetric(SiteMetric):
     """``F ~ (U (x) V) diag(S) (U (x) V)^T`` of the retain text, per site."""
 
     def __init__(self, problem: Problem, damping: float) -> None:
@@ -33,6 +52,8 @@ class EigenMetric:
         last: tuple[Moments, Tensor] | None = None
         for name, moments in problem.retain_moments.items():
             one = moments.side("x")
+            if one.n == 0:
+                raise InputError(f"no retain token was sent to {name}: leave that expert out, or give more retain text")
             if last is None or last[0] is not one:  # gate and up share their inputs
                 last = (one, Eigen.of(one.mean_second()).vectors.float())
             self.v[name] = last[1]
@@ -60,12 +81,9 @@ class EigenMetric:
                 raise NumericalError(f"the curvature at {name} is not finite")
         return {name: s / rows for name, s in total.items()}
 
-    def solve(self, *gradients: Updates) -> list[Updates]:
-        """``F'^-1 G`` of each, ``F'`` with ``damping * mean(S)`` added to S."""
-        out: list[Updates] = [{} for _ in gradients]
+    def solved(self, *gradients: Updates) -> Iterator[tuple[str, list[Tensor]]]:
+        """``F'`` has ``damping * mean(S)`` added to S."""
         for name, s in self.curvature.items():
             u, v = self.u[name], self.v[name]
             scale = s + self.damping * s.mean()
-            for solved, gradient in zip(out, gradients, strict=True):
-                solved[name] = u @ ((u.T @ gradient[name] @ v) / scale) @ v.T
-        return out
+            yield name, [u @ ((u.T @ gradient[name] @ v) / scale) @ v.T for gradient in gradients]

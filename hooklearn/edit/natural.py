@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from hooklearn import linalg
-from hooklearn.edit.ekfac import EigenMetric
+from hooklearn.edit.ekfac import EigenMetric, SiteMetric
 from hooklearn.edit.method import Method, Problem, Updates, combine, inner
 from hooklearn.edit.repselect import contrast
 from hooklearn.linalg import Moments, Sides
@@ -86,7 +86,7 @@ class Natural(Method):
         else:
             yield _confined(self._gradient(problem, metric), self._directions(problem))
 
-    def _solved(self, problem: Problem, metric: Metric | EigenMetric) -> Updates:
+    def _solved(self, problem: Problem, metric: SiteMetric) -> Updates:
         """``F^-1 G``; the mixture needs both solutions for its norms, and they are all it needs."""
         if self.contrast not in ("mixture", "fisher"):
             return metric.solve(self._gradient(problem, metric))[0]
@@ -104,7 +104,7 @@ class Natural(Method):
             update.mul_(w_down).add_(up.pop(name), alpha=w_up)
         return down
 
-    def _gradient(self, problem: Problem, metric: Metric | EigenMetric) -> Updates:
+    def _gradient(self, problem: Problem, metric: SiteMetric) -> Updates:
         forget = problem.gradient("forget")
         if self.contrast == "none":
             return forget
@@ -186,7 +186,7 @@ class Products:
         self.retain_up += inner({"": retain}, {"": up})
 
 
-class Metric:
+class Metric(SiteMetric):
     """The K-FAC metric of the retain text: A' and B' per site, factored when they are needed and not kept."""
 
     def __init__(self, problem: Problem, damping: float, sides: Sides = "both") -> None:
@@ -218,14 +218,6 @@ class Metric:
         """(site, ``F^-1 G`` of each), one site at a time."""
         for name, x, g in self.factors():
             yield name, [linalg.precondition(gradient[name], x, g) for gradient in gradients]
-
-    def solve(self, *gradients: Updates) -> list[Updates]:
-        """``F^-1 G`` of each."""
-        out: list[Updates] = [{} for _ in gradients]
-        for name, solutions in self.solved(*gradients):
-            for of, solution in zip(out, solutions, strict=True):
-                of[name] = solution
-        return out
 
     def truncated(self, gradient: Updates, rank: int) -> Updates:
         """Truncated SVD of ``L_B^-1 G L_A^-T``, mapped back: the best rank-k update per unit of KL."""

@@ -82,10 +82,11 @@ def _items(source: Any, sites: Sequence[Site], called: Mapping[str, str], side: 
 
 def _class(items: Mapping[str, list[Tensor]], groups: Sequence[str], held: set[str], side: Side) -> ClassData:
     keep = torch.tensor([g not in held for g in groups])
-    moments, fitted, left = {}, {}, {}
+    moments, fitted, left, tokens = {}, {}, {}, {}
     for name, each in items.items():
         key = (name, side)
         means = torch.stack([t.mean(0) for t in each])
         moments[key] = Moments.of(*(t for t, kept in zip(each, keep, strict=True) if kept))
         fitted[key], left[key] = means[keep], means[~keep]
-    return ClassData(moments, fitted, left)
+        tokens[name] = moments[key].n
+    return ClassData(moments, fitted, left, tokens)
