@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-
-from hooklearn import models, store
+from hooklearn import store
 from hooklearn.attack import attack_of
 from hooklearn.config import RunConfig
-from hooklearn.locate import Subspace, Subspaces
+from hooklearn.locate import Subspaces
 from hooklearn.locate.followed import Follower, tokens_of
+from hooklearn.locate.subspace import FILE as SUBSPACES
 from hooklearn.setting import Setup
 
 FOLLOWED = ("relearn", "low_mi", "retain_only", "erode")
@@ -23,7 +22,7 @@ def follower(config: RunConfig, setup: Setup, folder: store.RunFolder, seed: int
     if name is None or seed != config.seeds[0] or not folder.has(SAMPLE) or folder.has(DIRECTIONS):
         return None
     return Follower(
-        setup.original, _located(config, setup, folder), tokens_of(folder.path(SAMPLE)),
+        setup.original, Subspaces.load(folder.path(SUBSPACES)), tokens_of(folder.path(SAMPLE)),
         setup.corpora["forget"], setup.corpora["retain"], setup.corpora["disruption"], seed=seed,
         max_tokens=config.max_tokens, only=(name, attacks[name].settings()[-1]),
     )  # fmt: skip
@@ -36,20 +35,3 @@ def write(found: Follower, folder: store.RunFolder) -> None:
     followed = found.followed()
     followed.add_to(folder.path(SAMPLE))
     folder.save_frame(DIRECTIONS, followed.directions)
-
-
-def _located(config: RunConfig, setup: Setup, folder: store.RunFolder) -> Subspaces:
-    """As they stand in the folder: also a run that is resumed follows what it had located."""
-    bases, _ = store.load_tensors(folder.path("subspaces.safetensors"))
-    rows = store.load_frame(folder.path("locate.parquet")).to_dict("records")
-    sites = {s.name: s for s in models.sites(setup.original, config.edit.sites, config.edit.layers)}  # type: ignore[arg-type]
-    judged = {(row["site"], row["side"]): row for row in rows}
-    spaces = {}
-    for key, basis in bases.items():
-        name, _, side = key.rpartition(".")
-        row = judged[name, side]
-        spaces[name, side] = Subspace(
-            sites[name], side, row["fitter"], basis, basis, torch.ones(basis.shape[1]),  # type: ignore[arg-type]
-            auc=row["auc"], auc_shuffled=row["auc_shuffled"],
-        )  # fmt: skip
-    return Subspaces(spaces)

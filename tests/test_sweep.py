@@ -200,10 +200,10 @@ def test_a_killed_sweep_goes_on_where_it_was(folder: Path, tmp_path: Path, monke
     whole, out = hl.sweep(QUICK, tmp_path / "whole", base=folder), tmp_path / "killed"
     stages = experiment.attack_stages
 
-    def killed(config: Any, arena: Any, run: Any) -> None:
+    def killed(config: Any, arena: Any, run: Any, *more: Any) -> None:
         if "repselect" in run.folder.name:
             raise KeyboardInterrupt
-        stages(config, arena, run)
+        stages(config, arena, run, *more)
 
     monkeypatch.setattr(experiment, "attack_stages", killed)
     with pytest.raises(KeyboardInterrupt):
