@@ -62,9 +62,10 @@ def run(config: dict[str, Any], out: Path, **how: Any) -> Path:
 def contents(folder: Path) -> dict[str, Any]:
     """Every measurement, to the bit: all but the seconds and when things happened."""
     found: dict[str, Any] = {
-        n: (folder / n).read_bytes()
-        for n in ("curves.parquet", "items.parquet", "locate.parquet", "directions.parquet", "samples.jsonl")
+        n: (folder / n).read_bytes() for n in ("curves.parquet", "items.parquet", "locate.parquet", "samples.jsonl")
     }
+    followed = folder / "directions.parquet"  # only where the explorer was asked for
+    found[followed.name] = followed.read_bytes() if followed.exists() else None
     for path in folder.glob("*.safetensors"):  # their headers are written in any order
         with safe_open(path, "pt") as file:
             tensors = {n: file.get_tensor(n).numpy().tobytes() for n in file.keys()}  # noqa: SIM118 (not a mapping)
