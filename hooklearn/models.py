@@ -241,11 +241,12 @@ def weight(model: TransformerBridge, site: Site) -> Float[Tensor, "d_out d_in"]:
 
 
 def add_(model: TransformerBridge, site: Site, update: Float[Tensor, "d_out d_in"], scale: float = 1.0) -> None:
-    """Add ``scale * update`` to the stored parameter, in place."""
+    """Add ``scale * update`` to the stored parameter, in place: bit for bit what adding the scaled delta gives."""
     with torch.no_grad():
         stored = weight(model, site)
-        # the update keeps its own dtype: a half-precision weight is then rounded once, not twice
-        stored.add_(update.to(stored.device), alpha=scale)
+        # the update keeps its own dtype: a half-precision weight is then rounded once, not twice. Not ``alpha=scale``:
+        # that multiplies and adds in one rounding, and a scale that was measured would not be the delta that is saved
+        stored.add_(scale * update.to(stored.device))
 
 
 def parameters_of(model: TransformerBridge, sites: Iterable[Site]) -> list[nn.Parameter]:

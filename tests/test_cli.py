@@ -197,7 +197,7 @@ def test_edit_then_attack_then_export(files: Files, tmp_path: Path) -> None:
     attacked = hooklearn("attack", config, "--delta", delta, "--out", tmp_path / "attack", "--json", "-q")
     again = only_json(attacked)
     assert set(again["behaviour"]) == {"relearn", "erode"}
-    assert again["disruption"]["kl"] == pytest.approx(found["edits"][0]["disruption"]["kl"], rel=1e-5)  # float32
+    assert again["disruption"]["kl"] == pytest.approx(found["edits"][0]["disruption"]["kl"])
 
     written = hooklearn("export", config, delta, tmp_path / "edited", "-q")
     assert written.exit_code == 0 and "logits differ by" in written.stdout
