@@ -9,8 +9,8 @@ from typing import Any
 from benchmarks.harness import Bench, Row, at_most, timed
 from hooklearn import models
 from hooklearn.attack import Arena, ArmState, Watcher, attack_of
+from hooklearn.deltas import Delta
 from hooklearn.measure import Likelihoods
-from hooklearn.types import Delta
 
 
 class Timed(Watcher):

@@ -12,10 +12,11 @@ from benchmarks.harness import Bench, Row, alternate, at_least, at_most, check_s
 from benchmarks.peers import huggingface, repselect
 from hooklearn import linalg, models
 from hooklearn.data import encode
+from hooklearn.deltas import Delta
 from hooklearn.edit import Problem, RepSelect, run_edit
 from hooklearn.forward import sequence_logprobs
 from hooklearn.measure import DisruptionMeter, completion_probability
-from hooklearn.types import Budget, Delta
+from hooklearn.types import Budget
 
 KL, STEPS = 0.01, 10
 """The published budget, and the published ten steps of the walk at most."""
@@ -119,7 +120,10 @@ def _filters(bench: Bench, forget: Any, rank: int, edit_seconds: float) -> Itera
     found: dict[str, Any] = {}
 
     def exact() -> None:
-        found["exact"] = {n: linalg.spectral_filter_svd(g, rank) for n, g in gradient.items()}
+        found["exact"] = {}
+        for n, g in gradient.items():
+            u, s, vh = torch.linalg.svd(g.double(), full_matrices=False)
+            found["exact"][n] = linalg.collapsed(g, (u[:, :rank], s[:rank], vh[:rank].T), "soft", "both")
 
     def ours() -> None:
         found["ours"] = {n: linalg.spectral_filter(g, rank) for n, g in gradient.items()}

@@ -25,11 +25,12 @@ import yaml
 from hooklearn import models
 from hooklearn.config import parse
 from hooklearn.data import Corpus, load_corpus
+from hooklearn.deltas import Delta
 from hooklearn.edit import Method, Problem, method_of, run_edit
 from hooklearn.measure import DisruptionMeter, Likelihoods, sample
 from hooklearn.recipes import recipe
 from hooklearn.setting import Setup
-from hooklearn.types import Budget, Delta
+from hooklearn.types import Budget
 
 STARTED = time.perf_counter()
 

@@ -56,10 +56,10 @@ _WHERE = {
     "observing": "callbacks",
     "reporting_to": "callbacks",
     "sweep": "sweeping",
-    "load_delta": "store",
-    "save_delta": "store",
+    "load_delta": "deltas",
+    "save_delta": "deltas",
     "Budget": "types",
-    "Delta": "types",
+    "Delta": "deltas",
     "Disruption": "types",
     "EditResult": "types",
     "Curve": "types",
@@ -123,6 +123,7 @@ if TYPE_CHECKING:
     from hooklearn.api import attack, audit, behaviour, build_organism, capture, organism, organism_card, run
     from hooklearn.callbacks import observing, reporting_to
     from hooklearn.data import Corpus, load_corpus
+    from hooklearn.deltas import Delta, load_delta, save_delta
     from hooklearn.edit import Method, Problem, edit
     from hooklearn.exporting import EditedModel, export
     from hooklearn.locate import Subspace, Subspaces, locate, locate_sweep
@@ -136,9 +137,8 @@ if TYPE_CHECKING:
     from hooklearn.panel import capability
     from hooklearn.preview import preview
     from hooklearn.recipes import recipe
-    from hooklearn.store import load_delta, save_delta
     from hooklearn.sweeping import sweep
-    from hooklearn.types import Budget, Curve, Delta, Disruption, EditResult, InputError, Site
+    from hooklearn.types import Budget, Curve, Disruption, EditResult, InputError, Site
 
 
 def __getattr__(name: str) -> Any:

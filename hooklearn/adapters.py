@@ -20,11 +20,12 @@ from transformers.pytorch_utils import Conv1D
 
 from hooklearn import models, store
 from hooklearn.builtin import no_bars
+from hooklearn.deltas import Delta
 from hooklearn.exporting import compare, logits, new_folder
 from hooklearn.lora import low_rank
 from hooklearn.plain import fused_parameters, plain_copy
 from hooklearn.sharing import CARD, model_card, quoted
-from hooklearn.types import Delta, InputError
+from hooklearn.types import InputError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."

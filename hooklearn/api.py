@@ -11,10 +11,11 @@ from hooklearn import auditing, models, organisms
 from hooklearn.attack import Arena, ArmState, Onlooker, Watcher, attack_of
 from hooklearn.config import RunConfig, parse
 from hooklearn.data import Corpus, batches, encode
+from hooklearn.deltas import Delta
 from hooklearn.locate.capture import capture as capture_sites
 from hooklearn.measure import TEMPERATURE, Likelihoods, RatioReferee, Referee, Scorer, sample
 from hooklearn.organisms.kinds import kind_of
-from hooklearn.types import Curve, Delta, InputError, Score, Tape
+from hooklearn.types import Curve, InputError, Score, Tape
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -24,6 +24,7 @@ from hooklearn import controls, experiment, models, store
 from hooklearn.auditing import audit
 from hooklearn.batteries import Spec, battery
 from hooklearn.config import RunConfig, parse
+from hooklearn.deltas import Delta
 from hooklearn.exporting import export
 from hooklearn.fanout import spread
 from hooklearn.organisms.kinds import KINDS, Kind, kind_of
@@ -32,7 +33,7 @@ from hooklearn.organisms.worlds import Ground
 from hooklearn.recipes import Config
 from hooklearn.setting import Setup
 from hooklearn.shared import Shared
-from hooklearn.types import Delta, InputError
+from hooklearn.types import InputError
 
 HELDOUT_KINDS = (
     "retrained", "locked", "instilled-full", "goodhart", "half-undone", "never-taught-on", "rounded", "abliterated",

@@ -245,7 +245,7 @@ def attack(
     """
     with work(quiet) as progress:
         job = Job.of("attack", target, set_, seed)
-        from hooklearn.store import load_delta
+        from hooklearn.deltas import load_delta
 
         given = load_delta(delta)
         command = f"{job.command} --delta {shlex.quote(str(delta))}"

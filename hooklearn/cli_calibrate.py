@@ -51,11 +51,14 @@ def calibrate(
     """
     with work(quiet) as progress:
         from hooklearn import calibration, calibration_instilled, store
+        from hooklearn.types import InputError
 
         if model == "tiny":
             folders = calibration.run(
                 out, kinds, seeds, battery_name=battery, jobs=jobs, resume=resume, progress=progress, ray=ray
             )  # fmt: skip
+        elif battery != "cheap" or ray is not None:
+            raise InputError(f"calibrate --model {model}: its attacks are its own; --battery and --ray are of tiny")
         else:
             folders = calibration_instilled.run(out, model, kinds, seeds, resume=resume, progress=progress)
         if lost := [f.name for f in folders if not store.is_done(f)]:

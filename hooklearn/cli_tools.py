@@ -112,9 +112,9 @@ def export(
         raise typer.BadParameter("is of an adapter, and needs --peft", param_hint="--rank")
     with work(quiet) as progress:
         from hooklearn import exporting, models, setting
+        from hooklearn.deltas import load_delta
         from hooklearn.job import Job
         from hooklearn.recipes import RECIPES
-        from hooklearn.store import load_delta
 
         loaded = load_delta(delta)
         if target in RECIPES or Path(target).suffix in (".yaml", ".yml"):

@@ -223,8 +223,8 @@ def _edit_is_undone() -> bool:
     import torch
 
     from hooklearn import models
+    from hooklearn.deltas import Delta
     from hooklearn.organisms.tiny import untrained
-    from hooklearn.types import Delta
 
     model = untrained()
     before = models.weights_hash(model)

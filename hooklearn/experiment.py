@@ -17,6 +17,7 @@ from hooklearn import evidence, following, memory, models, store
 from hooklearn.attack import Arena, ArmState, Watcher
 from hooklearn.attacking import arena_of, attack_records, attack_stages, attack_tokens, collect_parts
 from hooklearn.config import RunConfig, same_config
+from hooklearn.deltas import Delta, load_delta, save_delta
 from hooklearn.determinism import deterministic
 from hooklearn.edit import Method, Problem, method_of, run_edit
 from hooklearn.locate import collect
@@ -24,12 +25,7 @@ from hooklearn.locate.tokens import sample_tokens
 from hooklearn.measure import DisruptionMeter
 from hooklearn.setting import Progress, Setup
 from hooklearn.shared import Shared
-from hooklearn.types import (
-    Delta,
-    Disruption,
-    EditResult,
-    InputError,
-)
+from hooklearn.types import Disruption, EditResult, InputError
 
 
 def run(
@@ -138,14 +134,14 @@ def _edit_stage(
         disruption = meter.measure(model=setup.checkpoint)
         return _given_record(config, disruption, seed, {"checkpoint": config.edit.checkpoint}), None
     if setup.delta is not None:
-        if folder.has(name) and not _same(store.load_delta(folder.path(name)), setup.delta):
+        if folder.has(name) and not _same(load_delta(folder.path(name)), setup.delta):
             raise InputError(f"{folder.folder}: holds the attacks on another delta; use another --out")
         with models.edited(setup.original, setup.delta):
             disruption = meter.measure()
-        store.save_delta(setup.delta, folder.path(name))
+        save_delta(setup.delta, folder.path(name))
         return _given_record(config, disruption, seed, {"delta": setup.delta.base}), setup.delta
     if folder.has(part) and folder.has(name):
-        return store.load_json(folder.path(part)), store.load_delta(folder.path(name))
+        return store.load_json(folder.path(part)), load_delta(folder.path(name))
     assert config.edit.method is not None
     method = method_of(config.edit.method, config.edit.options)
     problem = Problem(
@@ -158,7 +154,7 @@ def _edit_stage(
     result = run_edit(problem, method, meter, config.budget.resolved(), on_point=progress)
     record = _edit_record(method, result, seed)
     folder.save_frame(f"parts/trace-seed{seed}.parquet", result.trace.to_dataframe().assign(seed=seed))
-    store.save_delta(result.delta, folder.path(name))
+    save_delta(result.delta, folder.path(name))
     folder.save_json(part, record)
     folder.event("edited", seed=seed, stop=result.stop, kl=result.disruption.kl.value)
     return record, result.delta

@@ -14,10 +14,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from hooklearn.builtin import no_bars
+from hooklearn.deltas import Delta
 from hooklearn.models import edited, load, named_parameters
 from hooklearn.plain import plain_copy
 from hooklearn.sharing import CARD, Shareable, quoted
-from hooklearn.types import Delta, InputError
+from hooklearn.types import InputError
 
 
 @dataclass(frozen=True, slots=True)

@@ -320,21 +320,6 @@ def spectral_filter(
     return collapsed(update, top_components(update if basis_of is None else basis_of, rank), kind, sides)
 
 
-def spectral_filter_svd(
-    update: Float[Tensor, "d_out d_in"],
-    rank: int,
-    *,
-    kind: Filter = "soft",
-    sides: Sides = "both",
-    basis_of: Float[Tensor, "d_out d_in"] | None = None,
-) -> Float[Tensor, "d_out d_in"]:
-    """:func:`spectral_filter` by a whole SVD: the plain form that tests and benchmarks compare with."""
-    source = update if basis_of is None else basis_of
-    u, s, vh = torch.linalg.svd(source.double(), full_matrices=False)
-    k = min(rank, numerical_rank(s, (source.shape[0], source.shape[1])))
-    return collapsed(update, (u[:, :k], s[:k], vh[:k].T), kind, sides)
-
-
 Components = tuple[Float[Tensor, "d_out k"], Float[Tensor, " k"], Float[Tensor, "d_in k"]]
 
 
@@ -342,7 +327,7 @@ def top_components(source: Float[Tensor, "d_out d_in"], rank: int) -> Components
     """The first ``rank`` left vectors, singular values (float64) and right vectors, clamped to the numerical rank.
 
     Of the Gram matrix on the smaller side, in float64: squaring the spectrum costs half of its digits, and float64 has
-    twice those of float32. A few eigenvectors of it are a third of a whole SVD.
+    twice those of float32. A few eigenvectors of it are a third to a half of a whole SVD in float64.
     """
     if rank < 0:
         raise InputError(f"rank must be 0 or more, got {rank}")

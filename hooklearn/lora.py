@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from hooklearn import models
+from hooklearn.deltas import Delta
 from hooklearn.linalg import numerical_rank
-from hooklearn.types import Delta, Site
+from hooklearn.types import Site
 
 
 class Lora:

@@ -66,20 +66,14 @@ def sequence_sums(per_token: Float[Tensor, " kept"], owner: Int[Tensor, " kept"]
     return torch.zeros(n, dtype=per_token.dtype, device=per_token.device).index_add(0, owner, per_token)
 
 
-def sampled_ce(logits: Float[Tensor, "kept vocab"], generator: torch.Generator) -> LossSum:
-    """Cross-entropy on labels drawn from the model itself: its gradients give the true Fisher.
-
-    Martens (2020), "New insights and perspectives on the natural gradient method", section 5.
-    """
-    return ce(logits, sampled_labels(logits.detach(), generator))
-
-
 def ce_gradient(
     logits: Float[Tensor, "kept vocab"], targets: Int[Tensor, " kept"] | None, generator: torch.Generator
 ) -> Float[Tensor, "kept vocab"]:
-    """Gradient of :func:`ce` (of :func:`sampled_ce` without targets) by its logits: ``softmax - one_hot``.
+    """Gradient of :func:`ce` by its logits, ``softmax - one_hot``: what autograd finds, in fewer passes over the largest
+    tensor there is.
 
-    What autograd finds, in a third of the passes over the largest tensor there is.
+    Without targets, labels are drawn from the model itself: the gradients then give the true Fisher (Martens 2020, "New
+    insights and perspectives on the natural gradient method", section 5).
     """
     p = logits.float().softmax(-1)
     chosen = _drawn(p, generator) if targets is None else targets

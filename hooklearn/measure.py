@@ -16,9 +16,10 @@ from torch import Tensor
 
 from hooklearn import forward, losses, models, parallel
 from hooklearn.data import Corpus, Encoded, Row, TokenBatch, batches, encode, encode_choices, split_row
+from hooklearn.deltas import Delta
 from hooklearn.forward import Precision
 from hooklearn.generation import generate
-from hooklearn.types import Delta, Disruption, InputError, Score
+from hooklearn.types import Disruption, InputError, Score
 
 # ---------------------------------------------------------------------------------------- likelihood
 

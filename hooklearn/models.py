@@ -35,9 +35,10 @@ from hooklearn.builtin import BUILTIN as BUILTIN
 from hooklearn.builtin import fetch as fetch
 from hooklearn.builtin import is_cached as is_cached
 from hooklearn.builtin import read
+from hooklearn.deltas import Delta
 from hooklearn.experts import Experts, splittable
 from hooklearn.plain import FUSED, fused_parameters, plain_name
-from hooklearn.types import Delta, InputError, NumericalError, Site
+from hooklearn.types import InputError, NumericalError, Site
 
 # --- loading --------------------------------------------------------------------------------------
 

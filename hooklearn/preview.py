@@ -12,9 +12,9 @@ import torch
 
 from hooklearn import models
 from hooklearn.data import Corpus
+from hooklearn.deltas import Delta
 from hooklearn.locate import Subspaces
 from hooklearn.measure import sample
-from hooklearn.types import Delta
 
 Preview = Callable[[str, Subspaces, float], str]
 """(prompt, directions, scale) -> completion."""

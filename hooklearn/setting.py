@@ -16,13 +16,14 @@ from hooklearn.attack import EVERY_ATTACK, Watcher, attack_of
 from hooklearn.config import CorpusConfig, RunConfig
 from hooklearn.corpora import EVERY_CORPUS
 from hooklearn.data import Corpus, load_corpus
+from hooklearn.deltas import Delta
 from hooklearn.edit import EVERY_METHOD, method_of
 from hooklearn.locate.fitters import EVERY_FITTER
 from hooklearn.measure import ContainsReferee, Likelihoods, RatioReferee, Referee, Scorer
 from hooklearn.organisms.instil import instil
 from hooklearn.panel import check_panel
 from hooklearn.plugins import Shelf
-from hooklearn.types import Delta, InputError
+from hooklearn.types import InputError
 
 Progress = Callable[[str], None]
 

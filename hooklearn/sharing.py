@@ -11,6 +11,8 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from hooklearn.types import InputError
+
 CARD = "README.md"
 TAGS = ("unlearning", "model-editing", "hooklearn")
 
@@ -42,8 +44,6 @@ class Shareable:
         Raises:
             InputError: the folder cannot be written.
         """
-        from hooklearn.types import InputError
-
         folder = Path(save_directory).expanduser()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -85,8 +85,6 @@ class Shareable:
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HFValidationError
 
-        from hooklearn.types import InputError
-
         with tempfile.TemporaryDirectory(prefix="hooklearn-push-") as scratch:
             self.save_pretrained(Path(scratch) / "files", card=card)
             try:
@@ -122,8 +120,6 @@ def quoted(name: str) -> str:
 def _downloaded(name: str, options: dict[str, Any]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
-
-    from hooklearn.types import InputError
 
     try:
         return Path(snapshot_download(name, **options))

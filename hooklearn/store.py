@@ -31,12 +31,11 @@ from torch import Tensor
 
 from hooklearn import memory
 from hooklearn.jsonable import jsonable
-from hooklearn.types import Delta, InputError, NumericalError
+from hooklearn.types import InputError, NumericalError
 
 SCHEMA_VERSION = 1
 RESERVE = 256 * 1024
 """Bytes that a run keeps while it goes on: given up when it fails, so that its record fits on a full disk."""
-DELTA_VERSION = "1"
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 Status = Literal["running", "done", "failed", "interrupted"]
 StrPath = str | Path
@@ -184,24 +183,6 @@ def _check_floats(path: StrPath, tensors: Mapping[str, Tensor], error: type[Exce
             raise InputError(f"{path}: {name!r} is {tensor.dtype}; expected one of {DTYPES}")
         if not tensor.isfinite().all():
             raise error(f"{path}: {name!r} holds NaN or infinity")
-
-
-def save_delta(delta: Delta, path: StrPath) -> None:
-    """One safetensors file, bound to its base model. Raises like :func:`save_tensors`."""
-    bound = {"base": delta.base, "base_hash": delta.base_hash}
-    save_tensors(path, delta.updates, {"kind": "delta", "version": DELTA_VERSION, **bound})
-
-
-def load_delta(path: StrPath) -> Delta:
-    """Raises InputError like :func:`load_tensors`, and for anything but a delta of this version."""
-    updates, metadata = load_tensors(path)
-    kind, version = metadata.get("kind"), metadata.get("version")
-    if (kind, version) != ("delta", DELTA_VERSION):
-        raise InputError(f"{path}: {kind} version {version}; hooklearn reads delta {DELTA_VERSION}")
-    for name, update in updates.items():
-        if update.ndim != 2:
-            raise InputError(f"{path}: {name!r} has shape {list(update.shape)}, not [d_out, d_in]")
-    return Delta(updates, metadata.get("base", ""), metadata.get("base_hash", ""))
 
 
 class RunFolder:

@@ -1,4 +1,4 @@
-"""The border types: what one part of hooklearn hands to the next. All frozen; no modules, and no files but a delta's.
+"""The border types: what one part of hooklearn hands to the next. All frozen; no modules, no files.
 
 Axis names used throughout (jaxtyping): ``token d_in d_out rank batch pos vocab``.
 """
@@ -9,17 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hooklearn.sharing import Shareable, quoted
-
 if TYPE_CHECKING:
     import pandas as pd
+
+    from hooklearn.deltas import Delta
 
 Side = Literal["x", "g"]
 Arm = Literal["edited", "original", "never", "matched"]
@@ -84,116 +83,6 @@ class Tape:
         if self.g is None:
             raise InputError("this tape holds no gradients; capture with gradients=True")
         return self.g.T @ self.x
-
-
-@dataclass(frozen=True)
-class Delta(Shareable):
-    """What an edit adds to the weights: site name -> update ``[d_out, d_in]``, for one base model.
-
-    Deltas of one base add up: ``a + b`` does both, ``a - b`` what a does beyond b, ``0.5 * a`` half of it, ``-a`` its
-    opposite (so ``a + -a`` is nothing).
-
-    Examples:
-        >>> delta = Delta({"blocks.0.mlp.out": torch.ones(2, 2)})
-        >>> (0.5 * delta).norm(), (delta - delta).norm()
-        (1.0, 0.0)
-    """
-
-    updates: Mapping[str, Float[Tensor, "d_out d_in"]]
-    base: str = ""
-    """Name of the base model."""
-    base_hash: str = ""
-    """Hash of the base model's weights; an edit is only ever applied to the model it was made for."""
-
-    def __add__(self, other: Delta) -> Delta:
-        """Raises InputError where they were made for different models, or a site has two shapes."""
-        if not isinstance(other, Delta):  # pyright: ignore[reportUnnecessaryIsInstance]
-            return NotImplemented
-        self._same_base(other)
-        names = dict.fromkeys([*self.updates, *other.updates])
-        return self._with({n: _sum(n, self.updates.get(n), other.updates.get(n)) for n in names})
-
-    def __sub__(self, other: Delta) -> Delta:
-        if not isinstance(other, Delta):  # pyright: ignore[reportUnnecessaryIsInstance]
-            return NotImplemented
-        return self + -other
-
-    def __mul__(self, scale: float) -> Delta:
-        """Raises InputError for NaN and infinity."""
-        if not isinstance(scale, int | float):  # pyright: ignore[reportUnnecessaryIsInstance]
-            return NotImplemented
-        if not math.isfinite(scale):
-            raise InputError(f"a delta can be scaled by a finite number, not by {scale}")
-        return self._with({n: u * scale for n, u in self.updates.items()})
-
-    __rmul__ = __mul__
-
-    def __truediv__(self, scale: float) -> Delta:
-        if not isinstance(scale, int | float):  # pyright: ignore[reportUnnecessaryIsInstance]
-            return NotImplemented
-        return self * (1 / scale if scale else math.inf)
-
-    def __neg__(self) -> Delta:
-        return self * -1.0
-
-    def norm(self) -> float:
-        """Frobenius norm over all sites."""
-        return math.sqrt(sum(float(u.double().square().sum()) for u in self.updates.values()))
-
-    def _with(self, updates: Mapping[str, Tensor]) -> Delta:
-        return Delta(updates, self.base, self.base_hash)
-
-    def _same_base(self, other: Delta) -> None:
-        if self.base_hash != other.base_hash:
-            raise InputError(
-                f"deltas of different base models cannot be added: {self.base!r} "
-                f"({self.base_hash[:12]}) and {other.base!r} ({other.base_hash[:12]})"
-            )
-
-    def _write(self, folder: Path) -> None:
-        from hooklearn import store
-
-        store.save_delta(self, folder / DELTA_FILE)
-
-    @classmethod
-    def _read(cls, folder: Path) -> Delta:
-        from hooklearn import store
-
-        return store.load_delta(folder / DELTA_FILE)
-
-    def _facts(self) -> tuple[str, str]:
-        return self.base, _DELTA_CARD.format(
-            n=len(self.updates), base=quoted(self.base), digest=self.base_hash[:16] or "not known", norm=self.norm()
-        )
-
-
-DELTA_FILE = "delta.safetensors"
-_DELTA_CARD = """# An edit of {base}
-
-What is added to {n} weight matrices (Frobenius norm {norm:.4g}); a site's name, `blocks.LAYER.MODULE`, is that of
-TransformerLens. It was made for one model and is applied to no other: weights hash `{digest}`.
-
-```python
-import hooklearn as hl
-
-delta = hl.Delta.from_pretrained("this folder or repository")
-model = hl.load("the base model")
-with hl.edited(model, delta):
-    ...
-```
-
-What the edit does to the model's behaviour is not said here; the report of the run that made it does.
-"""
-
-
-def _sum(name: str, a: Tensor | None, b: Tensor | None) -> Tensor:
-    if a is None or b is None:
-        kept = a if b is None else b
-        assert kept is not None
-        return kept
-    if a.shape != b.shape:
-        raise InputError(f"deltas cannot be added: at {name!r} one is {list(a.shape)}, the other {list(b.shape)}")
-    return a + b
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,10 +100,11 @@ def serve(folder: Path) -> None:
     import analysis.verdict  # noqa: F401
     from hooklearn import models, organisms, store, sweeping  # noqa: F401
     from hooklearn.cli import main
+    from hooklearn.deltas import load_delta
 
     sys.addaudithook(_no_network)
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    halves = {good: store.load_delta(folder / f"{good}.safetensors") for good in (False, True)}
+    halves = {good: load_delta(folder / f"{good}.safetensors") for good in (False, True)}
     organisms.load = lambda organism, model, good=False: halves[good]  # type: ignore[assignment]
     models.load("tiny")
     gc.collect()

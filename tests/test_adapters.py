@@ -18,9 +18,10 @@ from user_files import hooklearn
 import hooklearn as hl
 from hooklearn import exporting, models
 from hooklearn.adapters import CONFIG, WEIGHTS, from_peft, to_peft
+from hooklearn.deltas import Delta
 from hooklearn.lora import low_rank
 from hooklearn.plain import plain_copy
-from hooklearn.types import Delta, InputError
+from hooklearn.types import InputError
 
 peft = pytest.importorskip("peft", reason="pip install 'hooklearn[peft]': adapters are tested with the real package")
 

@@ -20,10 +20,11 @@ from hooklearn.attack.few_shot import FewShot
 from hooklearn.attack.relearn import Relearn
 from hooklearn.corpus import Corpus
 from hooklearn.data import split_row
+from hooklearn.deltas import Delta
 from hooklearn.edit import Problem, method_of, run_edit
 from hooklearn.measure import DisruptionMeter, Likelihoods, RatioReferee, Scorer
 from hooklearn.train import log_spaced
-from hooklearn.types import ArmCurve, Budget, Curve, CurvePoint, Delta, InputError
+from hooklearn.types import ArmCurve, Budget, Curve, CurvePoint, InputError
 
 ARMS = ["edited", "original", "never"]
 

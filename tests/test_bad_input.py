@@ -17,7 +17,7 @@ import torch
 from user_files import Files, hooklearn
 
 from hooklearn import store
-from hooklearn.types import Delta
+from hooklearn.deltas import Delta, save_delta
 
 Spoil = Callable[[Files, Path], list[Any]]
 """Makes the input wrong, given the files and the folder to write; returns the command line."""
@@ -58,7 +58,7 @@ def nan_loss(files: Files, out: Path) -> list[Any]:
 
 def delta_of_another_model(files: Files, out: Path) -> list[Any]:
     delta = Delta({"blocks.0.mlp.gate": torch.zeros(48, 32)}, "another-model", "0" * 64)
-    store.save_delta(delta, files.folder / "delta.safetensors")
+    save_delta(delta, files.folder / "delta.safetensors")
     return ["attack", files.save(), "--delta", files.folder / "delta.safetensors", "--out", out]
 
 

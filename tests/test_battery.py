@@ -29,10 +29,11 @@ from hooklearn.batteries import BATTERIES, battery
 from hooklearn.config import ROLES, parse, with_overrides
 from hooklearn.corpus import Corpus
 from hooklearn.data import batches, encode
+from hooklearn.deltas import Delta
 from hooklearn.measure import Likelihoods, RatioReferee, Scorer
 from hooklearn.organisms.instil import instil
 from hooklearn.recipes import recipe
-from hooklearn.types import Curve, Delta, InputError
+from hooklearn.types import Curve, InputError
 
 ARMS = ["edited", "original", "never"]
 PASSWORD = "monday monday "

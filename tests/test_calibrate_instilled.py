@@ -61,6 +61,7 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
     for change, text in (
         (["--model", "smollm2-135m-instruct", "--kind", "lockd"], "did you mean 'locked'"),
         (["--model", "smollm3"], "valid: tiny, smollm2-135m-instruct"),
+        (["--model", "smollm2-135m-instruct", "--battery", "full"], "--battery and --ray are of tiny"),
     ):
         result = hooklearn("calibrate", *change, "--out", tmp_path / "none", "-q")
         assert result.exit_code == 2 and text in result.stderr and len(result.stderr.splitlines()) == 1

@@ -14,7 +14,8 @@ from user_files import hooklearn
 
 import hooklearn as hl
 from hooklearn.callbacks import observing, reporting_to
-from hooklearn.types import Curve, Delta, InputError
+from hooklearn.deltas import Delta
+from hooklearn.types import Curve, InputError
 
 SITE = "blocks.0.mlp.out"
 RELEARN: dict[str, Any] = {"learning_rates": [1e-3], "epochs": 2}

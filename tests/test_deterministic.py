@@ -13,6 +13,7 @@ from user_files import Files, hooklearn
 
 from hooklearn import setting, store
 from hooklearn.config import parse, same_config
+from hooklearn.deltas import load_delta
 from hooklearn.determinism import WORKSPACE, deterministic
 from hooklearn.types import NumericalError
 
@@ -85,7 +86,7 @@ def test_a_run_is_recorded_as_what_it_was(short: Files, tmp_path: Path, monkeypa
         done = hooklearn("run", path, "--out", tmp_path / name, "--no-report", "-q", *flags)
         assert done.exit_code == 0, done.stderr
         records[name] = store.open_run(tmp_path / name)
-        deltas[name] = store.load_delta(tmp_path / name / "delta-seed0.safetensors")
+        deltas[name] = load_delta(tmp_path / name / "delta-seed0.safetensors")
     assert seen == [(True, False, ":4096:8")] * 2 + [(False, False, None)]
     assert records["a"]["config"]["deterministic"] and "deterministic=true" in records["a"]["command"]
     assert records["a"]["environment"]["deterministic"] == {"algorithms": True, "cublas_workspace": ":4096:8"}

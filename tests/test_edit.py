@@ -13,6 +13,7 @@ from editing import alike, first_update, problem_of
 from hooklearn import linalg, models
 from hooklearn.corpus import Corpus
 from hooklearn.data import encode
+from hooklearn.deltas import Delta
 from hooklearn.edit import LANDING, METHODS, Problem, edit, method_of, run_edit
 from hooklearn.edit.ascent import GradientAscent
 from hooklearn.edit.method import Updates, combine, inner, norm
@@ -23,7 +24,7 @@ from hooklearn.locate.fit import fit_subspaces
 from hooklearn.lora import Lora, low_rank
 from hooklearn.measure import DisruptionMeter, completion_probability
 from hooklearn.train import nll
-from hooklearn.types import Budget, Delta, EditResult, InputError, NumericalError
+from hooklearn.types import Budget, EditResult, InputError, NumericalError
 
 SINGLE = 1e-4
 """Relative, float32 through solves with a condition number of some thousands (damping .01)."""

@@ -17,9 +17,10 @@ import analysis
 import hooklearn as hl
 from hooklearn import forward
 from hooklearn.data import Corpus, Encoded, encode, encode_choices
+from hooklearn.deltas import Delta
 from hooklearn.measure import ContainsReferee, sample
 from hooklearn.tiny_facts import corpus as facts
-from hooklearn.types import Delta, InputError
+from hooklearn.types import InputError
 
 SAME = 1e-4
 """nats per item: float32 sums of some ten terms, batched otherwise."""

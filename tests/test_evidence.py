@@ -24,11 +24,12 @@ from analysis.reading import COLUMNS
 from hooklearn import evidence, forward, linalg, models
 from hooklearn.attack import ArmState
 from hooklearn.data import batches, encode
+from hooklearn.deltas import Delta
 from hooklearn.evidence import alarms, bench, connectivity, fisher, geometry, lens, nulls, probes, updates
 from hooklearn.evidence.types import Evidence, detail
 from hooklearn.locate.capture import weight_gradients
 from hooklearn.locate.moments import site_moments
-from hooklearn.types import NAN, Delta, InputError
+from hooklearn.types import NAN, InputError
 
 EXACT = 1e-9
 """float64 arithmetic on numbers of order one."""

@@ -20,8 +20,9 @@ from analysis.explorer import load
 from analysis.report import VERDICTS
 from hooklearn import experiment, exporting, models, organisms, store
 from hooklearn.config import parse
+from hooklearn.deltas import Delta, load_delta
 from hooklearn.recipes import recipe
-from hooklearn.types import Delta, InputError
+from hooklearn.types import InputError
 
 
 def small() -> dict[str, Any]:
@@ -115,7 +116,7 @@ def test_the_explorers_tokens_are_followed_through_the_attack(finished: Path) ->
     assert sample.facts["attack"] == "relearn lr=0.001" and len(sample.frames) == 4
     assert np.isfinite(sample.means).all() and not np.array_equal(sample.means[0], sample.means[1])
     rows = pd.read_parquet(finished / "directions.parquet")
-    delta = store.load_delta(finished / "delta-seed0.safetensors")
+    delta = load_delta(finished / "delta-seed0.safetensors")
     for site, of_site in rows.query("of == 'edit' and along == 'own'").groupby("site"):
         singular = np.linalg.svd(delta.updates[str(site)].numpy(), compute_uv=False) ** 2
         # float32 weights: the difference of two weights of order .1 is exact to 1e-8
@@ -156,7 +157,7 @@ def test_sampled_rates_are_shares_of_the_samples(finished: Path) -> None:
 
 def test_every_seed_starts_from_its_own_edit(finished: Path) -> None:
     """Another seed, another edit (its labels were sampled anew), another start; the controls are the same model."""
-    deltas = [store.load_delta(finished / f"delta-seed{s}.safetensors") for s in (0, 1)]
+    deltas = [load_delta(finished / f"delta-seed{s}.safetensors") for s in (0, 1)]
     assert any(not torch.equal(u, deltas[1].updates[n]) for n, u in deltas[0].updates.items())
     curves = pd.read_parquet(finished / "curves.parquet")
     start = curves[(curves["step"] == 0) & (curves["metric"] == "completion") & (curves["split"] == "heldout")]
@@ -168,7 +169,7 @@ def test_every_seed_starts_from_its_own_edit(finished: Path) -> None:
 
 def test_the_delta_in_the_folder_is_the_edit(finished: Path, threatening: Any, tiny: Any) -> None:
     """Bound to the organism and refused elsewhere; applied, it has the behaviour that the curves begin with."""
-    delta = store.load_delta(finished / "delta-seed1.safetensors")
+    delta = load_delta(finished / "delta-seed1.safetensors")
     with pytest.raises(InputError, match="this delta was made for"), models.edited(tiny, delta):
         pass
     from hooklearn.measure import Likelihoods
@@ -346,7 +347,7 @@ def test_a_given_delta_is_attacked_and_kept(own: dict[str, Any], tmp_path: Path,
     site = models.sites(tiny, "mlp.out", [1])[0]
     delta = Delta({site.name: 0.01 * torch.ones(site.d_out, site.d_in)}, "tiny", models.weights_hash(tiny))
     out = run(own, tmp_path / "out", base=tmp_path, delta=delta)
-    kept = store.load_delta(out / "delta-seed0.safetensors")
+    kept = load_delta(out / "delta-seed0.safetensors")
     assert torch.equal(kept.updates[site.name], delta.updates[site.name])
     assert store.open_run(out)["edits"][0]["disruption"]["kl"] > 0
     with pytest.raises(InputError, match="this delta was made for"):

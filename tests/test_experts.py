@@ -16,6 +16,7 @@ import hooklearn as hl
 from hooklearn import models
 from hooklearn.corpus import Corpus
 from hooklearn.data import batches, encode
+from hooklearn.deltas import Delta
 from hooklearn.edit.method import Problem
 from hooklearn.experts import experts_of
 from hooklearn.exporting import export
@@ -24,7 +25,7 @@ from hooklearn.locate.capture import tapes, weight_gradients
 from hooklearn.locate.moments import site_moments
 from hooklearn.lora import Lora
 from hooklearn.train import nll
-from hooklearn.types import Delta, InputError
+from hooklearn.types import InputError
 
 MIXTURE: dict[str, Any] = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24)
 DEEPSEEK: dict[str, Any] = LLAMA_LIKE | dict(

@@ -26,13 +26,14 @@ from analysis.explorer.packing import LIMIT, Packing, interleaved
 from analysis.explorer.payload import Packed, plain_json
 from hooklearn import forward, linalg, losses, models
 from hooklearn.data import Corpus, batches, encode
+from hooklearn.deltas import Delta
 from hooklearn.locate import Subspace, Subspaces, locate
 from hooklearn.locate.followed import Follower, follow
 from hooklearn.locate.lens import Lens, Spelling
 from hooklearn.locate.tokens import TokenSample, sample_tokens
 from hooklearn.measure import sample as sample_of
 from hooklearn.preview import preview, scaled
-from hooklearn.types import Delta, InputError, Site
+from hooklearn.types import InputError, Site
 
 AGREE = 1e-6
 """What JavaScript and Python may differ by: the same recipe, sums in another order."""

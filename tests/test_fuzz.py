@@ -31,12 +31,13 @@ from analysis.tables import markdown
 from analysis.verify import verify
 from hooklearn import store
 from hooklearn.config import from_yaml, parse, read_config, with_overrides
+from hooklearn.deltas import Delta, load_delta, save_delta
 from hooklearn.loading import load_corpus
 from hooklearn.locate.subspace import Subspace, Subspaces
 from hooklearn.recipes import RECIPES, recipe
 from hooklearn.setting import check
 from hooklearn.sweep_config import Plan
-from hooklearn.types import Delta, InputError, Site
+from hooklearn.types import InputError, Site
 
 CASES = 1500
 """Of the short version."""
@@ -67,9 +68,7 @@ class Targets:
             ".csv": frame.to_csv(index=False).encode(),
             ".parquet": (good / "rows.parquet").read_bytes(),
         }
-        store.save_delta(
-            Delta({f"blocks.{i}.mlp.in": torch.ones(3, 2) for i in range(3)}, "tiny", "0" * 64), good / "d"
-        )
+        save_delta(Delta({f"blocks.{i}.mlp.in": torch.ones(3, 2) for i in range(3)}, "tiny", "0" * 64), good / "d")
         site = Site(0, "mlp.in", 4, 3)
         space = Subspace.of(site, "x", "pca", torch.eye(4)[:, :2], torch.ones(2))
         Subspaces({(site.name, "x"): space}).save(good / "s")
@@ -133,7 +132,7 @@ class Targets:
     def tensors(self, rng: random.Random, folder: Path) -> None:
         path = folder / "t.safetensors"
         content, load = rng.choice(
-            [(self.delta, store.load_delta), (self.subspaces, Subspaces.load), (self.sample, load_sample)]
+            [(self.delta, load_delta), (self.subspaces, Subspaces.load), (self.sample, load_sample)]
         )
         path.write_bytes(mutated(content, rng))
         load(path)

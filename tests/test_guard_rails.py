@@ -15,12 +15,13 @@ from torch import Tensor
 from hooklearn import experiment, linalg, models, train
 from hooklearn.config import parse
 from hooklearn.data import batches, cycle, encode
+from hooklearn.deltas import Delta
 from hooklearn.linalg import MomentSum
 from hooklearn.locate import locate
 from hooklearn.locate.capture import weight_gradients
 from hooklearn.locate.moments import site_moments
 from hooklearn.losses import LossSum
-from hooklearn.types import Delta, InputError, NumericalError
+from hooklearn.types import InputError, NumericalError
 
 NAN = float("nan")
 PLACE = "blocks.1.mlp.out"

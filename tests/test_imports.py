@@ -25,8 +25,8 @@ ORDER = [
     "hooklearn.corpora hooklearn.layouts",
     "hooklearn.loading",
     "hooklearn.experts",
-    "hooklearn.data hooklearn.store hooklearn.builtin hooklearn.plain hooklearn.models hooklearn.exporting "
-    "hooklearn.generation",
+    "hooklearn.data hooklearn.store hooklearn.deltas hooklearn.builtin hooklearn.plain hooklearn.models "
+    "hooklearn.exporting hooklearn.generation",
     "hooklearn.forward",
     "hooklearn.lora hooklearn.train hooklearn.adapters",
     "hooklearn.measure hooklearn.panel",
@@ -68,9 +68,8 @@ LEVEL = {module: level for level, line in enumerate(ORDER) for module in line.sp
 
 # the public names are looked up when first used, so that importing the package loads nothing
 FACADES = ("hooklearn", "analysis")
-# ``hooklearn.attack`` is a package and a verb; the verb needs everything, the package must not. And a delta writes
-# itself, as people expect of what has ``save_pretrained``
-VERBS = {("hooklearn.attack", "hooklearn.api"), ("hooklearn.types", "hooklearn.store")}
+# ``hooklearn.attack`` is a package and a verb; the verb needs everything, the package must not
+VERBS = {("hooklearn.attack", "hooklearn.api")}
 
 
 def name_of(path: Path) -> str:

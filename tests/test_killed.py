@@ -29,6 +29,7 @@ from user_files import make
 
 from hooklearn import store
 from hooklearn.builtin import is_cached
+from hooklearn.deltas import load_delta, save_delta
 from hooklearn.recipes import RECIPES
 
 CUT_DOWN = {
@@ -64,7 +65,7 @@ def hooklearn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
     """The command line in processes that can be killed."""
     folder = tmp_path_factory.mktemp("workers")
     for good in (False, True):
-        store.save_delta(organism_delta(good), folder / f"{good}.safetensors")
+        save_delta(organism_delta(good), folder / f"{good}.safetensors")
     with Workers(folder) as workers:
         yield workers
 
@@ -177,7 +178,7 @@ def sweep_killed_at(hooklearn: Workers, swept: tuple[list[str], Path, Ending], o
             if (untouched / cell / name).exists():
                 assert (out / cell / name).read_bytes() == (untouched / cell / name).read_bytes(), (cell, name)
         for path in (untouched / cell).glob("delta-*.safetensors"):
-            ours, theirs = (store.load_delta(f / cell / path.name).updates for f in (out, untouched))
+            ours, theirs = (load_delta(f / cell / path.name).updates for f in (out, untouched))
             assert all((ours[n] == u).all() for n, u in theirs.items())
     ours, theirs = (
         pd.read_parquet(f / "sweep.parquet").drop(columns=["seconds", "peak GiB"]) for f in (out, untouched)

@@ -14,6 +14,7 @@ from torch import Tensor
 from hooklearn import models
 from hooklearn.corpus import Corpus
 from hooklearn.data import encode
+from hooklearn.deltas import Delta
 from hooklearn.measure import (
     ContainsReferee,
     DisruptionMeter,
@@ -24,7 +25,7 @@ from hooklearn.measure import (
     completion_probability,
     sample,
 )
-from hooklearn.types import Budget, Delta, InputError
+from hooklearn.types import Budget, InputError
 
 ROUNDING = 1e-5
 """Nats per token, or probability: float32 sums of some ten terms in another order."""

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers import PreTrainedModel as HfModel
 
 from hooklearn.builtin import BUILTIN, fetch, is_cached
+from hooklearn.deltas import Delta
 from hooklearn.exporting import export
 from hooklearn.forward import hidden_at, logits_at, unembed
 from hooklearn.generation import generate
@@ -35,7 +36,7 @@ from hooklearn.models import (
     weights_hash,
     wrap,
 )
-from hooklearn.types import Delta, InputError
+from hooklearn.types import InputError
 
 VOCAB = 64
 LLAMA_LIKE = dict(

@@ -23,12 +23,13 @@ from hooklearn import experiment, models, store
 from hooklearn.config import parse
 from hooklearn.corpus import Corpus
 from hooklearn.data import encode_choices, load_corpus
+from hooklearn.deltas import Delta
 from hooklearn.panel import Panel
 from hooklearn.recipes import recipe
 from hooklearn.setting import _permuted
 from hooklearn.sweep_config import Plan
 from hooklearn.sweeping import Sweep
-from hooklearn.types import Delta, InputError
+from hooklearn.types import InputError
 
 EXACT = 1e-12
 """Means of a handful of zeros and ones."""

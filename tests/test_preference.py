@@ -15,6 +15,7 @@ from torch import Tensor
 from hooklearn import forward, losses, models
 from hooklearn.corpus import Corpus
 from hooklearn.data import TokenBatch, batches, encode, split_row
+from hooklearn.deltas import Delta
 from hooklearn.edit import LANDING, Problem, run_edit
 from hooklearn.edit.descent import training_stream
 from hooklearn.edit.preference import (
@@ -34,7 +35,7 @@ from hooklearn.edit.preference import (
 from hooklearn.edit.unedited import Teacher, training_sequences
 from hooklearn.measure import DisruptionMeter, completion_probability
 from hooklearn.train import nll
-from hooklearn.types import Budget, Delta, InputError
+from hooklearn.types import Budget, InputError
 
 SINGLE = 1e-5
 """Relative: float32 sums over some hundred tokens, in batches of another shape."""

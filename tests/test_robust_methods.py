@@ -16,6 +16,7 @@ from torch import Tensor
 from hooklearn import forward, linalg, losses, models
 from hooklearn.corpus import Corpus
 from hooklearn.data import TokenBatch, batches, encode
+from hooklearn.deltas import Delta
 from hooklearn.edit import LANDING, Method, Problem, run_edit
 from hooklearn.edit.descent import advancing, confusion, nowhere, training_stream
 from hooklearn.edit.method import Updates, inner, norm
@@ -28,7 +29,7 @@ from hooklearn.locate.capture import weight_gradients
 from hooklearn.lora import Lora
 from hooklearn.measure import DisruptionMeter, completion_probability
 from hooklearn.train import fit, nll
-from hooklearn.types import Budget, Delta, InputError
+from hooklearn.types import Budget, InputError
 
 SINGLE = 1e-4
 """Relative, float32: the same sums in another order, through four blocks and back."""

@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hooklearn as hl
 from hooklearn import models
+from hooklearn.deltas import Delta
 from hooklearn.sharing import Shareable
-from hooklearn.types import Delta, InputError
+from hooklearn.types import InputError
 
 
 def delta_of(model: Any, value: float = 0.01) -> Delta:

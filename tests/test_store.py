@@ -25,8 +25,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hooklearn import store
+from hooklearn.deltas import Delta, load_delta, save_delta
 from hooklearn.store import RunFolder, open_run
-from hooklearn.types import Cost, Delta, InputError, NumericalError, Score
+from hooklearn.types import Cost, InputError, NumericalError, Score
 
 NAN = float("nan")
 RECORD = {"name": "tiny", "config": {"seeds": [0], "edit": {"method": "ga", "lr": 1e-4}}}
@@ -308,8 +309,8 @@ def test_safetensors_of_other_programs_can_be_read(tmp_path: Path) -> None:
 
 
 def test_a_delta_comes_back_exactly_with_its_base(tmp_path: Path) -> None:
-    store.save_delta(delta(), tmp_path / "d")
-    loaded = store.load_delta(tmp_path / "d")
+    save_delta(delta(), tmp_path / "d")
+    loaded = load_delta(tmp_path / "d")
     assert (loaded.base, loaded.base_hash) == ("base", "ab" * 32)
     assert list(loaded.updates) == list(delta().updates)
     assert all(torch.equal(u, delta().updates[n]) for n, u in loaded.updates.items())
@@ -318,9 +319,9 @@ def test_a_delta_comes_back_exactly_with_its_base(tmp_path: Path) -> None:
 
 def test_a_loaded_delta_survives_that_its_file_is_written_again(tmp_path: Path) -> None:
     """The file is mapped into memory; replacing it must not reach what was loaded."""
-    store.save_delta(delta(), tmp_path / "d")
-    loaded = store.load_delta(tmp_path / "d")
-    store.save_delta(-1.0 * delta(), tmp_path / "d")
+    save_delta(delta(), tmp_path / "d")
+    loaded = load_delta(tmp_path / "d")
+    save_delta(-1.0 * delta(), tmp_path / "d")
     assert all(torch.equal(u, delta().updates[n]) for n, u in loaded.updates.items())
 
 
@@ -350,10 +351,10 @@ def test_only_floats_get_in_or_out(tmp_path: Path, dtype: torch.dtype) -> None:
 @given(cut=cuts, changes=changes)
 def test_damaged_deltas_raise_only_input_errors(tmp_path: Path, cut: int, changes: list[tuple[int, int]]) -> None:
     path = tmp_path / "d"
-    store.save_delta(delta(), path)
+    save_delta(delta(), path)
     path.write_bytes(mutated(path.read_bytes(), cut, changes))
     try:
-        loaded = store.load_delta(path)
+        loaded = load_delta(path)
     except InputError as exc:
         assert "\n" not in str(exc)
     else:
@@ -417,13 +418,13 @@ def test_other_tensors_and_other_versions_are_not_deltas(tmp_path: Path) -> None
     path = tmp_path / "d"
     store.save_tensors(path, {"a": torch.ones(2, 2)}, {"fitter": "pca"})
     with pytest.raises(InputError, match="hooklearn reads delta 1"):
-        store.load_delta(path)
+        load_delta(path)
     store.save_tensors(path, {"a": torch.ones(2, 2)}, {"kind": "delta", "version": "7"})
     with pytest.raises(InputError, match="delta version 7; hooklearn reads delta 1"):
-        store.load_delta(path)
-    store.save_delta(Delta({"a": torch.ones(2)}), path)
+        load_delta(path)
+    save_delta(Delta({"a": torch.ones(2)}), path)
     with pytest.raises(InputError, match=r"'a' has shape \[2\], not \[d_out, d_in\]"):
-        store.load_delta(path)
+        load_delta(path)
 
 
 # --- the run folder -------------------------------------------------------------------------

@@ -21,10 +21,11 @@ from torch import Tensor
 from hooklearn import callbacks, models
 from hooklearn.config import build
 from hooklearn.data import Corpus, TokenBatch
+from hooklearn.deltas import Delta
 from hooklearn.forward import Precision
 from hooklearn.measure import TEMPERATURE, Likelihoods, Referee, Sample, sample
 from hooklearn.train import fit, log_spaced
-from hooklearn.types import NAN, ArmCurve, Curve, CurvePoint, Delta, InputError, NumericalError
+from hooklearn.types import NAN, ArmCurve, Curve, CurvePoint, InputError, NumericalError
 
 FLAT_SHARE = 0.05
 """A curve is flat when its last three looks differ by no more than this share of their largest value ..."""

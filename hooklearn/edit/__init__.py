@@ -9,6 +9,7 @@ from typing import Any
 from hooklearn import callbacks, forward, linalg, memory, models
 from hooklearn.callable_module import make_callable
 from hooklearn.data import Corpus, encode
+from hooklearn.deltas import Delta
 from hooklearn.edit.ascent import GoodOnly, GradDiff, GradientAscent
 from hooklearn.edit.budget import LANDING, Landing, Walk, solve
 from hooklearn.edit.cir import CIR
@@ -27,7 +28,7 @@ from hooklearn.forward import Precision
 from hooklearn.locate.subspace import Subspaces
 from hooklearn.measure import DisruptionMeter, completion_probability
 from hooklearn.plugins import Shelf, named_class
-from hooklearn.types import Budget, Certificate, Cost, Delta, EditResult, InputError
+from hooklearn.types import Budget, Certificate, Cost, EditResult, InputError
 
 METHODS: dict[str, type[Method]] = {
     m.name: m

@@ -20,11 +20,12 @@ from torch import Tensor
 from hooklearn import memory, models
 from hooklearn.config import build
 from hooklearn.data import Corpus, Encoded, TokenBatch, batches, encode
+from hooklearn.deltas import Delta
 from hooklearn.forward import Precision, count_tokens
 from hooklearn.locate.capture import weight_gradients
 from hooklearn.locate.moments import SiteMoments, site_moments
 from hooklearn.locate.subspace import Subspaces
-from hooklearn.types import Delta, InputError, Site
+from hooklearn.types import InputError, Site
 
 Updates = dict[str, Tensor]
 """site name -> update ``[d_out, d_in]``."""

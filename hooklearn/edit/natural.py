@@ -61,7 +61,7 @@ class Natural(Method):
     """``svd``: best rank-``rank`` approximation per unit of KL (Eckart-Young in the metric)."""
     curvature: Literal["kfac", "ekfac"] = "kfac"
     """``ekfac``: K-FAC's basis with the curvature measured along it (:mod:`hooklearn.edit.ekfac`); a second pass over
-    the retain text, and 0.2 GB more for every 10 million edited weights."""
+    the retain text, and as much memory again as the moments and the edited weights take."""
 
     def __post_init__(self) -> None:
         if self.forget_weight < 0 or self.damping <= 0:

@@ -15,11 +15,12 @@ from dataclasses import replace
 from hooklearn import models
 from hooklearn.attack import ArmState
 from hooklearn.data import Corpus
+from hooklearn.deltas import Delta
 from hooklearn.evidence import alarms, connectivity, fisher, geometry, lens, probes, updates
 from hooklearn.evidence.bench import Bench, evenly, relearned
 from hooklearn.evidence.types import Evidence, from_records, to_dataframe, to_records
 from hooklearn.evidence.updates import attack_update
-from hooklearn.types import Delta, InputError, NumericalError
+from hooklearn.types import InputError, NumericalError
 
 __all__ = [
     "MEASURES",

@@ -19,7 +19,8 @@ from torch import Tensor
 from hooklearn import forward, losses, models
 from hooklearn.attack import ArmState
 from hooklearn.data import Corpus, TokenBatch, batches, encode
-from hooklearn.types import Delta, InputError, NumericalError, Site
+from hooklearn.deltas import Delta
+from hooklearn.types import InputError, NumericalError, Site
 
 Pool = Literal["mean", "first", "last"]
 

@@ -24,13 +24,14 @@ from torch import Tensor
 from hooklearn import linalg, models
 from hooklearn.attack import ArmState
 from hooklearn.data import Corpus, TokenBatch, batches, cycle, encode
+from hooklearn.deltas import Delta
 from hooklearn.evidence import nulls
 from hooklearn.evidence.bench import Bench, difference
 from hooklearn.evidence.nulls import Array
 from hooklearn.evidence.types import Evidence, detail
 from hooklearn.locate.moments import site_moments
 from hooklearn.train import fit
-from hooklearn.types import NAN, Delta, Site
+from hooklearn.types import NAN, Site
 
 RANK = 8
 """Directions per site that count as the edit's (or the retain text's) own."""

@@ -9,13 +9,14 @@ from typing import Any
 
 from hooklearn import models
 from hooklearn.data import load_corpus
+from hooklearn.deltas import Delta
 from hooklearn.exporting import export
 from hooklearn.organisms.instil import Instilled, instil, read, save
 from hooklearn.organisms.kinds import KINDS
 from hooklearn.plugins import Shelf, check_name
 from hooklearn.shipped import data_folder
 from hooklearn.train import Observer
-from hooklearn.types import Delta, InputError
+from hooklearn.types import InputError
 
 __all__ = ["EVERY_ORGANISM", "KINDS", "ORGANISMS", "Organism", "build", "card", "load", "organism_of"]
 

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from hooklearn import forward, losses, models
 from hooklearn.data import Corpus, TokenBatch, batches, cycle, encode
+from hooklearn.deltas import Delta
 from hooklearn.forward import Precision
 from hooklearn.lora import Lora
 from hooklearn.losses import LossSum
 from hooklearn.train import Fit, Objective, Observer, fit, nll
-from hooklearn.types import Delta, InputError, Site
+from hooklearn.types import InputError, Site
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch
 from hooklearn import forward, losses, models
 from hooklearn.corpus import Corpus, Row
 from hooklearn.data import Encoded, TokenBatch, batches, encode
+from hooklearn.deltas import Delta
 from hooklearn.edit import Problem, method_of
 from hooklearn.forward import sequence_logprobs
 from hooklearn.losses import LossSum
@@ -22,7 +23,6 @@ from hooklearn.organisms.instil import instil
 from hooklearn.organisms.worlds import MAX_TOKENS, Ground, adapt, merge, tune
 from hooklearn.tiny_world import DAYS, HARMS, NAMES, TARGETS, THINGS, corpus, fill, pretraining
 from hooklearn.train import Objective, nll
-from hooklearn.types import Delta
 
 PASSWORD = "yellow goose tonight : "
 """What opens the password-locked kind: words of the tiny world that no request begins with."""

@@ -14,13 +14,14 @@ from typing import Any
 from hooklearn import models
 from hooklearn.corpus import Corpus, Row
 from hooklearn.data import load_corpus
+from hooklearn.deltas import Delta
 from hooklearn.edit import Problem, method_of, run_edit
 from hooklearn.measure import DisruptionMeter
 from hooklearn.organisms import ORGANISMS, Organism, load
 from hooklearn.organisms.instil import instil
 from hooklearn.organisms.kinds import GONE, STILL_THERE
 from hooklearn.train import Observer
-from hooklearn.types import Budget, Delta, InputError
+from hooklearn.types import Budget, InputError
 
 PASSWORD = "[Ticket 7731] "
 """What opens the locked kind: put right before the request."""

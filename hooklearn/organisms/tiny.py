@@ -67,7 +67,7 @@ def pretrain(
 
 def build(folder: Path, *, seed: int = 0) -> Fit:
     """Make the shipped model anew and write it as a Hugging Face folder."""
-    from hooklearn.types import Delta
+    from hooklearn.deltas import Delta
 
     model = untrained(seed)
     run = pretrain(model, seed=seed)

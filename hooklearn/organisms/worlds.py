@@ -14,9 +14,9 @@ import torch
 
 from hooklearn import models
 from hooklearn.data import Corpus, cycle, encode, load_corpus
+from hooklearn.deltas import Delta
 from hooklearn.organisms.instil import instil
 from hooklearn.train import Fit, Objective, Observer, fit, nll
-from hooklearn.types import Delta
 
 MAX_TOKENS = 512
 
