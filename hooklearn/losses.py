@@ -69,8 +69,9 @@ def sequence_sums(per_token: Float[Tensor, " kept"], owner: Int[Tensor, " kept"]
 def ce_gradient(
     logits: Float[Tensor, "kept vocab"], targets: Int[Tensor, " kept"] | None, generator: torch.Generator
 ) -> Float[Tensor, "kept vocab"]:
-    """Gradient of :func:`ce` by its logits, ``softmax - one_hot``: what autograd finds, in fewer passes over the largest
-    tensor there is.
+    """Gradient of :func:`ce` by its logits, ``softmax - one_hot``.
+
+    What autograd finds, in fewer passes over the largest tensor there is.
 
     Without targets, labels are drawn from the model itself: the gradients then give the true Fisher (Martens 2020, "New
     insights and perspectives on the natural gradient method", section 5).
