@@ -132,7 +132,7 @@ class MomentSum:
         return self
 
     def moments(self, what: str = "rows") -> Moments:
-        """What was added so far.
+        """What was added so far; the matrix is the sum's own, so what is added later is in it as well.
 
         Raises:
             NumericalError: it is not finite; ``what`` says whose it is.
@@ -141,8 +141,8 @@ class MomentSum:
         # a NaN or an overflow anywhere in a row is one on the diagonal
         if not bool(self._sum.isfinite().all() and second.diagonal().isfinite().all()):
             raise NumericalError(f"moments of {what} are not finite: NaN, infinity, or squares that overflow")
-        if self._lower_only:
-            second = second.tril() + second.tril(-1).T
+        if self._lower_only:  # in place: sums of all sites are most of an edit's memory
+            second += second.tril_().tril(-1).T
         return Moments(self.n, self._sum, second)
 
 

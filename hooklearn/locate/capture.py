@@ -141,11 +141,12 @@ def _taped(record: _Recorder, sites: Sequence[Site], where: Tensor, gradients: b
         if site.name not in record.x or (gradients and site.name not in record.g):
             side = "input" if site.name not in record.x else "gradient"
             raise InputError(f"site {site.name} did not fire ({side} hook); hooks: {models.hook_names(site)}")
-        x = record.x[site.name]
+        # taken out of the record: two copies of all sites at once would be the peak of a capture
+        x = record.x.pop(site.name)
         key = x.data_ptr()
         if key not in flat:
             flat[key] = _rows(x, where)
-        g = _rows(record.g[site.name], where) if gradients else None
+        g = _rows(record.g.pop(site.name), where) if gradients else None
         out[site.name] = Tape(flat[key], g)
     return out
 

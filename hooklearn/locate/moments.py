@@ -61,9 +61,10 @@ def site_moments(
     Raises:
         NumericalError: moments of a site are not finite.
     """
-    x: dict[str, MomentSum] = {}
     leader: dict[str, str] = {}
     gradients, device = sides != "x", models.device_of(model)
+    # made before the first batch: what stays for long is not to lie between what comes and goes
+    x = {site.name: MomentSum(site.d_in, device=device) for site in sites} if sides != "g" else {}
     g = {site.name: MomentSum(site.d_out, device=device) for site in sites} if gradients else {}
     for batch, taped in tapes(
         model,
@@ -83,17 +84,17 @@ def site_moments(
             if sides != "g":
                 leader[site.name] = first_with.setdefault(id(tape.x), site.name)
                 if leader[site.name] == site.name:
-                    if site.name not in x:
-                        x[site.name] = MomentSum(site.d_in, device=device)
                     x[site.name].add(tape.x)
+                else:
+                    x.pop(site.name, None)
             if gradients:
                 assert tape.g is not None
                 g[site.name].add(tape.g, zeros=rows - len(tape.g))
     leader = parallel.agreed(leader)  # a process without a batch has seen none
     # one at a time, so that sums and moments never live side by side
     xs, gs = {}, {}
-    for name, width in ((s.name, s.d_in) for s in sites if leader.get(s.name) == s.name):
-        xs[name] = (x.pop(name, None) or MomentSum(width, device=device)).everywhere().moments(f"{name} (x)")
+    for name in (s.name for s in sites if leader.get(s.name) == s.name):
+        xs[name] = x.pop(name).everywhere().moments(f"{name} (x)")
     for name in list(g):
         gs[name] = g.pop(name).everywhere().moments(f"{name} (g)")
     return {s.name: SiteMoments(xs.get(leader.get(s.name, s.name)), gs.get(s.name)) for s in sites}
