@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import pytest
 import torch
 from hypothesis import given
@@ -357,6 +359,8 @@ def test_bfloat16_rows_are_summed_as_if_they_were_float32(seed: int, d: int) -> 
     exact = rows.double().T @ rows.double()
     before = torch.get_float32_matmul_precision()
     assert close(linalg.Moments.of(rows).second.double(), exact, SINGLE)
+    with patch.object(linalg, "BLOCK", 3):  # several blocks of rows, the last one short
+        assert close(linalg.Moments.of(rows).second.double(), exact, SINGLE)
     assert close(linalg.add_product(torch.zeros(d, d), rows, rows).double(), exact, SINGLE)
     assert not close((rows.T @ rows).double(), exact, SINGLE)
     assert torch.get_float32_matmul_precision() == before
