@@ -78,13 +78,13 @@ def fit(
     watched = list(params) or _parameters(model, rule)
     started, tokens, history, stop = time.perf_counter(), 0, [], "end of data"
     step = 0
+    rule.zero_grad(set_to_none=True)
     for step, batch in enumerate(stream):
         # once in a while: look, and perhaps stop
         if observe is not None and (reason := observe(step, tokens)) is not None:
             return Fit(step, tokens, time.perf_counter() - started, tuple(history), reason)
 
         # ---------------------------------------------------------------- a single training step
-        rule.zero_grad(set_to_none=True)
         with forward.autocast(model, precision):
             loss = _own_part(objective, model, batch) if split else objective(model, batch).mean
         value = parallel.total(float(loss.detach())) if split else float(loss.detach())
@@ -100,12 +100,12 @@ def fit(
         if max_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(params, max_norm, norm)
         rule.step()
+        rule.zero_grad(set_to_none=True)  # now: a look needs the memory
         # ----------------------------------------------------------------------------------------
         history.append(value)
         tokens += batch.n_tokens
         callbacks.step_ended(first + len(history), loss=value, model=model)
     done = len(history)
-    rule.zero_grad(set_to_none=True)
     # a weight that broke earlier broke the loss of the step after; only the last step has none after it
     if any(not bool(p.isfinite().all()) for p in watched):
         raise _broken(model, watched, "weight", first + done - 1)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hooklearn import forward, linalg, losses, models, parallel
+from hooklearn import forward, linalg, losses, memory, models, parallel
 from hooklearn.data import TokenBatch
 from hooklearn.forward import Precision
 from hooklearn.types import InputError, NumericalError, Site, Tape
@@ -118,6 +118,7 @@ def tapes(
             where = (batch.mask if positions == "all" else batch.labels).to(states.device)
             yield batch, _taped(record, sites, where, gradients)
             record.clear()
+        memory.give_back(cycles=False)  # or the pieces that batches of other shapes leave add up
 
 
 def _pull_back(model: Any, states: Tensor, batch: TokenBatch, labels: Labels, generator: torch.Generator) -> None:
