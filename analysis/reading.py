@@ -51,6 +51,7 @@ class _Edit(_Shape):
     disruption: dict[str, Number] | None = None
     budget: dict[str, Number] | None = None
     certificate: Entry | None = None
+    found: dict[str, Number] | None = None
     cost: dict[str, Number] | None = None
 
 

@@ -41,7 +41,7 @@ def record_of(run: Run, *, redact: bool = False) -> dict[str, Any]:
     """Everything but ``page``, in JSON's own types."""
     verdict = run.verdict or {}
     kept = ("verdict", "reason", "doubts", "within_budget", "battery", "thresholds")
-    known = ("method", "seed", "options", "stop", "binding", "disruption", "budget", "within_budget", "cost")
+    known = ("method", "seed", "options", "stop", "binding", "disruption", "budget", "within_budget", "found", "cost")
     return jsonable(
         {
             "schema_version": SCHEMA_VERSION,

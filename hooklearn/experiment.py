@@ -175,6 +175,7 @@ def _edit_record(method: Method, result: EditResult, seed: int) -> dict[str, Any
         "budget": dataclasses.asdict(result.budget),
         "within_budget": result.disruption.used(result.budget) <= 1.0,
         "certificate": {"promise": result.certificate.promise, "worst": worst, "site": site},
+        "found": dict(result.found),
         "cost": dataclasses.asdict(result.cost),
     }  # fmt: skip
 

@@ -136,7 +136,7 @@ def _knowledge(name: str) -> Config:
             "capability": {"name": "panel"},
         },
         "locate": {"fitter": "contrast", "rank": 8},
-        "edit": {"method": "natural", "forget_weight": 1.0, "sites": "mlp"},
+        "edit": {"method": "natural", "contrast": "balanced", "forget_weight": 0.5, "sites": "mlp"},
         "budget": {"kl": 0.01, "near_ce": 0.02},
         "attacks": [
             {"name": "low_mi", "learning_rates": [3e-5, 1e-4, 3e-4], "max_steps": 16},

@@ -219,6 +219,8 @@ class EditResult:
     stop: str
     """Why it ended: ``budget (kl)``, ``budget (near_ce)``, ``budget not reached: ...``."""
     certificate: Certificate = Certificate("")
+    found: Mapping[str, float] = field(default_factory=dict)
+    """Numbers that the method worked out on its way, by name."""
 
     def __repr__(self) -> str:
         near = self.disruption.near_ce

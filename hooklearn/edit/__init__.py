@@ -134,6 +134,7 @@ def run_edit(
     """One method on one problem, to the budget; several methods may share problem and meter."""
     _check_separate(problem, meter)
     started, tokens_before = time.perf_counter(), problem.tokens
+    problem.found.clear()
     model, evaluations = problem.model, 0
     some = encode(problem.forget.take(forget_items), models.tokenizer_of(model))
 
@@ -174,6 +175,7 @@ def run_edit(
         cost=_cost(problem, started, walk.tokens()),
         stop=landing.stop,
         certificate=certify(method, problem, landing),
+        found=dict(problem.found),
     )
 
 

@@ -29,6 +29,8 @@ from hooklearn.types import InputError, Site
 
 Updates = dict[str, Tensor]
 """site name -> update ``[d_out, d_in]``."""
+HALVES = ("retain/1", "retain/2")
+"""The retain corpus in two: whole groups, so that no fact is in both."""
 
 
 class Problem:
@@ -79,6 +81,8 @@ class Problem:
         self.max_tokens = max_tokens
         self.keep = keep
         self.tokens = 0
+        self.found: dict[str, float] = {}
+        """What a method worked out on its way and its record should show."""
         self._gradients: dict[str, Updates] = {}
 
     # ------------------------------------------------------------------------------------- corpora
@@ -90,10 +94,20 @@ class Problem:
             self.__dict__.pop(name, None)
 
     def corpus(self, role: str) -> Corpus:
+        """By role; a half of ``retain`` by its name in :data:`HALVES`."""
+        if role in HALVES:
+            return self._halves[role]
         found = {"forget": self.forget, "retain": self.retain, "reference": self.reference}[role]
         if found is None:
             raise InputError(f"this method needs a {role!r} corpus, and none was given")
         return found
+
+    @cached_property
+    def _halves(self) -> dict[str, Corpus]:
+        whole = self.corpus("retain")
+        if len(set(whole.groups)) < 2:
+            raise InputError(f"retain corpus {whole.name!r} has a single group: it cannot be halved")
+        return whole.split(**dict.fromkeys(HALVES, 1.0))
 
     def encoded(self, role: str) -> list[Encoded]:
         return encode(self.corpus(role), models.tokenizer_of(self.model))

@@ -12,6 +12,15 @@ pulled *up*; both are normalised in the metric itself before they are mixed,
 
     G = w * G_f / |G_f|_{F^-1}  -  G_r / |G_r|_{F^-1} .
 
+Too large a ``w`` costs good text of the same form that the edit has *not* seen. Where that begins is known beforehand,
+to first order, by cross-fitting: with the retain text in two halves, ``G_r = G_1 + G_2``, what pulling one half up
+does for the other stands for what it does for text that neither holds, and so unseen good text breaks even at
+
+    w_0 = 4 <G_1, F^-1 G_2> |G_f|_{F^-1} / (<G_r, F^-1 G_f> |G_r|_{F^-1}) .
+
+(4: pulling up both halves does twice that, and a half sees half of what ``G_r`` sees of bad going down.)
+``contrast: balanced`` counts ``w`` in units of ``w_0``.
+
 With forget-side moments C_x, C_g the same update can be written in generalised eigenvectors of (C, A'), scaled to
 ``E^T A' E = I``: ``E_g E_g^T G E_x E_x^T`` with all vectors is exactly ``D`` since ``E E^T = A'^-1``; with the top
 ``rank`` of them (largest forget-to-retain ratio) the update lies in the located subspace.
@@ -20,7 +29,7 @@ With forget-side moments C_x, C_g the same update can be written in generalised 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -29,13 +38,13 @@ from torch import Tensor
 
 from hooklearn import linalg
 from hooklearn.edit.ekfac import EigenMetric, SiteMetric
-from hooklearn.edit.method import Method, Problem, Updates, combine, inner
+from hooklearn.edit.method import HALVES, Method, Problem, Updates, combine, inner
 from hooklearn.edit.repselect import contrast
 from hooklearn.linalg import Moments, Sides
 from hooklearn.locate.subspace import Subspace, Subspaces
 from hooklearn.types import InputError, Side
 
-Mixture = Literal["mixture", "project", "fisher", "none"]
+Mixture = Literal["mixture", "balanced", "project", "fisher", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +60,9 @@ class Natural(Method):
     which is right for single facts; there it can also learn a handful of good completions by heart, so a tendency
     wants about 1: only what retain text uses more than the average is then held."""
     contrast: Mixture = "mixture"
-    """``mixture`` as above; ``project``: G_f without its component along G_r, per site; ``fisher``: good just
-    held, in the metric and over all sites; ``none``: G_f alone."""
+    """``mixture`` as above; ``balanced``: the same, ``forget_weight`` being a share of the weight at which good text of
+    the same form that was not given begins to suffer (about .5 is good); ``project``: G_f without its component along
+    G_r, per site; ``fisher``: good just held, in the metric and over all sites; ``none``: G_f alone."""
     sides: Sides = "both"
     """Whiten both sides, or one only."""
     rank: int | None = None
@@ -88,42 +98,49 @@ class Natural(Method):
 
     def _solved(self, problem: Problem, metric: SiteMetric) -> Updates:
         """``F^-1 G``; the mixture needs both solutions for its norms, and they are all it needs."""
-        if self.contrast not in ("mixture", "fisher"):
+        if self.contrast not in ("mixture", "balanced", "fisher"):
             return metric.solve(self._gradient(problem, metric))[0]
-        forget, retain = problem.taken_gradient("forget"), problem.taken_gradient("retain")
+        given = [problem.taken_gradient(of) for of in self._given]
         products = Products()
         down: Updates = {}
         up: Updates = {}
-        for name, (a, b) in metric.solved(forget, retain):
-            products.add(forget[name], retain[name], a, b)
-            down[name], up[name] = a, b
+        for name, solved in metric.solved(*given):
+            products.add([gradients[name] for gradients in given], solved)
+            down[name], up[name] = solved[0], _total(solved[1:])
             if not problem.keep:  # all of these are as large as the edited weights
-                del forget[name], retain[name]
-        w_down, w_up = self._weights(products)
+                for gradients in given:
+                    del gradients[name]
+        w_down, w_up = self._weights(products, problem)
         for name, update in down.items():
             update.mul_(w_down).add_(up.pop(name), alpha=w_up)
         return down
 
     def _gradient(self, problem: Problem, metric: SiteMetric) -> Updates:
-        forget = problem.gradient("forget")
         if self.contrast == "none":
-            return forget
-        retain = problem.gradient("retain")
+            return problem.gradient("forget")
         if self.contrast == "project":
-            return contrast(forget, retain)
+            return contrast(problem.gradient("forget"), problem.gradient("retain"))
+        forget, *goods = given = [problem.gradient(of) for of in self._given]
         products = Products()
-        for name, (down, up) in metric.solved(forget, retain):
-            products.add(forget[name], retain[name], down, up)
-        return combine(forget, retain, *self._weights(products))
+        for name, solved in metric.solved(*given):
+            products.add([gradients[name] for gradients in given], solved)
+        retain = {name: _total([good[name] for good in goods]) for name in forget}
+        return combine(forget, retain, *self._weights(products, problem))
 
-    def _weights(self, of: Products) -> tuple[float, float]:
+    @property
+    def _given(self) -> tuple[str, ...]:
+        """Whose gradients: bad text, and good text in one piece or in two."""
+        return ("forget", *HALVES) if self.contrast == "balanced" else ("forget", "retain")
+
+    def _weights(self, of: Products, problem: Problem) -> tuple[float, float]:
         """Weights of G_f and G_r."""
         if self.contrast == "fisher":
             return 1.0, -max(0.0, of.forget_up / of.retain_up)
-        return (
-            self.forget_weight / math.sqrt(max(of.forget_down, 1e-60)),
-            -1.0 / math.sqrt(max(of.retain_up, 1e-60)),
-        )
+        w = self.forget_weight
+        if self.contrast == "balanced":
+            problem.found["break_even"] = even = of.break_even()
+            problem.found["forget_weight"] = w = w * even
+        return w / math.sqrt(max(of.forget_down, 1e-60)), -1.0 / math.sqrt(max(of.retain_up, 1e-60))
 
     # ------------------------------------------------------------------- confined to directions
 
@@ -171,6 +188,10 @@ def _confined(gradient: Updates, spaces: Subspaces) -> Updates:
     return out
 
 
+def _total(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.stack([*parts]).sum(0)
+
+
 @dataclass
 class Products:
     """Inner products over all sites, site by site: ``<G_f, F^-1 G_f>`` and so on."""
@@ -178,12 +199,40 @@ class Products:
     forget_down: float = 0.0
     forget_up: float = 0.0
     retain_up: float = 0.0
+    across: float = 0.0
+    """``<G_1, F^-1 G_2>`` of two halves of the retain text."""
 
-    def add(self, forget: Tensor, retain: Tensor, down: Tensor, up: Tensor) -> None:
-        """``down`` and ``up`` are ``F^-1`` applied to the gradients of one site."""
-        self.forget_down += inner({"": forget}, {"": down})
-        self.forget_up += inner({"": forget}, {"": up})
-        self.retain_up += inner({"": retain}, {"": up})
+    def add(self, gradients: Sequence[Tensor], solved: Sequence[Tensor]) -> None:
+        """Gradients of one site, of the forget text and of the retain text or its halves; ``F^-1`` applied to each."""
+        forget, *goods = gradients
+        down, *ups = solved
+        up = _total(ups)
+        self.forget_down += _inner(forget, down)
+        self.forget_up += _inner(forget, up)
+        self.retain_up += _inner(_total(goods), up)
+        self.across += _inner(goods[0], ups[-1])
+
+    def break_even(self) -> float:
+        """``w_0``.
+
+        Raises:
+            InputError: there is none.
+        """
+        if self.across <= 0:
+            raise InputError(
+                "natural: pulling one half of the retain text up does nothing for the other, so it balances nothing; "
+                "give more retain text, or take contrast: mixture"
+            )
+        if self.forget_up <= 0:
+            raise InputError(
+                "natural: pushing the forget text down does the retain text no harm, so nothing has to be balanced; "
+                "take contrast: mixture"
+            )
+        return 4 * self.across / self.forget_up * math.sqrt(self.forget_down / self.retain_up)
+
+
+def _inner(a: Tensor, b: Tensor) -> float:
+    return inner({"": a}, {"": b})
 
 
 class Metric(SiteMetric):
