@@ -219,7 +219,7 @@ class EditResult:
     stop: str
     """Why it ended: ``budget (kl)``, ``budget (near_ce)``, ``budget not reached: ...``."""
     certificate: Certificate = Certificate("")
-    found: Mapping[str, float] = field(default_factory=dict)
+    found: Mapping[str, float] = field(default_factory=dict[str, float])
     """Numbers that the method worked out on its way, by name."""
 
     def __repr__(self) -> str:
