@@ -23,6 +23,7 @@ unseen item). For 0 of n the upper bound is then 1 - .05^(1/n): the rule of thre
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
@@ -51,8 +52,15 @@ class Estimate(NamedTuple):
         return range_text(*self)
 
 
-def range_text(value: float, low: float, high: float) -> str:
-    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+def range_text(value: float, low: float, high: float, limit: float = math.nan) -> str:
+    """With as many digits as it takes to tell the ends from the ``limit`` that they are held against.
+
+    Examples:
+        >>> range_text(1, 0.7994, 1), range_text(1, 0.7994, 1, limit=0.8)
+        ('1.00 [0.80, 1.00]', '1.000 [0.799, 1.000]')
+    """
+    digits = next(d for d in (2, 3, 4, 5) if d == 5 or all(round(x, d) != limit or x == limit for x in (low, high)))
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 @dataclass(frozen=True)
