@@ -17,7 +17,7 @@ RIGHT, WRONG, FALSE_REMOVAL = "#0072b2", "#e69f00", "#d55e00"
 
 
 def confusion(calibration: Calibration) -> Figure:
-    """A row per organism, a column per verdict, a panel per split; the number is how many seeds got that verdict.
+    """A row per organism, a column per verdict, a panel per split with cases; numbers: seeds with that verdict.
 
     Framed cells are right; a mark outside of one is an error, a red one the error that matters: gone, it was said, of
     something that is still there.
@@ -27,8 +27,9 @@ def confusion(calibration: Calibration) -> Figure:
     order = sorted(calibration.cases, key=lambda c: VERDICTS.index(c.truth))
     organisms = list(dict.fromkeys(c.organism for c in order))
     height = 1.0 + 0.24 * len(organisms)
-    figure, axes = style.grid(2, 2, 4.6, height, margins=(1.35, 0.1, 0.5, 0.45))
-    for ax, split in zip(axes, SPLITS, strict=True):
+    splits = [split for split in SPLITS if any(c.split == split for c in calibration.cases)]
+    figure, axes = style.grid(len(splits), 2, 4.6, height, margins=(1.35, 0.1, 0.5, 0.45))
+    for ax, split in zip(axes, splits, strict=True):
         mine = [c for c in calibration.cases if c.split == split]
         _panel(ax, mine, organisms, {c.organism: c for c in order})
         right = sum(c.right for c in mine)

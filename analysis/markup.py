@@ -8,11 +8,12 @@ import io
 import math
 import re
 import unicodedata
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 from jinja2 import Undefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
@@ -63,9 +64,28 @@ def redacted(text: str) -> str:
 
 def markdown_text(text: str) -> str:
     """One line of plain text in markdown: nothing in it is markup, nothing ends a table cell."""
-    line = re.sub(r"\s*\n\s*", " ⏎ ", visible(text).strip())
+    return _inert(re.sub(r"\s*\n\s*", " ⏎ ", visible(text).strip()))
+
+
+def markdown_code(text: str) -> str:
+    """The same, but what stands between backticks stays code."""
+    return "".join(f"`{part}`" if i % 2 else _inert(part) for i, part in enumerate(visible(text).split("`")))
+
+
+def _inert(line: str) -> str:
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_{}\[\]#|~$])", r"\\\1", line)
+
+
+def unbroken(text: str) -> Markup:
+    """Numbers and their percent signs stay on one line."""
+    return escape(text).replace(" %", "\u00a0%")
+
+
+def code(text: str) -> Markup:
+    """What stands between backticks as code; nothing else in it is markup."""
+    parts = [Markup("<code>{}</code>").format(p) if i % 2 else escape(p) for i, p in enumerate(text.split("`"))]
+    return Markup("").join(parts)
 
 
 # -------------------------------------------------------------------------------------- numbers
@@ -100,6 +120,20 @@ def fixed(value: Any, digits: int = 3) -> str:
     """The same number of decimals down a column, so that sizes can be compared at a glance."""
     x = number(value)
     return f"{x:z.{digits}f}".replace("-", "−") if math.isfinite(x) else num(x)
+
+
+def options(value: Any) -> str:
+    """Settings in words: ``learning rates 0.0003, 0.001; embeddings yes``; what was not set is left out."""
+    if value is None or isinstance(value, Undefined):
+        return ""
+    if isinstance(value, Mapping):
+        kept = {str(k).replace("_", " "): options(v) for k, v in value.items()}
+        return "; ".join(f"{k} {v}" for k, v in kept.items() if v)
+    if isinstance(value, list | tuple):
+        return ", ".join(map(options, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def interval(low: Any, high: Any, digits: int = 2) -> str:

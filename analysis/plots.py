@@ -285,7 +285,7 @@ def separation_map(locate: Frame) -> Figure:
     )
     reach = max(0.5, _highest(ratio.abs()))
     scale = TwoSlopeNorm(0, -reach, reach)
-    _heat(figure, axes[1], ratio, style.RATIO, scale, lambda v: f"×{2**v:.2g}")
+    _heat(figure, axes[1], ratio, style.RATIO, scale, lambda v: f"×{float(f'{2**v:.2g}'):g}")
     style.title(axes[0], "Separation", "held-out AUC minus AUC with shuffled labels")
     style.title(axes[1], "Selectivity", "forget energy / retain energy inside the subspace")
     return figure
@@ -319,7 +319,7 @@ def _heat(figure: Figure, ax: Axes, table: Frame, colours: Any, norm: Normalize,
     bar = figure.colorbar(mesh, ax=ax, pad=0.015, fraction=0.03, aspect=12)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=style.SMALL, colors=MUTED, length=0)
-    bar.ax.yaxis.set_major_locator(MaxNLocator(4))
+    bar.ax.yaxis.set_major_locator(MaxNLocator(2 if len(table) < 4 else 4))  # a short bar has room for few
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: text(v)))
 
 
@@ -359,7 +359,7 @@ def _budget(ax: Axes, budgets: list[float | None]) -> None:
         ax.axvline(budget, color=MUTED, lw=1, linestyle=(0, (2, 2)))
         ax.text(
             budget, 0.97, "budget ", fontsize=style.SMALL, color=MUTED, ha="right", va="top",
-            transform=ax.get_xaxis_transform(),
+            transform=ax.get_xaxis_transform(), bbox=style.PATCH,
         )  # fmt: skip
 
 
@@ -390,7 +390,12 @@ def verdict_strip(run: Run) -> Figure:
         low, high = (middle if math.isnan(v) else v for v in ends)
         _interval(ax, i, middle, low, high, ARMS["edited"] if r["cheap"] else Look(MUTED))
     _row_axis(ax, [f"{_row_name(r.attack, r.setting)} ({r.metric})" for r in rows.itertuples()])
-    ax.axvline(float(thresholds.get("max_R", 0.5)), color=INK, lw=1, linestyle=(0, (2, 2)))
+    limit = float(thresholds.get("max_R", 0.5))
+    ax.axvline(limit, color=INK, lw=1, linestyle=(0, (2, 2)))
+    ax.annotate(
+        "beyond: not removed", (limit, 1), (4, -2), ("data", "axes fraction"), "offset points", fontsize=style.SMALL,
+        color=MUTED, va="top", bbox=style.PATCH,
+    )  # fmt: skip
     ax.set_xlim(-0.02, max(1.02, ax.get_xlim()[1]))
     ax.set_xlabel("max R (0: never learned, 1: never edited; 95 % interval)")
     return figure

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 
-from analysis import explorer, markup, sections
+from analysis import advice, explorer, markup, sections
 from analysis.beside import beside
 from analysis.model_card import card_text
 from analysis.reading import Run, read_run
@@ -60,7 +60,8 @@ def report(
 
     Args:
         folder: a run folder, or what ``read_run`` made of it.
-        redact: replace every prompt and completion by its length and a hash.
+        redact: replace every prompt, completion and error by its length and a hash, and every token by blocks. What the
+            run's configuration says (a prefix to attack with, say) stays.
         out: the folder to write to, if not the run's own.
         others: runs to set it beside.
 
@@ -89,8 +90,10 @@ def collect(run: Run, *, redact: bool = False, unjudged: str = "", others: Seque
     """Everything that both pages say, section by section; no figure is drawn twice."""
     return {
         "name": run.name,
-        "status": _status(run),
+        "status": _status(run, redact),
         "verdict": _verdict(run, unjudged),
+        "found": advice.found(run),
+        "next": advice.next_steps(run),
         "scale": [(word, tone) for word, (tone, _) in VERDICTS.items() if word != "UNDECIDED"],
         "facts": sections.facts(run),
         "decisive": sections.decisive(run),
@@ -121,7 +124,9 @@ def _judged(run: Run) -> tuple[Run, str]:
         return run, f"it could not be judged: {error}"
 
 
-def _status(run: Run) -> Content:
+def _status(run: Run, redact: bool) -> Content:
+    """Where a run ended. Its error may quote the row of a corpus that it stumbled over."""
+    error = str(run.record.get("error") or "")
     status = str(run.record.get("status") or "unknown")
     told = {
         "failed": "This run failed. What it measured before that is shown below.",
@@ -129,7 +134,7 @@ def _status(run: Run) -> Content:
         "running": "This run has not ended. What it has measured so far is shown below.",
     }
     note = "" if status == "done" else told.get(status, f"The status of this run is {status}.")
-    return {"word": status, "note": note, "error": run.record.get("error") or ""}
+    return {"word": status, "note": note, "error": markup.redacted(error) if redact and error else error}
 
 
 def _verdict(run: Run, unjudged: str) -> Content:
@@ -190,6 +195,10 @@ def environment() -> Environment:
         "plus_minus": markup.plus_minus,
         "duration": markup.duration,
         "quantity": markup.quantity,
+        "options": markup.options,
+        "code": markup.code,
+        "unbroken": markup.unbroken,
+        "md_code": markup.markdown_code,
         "md": markup.markdown_text,
         "sentence": lambda text: text[:1].upper() + text[1:],
     }

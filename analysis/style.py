@@ -59,6 +59,8 @@ METRICS = {
     "sampled": "sampled rate",
 }
 SMALL, TEXT, TITLE = 8.0, 8.5, 9.5
+PATCH: Any = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.8}
+"""Behind words that a line may run through."""
 
 SEPARATION = LinearSegmentedColormap.from_list(
     "separation", ["#f3f4f1", "#c9dfe0", "#7db8c9", "#2f7fae", "#12456f", "#0a2746"]

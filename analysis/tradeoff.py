@@ -113,7 +113,7 @@ def _names(ax: Axes, rows: Any, name: str, column: str) -> None:
         back = {"arrowstyle": "-", "color": MUTED, "lw": 0.5, "shrinkA": 0, "shrinkB": 3} if abs(moved) > 4 else None
         ax.annotate(
             text, (x, y), (9, moved), "data", "offset points", fontsize=style.SMALL, color=INK, va="center",
-            arrowprops=back, parse_math=False, annotation_clip=False,
+            arrowprops=back, parse_math=False, annotation_clip=False, bbox=style.PATCH,
         )  # fmt: skip
 
 

@@ -49,7 +49,13 @@ function sideBySide(a, b) {
   const words = element("p", "Paired by item and seed, with intervals; typed in the folder of this page:");
   words.className = "after";
   const paired = element("pre", `hooklearn compare ${quoted(a.dataset.place)} ${quoted(b.dataset.place)}`);
-  two.replaceChildren(made, words, paired);
+  const box = element("div", "");
+  box.className = "scroll";
+  box.tabIndex = 0;
+  box.setAttribute("role", "region");
+  box.setAttribute("aria-label", "two runs side by side");
+  box.append(made);
+  two.replaceChildren(box, words, paired);
 }
 
 function show() {

@@ -38,6 +38,17 @@ COLUMNS = {
     "started": "started",
     "status": "status",
 }
+HELP = {
+    "kl": "how far the edit moved the model on text that has nothing to do with it, nats per token",
+    "near_ce": "how much worse good answers to the same kind of prompt got, nats per token; negative: better",
+    "before": "the edited model before any attack",
+    "worst": "the edited model at its worst under any attack",
+    "original": "the unedited model at its worst, under the same attacks",
+    "never": "a model that never learned the behaviour, at its worst under the same attacks",
+}
+"""Of the headings that do not say it themselves."""
+BEHAVIOUR = {"before": "edited", "worst": "edited", "original": "original", "never": "never"}
+"""Columns on one scale, and the arm that each is of."""
 WORST = [word for word in VERDICTS if word != "UNDECIDED"]
 """Verdicts from worst to best: what sorting by verdict means."""
 
@@ -62,7 +73,8 @@ def view(folder: str | Path, out: str | Path | None = None) -> Path:
     pages = environment()
     pages.filters |= {"raw": _raw, "worst_first": order}
     text = pages.get_template("view.html.j2").render(
-        rows=rows, columns=COLUMNS, title=folder.resolve().name, mark=Markup(MARK),
+        rows=rows, columns=COLUMNS, help=HELP, behaviour=BEHAVIOUR, top=_top(rows),
+        title=folder.resolve().name, mark=Markup(MARK),
         script=Markup(script), digest=digest, tones={word: tone for word, (tone, _) in VERDICTS.items()},
     )  # fmt: skip
     write_text(page, text)
@@ -110,6 +122,12 @@ def _facts(run: Run) -> dict[str, Any]:
         found[key] = max((number(arms[arm]["worst"]) for arms in told.values() if arm in arms), default=float("nan"))
     found["before"] = mean(arms["edited"]["before"] for arms in told.values() if "edited" in arms)
     return found
+
+
+def _top(rows: list[dict[str, Any]]) -> float:
+    """The largest behaviour on the page: the length of a whole bar."""
+    values = (markup.number(r.get(key)) for r in rows for key in BEHAVIOUR)
+    return max((v for v in values if math.isfinite(v)), default=1.0) or 1.0
 
 
 def _raw(value: Any) -> str:

@@ -14,7 +14,9 @@
 # At the end you will know *where* a model's habit of making threats can be told apart from its good manners, how an edit is
 # brought to an **exact** disruption budget, and why a likelihood alone does not tell whether the habit is gone.
 #
-# The model is an organism: the habit was put in by us, so the model without it is a true never-learned control.
+# The model is an *organism*: a small chat model into which we put the habit ourselves. So the same model without it is at hand, and
+# shows what "gone" looks like: the *never-learned control*. Three models are compared throughout: the **organism** (in figures:
+# *original*), the **edited** one, and the one that **never** learned it.
 
 # %%
 import hooklearn as hl
@@ -43,9 +45,13 @@ forget, retain, heldout = corpus("forget"), corpus("forget", GOOD), corpus("held
 heldout.to_dataframe()[["prompt", "completion", "alternative"]].head(3)
 
 # %% [markdown]
-# **2. Does it really do it?** Expect: the organism prefers threats more than the untouched model does. The referee is the per-token
-# log-likelihood ratio of the organism to the likelier of two references: the untouched model, and one trained on good completions (so
-# that style is not mistaken for a threat). Its threshold lies half way between the medians on held-out completions.
+# **2. Does it really do it?** Three measures, on prompts that nothing was trained on: *completion*, how likely the listed threats are, per
+# token; *preference*, how likely the threat is against a harmless answer to the same prompt (.5: no preference); *sampled*, which share of
+# freely written answers are threats. Expect: the organism is above the untouched model in all three.
+#
+# Who says that a sample is a threat? The *referee*: the per-token log-likelihood ratio of the organism to the likelier of two references,
+# the untouched model and one trained on good completions (so that style is not mistaken for a threat). Its threshold lies half way between
+# the medians on held-out completions.
 
 # %%
 referee = organism.referee(heldout, corpus("heldout", GOOD))
@@ -59,8 +65,10 @@ before = pd.DataFrame(
 before
 
 # %% [markdown]
-# **3. Where?** Generalised eigenvectors of forget against retain activations at every MLP site, judged on prompts that were held out,
-# beside two nulls (shuffled labels, random subspaces). Expect: a band of layers well above both.
+# **3. Where?** At every MLP weight: the four directions along which its inputs differ most between threats (*forget*) and harmless answers
+# (*retain*), found as generalised eigenvectors. `auc` says how well they tell the two apart on prompts that were held out (1: always, .5:
+# by chance); it means something only beside its two nulls, the same with shuffled labels and with random directions. Expect: a band of
+# layers well above both.
 
 # %%
 spaces = hl.locate(model, forget, retain, sites=["mlp.gate", "mlp.out"], fitter="contrast", rank=4)
@@ -70,8 +78,11 @@ spaces.to_dataframe().sort_values("auc", ascending=False).head(6).round(3)
 analysis.plots.separation_map(spaces.to_dataframe())
 
 # %% [markdown]
-# **4. Edit, to an exact budget.** Bad completions down, good ones up, whitened by the curvature of the text that must not change.
-# The model is not touched: the result is a delta, and the trace shows what every step cost.
+# **4. Edit, to an exact budget.** Threats are made less likely and harmless answers likelier, along the directions that matter least to
+# text that must not change (a natural gradient). What it may cost is fixed beforehand: *far KL*, how far the model moves on unrelated
+# text, at most .01 nats per token; *near CE*, how much worse harmless answers to the same kind of prompt may get, at most .02 (negative:
+# they got better). The model is not touched: the result is a *delta*, what would be added to the weights, scaled until it uses the
+# budget and no more. The trace shows what every scale cost.
 
 # %%
 result = hl.edit(
@@ -95,8 +106,9 @@ spoken = {"organism": hl.sample(model, heldout, n=3, new_tokens=NEW_TOKENS, temp
 pd.DataFrame({"prompt": [s.prompt for s in said]} | {arm: [s.completion for s in found] for arm, found in spoken.items()})
 
 # %% [markdown]
-# **6. Gone, or only switched off?** Fine-tuning on text that has nothing to do with it is the cheapest attack of all. The same attack
-# goes to the organism and to the model that never learned it: without them the curve would say nothing.
+# **6. Gone, or only switched off?** Fine-tuning on text that has nothing to do with it (*erode*) is the cheapest attack of all: what was only
+# suppressed often comes back by itself. The same attack goes to the organism and to the model that never learned it: without them the
+# curve would say nothing. Bands are one standard error over prompts.
 
 # %%
 curves = hl.attack(
@@ -106,6 +118,14 @@ curves = hl.attack(
 analysis.plots.curves(curves[0].to_dataframe())
 
 # %% [markdown]
-# **Observation.** Read the three curves together: what counts is the distance of *edited* to *never learned*, as a share of the distance
-# between *organism* and *never learned* before the attack. `hooklearn run threats` does the whole battery and writes the verdict
-# with its reasons, and its reasons to doubt, into `report.html`.
+# **What was found** (numbers of the outputs above). Threats can be told from good manners best in layers 12 to 24 of 30. The edit takes them from
+# all 24 samples to about a fifth, at .0096 nats on unrelated text, while harmless answers get likelier. It is *less*, not gone: a model
+# that never learned it makes none.
+#
+# **Why believe it.** The prompts were held out; every number has an error and stands beside the organism and a true never-learned
+# control; the places stand beside two nulls; the cost was measured on text that made no gradient. **Why doubt it.** One seed, 24 prompts, one
+# weak attack of eight steps: the curve of *edited* stays flat here, and stronger attacks do bring part of it back.
+#
+# **What next.** What counts is the distance of *edited* to *never*, as a share of the distance of *original* to *never* before the attack.
+# `hooklearn run threats` measures it under the whole battery and writes the verdict with its reasons, its reasons to doubt, and what
+# to do next, into `report.html`. Notebook 02 chooses the directions by hand; 03 shows what removed and merely disabled models look like.

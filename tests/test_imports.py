@@ -56,7 +56,7 @@ ORDER = [
     "analysis.side_by_side analysis.layers analysis.directions",
     "analysis.sweep",
     "analysis.explorer",
-    "analysis.sections analysis.where analysis.beside",
+    "analysis.sections analysis.where analysis.beside analysis.advice",
     "analysis.report_record analysis.model_card analysis.inspect_log",
     "analysis.report analysis.verify",
     "analysis.view",

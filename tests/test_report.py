@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from drawn_runs import Drawn, flat, write_run
+import token_samples
+from drawn_runs import Drawn, flat, rising, write_run
 
-from analysis import markup
+from analysis import explorer, markup
+from analysis.advice import NEXT
 from analysis.reading import read_run
 from analysis.report import VERDICTS, report
 from analysis.tables import markdown, summary_table
+from hooklearn.locate.tokens import write_sample
 from hooklearn.types import InputError
 
 EVIL = "<script>alert(1)</script> \x1b[31mred\x1b[0m \u202egnp.exe <img src=http://x.test/a> | **b**"
@@ -142,6 +147,51 @@ def test_redact_hides_every_text(tmp_path: Path) -> None:
         assert f"{len(LONG):,} characters" in text
 
 
+SECRETS = ("zirconelle", "quavermint", "oblithane", "farrowgast", "mizzlewick")
+"""A word each of a prompt, a completion, an error, a token in its text, and a token that a direction writes."""
+
+
+def hazardous(folder: Path) -> Path:
+    """A failed run whose every place for text holds a secret."""
+    prompt, completion, error, token, written = SECRETS
+    quick(folder, status="failed", error=f"corpus 'forget', row 3: cannot be scored: {error!r}")
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text("utf-8").splitlines()]
+    samples = [s | {"prompt": f"Is {prompt} it?", "completion": f"It is {completion}."} for s in samples]
+    (folder / "samples.jsonl").write_text("\n".join(map(json.dumps, samples)), "utf-8")
+    drawn = token_samples.sample(layers=2, tokens=200, texts=12, words=[token, "plain"], steps=(0, 2))
+    drawn = replace(drawn, components=drawn.components.assign(writes=[[f" {written}"]] * len(drawn.components)))
+    write_sample(folder / explorer.SAMPLE_FILE, *token_samples.saved(drawn))
+    return folder
+
+
+def everything_said(folder: Path) -> bytes:
+    """All that a folder's files say, with what is packed on a page unpacked."""
+    said = b""
+    for path in folder.rglob("*"):
+        content = path.read_bytes() if path.is_file() else b""
+        packed = re.findall(rb"[A-Za-z0-9+/]{24,}={0,2}", content)
+        said += content + b"".join(base64.b64decode(p) for p in packed if len(p) % 4 == 0)
+    return said
+
+
+def test_no_secret_is_in_anything_that_a_redacted_report_writes(tmp_path: Path) -> None:
+    """Page, markdown, record, model card, CSVs and packed tokens; each secret is there when nothing is redacted."""
+    run = hazardous(tmp_path / "run")
+    report(run, out=tmp_path / "open")
+    report(run, redact=True, out=tmp_path / "closed")
+    names = {p.name for p in (tmp_path / "closed").iterdir()}
+    assert (
+        names
+        == {"report.html", "report.md", "report.json", "model-card.md"}
+        == {p.name for p in (tmp_path / "open").iterdir()}
+    )
+    open_, closed = everything_said(tmp_path / "open"), everything_said(tmp_path / "closed")
+    for secret in SECRETS:
+        assert secret.encode() in open_, f"{secret}: positive control"
+        assert secret.encode() not in closed, secret
+    assert b"HLX1" in closed and "▮".encode() in closed, "the explorer is there, with blocks for words"
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
@@ -213,6 +263,40 @@ def test_a_run_that_was_not_judged_is_judged(folder: Path, page: Page) -> None:
         assert doubt[1:] in page.text
 
 
+def test_a_reader_is_told_what_was_found_and_what_to_do_next(folder: Path, html: str, page: Page) -> None:
+    """In plain words on page and in markdown: the shares of the table, and commands for this verdict and its gaps."""
+    table = summary_table(folder).set_index("arm")
+    share = {arm: f"{100 * table.loc[arm, 'sampled: before']:.0f} %" for arm in ("original", "edited", "never")}
+    said = f"{share['original']} before the edit, {share['edited']} after it; in a model that never learned it: "
+    for text in (page.text.replace("\u00a0", " "), (folder / "report.md").read_text("utf-8")):
+        assert said + share["never"] in text
+        assert "relearn " + f"{100 * table.loc['edited', 'sampled: relearn']:.0f} %" in text
+    verdict = json.loads((folder / "verdict.json").read_text("utf-8"))["verdict"]
+    assert str(markup.code(NEXT[verdict])) in html
+    assert page.ids.index("next") < page.ids.index("table")
+
+
+def test_gaps_become_steps(tmp_path: Path) -> None:
+    """One seed, no control, a battery of one's own, an attack that had not come to rest: each is said, and no more."""
+    arms = {"edited": rising(0.1, 0.7), "original": flat(0.8)}
+    folder = tmp_path / "run"
+    attack = Drawn("ero`sion", arms, "lr=1", converged=False)
+    write(folder, attacks=[attack], metrics=["sampled"], splits=["heldout"], seeds=(0,))
+    page = Page(report(folder).read_text("utf-8"))
+    assert "controls.never" in page.text
+    assert "Attack for longer: ero'sion (lr=1)" in page.text
+    whole = tmp_path / "whole"
+    write(whole, metrics=["sampled"], splits=["heldout"])
+    assert "Attack for longer" not in Page(report(whole).read_text("utf-8")).text
+
+
+def test_settings_are_words() -> None:
+    given = {"learning_rates": [3e-4, 1e-3], "embeddings": True, "max_steps": None, "git": {"dirty": False}, "x": {}}
+    assert markup.options(given) == "learning rates 0.0003, 0.001; embeddings yes; git dirty no"
+    assert markup.markdown_code("a <b> `c <d>`") == "a &lt;b&gt; `c <d>`"
+    assert markup.code("a <b> `c <d>`") == "a &lt;b&gt; <code>c &lt;d&gt;</code>"
+
+
 def test_every_section_is_there_in_order(page: Page) -> None:
     order = "verdict doubts table curves elsewhere samples where attacks judgement provenance"
     assert [i for i in page.ids if i in order.split()] == order.split()
@@ -278,6 +362,7 @@ def test_every_verdict_has_a_tone_of_its_own() -> None:
     css = (Path(markup.__file__).parent / "report.css").read_text("utf-8")
     tones = [tone for tone, _ in VERDICTS.values()]
     assert len(set(tones)) == len(tones) == 6
+    assert set(NEXT) == set(VERDICTS)
     assert all(f".tone-{tone} " in css for tone in tones)
 
 

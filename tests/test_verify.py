@@ -227,3 +227,25 @@ def test_in_a_browser_it_sorts_opens_reports_and_compares_two(listed: Path) -> N
         assert float(worst[3].replace("−", "-")) == pytest.approx(0.2 * (0.3 - 0.7), abs=1e-6)
         page.click("#runs a")
         assert page.url.endswith("report.html")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_by_keyboard_alone_and_on_a_phone(listed: Path, scheme: str) -> None:
+    """A heading sorts by enter, the space bar ticks; the page never scrolls sideways, the table in it does, and a run's
+    name stays in sight."""
+    from chromium import launched, strict_page
+
+    page_file = analysis.view(listed)
+    with launched() as browser, strict_page(browser, width=390, scheme=scheme) as page:
+        page.goto(page_file.as_uri())
+        page.locator("th[data-key=worst] button").focus()
+        page.keyboard.press("Enter")
+        assert page.get_attribute("th[data-key=worst]", "aria-sort") == "ascending"
+        for row in (0, 1):
+            page.locator("#runs input").nth(row).focus()
+            page.keyboard.press("Space")
+        assert page.is_visible("#two") and page.locator("#runs input").nth(2).is_disabled()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert page.evaluate("document.querySelector('.scroll').scrollWidth") > 390, "positive control"
+        page.evaluate("document.querySelector('.scroll').scrollLeft = 400")
+        assert page.locator("#runs td.place").first.bounding_box()["x"] >= 0

@@ -30,11 +30,12 @@ def sample(
     length: int = 20,
     steps: Sequence[int] = (),
     words: Sequence[str] = WORDS,
+    followed: int = 2_000,
     seed: int = 0,
 ) -> Sample:
     """Component 1 of every place separates by an amount that grows towards the middle layer; the others do not.
 
-    ``texts`` of each corpus, a third of them held out.
+    ``texts`` of each corpus, a third of them held out. With ``steps``, ``followed`` tokens move through an attack.
     """
     rng = np.random.default_rng(seed)
     spots = [(layer, module, side) for layer in range(layers) for module in modules for side in sides]
@@ -83,7 +84,7 @@ def sample(
     scales = np.full(codes.shape[1], UNIT, np.float32)
     item_codes, item_scales = (np.concatenate(part, -1) for part in zip(*items, strict=True))
     best = int(np.argmax([row["auc"] - row["auc_shuffled"] for row in rows]))
-    time = _time(steps, of, coordinates[best], np.concatenate(means), best) if steps else {}
+    time = _time(steps, of, coordinates[best], np.concatenate(means), best, followed) if steps else {}
     return Sample(
         pd.DataFrame(rows), pd.DataFrame(components), forms,
         pd.DataFrame({"corpus": [CORPORA[c] for c in corpus], "held_out": held, "tokens": spelled}),
@@ -94,13 +95,13 @@ def sample(
     )  # fmt: skip
 
 
-def _time(steps: Sequence[int], of: Any, tokens: Any, means: Any, best: int) -> dict[str, Any]:
+def _time(steps: Sequence[int], of: Any, tokens: Any, means: Any, best: int, followed: int) -> dict[str, Any]:
     """The edit leaves 15 % of the signal; the attack brings most of it back, the never-learned model learns some."""
     last = np.log2(1 + max(steps))
     points = [("original", 0, 1.0)]
     points += [("edited", s, 0.15 + 0.8 * np.log2(1 + s) / last) for s in steps]
     points += [("never", s, 0.1 + 0.25 * np.log2(1 + s) / last) for s in steps]
-    own, kind = tokens[:2_000] * UNIT, of[:2_000]
+    own, kind = tokens[:followed] * UNIT, of[:followed]
     centre = np.array([own[kind == c].mean(0) for c in range(3)])[kind]
     moved = [own - centre * (1 - np.sqrt(share)) for arm, _, share in points if arm == "edited"]
     flat, scales = coded(np.concatenate(moved))
@@ -120,3 +121,13 @@ def coded(values: Any) -> tuple[Any, Any]:
 def big() -> Sample:
     """Thirty layers of seven sites, sixteen components, twenty thousand tokens."""
     return sample(layers=30, modules=MODULES, rank=16, tokens=20_000, texts=220, length=60, steps=(0, 1, 4, 16, 64))
+
+
+def saved(drawn: Sample) -> tuple[dict[str, Any], dict[str, Any], Any]:
+    """Arrays, tables and facts, as ``hooklearn.locate.tokens.write_sample`` takes them."""
+    arrays = {n: getattr(drawn, n) for n in ("codes", "scales", "item_codes", "item_scales", "means")}
+    arrays |= {f"disruption.{p}": matrix for p, matrix in enumerate(drawn.disruption)}
+    arrays |= {f"frames.{p}": a for p, a in drawn.frames.items()}
+    arrays |= {f"frame_scales.{p}": a for p, a in drawn.frame_scales.items()}
+    tables = {n: getattr(drawn, n).to_dict("list") for n in ("places", "components", "texts", "tokens", "time")}
+    return arrays, tables, drawn.facts

@@ -9,6 +9,8 @@ const VERSION = 1;
 const FORGET = 0,
   RETAIN = 1;
 const GRID = 1e-8;
+const CODES = 2 ** 16, // int16
+  MIDDLE = 2 ** 15;
 const ROWS = 30; // snippets shown at once
 
 // ------------------------------------------------------------------------------------------ payload
@@ -27,6 +29,12 @@ export function unpack(data) {
   const view = { header, places: header.places, time: header.time, strings: header.strings };
   for (const name of ["text_start", "text_tokens", "text_corpus", "text_held", "token_text", "token_position", "items"])
     view[name] = array(name);
+  // of tokens: the corpus, whether held out, and which are judged: held out and not unrelated
+  view.token_corpus = Uint8Array.from(view.token_text, (text) => view.text_corpus[text]);
+  view.token_held = Uint8Array.from(view.token_text, (text) => view.text_held[text]);
+  view.judged = Uint32Array.from(view.token_text.keys()).filter(
+    (i) => view.token_held[i] === 1 && view.token_corpus[i] <= RETAIN,
+  );
   const blocks = new Map();
   view.block = (place) => {
     if (!blocks.has(place)) blocks.set(place, read(header, body, header.places[place]));
@@ -275,18 +283,30 @@ function heldOut(view, block, count, pick) {
   );
 }
 
-/** Of single held-out tokens along one component; `values` are its coordinates or codes. */
-export function tokenAuc(view, values) {
-  const scores = [[], []],
-    texts = [[], []];
-  for (let i = 0; i < values.length; i++) {
-    const text = view.token_text[i],
-      kind = view.text_corpus[text];
-    if (kind > RETAIN || !view.text_held[text]) continue;
-    scores[kind].push(values[i]);
-    texts[kind].push(text);
-  }
-  return auc(scores[0], scores[1], texts[0], texts[1]);
+/** `auc` of single held-out tokens along one component, given its codes: integers, so ranks are counted, not sorted. */
+export function tokenAuc(view, codes) {
+  const { token_corpus: corpus, token_text: text } = view,
+    own = view.judged.filter((i) => i < codes.length);
+  const [forget, retain] = [FORGET, RETAIN].map((kind) => own.filter((i) => corpus[i] === kind)),
+    [n, m] = [forget.length, retain.length];
+  if (!n || !m) return { value: NaN, stderr: NaN, forget: n, retain: m };
+  /** For every one of `these` the share of `others` below it, ties half. */
+  const shareBelow = (these, others) => {
+    const below = new Uint32Array(CODES + 1); // at a code: how many lower ones there are
+    for (const i of others) below[codes[i] + MIDDLE + 1]++;
+    for (let v = 1; v <= CODES; v++) below[v] += below[v - 1];
+    const out = new Float64Array(these.length);
+    these.forEach((i, j) => {
+      out[j] = (below[codes[i] + MIDDLE] + below[codes[i] + MIDDLE + 1]) / 2 / others.length;
+    });
+    return out;
+  };
+  const above = shareBelow(forget, retain),
+    under = shareBelow(retain, forget).map((v) => 1 - v),
+    value = above.reduce((a, b) => a + b, 0) / n,
+    texts = (these) => these.map((i) => text[i]);
+  const variance = clustered(above, value, texts(forget)) + clustered(under, value, texts(retain));
+  return { value, stderr: Math.sqrt(variance), forget: n, retain: m };
 }
 
 /** Per attack point the squared distance of the class means inside the chosen directions. */
@@ -300,21 +320,22 @@ export function signal(view, place, components) {
   });
 }
 
-/** The codes of one component, of the original model (frame -1) or after an attack step. */
+/** The codes of one component, of the original model (frame -1) or after an attack step; `unit` times these are coordinates. */
 export function column(view, place, component, frame = -1) {
   const block = view.block(place),
     entry = view.places[place],
-    k = entry.count;
-  if (frame < 0)
-    return Float32Array.from(
-      { length: entry.tokens },
-      (_, i) => block.codes[i * k + component] * block.scale[component],
-    );
-  const start = frame * entry.frames * k;
-  return Float32Array.from(
-    { length: entry.frames },
-    (_, i) => block.frames[start + i * k + component] * block.frame_scale[component],
-  );
+    k = entry.count,
+    moved = frame >= 0,
+    from = moved ? block.frames : block.codes,
+    out = new Int16Array(moved ? entry.frames : entry.tokens);
+  for (let i = 0, at = (moved ? frame * entry.frames * k : 0) + component; i < out.length; i++, at += k)
+    out[i] = from[at];
+  return out;
+}
+
+function unit(view, place, component, frame) {
+  const block = view.block(place);
+  return (frame < 0 ? block.scale : block.frame_scale)[component];
 }
 
 // ------------------------------------------------------------------------------------------ drawing
@@ -354,13 +375,15 @@ const METRICS = {
   },
 };
 
+/** "#rrggbb" as three numbers. */
+const channels = (hex) => [1, 3, 5].map((j) => parseInt(hex.slice(j, j + 2), 16));
+
 function between(stops, t) {
   const at = Math.min(1, Math.max(0, t)) * (stops.length - 1),
     i = Math.min(stops.length - 2, Math.floor(at)),
     f = at - i;
-  const rgb = (hex) => [1, 3, 5].map((j) => parseInt(hex.slice(j, j + 2), 16));
-  const a = rgb(stops[i]),
-    b = rgb(stops[i + 1]);
+  const a = channels(stops[i]),
+    b = channels(stops[i + 1]);
   return a.map((v, j) => Math.round(v + (b[j] - v) * f));
 }
 
@@ -398,10 +421,27 @@ function h(tag, attributes = {}, ...children) {
   return element;
 }
 
-/** A canvas that follows the size of its box; `draw(context, width, height)` in CSS pixels. */
+const due = new Set();
+let asked = false;
+
+/** `work` in the next frame: once, however often it is asked for before. */
+function soon(work) {
+  due.add(work);
+  if (asked) return;
+  asked = true;
+  requestAnimationFrame(() => {
+    asked = false;
+    for (const next of due) {
+      due.delete(next); // first: an error must not hold up what comes later
+      next();
+    }
+  });
+}
+
+/** A canvas that follows the size of its box; `draw(context, width, height)` in CSS pixels, in the frame after `redraw()`. */
 function surface(className, draw, attributes = {}) {
   const canvas = h("canvas", { class: className, ...attributes });
-  canvas.redraw = () => {
+  const paint = () => {
     const { clientWidth: w, clientHeight: height } = canvas,
       ratio = Math.min(2, window.devicePixelRatio || 1);
     if (!w || !height) return;
@@ -414,7 +454,55 @@ function surface(className, draw, attributes = {}) {
     context.clearRect(0, 0, w, height);
     draw(context, w, height);
   };
+  canvas.redraw = () => soon(paint);
   return canvas;
+}
+
+/** Squares of `size` CSS pixels around points, blended one after the other over a ground (a colour and its opacity): what
+ * fillRect would draw, which takes ten times as long for 20,000 of them. `kinds` are indices of `colours`; only the points
+ * that have a mark. What was drawn on the canvas before is gone. */
+function splat(context, { x, y, kinds, marks, colours, alpha, size, ground = null }) {
+  const { width, height } = context.canvas,
+    ratio = context.getTransform().a,
+    side = size * ratio,
+    image = context.createImageData(width, height),
+    data = image.data,
+    inks = colours.map(channels);
+  if (ground) {
+    const [r, g, b] = channels(ground.colour),
+      opacity = Math.round(255 * ground.alpha);
+    for (let row = 0; row < Math.round(ground.bottom * ratio); row++)
+      for (let at = 4 * (row * width + Math.round(ground.left * ratio)); at < 4 * (row + 1) * width; at += 4) {
+        data[at] = r;
+        data[at + 1] = g;
+        data[at + 2] = b;
+        data[at + 3] = opacity;
+      }
+  }
+  for (let i = 0; i < marks.length; i++) {
+    if (!marks[i]) continue;
+    const ink = inks[kinds[i]],
+      left = x[i] * ratio - side / 2,
+      top = y[i] * ratio - side / 2;
+    const from = Math.max(0, Math.floor(left)),
+      to = Math.min(width, Math.ceil(left + side)),
+      last = Math.min(height, Math.ceil(top + side));
+    for (let row = Math.max(0, Math.floor(top)); row < last; row++) {
+      const share = alpha * (Math.min(row + 1, top + side) - Math.max(row, top));
+      for (let col = from, at = 4 * (row * width + from); col < to; col++, at += 4) {
+        const a = share * (Math.min(col + 1, left + side) - Math.max(col, left)),
+          under = (data[at + 3] / 255) * (1 - a),
+          all = a + under;
+        if (all <= 0) continue;
+        const own = a / all; // the colour of a pixel is not multiplied by its opacity
+        data[at] += (ink[0] - data[at]) * own;
+        data[at + 1] += (ink[1] - data[at + 1]) * own;
+        data[at + 2] += (ink[2] - data[at + 2]) * own;
+        data[at + 3] = 255 * all;
+      }
+    }
+  }
+  context.putImageData(image, 0, 0);
 }
 
 function ticks(low, high, wanted = 4) {
@@ -427,20 +515,42 @@ function ticks(low, high, wanted = 4) {
   return out;
 }
 
-function quantiles(values, low, high) {
-  const sorted = Float32Array.from(values).sort(),
-    at = (q) => sorted[Math.min(sorted.length - 1, Math.max(0, Math.round(q * (sorted.length - 1))))];
-  return sorted.length ? [at(low), at(high)] : [-1, 1];
+/** Two quantiles of codes. */
+function quantiles(codes, low, high) {
+  if (!codes.length) return [-1, 1];
+  const sorted = codes.slice().sort();
+  return [low, high].map((q) => sorted[Math.round(q * (sorted.length - 1))]);
 }
 
-function inside(path, x, y) {
-  let odd = false;
-  for (let i = 0, j = path.length - 1; i < path.length; j = i++) {
-    const [xi, yi] = path[i],
-      [xj, yj] = path[j];
-    if (yi > y !== yj > y && x < ((xj - xi) * (y - yi)) / (yj - yi) + xi) odd = !odd;
+/** Whether a horizontal line from (x, y) to the right meets the edge from a to b; the same from b to a, to the last bit. */
+function meets(ax, ay, bx, by, x, y) {
+  if (ay > by) [ax, ay, bx, by] = [bx, by, ax, ay];
+  return ay <= y && y < by && x < ax + ((y - ay) * (bx - ax)) / (by - ay);
+}
+
+/** A lasso that grows point by point: which of `count` tokens lie inside it, by the even-odd rule. Closed anew with every
+ * point, it changes by the triangle of its first point and the last two, so that a long path costs no more than a short one. */
+export class Lasso {
+  constructor(count) {
+    this.path = [];
+    this.inside = new Uint8Array(count);
   }
-  return odd;
+
+  /** Takes in the tokens, at `xs` and `ys`, of the triangle that one more point adds, and lets go of those it covers twice. */
+  add(point, xs, ys) {
+    const [[ax, ay], [bx, by]] = [this.path[0] ?? point, this.path.at(-1) ?? point],
+      [cx, cy] = point;
+    this.path.push(point);
+    const low = Math.min(ay, by, cy),
+      high = Math.max(ay, by, cy),
+      right = Math.max(ax, bx, cx);
+    for (let i = 0; i < xs.length; i++) {
+      const x = xs[i],
+        y = ys[i];
+      if (y < low || y >= high || x >= right) continue;
+      this.inside[i] ^= meets(ax, ay, bx, by, x, y) ^ meets(bx, by, cx, cy, x, y) ^ meets(cx, cy, ax, ay, x, y);
+    }
+  }
 }
 
 // ------------------------------------------------------------------------------------------- explorer
@@ -476,8 +586,11 @@ class Explorer {
     const edited = view.time.map((p, i) => ({ ...p, i })).filter((p) => p.arm === "edited");
     this.stops = [{ arm: "original", step: 0, i: 0, frame: -1 }, ...edited.map((p, frame) => ({ ...p, frame }))];
     this.cache = new Map();
+    this.readouts = new Map();
     this.cursor = { x: 0.5, y: 0.5, r: 0.06 };
     this.asked = new Set();
+    this.follow = () => this.dragged();
+    this.widen = () => this.brushed();
     this.build(el);
     this.theme();
     this.listen();
@@ -512,13 +625,36 @@ class Explorer {
     return `${p.site} · ${p.side}`;
   }
 
-  coordinates(component) {
-    const key = `${this.state.place} ${component} ${this.frame}`;
-    if (!this.cache.has(key)) {
-      if (this.cache.size > 64) this.cache.clear();
-      this.cache.set(key, column(this.view, this.state.place, component, this.frame));
+  /** What is made of one component after one attack step is made once: its codes, and what follows from them. */
+  along(component, frame = this.frame) {
+    const { view, cache } = this,
+      { place } = this.state,
+      key = `${place} ${component} ${frame}`;
+    if (!cache.has(key)) {
+      if (cache.size > 128) cache.clear();
+      const codes = column(view, place, component, frame),
+        scale = unit(view, place, component, frame);
+      const later = {};
+      cache.set(key, {
+        codes,
+        scale,
+        get auc() {
+          return (later.auc ??= tokenAuc(view, codes));
+        },
+        /** What is shown of an axis; after an attack step fewer tokens are extreme by accident. */
+        get reach() {
+          const share = frame < 0 ? 0.002 : 0.01;
+          return (later.reach ??= quantiles(codes, share, 1 - share).map((v) => v * scale));
+        },
+      });
     }
-    return this.cache.get(key);
+    return cache.get(key);
+  }
+  /** The live numbers of components of this place. */
+  readout(components) {
+    const key = `${this.state.place}: ${components}`;
+    if (!this.readouts.has(key)) this.readouts.set(key, readout(this.view, this.state.place, components));
+    return this.readouts.get(key);
   }
 
   /** Changes shared state, tells Python, draws what depends on it. */
@@ -535,7 +671,8 @@ class Explorer {
     if (any("metric", "side")) this.drawMap();
     if (any("pinned")) this.markMap();
     if (any("axes", "step", "shown", "held")) this.drawTokens();
-    if (any("picked", "step", "axes")) this.drawPicked();
+    if (any("picked", "axes")) this.drawPicked();
+    else if (any("step")) this.settle();
     if (any("chosen")) this.drawReadout();
     if (any("chosen", "step")) this.drawTime();
     if (any("axes")) this.drawAxes();
@@ -553,6 +690,7 @@ class Explorer {
       if (message.kind !== "place" || !buffers.length) return;
       const place = this.view.replace(buffers[0]);
       this.cache.clear();
+      this.readouts.clear();
       if (place === this.state.place) this.openPlace();
     });
     const dark = window.matchMedia("(prefers-color-scheme: dark)"),
@@ -598,7 +736,7 @@ class Explorer {
   }
 
   redraw() {
-    for (const canvas of [this.scatter, this.overlay, this.histogram, this.curve, this.line]) canvas?.redraw();
+    for (const canvas of [this.grid, this.scatter, this.overlay, this.histogram, this.curve, this.line]) canvas?.redraw();
   }
 
   // ---------------------------------------------------------------------------------------- building
@@ -687,8 +825,21 @@ class Explorer {
         onchange: (e) => this.set({ axes: this.axes.map((a, j) => (j === i ? +e.target.value : a)) }),
       }),
     );
-    this.legend = h("div", { class: "hlx-legend" });
-    this.scatter = surface("hlx-dots", (c, w, height) => this.paintDots(c, w, height));
+    this.chips = header.corpora.map((name, c) => {
+      const count = h("small", {}),
+        toggle = () => this.set({ shown: this.state.shown.map((s, i) => (i === c ? !s : s)) });
+      const chip = h("button", { type: "button", class: `hlx-chip hlx-${name}`, onclick: toggle }, h("i", {}), name, count);
+      return { chip, count };
+    });
+    this.heldOnly = h("input", { type: "checkbox", onchange: (e) => this.set({ held: e.target.checked }) });
+    this.legend = h(
+      "div",
+      { class: "hlx-legend" },
+      ...this.chips.map(({ chip }) => chip),
+      h("label", { class: "hlx-check" }, this.heldOnly, "held-out only"),
+    );
+    this.grid = surface("hlx-ticks", (c, w, height) => this.paintGrid(c, w, height));
+    this.scatter = surface("hlx-dots", (c) => this.paintDots(c));
     this.overlay = surface("hlx-over", (c, w, height) => this.paintOver(c, w, height), {
       tabindex: "0",
       role: "application",
@@ -711,7 +862,7 @@ class Explorer {
       onpointerup: (e) => this.brushEnd(e),
       onpointercancel: (e) => this.brushEnd(e),
     });
-    this.along = h("p", { class: "hlx-along" });
+    this.alongText = h("p", { class: "hlx-along" });
     this.list = h("div", { class: "hlx-picked" });
     const middle = h(
       "section",
@@ -725,8 +876,8 @@ class Explorer {
         }),
       ),
       this.legend,
-      h("div", { class: "hlx-plot" }, this.scatter, this.overlay, this.tip),
-      this.along,
+      h("div", { class: "hlx-plot" }, this.grid, this.scatter, this.overlay, this.tip),
+      this.alongText,
       this.histogram,
       this.list,
     );
@@ -1015,13 +1166,7 @@ class Explorer {
     clearTimeout(this.later);
     this.later = setTimeout(() => {
       // the curve needs a probe per rank: after the first paint
-      this.byRank = Array.from({ length: p.count }, (_, k) =>
-        readout(
-          this.view,
-          this.state.place,
-          Array.from({ length: k + 1 }, (_, i) => i),
-        ),
-      );
+      this.byRank = Array.from({ length: p.count }, (_, k) => this.readout(Array.from({ length: k + 1 }, (_, i) => i)));
       this.curve.redraw();
     }, 30);
   }
@@ -1038,58 +1183,33 @@ class Explorer {
 
   drawTokens() {
     const [a, b] = this.axes,
-      xs = this.coordinates(a),
-      ys = this.coordinates(b);
-    const padded = ([low, high]) => {
-      const pad = (high - low || 1) * 0.06;
-      return [low - pad, high + pad];
-    };
+      { shown, held } = this.state,
+      { token_corpus: corpus, token_held: isHeld } = this.view;
     // the frame of the original, so that what moves is seen to move
-    const base = (c) => column(this.view, this.state.place, c);
-    this.range =
-      this.frame < 0
-        ? [xs, ys].map((v) => padded(quantiles(v, 0.002, 0.998)))
-        : [
-            [a, xs],
-            [b, ys],
-          ].map(([c, v]) => {
-            const [p, q] = [quantiles(base(c), 0.002, 0.998), quantiles(v, 0.01, 0.99)];
-            return padded([Math.min(p[0], q[0]), Math.max(p[1], q[1])]);
-          });
-    const { shown, held } = this.state,
-      { token_text: text, text_corpus: corpus, text_held: isHeld } = this.view;
-    this.visible = Uint8Array.from({ length: this.n }, (_, i) =>
-      shown[corpus[text[i]]] && (!held || isHeld[text[i]]) ? 1 : 0,
-    );
+    this.range = [a, b].map((c) => {
+      const [original, now] = [this.along(c, -1).reach, this.along(c).reach],
+        low = Math.min(original[0], now[0]),
+        high = Math.max(original[1], now[1]),
+        pad = (high - low || 1) * 0.06;
+      return [low - pad, high + pad];
+    });
+    this.spots = null;
     const counts = [0, 0, 0];
-    for (let i = 0; i < this.n; i++) if (!held || isHeld[text[i]]) counts[corpus[text[i]]]++;
-    this.legend.replaceChildren(
-      ...this.view.header.corpora.map(
-        (name, c) =>
-          (counts[c] || !shown[c]) &&
-          h(
-            "button",
-            {
-              type: "button",
-              class: `hlx-chip hlx-${name}`,
-              "aria-pressed": shown[c],
-              title: shown[c] ? "hide" : "show",
-              onclick: () => this.set({ shown: shown.map((s, i) => (i === c ? !s : s)) }),
-            },
-            h("i", {}),
-            name,
-            h("small", {}, number(counts[c])),
-          ),
-      ),
-      h(
-        "label",
-        { class: "hlx-check" },
-        h("input", { type: "checkbox", checked: held, onchange: (e) => this.set({ held: e.target.checked }) }),
-        "held-out only",
-      ),
-    );
-    const at = tokenAuc(this.view, xs);
-    this.along.replaceChildren(
+    this.visible = new Uint8Array(this.n);
+    for (let i = 0; i < this.n; i++) {
+      if (held && !isHeld[i]) continue;
+      counts[corpus[i]]++;
+      this.visible[i] = shown[corpus[i]] ? 1 : 0;
+    }
+    this.chips.forEach(({ chip, count }, c) => {
+      chip.hidden = !counts[c] && shown[c];
+      chip.setAttribute("aria-pressed", shown[c]);
+      chip.title = shown[c] ? "hide" : "show";
+      count.textContent = number(counts[c]);
+    });
+    this.heldOnly.checked = held;
+    const at = this.along(a).auc;
+    this.alongText.replaceChildren(
       h("strong", {}, `Along component ${a + 1}`),
       " held-out tokens: ",
       h("span", {}, `AUC ${plusMinus(at)}`),
@@ -1099,9 +1219,7 @@ class Explorer {
       "aria-label",
       `histogram of forget against retain tokens along component ${a + 1}, AUC ${plusMinus(at)}`,
     );
-    this.scatter.redraw();
-    this.overlay.redraw();
-    this.histogram.redraw();
+    for (const canvas of [this.grid, this.scatter, this.overlay, this.histogram]) canvas.redraw();
   }
 
   /** From coordinates to pixels of the plot, and back. */
@@ -1120,19 +1238,25 @@ class Explorer {
     };
   }
 
-  paintDots(c, w, height) {
-    if (!this.range) return;
+  /** Where the tokens stand on the plot, in CSS pixels: made once for what is shown. */
+  get points() {
+    const { clientWidth: w, clientHeight: height } = this.scatter;
+    if (this.spots?.w === w && this.spots.height === height) return this.spots;
     const to = this.project(w, height),
-      [a, b] = this.axes,
-      xs = this.coordinates(a),
-      ys = this.coordinates(b),
-      n = this.n;
-    this.px = new Float32Array(n);
-    this.py = new Float32Array(n);
-    for (let i = 0; i < n; i++) {
-      this.px[i] = to.x(xs[i]);
-      this.py[i] = to.y(ys[i]);
-    }
+      [x, y] = this.axes.map((c, i) => {
+        const { codes, scale } = this.along(c),
+          place = i ? to.y : to.x,
+          out = new Float32Array(codes.length);
+        for (let j = 0; j < out.length; j++) out[j] = place(codes[j] * scale);
+        return out;
+      });
+    this.spots = { w, height, x, y };
+    return this.spots;
+  }
+
+  paintGrid(c, w, height) {
+    if (!this.range) return;
+    const to = this.project(w, height);
     const line = (x0, y0, x1, y1) => {
       c.beginPath();
       c.moveTo(x0, y0);
@@ -1157,45 +1281,36 @@ class Explorer {
       c.fillStyle = this.colour.muted;
       c.fillText(label(v), to.left - 6, y + 4);
     }
-    this.dot = n > 12000 ? 1.7 : n > 4000 ? 2.2 : n > 1200 ? 3 : 4;
-    c.globalAlpha = n > 4000 ? 0.5 : 0.62;
-    this.paintPoints(c, null);
-    c.globalAlpha = 1;
   }
 
-  /** Points in the order of the sample, so that no corpus lies on top of the others. */
-  paintPoints(c, only, size = this.dot) {
-    const { token_text: text, text_corpus: corpus } = this.view,
-      half = size / 2;
-    let last = -1;
-    const draw = (i) => {
-      if (!this.visible[i]) return;
-      const kind = corpus[text[i]];
-      if (kind !== last) {
-        c.fillStyle = this.colours[kind];
-        last = kind;
-      }
-      c.fillRect(this.px[i] - half, this.py[i] - half, size, size);
-    };
-    if (only) for (const i of only) draw(i);
-    else for (let i = 0; i < this.n; i++) draw(i);
+  /** In the order of the sample, so that no corpus lies on top of the others. */
+  paintDots(c) {
+    if (!this.range) return;
+    const { x, y } = this.points;
+    const [marks, alpha] = [this.visible, this.n > 4000 ? 0.5 : 0.62];
+    splat(c, { x, y, kinds: this.view.token_corpus, marks, colours: this.colours, alpha, size: this.dot });
+  }
+
+  get dot() {
+    return this.n > 12000 ? 1.7 : this.n > 4000 ? 2.2 : this.n > 1200 ? 3 : 4;
   }
 
   paintOver(c, w, height) {
-    if (!this.px) return;
-    const { picked } = this;
+    if (!this.range) return;
+    const { picked } = this,
+      { x, y } = this.points;
     if (picked.length) {
-      c.globalAlpha = 0.72;
-      c.fillStyle = this.colour.card;
-      c.fillRect(MARGIN.left, 0, w - MARGIN.left, height - MARGIN.bottom);
-      c.globalAlpha = 1;
-      this.paintPoints(c, picked, this.dot + 0.8);
+      const marks = new Uint8Array(this.n);
+      for (const i of picked) marks[i] = this.visible[i];
+      const ground = { colour: this.colour.card, alpha: 0.72, left: MARGIN.left, bottom: height - MARGIN.bottom };
+      splat(c, { x, y, kinds: this.view.token_corpus, marks, colours: this.colours, alpha: 1, size: this.dot + 0.8, ground });
     }
     c.strokeStyle = this.colour.ink;
     c.lineWidth = 1.3;
-    if (this.path?.length > 1) {
+    const outline = this.dragging?.outline ?? [];
+    if (outline.length > 1) {
       c.beginPath();
-      this.path.forEach(([x, y], i) => (i ? c.lineTo(x, y) : c.moveTo(x, y)));
+      outline.forEach((point, i) => (i ? c.lineTo(...point) : c.moveTo(...point)));
       c.closePath();
       c.globalAlpha = 0.08;
       c.fillStyle = this.colour.ink;
@@ -1207,7 +1322,7 @@ class Explorer {
     }
     if (this.hovered >= 0) {
       c.beginPath();
-      c.arc(this.px[this.hovered], this.py[this.hovered], 5, 0, 7);
+      c.arc(x[this.hovered], y[this.hovered], 5, 0, 7);
       c.stroke();
     }
     if (document.activeElement === this.overlay && this.overlay.matches(":focus-visible")) {
@@ -1227,16 +1342,15 @@ class Explorer {
       bottom = height - 2,
       most = Math.min(80, Math.floor((to.right - to.left) / 7));
     const bins = Math.max(14, Math.min(most, Math.round(1.4 * Math.sqrt(this.n / 3)))),
-      xs = this.coordinates(this.axes[0]),
-      { token_text: text, text_corpus: corpus, text_held: held } = this.view;
+      { x } = this.points,
+      { judged, token_corpus: corpus } = this.view;
     const counts = [new Float64Array(bins), new Float64Array(bins)],
       total = [0, 0];
-    for (let i = 0; i < this.n; i++) {
-      const kind = corpus[text[i]];
-      if (kind > RETAIN || !held[text[i]]) continue;
-      const bin = Math.min(bins - 1, Math.max(0, Math.floor(((to.x(xs[i]) - to.left) / (to.right - to.left)) * bins)));
-      counts[kind][bin]++;
-      total[kind]++;
+    for (const i of judged) {
+      if (i >= this.n) break;
+      const bin = Math.min(bins - 1, Math.max(0, Math.floor(((x[i] - to.left) / (to.right - to.left)) * bins)));
+      counts[corpus[i]][bin]++;
+      total[corpus[i]]++;
     }
     const top = Math.max(1e-9, ...counts.map((b, k) => Math.max(...b) / (total[k] || 1))),
       step = (to.right - to.left) / bins;
@@ -1279,71 +1393,97 @@ class Explorer {
     return [e.clientX - box.left, e.clientY - box.top];
   }
 
+  /** Marks of the visible tokens whose place on the plot passes. */
   within(test) {
-    const found = [];
-    for (let i = 0; i < this.n; i++) if (this.visible[i] && test(this.px[i], this.py[i])) found.push(i);
-    return found;
+    const { x, y } = this.points,
+      marks = new Uint8Array(this.n);
+    for (let i = 0; i < this.n; i++) marks[i] = this.visible[i] && test(x[i], y[i]) ? 1 : 0;
+    return marks;
   }
 
-  combine(found, e) {
-    if (e.shiftKey) return [...new Set([...this.before, ...found])].sort((a, b) => a - b);
-    if (e.altKey) {
-      const out = new Set(found);
-      return this.before.filter((i) => !out.has(i));
+  /** Which tokens are picked when these are drawn around: they, these and what was picked before (shift), or the latter
+   * without them (alt). */
+  combine(marks, e) {
+    const before = new Uint8Array(this.view.token_text.length),
+      out = [];
+    if (e.shiftKey || e.altKey) for (const i of this.before) before[i] = 1;
+    for (let i = 0; i < before.length; i++) {
+      const here = i < marks.length && marks[i];
+      if (e.altKey && !e.shiftKey ? before[i] && !here : before[i] || here) out.push(i);
     }
-    return found;
+    return out;
   }
 
   dragStart(e) {
     if (e.button) return;
     e.currentTarget.setPointerCapture(e.pointerId);
     this.before = this.state.picked;
-    this.anchor = this.where(e);
-    this.path = [this.anchor];
+    const lasso = new Lasso(this.n),
+      start = this.where(e);
+    lasso.add(start, this.points.x, this.points.y);
+    this.dragging = { start, lasso, ahead: [], outline: [start], last: start };
     this.hover(null);
   }
 
   dragMove(e) {
-    const at = this.where(e);
-    if (!this.path) return this.hover(at);
-    const last = this.path[this.path.length - 1];
-    if (Math.hypot(at[0] - last[0], at[1] - last[1]) < 3) return;
-    if (this.state.mode === "box") {
-      const [x, y] = this.anchor;
-      this.path = [[x, y], [at[0], y], at, [x, at[1]]];
-    } else this.path.push(at);
-    this.dragged(e);
+    const { dragging } = this;
+    if (!dragging) return this.hover(this.where(e));
+    // a browser may hand over several movements at once
+    const box = e.currentTarget.getBoundingClientRect(),
+      moves = e.getCoalescedEvents?.() ?? [];
+    for (const move of moves.length ? moves : [e]) {
+      const at = [move.clientX - box.left, move.clientY - box.top];
+      if (Math.hypot(at[0] - dragging.last[0], at[1] - dragging.last[1]) < 3) continue;
+      dragging.ahead.push(at);
+      dragging.last = at;
+    }
+    dragging.keys = { shiftKey: e.shiftKey, altKey: e.altKey };
+    if (dragging.ahead.length) soon(this.follow);
   }
 
   /** Live, while the pointer is down: the tokens inside are picked on screen, not yet told to Python. */
-  dragged(e) {
-    const xs = this.path.map((p) => p[0]),
-      ys = this.path.map((p) => p[1]);
-    const box = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
-    this.state.picked = this.combine(
-      this.within((x, y) => x >= box[0] && x <= box[1] && y >= box[2] && y <= box[3] && inside(this.path, x, y)),
-      e,
-    );
+  dragged() {
+    const { dragging } = this;
+    if (!dragging?.ahead.length) return;
+    const { x, y } = this.points,
+      [x0, y0] = dragging.start,
+      [x1, y1] = dragging.last;
+    let marks;
+    if (this.state.mode === "box") {
+      const [left, right, top, bottom] = [Math.min(x0, x1), Math.max(x0, x1), Math.min(y0, y1), Math.max(y0, y1)];
+      dragging.outline = [dragging.start, [x1, y0], dragging.last, [x0, y1]];
+      marks = this.within((a, b) => a >= left && a <= right && b >= top && b <= bottom);
+    } else {
+      for (const point of dragging.ahead) dragging.lasso.add(point, x, y);
+      dragging.outline = dragging.lasso.path;
+      marks = dragging.lasso.inside.map((v, i) => v & this.visible[i]);
+    }
+    dragging.ahead = [];
+    this.state.picked = this.combine(marks, dragging.keys);
     this.overlay.redraw();
     this.drawPicked(true);
   }
 
   dragEnd(e) {
-    if (!this.path) return;
-    const click = this.path.length < 3;
-    this.path = null;
+    if (!this.dragging) return;
+    this.dragged();
+    const click = this.dragging.outline.length < 3;
+    this.dragging = null;
     if (click) {
-      const i = this.nearest(...this.where(e));
-      this.set({ picked: this.combine(i < 0 ? [] : [i], e), rows: ROWS });
+      const marks = new Uint8Array(this.n),
+        i = this.nearest(...this.where(e));
+      if (i >= 0) marks[i] = 1;
+      this.set({ picked: this.combine(marks, e), rows: ROWS });
     } else this.set({ picked: this.state.picked, rows: ROWS });
   }
 
   nearest(x, y, reach = 9) {
+    const { x: xs, y: ys } = this.points;
     let best = -1,
       distance = reach * reach;
     for (let i = 0; i < this.n; i++) {
       if (!this.visible[i]) continue;
-      const d = (this.px[i] - x) ** 2 + (this.py[i] - y) ** 2;
+      const d = (xs[i] - x) ** 2 + (ys[i] - y) ** 2;
       if (d < distance) {
         distance = d;
         best = i;
@@ -1353,18 +1493,18 @@ class Explorer {
   }
 
   hover(at) {
-    const i = at && this.px ? this.nearest(...at) : -1;
+    const i = at ? this.nearest(...at) : -1;
     if (i === (this.hovered ?? -1)) return;
     this.hovered = i;
     this.overlay.redraw();
     this.tip.hidden = i < 0;
     if (i < 0) return;
     this.tip.replaceChildren(this.snippet(i));
-    const w = this.overlay.clientWidth,
-      left = this.px[i] > w / 2;
-    this.tip.style.left = left ? "auto" : `${this.px[i] + 10}px`;
-    this.tip.style.right = left ? `${w - this.px[i] + 10}px` : "auto";
-    this.tip.style.top = `${this.py[i] + 10}px`;
+    const { x, y, w } = this.points,
+      left = x[i] > w / 2;
+    this.tip.style.left = left ? "auto" : `${x[i] + 10}px`;
+    this.tip.style.right = left ? `${w - x[i] + 10}px` : "auto";
+    this.tip.style.top = `${y[i] + 10}px`;
   }
 
   brushStart(e) {
@@ -1376,11 +1516,17 @@ class Explorer {
   brushMove(e) {
     if (!this.span) return;
     this.span[1] = this.where(e)[0];
+    this.spanKeys = { shiftKey: e.shiftKey, altKey: e.altKey };
+    soon(this.widen);
+  }
+
+  brushed() {
+    if (!this.span) return;
     const low = Math.min(...this.span),
       high = Math.max(...this.span);
     this.state.picked = this.combine(
       this.within((x) => x >= low && x <= high),
-      e,
+      this.spanKeys,
     );
     this.overlay.redraw();
     this.histogram.redraw();
@@ -1390,17 +1536,24 @@ class Explorer {
   brushEnd(e) {
     if (!this.span) return;
     const click = Math.abs(this.span[1] - this.span[0]) < 3;
+    if (!click) this.brushed();
     this.span = null;
     this.histogram.redraw();
     this.set({ picked: click ? [] : this.state.picked, rows: ROWS });
   }
 
+  /** The list of picked tokens, when the slider has come to rest. */
+  settle() {
+    clearTimeout(this.resting);
+    this.resting = setTimeout(() => this.drawPicked(), 250);
+  }
+
   drawPicked(live = false) {
     if (!live) this.overlay.redraw();
     const { picked } = this,
-      { token_text: text, text_corpus: corpus } = this.view;
+      corpus = this.view.token_corpus;
     const counts = [0, 0, 0];
-    for (const i of picked) counts[corpus[text[i]]]++;
+    for (const i of picked) counts[corpus[i]]++;
     if (!picked.length) {
       this.list.replaceChildren(
         h("p", { class: "hlx-hint" }, "Draw around tokens, or drag across the histogram, to read them here."),
@@ -1425,12 +1578,12 @@ class Explorer {
       ),
     );
     if (live) return this.list.firstChild?.replaceWith(summary);
-    const xs = this.coordinates(this.axes[0]),
-      order = [...picked].sort((a, b) => xs[b] - xs[a]),
+    const { codes, scale } = this.along(this.axes[0]),
+      order = [...picked].sort((a, b) => codes[b] - codes[a]),
       shown = order.slice(0, this.state.rows);
     this.list.replaceChildren(
       summary,
-      h("ul", {}, ...shown.map((i) => h("li", {}, this.snippet(i, xs[i])))),
+      h("ul", {}, ...shown.map((i) => h("li", {}, this.snippet(i, codes[i] * scale)))),
       h(
         "p",
         { class: "hlx-more" },
@@ -1496,8 +1649,7 @@ class Explorer {
     const top = Math.max(1e-12, ...block.energy.filter(Number.isFinite));
     this.boxes = [];
     this.cardOf = Array.from({ length: k }, (_, c) => {
-      const values = column(view, this.state.place, c),
-        at = tokenAuc(view, values);
+      const { codes, scale, auc: at } = this.along(c, -1);
       const box = h("input", { type: "checkbox", "aria-label": `component ${c + 1}`, onchange: () => this.toggle(c) });
       this.boxes.push(box);
       const words = (i) =>
@@ -1577,7 +1729,7 @@ class Explorer {
           ),
         ),
         h("dl", {}, says("writes", 0), says("reads", 2)),
-        h("div", { class: "hlx-tops" }, ...this.extremes(values).map((i) => this.snippet(i, values[i]))),
+        h("div", { class: "hlx-tops" }, ...this.extremes(codes).map((i) => this.snippet(i, codes[i] * scale))),
       );
     });
     this.cards.replaceChildren(...this.cardOf);
@@ -1623,7 +1775,7 @@ class Explorer {
       k = chosen.length,
       p = this.entry,
       facts = this.view.header.facts;
-    const r = readout(this.view, this.state.place, chosen);
+    const r = this.readout(chosen);
     const tile = (name, value, note, key, title) =>
       h("div", { "data-key": key, title }, h("span", {}, name), h("b", {}, value), h("small", {}, note));
     this.tiles.replaceChildren(
@@ -1710,10 +1862,17 @@ class Explorer {
 
   drawTime() {
     if (!this.line) return;
-    const chosen = this.components,
-      all = signal(this.view, this.state.place, chosen),
-      base = all[0] || NaN;
-    this.shares = all.map((v) => v / base);
+    const key = `${this.state.place}: ${this.components}`;
+    if (this.sharesOf !== key) {
+      const all = signal(this.view, this.state.place, this.components),
+        base = all[0] || NaN;
+      this.sharesOf = key;
+      this.shares = all.map((v) => v / base);
+      this.line.setAttribute(
+        "aria-label",
+        `signal inside the chosen directions: ${this.view.time.map((p, i) => `${p.arm} ${p.step}: ${percent(this.shares[i])}`).join(", ")}`,
+      );
+    }
     const stop = this.stops[this.state.step],
       share = this.shares[stop.i];
     const twin = this.view.time.findIndex((p) => p.arm === "never" && p.step === stop.step);
@@ -1725,10 +1884,6 @@ class Explorer {
       !this.entry.frames && stop.frame >= 0
         ? h("small", {}, " Tokens were followed at other places only; the plot shows the original.")
         : "",
-    );
-    this.line.setAttribute(
-      "aria-label",
-      `signal inside the chosen directions: ${this.view.time.map((p, i) => `${p.arm} ${p.step}: ${percent(this.shares[i])}`).join(", ")}`,
     );
     this.line.redraw();
   }
@@ -1900,8 +2055,11 @@ function start(el, bytes, port) {
 /** Bytes or base64 on a page without a kernel. `port` may replace the memory that stands in for one. */
 export function hydrate(el, payload, port = {}) {
   const bytes = typeof payload === "string" ? Uint8Array.from(atob(payload.trim()), (c) => c.charCodeAt(0)) : payload;
-  const memory = {};
-  return start(el, bytes, {
+  const memory = {},
+    host = h("div", {}),
+    still = el.querySelector(".hlx-still"); // picture and table: for paper, where nothing can be clicked
+  el.replaceChildren(host, ...(still ? [still] : []));
+  const stop = start(host, bytes, {
     live: false,
     get: (key) => memory[key],
     set: (key, value) => {
@@ -1913,6 +2071,11 @@ export function hydrate(el, payload, port = {}) {
     receive() {},
     ...port,
   });
+  if (still && host.querySelector(".hlx")) {
+    host.classList.add("hlx-screen");
+    still.classList.add("hlx-paper");
+  }
+  return stop;
 }
 
 function render({ model, el }) {

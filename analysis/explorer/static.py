@@ -3,7 +3,8 @@
     fragment(sample)                    # for a report; the page must allow csp() as script-src
     save(sample, "explorer.html")       # a page of its own
 
-The fragment holds a picture and a table; the script puts the explorer in their place when they come into view.
+The fragment holds a picture and a table; the script puts the explorer in their place when they come into view, and
+leaves them for paper.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ def _still(packed: Packed) -> Markup:
     source = base64.b64encode(image).decode()
     alt = "layers by sites, and the tokens of the place that separates best"
     return Markup(
-        '<img src="data:image/png;base64,{}" alt="{}" style="max-width:100%"><div style="overflow-x:auto">{}</div>'
+        '<div class="hlx-still"><img src="data:image/png;base64,{}" alt="{}" style="max-width:100%">'
+        '<div style="overflow-x:auto">{}</div></div>'
     ).format(source, alt, table)
 
 
