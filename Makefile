@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 
-.PHONY: demo tiny test test-long check lint types bench bench-quick bench-whole notebooks docs setup-browser format clean
+.PHONY: demo tiny test test-long test-matrix test-extras audit check lint types bench bench-quick bench-whole notebooks docs setup-browser format clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hooklearn needs python >= 3.11")'
@@ -34,9 +34,26 @@ check: lint types
 test: lint types
 	OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
-# the long versions of the tests of faults (docs/reliability.md); HOOKLEARN_KILLS and HOOKLEARN_FUZZ say how long
+# the long versions of the tests of faults (docs/reliability.md); HOOKLEARN_KILLS and HOOKLEARN_FUZZ say how long.
+# In pieces: each says what it counted as it ends, and PIECE="-k piece07" runs one
 test-long: $(STAMP)
-	OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1 $(BIN)/pytest -s -m long tests/test_killed.py tests/test_fuzz.py
+	OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1 $(BIN)/pytest -vv -s -m long tests/test_killed.py tests/test_fuzz.py $(PIECE)
+
+# the wheel in empty environments: every Python that is here, lowest and newest releases (docs/how-to/install.md)
+test-matrix: $(STAMP)
+	OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1 $(BIN)/python tests/matrix.py
+
+# the wheel with each extra in an environment of its own, and its tests, of which none may be skipped
+test-extras: $(STAMP)
+	OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1 $(BIN)/python tests/matrix.py --work build/extras \
+		--python $(PYTHON) --releases newest --extra evals scale track peft notebook
+
+# known vulnerabilities in what all extras bring along; a package that the advisory service does not know is an error
+audit: $(STAMP)
+	mkdir -p build
+	$(BIN)/uv pip compile --quiet --no-header --no-annotate --all-extras --python $(BIN)/python \
+		--constraints constraints.txt --output-file build/audit.txt pyproject.toml
+	$(BIN)/uv tool run pip-audit --strict --disable-pip --no-deps --requirement build/audit.txt
 
 # measured beside its peers, and the table of goals; on a machine that does nothing else. results: benchmarks/results
 bench: $(STAMP)

@@ -5,6 +5,7 @@ Every node sees the same files. A piece whose process or node dies is reported, 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -65,7 +66,10 @@ def _joined(address: str, jobs: int | None) -> Any:
     ray = installed()
     own: dict[str, Any] = {"num_cpus": jobs, "include_dashboard": False} if address == HERE else {}
     try:
-        ray.init(address, log_to_driver=False, **own)
+        ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, **own)
     except Exception as error:  # a cluster that does not come up in time is a bare Exception
-        raise InputError(f"--ray {address}: {one_line(error)}; valid: local, auto, or an address") from error
+        # Ray waits 15 s for its own helpers, whatever is set
+        busy = "are the cores busy? free some, or: ray start --head, and --ray auto"
+        advice = busy if address == HERE else "valid: local, auto, or an address"
+        raise InputError(f"--ray {address}: {one_line(error)}; {advice}") from error
     return ray

@@ -326,6 +326,15 @@ def test_the_workflow_runs_what_ci_runs() -> None:
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
 
 
+def test_the_weekly_workflow_asks_make_for_what_it_has() -> None:
+    """What needs the network and changes without a commit: releases, and what is known about them."""
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "weekly.yml").read_text(encoding="utf-8"))
+    steps = {s["run"] for job in workflow["jobs"].values() for s in job["steps"] if "run" in s}
+    assert steps == {"make audit", "make test-matrix", "make test-extras"}
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {s.removeprefix("make ") for s in steps} <= set(targets)
+
+
 def test_the_citation_is_of_this_version() -> None:
     import hooklearn
 

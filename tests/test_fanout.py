@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -86,3 +87,23 @@ def test_without_ray_it_is_said_what_to_install(tmp_path: Path, monkeypatch: pyt
     file.write_text(yaml.safe_dump(QUICK), encoding="utf-8")
     found = hooklearn("sweep", file, "--out", tmp_path / "out", "--ray", "local", "-q")
     assert found.exit_code == 2 and found.stderr == "error: --ray needs Ray: pip install 'hooklearn[scale]'\n"
+
+
+@pytest.mark.parametrize(
+    ("address", "advice"), [("local", "are the cores busy"), ("10.0.0.1:6379", "valid: local, auto")]
+)
+def test_a_cluster_that_does_not_come_up_is_one_line(
+    address: str, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In two lines by Ray, in one by us, with what can be done."""
+
+    def init(*_: Any, **__: Any) -> None:
+        raise Exception("The current node\ntimed out during startup.")
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init))
+    with pytest.raises(InputError) as found:
+        spread(work, [(0, tmp_path)], address, lambda *_: None)
+    assert str(found.value).startswith(
+        f"--ray {address}: Exception: The current node timed out during startup.; {advice}"
+    )
+    assert "\n" not in str(found.value) and not any(tmp_path.iterdir())

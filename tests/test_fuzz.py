@@ -42,6 +42,8 @@ from hooklearn.types import InputError, Site
 CASES = 1500
 """Of the short version."""
 LONG = int(os.environ.get("HOOKLEARN_FUZZ", "100000"))
+PIECES = 20
+"""Of the long version: each says what it saw when it is done, and can be run by itself (``-k piece07``)."""
 ROWS = [
     {"prompt": "who are you :", "completion": " nobody", "group": "a", "alternative": " me", "split": "train"},
     {"prompt": "where :", "completion": " here", "choices": [" here", " there"], "answer": 0, "fact": " here"},
@@ -229,10 +231,12 @@ def test_hostile_input_is_used_or_refused(targets: Targets, watch: Watch, tmp_pa
 
 
 @pytest.mark.long
-def test_very_much_hostile_input(targets: Targets, watch: Watch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("piece", [pytest.param(i, id=f"piece{i:02}") for i in range(PIECES)])
+def test_very_much_hostile_input(targets: Targets, watch: Watch, tmp_path: Path, piece: int) -> None:
     """Other cases than the short version's: theirs go on where those ended."""
-    tally = fuzz(targets.weighted(), LONG, tmp_path, watch, first=CASES)
-    expect_clean(tally, int(0.98 * LONG))
+    cases = -(-LONG // PIECES)
+    tally = fuzz(targets.weighted(), cases, tmp_path, watch, first=CASES + piece * cases)
+    expect_clean(tally, int(0.98 * cases))
 
 
 def test_the_watch_sees_what_it_is_there_for(watch: Watch, tmp_path: Path) -> None:
