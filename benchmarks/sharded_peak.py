@@ -1,8 +1,9 @@
 """Peak memory of a process with the whole model and with its part: ``python -m benchmarks.sharded_peak``.
 
 A random Llama of 8 layers (34 million weights, 134 MB in float32: an edit's moments and the batches are small beside
-what is as large as the weights). Stages follow one another in one process, each with a larger peak than the one before;
-what is counted is the resident size above that of the interpreter with everything imported.
+what is as large as the weights). What is counted is the largest resident size of a stage above that of the interpreter
+with everything imported. glibc gives tensors of more than 32 MB back when they are freed; it is told to do so with
+these small ones too, or what it keeps would hide what is needed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hooklearn import memory, models, parallel
+from hooklearn import models, parallel
 from hooklearn.data import cycle, encode
 from hooklearn.deltas import save_delta
 from hooklearn.edit import Problem, method_of, run_edit
@@ -44,12 +45,26 @@ def write_model(folder: Path) -> int:
     return sum(4 * p.numel() for p in model.parameters())
 
 
+def resident(which: str) -> int:
+    """``VmRSS``: now; ``VmHWM``: the largest so far, of this program and not of the one that started it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(which))
+
+
+def since_last(start: int) -> int:
+    """The peak above ``start``; the next one begins now."""
+    peak = resident("VmHWM") - start
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak
+
+
 def stages(folder: Path) -> dict[str, int]:
-    """Bytes above the imports at the end of: loading, a natural-gradient edit with its file, an attack's steps."""
+    """Bytes above the imports in: loading, a natural-gradient edit with its file, an attack's steps."""
     shard = parallel.size() > 1
-    start, found = memory.peak_bytes(), {}
+    start, found = resident("VmRSS"), {}
+    since_last(start)
     model = models.load(str(folder), shard=shard)
-    found["load"] = memory.peak_bytes() - start
+    found["load"] = since_last(start)
     forget, retain, far = (corpus(*of).take(8) for of in (("forget", "bad"), ("forget", "good"), ("disruption", "bad")))
     problem = Problem(
         model, models.sites(model, "mlp"), forget, retain, precision="float32", max_tokens=128, keep=False, site_batch=3
@@ -57,7 +72,7 @@ def stages(folder: Path) -> dict[str, int]:
     meter = DisruptionMeter(model, far, max_tokens=128)
     result = run_edit(problem, method_of("natural"), meter, Budget(0.01))
     save_delta(result.delta, folder / f"delta{parallel.rank()}")
-    found["edit"] = memory.peak_bytes() - start
+    found["edit"] = since_last(start)
     with models.restored(model):
         models.merge(model, result.delta)
         del result, problem, meter
@@ -66,7 +81,7 @@ def stages(folder: Path) -> dict[str, int]:
         sequences = encode(corpus("attack", "bad"), models.tokenizer_of(model), end=True)
         stream = [b for b, _ in zip(cycle(sequences, max_tokens=128, seed=0, epochs=1), range(2))]  # noqa: B905
         fit(model, stream, rule=rule, precision="float32", max_norm=1.0, params=params, split=True)
-    found["attack"] = memory.peak_bytes() - start
+    found["attack"] = since_last(start)
     return found
 
 
@@ -79,7 +94,8 @@ def measured(folder: Path, processes: int) -> dict[str, int]:
     here = Path(__file__)
     subprocess.run(
         [sys.executable, *launcher, here, folder], check=True, timeout=1800,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(here.parent.parent)},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(here.parent.parent),
+             "MALLOC_MMAP_THRESHOLD_": "65536"},
     )  # fmt: skip
     each = [json.loads((folder / f"peaks{r}.json").read_text()) for r in range(processes)]
     return {stage: max(one[stage] for one in each) for stage in each[0]}
