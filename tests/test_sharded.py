@@ -15,9 +15,16 @@ import user_files
 from safetensors.torch import load_file
 from test_parallel import ADAM, SOLVED, SUMS, off
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+)
 
-from hooklearn import exporting, models, store
+from hooklearn import exporting, models, parallel, store
 from hooklearn.tensor_files import INDEX, TensorFiles
 from hooklearn.types import InputError
 
@@ -150,6 +157,32 @@ def test_what_cannot_be_sharded_is_refused_in_a_line(folder: Path, tmp_path: Pat
     done = user_files.hooklearn("run", files, "--out", tmp_path / "run", *asked)
     assert done.exit_code == 2 and words in done.stderr and len(done.stderr.strip().splitlines()[-1]) < 400
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+SMALL: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPT2Config(n_embd=16, n_layer=1, n_head=2),
+        GPTNeoXConfig(**SMALL),
+        MixtralConfig(**SMALL, num_key_value_heads=2, num_local_experts=2),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_architectures_that_the_bridge_takes_apart_are_refused(
+    config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fused projections and stacked experts, in a line, before any weight is read; so is a GGUF file."""
+    tokenizer: Any = models.load("tiny").tokenizer
+    config.vocab_size = len(tokenizer)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    monkeypatch.setattr(parallel, "size", lambda: 2)
+    for name, words in ((str(tmp_path), "stores several weights in one"), ("model.gguf", "a GGUF file")):
+        with pytest.raises(InputError, match=words):
+            models.load(name, shard=True)
 
 
 def test_a_checkpoint_that_cannot_be_read_is_named(folder: Path, tmp_path: Path) -> None:
