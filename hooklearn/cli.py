@@ -121,6 +121,7 @@ def run(
     hooklearn run my.yaml --out runs/mine --resume
     hooklearn run tiny --json | jq .verdict
     hooklearn run tiny --log-to tensorboard
+    torchrun --nproc_per_node 8 -m hooklearn run my.yaml --set model.shard=true
     """
     needs_out(resume, out)
     sets = with_determinism(set_, deterministic)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from hooklearn.console import Json, Quiet, print_json, print_line, print_rows, say, visible, work
+from hooklearn.console import Json, Quiet, is_first, print_json, print_line, print_rows, say, visible, work
 
 tools = typer.Typer(rich_markup_mode=None)
 organisms_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -110,19 +111,23 @@ def export(
     """
     if rank is not None and not peft:
         raise typer.BadParameter("is of an adapter, and needs --peft", param_hint="--rank")
-    with work(quiet) as progress:
-        from hooklearn import exporting, models, setting
+    with work(quiet) as progress, ExitStack() as stack:
+        from hooklearn import exporting, models, parallel, setting, sharded
         from hooklearn.deltas import load_delta
         from hooklearn.job import Job
         from hooklearn.recipes import RECIPES
+        from hooklearn.types import InputError
 
-        loaded = load_delta(delta)
+        stack.enter_context(parallel.joined())
         if target in RECIPES or Path(target).suffix in (".yaml", ".yml"):
             job = Job.of("export", target, None)
             model, _ = setting.load_subject(job.config, job.base, progress)
         else:
             progress("loading the model")
             model = models.load(target)
+        if peft and models.is_sharded(model):
+            raise InputError("an adapter is not written from sharded weights; leave out --peft or model.shard")
+        loaded = load_delta(delta, sharded.placing(model))
         progress("writing, reading back, comparing")
         text = None if card is None else card.read_text(encoding="utf-8")
         if peft:
@@ -133,6 +138,8 @@ def export(
             difference = adapter.max_logit_difference
         else:
             about, difference = "", exporting.export(model, loaded, folder, card=text).max_logit_difference
+    if not is_first():
+        raise typer.Exit
     print_line(f"{folder} ({about}logits differ by {difference:.1e} at most)")
 
 

@@ -36,12 +36,14 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class ModelConfig(Strict):
-    """``name``: built-in name, local folder, ``.gguf`` file or hub id."""
+    """``name``: built-in name, local folder, ``.gguf`` file or hub id. ``shard``: spread the weights over the processes
+    that ``torchrun`` started (:mod:`hooklearn.sharded`), where one device cannot hold them."""
 
     name: str = "smollm2-135m-instruct"
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     trust_remote_code: bool = False
+    shard: bool = False
 
 
 class CorpusConfig(Strict):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from jaxtyping import Float
 from torch import Tensor
 
-from hooklearn import store
+from hooklearn import parallel, store
 from hooklearn.sharing import Shareable, quoted
 from hooklearn.types import InputError
 
@@ -87,7 +87,7 @@ class Delta(Shareable):
 
     def norm(self) -> float:
         """Frobenius norm over all sites."""
-        return math.sqrt(sum(float(u.double().square().sum()) for u in self.updates.values()))
+        return math.sqrt(sum(float(parallel.whole(u.double().square().sum())) for u in self.updates.values()))
 
     def _with(self, updates: Mapping[str, Tensor]) -> Delta:
         return Delta(updates, self.base, self.base_hash)
@@ -128,9 +128,16 @@ def save_delta(delta: Delta, path: str | Path) -> None:
     store.save_tensors(path, delta.updates, {"kind": "delta", "version": VERSION, **bound})
 
 
-def load_delta(path: str | Path) -> Delta:
-    """Raises InputError like :func:`hooklearn.store.load_tensors`, and for anything but a delta of this version."""
-    updates, metadata = store.load_tensors(path)
+def load_delta(path: str | Path, place: Callable[[str, Tensor], Tensor] = lambda _, update: update) -> Delta:
+    """The delta in a file.
+
+    Args:
+        place: site name and its update -> what is kept of it, before the next is read
+            (:func:`hooklearn.models.placing`).
+    Raises:
+        InputError: like :func:`hooklearn.store.load_tensors`, and for anything but a delta of this version.
+    """
+    updates, metadata = store.load_tensors(path, place)
     kind, version = metadata.get("kind"), metadata.get("version")
     if (kind, version) != ("delta", VERSION):
         raise InputError(f"{path}: {kind} version {version}; hooklearn reads delta {VERSION}")

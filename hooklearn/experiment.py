@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
-from hooklearn import evidence, following, memory, models, store
+from hooklearn import evidence, following, memory, models, parallel, sharded, store
 from hooklearn.attack import Arena, ArmState, Watcher
 from hooklearn.attacking import arena_of, attack_records, attack_stages, attack_tokens, collect_parts
 from hooklearn.config import RunConfig, same_config
@@ -130,18 +130,19 @@ def _edit_stage(
 ) -> tuple[dict[str, Any], Delta | None]:
     """The edit of one seed, read back from the folder where it is already there."""
     name, part = f"delta-seed{seed}.safetensors", f"parts/edit-seed{seed}.json"
+    place = sharded.placing(setup.original)
     if setup.checkpoint is not None:
         disruption = meter.measure(model=setup.checkpoint)
         return _given_record(config, disruption, seed, {"checkpoint": config.edit.checkpoint}), None
     if setup.delta is not None:
-        if folder.has(name) and not _same(load_delta(folder.path(name)), setup.delta):
+        if folder.has(name) and not _same(load_delta(folder.path(name), place), setup.delta):
             raise InputError(f"{folder.folder}: holds the attacks on another delta; use another --out")
         with models.edited(setup.original, setup.delta):
             disruption = meter.measure()
         save_delta(setup.delta, folder.path(name))
         return _given_record(config, disruption, seed, {"delta": setup.delta.base}), setup.delta
     if folder.has(part) and folder.has(name):
-        return store.load_json(folder.path(part)), load_delta(folder.path(name))
+        return store.load_json(folder.path(part)), load_delta(folder.path(name), place)
     assert config.edit.method is not None
     method = method_of(config.edit.method, config.edit.options)
     problem = Problem(
@@ -161,7 +162,11 @@ def _edit_stage(
 
 
 def _same(a: Delta, b: Delta) -> bool:
-    return a.updates.keys() == b.updates.keys() and all(torch.equal(u, b.updates[n]) for n, u in a.updates.items())
+    return a.updates.keys() == b.updates.keys() and all(_alike(u, b.updates[n]) for n, u in a.updates.items())
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool(parallel.whole((a == b).all()))
 
 
 def _edit_record(method: Method, result: EditResult, seed: int) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from hooklearn import parallel, sharded
 from hooklearn.builtin import no_bars
 from hooklearn.deltas import Delta
-from hooklearn.models import edited, load, named_parameters
+from hooklearn.models import edited, is_sharded, load, named_parameters
 from hooklearn.plain import plain_copy
 from hooklearn.sharing import CARD, Shareable, quoted
 from hooklearn.types import InputError
@@ -34,12 +35,16 @@ def export(model: Any, delta: Delta, folder: str | Path, *, card: str | None = N
     Config, tokenizer, safetensors under the architecture's own names, and a model card: what ``transformers`` and the
     servers that read its folders take.
 
+    A sharded model is written and read back tensor by tensor; every process has to ask, and all see the same files.
+
     Args:
         card: text of the model card, such as a run folder's ``README.md``; without it, one that says what was done.
     Raises:
         InputError: if the folder exists and is not empty, or the delta does not fit.
         RuntimeError: if what was read back computes other logits; the folder is then not there.
     """
+    if is_sharded(model):
+        return _export_sharded(model, delta, folder, card)
     with new_folder(folder) as written, edited(model, delta), no_bars():
         plain_copy(model).save_pretrained(written)
         model.tokenizer.save_pretrained(written)
@@ -48,6 +53,24 @@ def export(model: Any, delta: Delta, folder: str | Path, *, card: str | None = N
             written, dtype=_dtype(model), attn_implementation="eager", local_files_only=True
         )
         difference = compare(logits(model), logits(again.to(model.cfg.device), like=model))
+    return ExportReport(Path(folder).expanduser(), difference)
+
+
+def _export_sharded(model: Any, delta: Delta, folder: str | Path, card: str | None) -> ExportReport:
+    text = card or EditedModel(model, delta).card()
+    _check_new(Path(folder).expanduser())
+    first = parallel.rank() == 0
+    with new_folder(folder) if first else nullcontext() as own, edited(model, delta):
+        written = parallel.agreed(own)
+        assert written is not None
+        sharded.save(model, written)
+        if first:
+            model.tokenizer.save_pretrained(written)
+            (written / CARD).write_text(text, encoding="utf-8")
+        parallel.wait()  # all of it is there
+        again = sharded.load(str(written), device=model.cfg.device, dtype=_dtype(model))
+        difference = compare(logits(model), logits(again))
+        parallel.wait()  # nobody reads any more: it may be given its name
     return ExportReport(Path(folder).expanduser(), difference)
 
 
@@ -90,14 +113,18 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
         InputError: the folder is there and not empty.
     """
     folder = Path(folder).expanduser()
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise InputError(f"export to {str(folder)!r}: already there; give a new or empty folder")
+    _check_new(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as scratch:
         written = Path(scratch) / "model"
         written.mkdir()
         yield written
         written.rename(folder)
+
+
+def _check_new(folder: Path) -> None:
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InputError(f"export to {str(folder)!r}: already there; give a new or empty folder")
 
 
 @torch.no_grad()

@@ -41,7 +41,9 @@ def autocast(model: Any, precision: Precision) -> Iterator[None]:
     """bfloat16 products with float32 master weights, or plain float32."""
     device = models.device_of(model)
     dtype = resolve_precision(precision, device)
-    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not torch.float32):
+    # of spread weights no copies are kept: they would be those of the whole model
+    keep = not models.is_sharded(model)
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not torch.float32, cache_enabled=keep):
         yield
 
 
@@ -164,7 +166,7 @@ def sequence_logprobs(
             sums = sequence_sums(logp, batch.owner, n)
             counts = sequence_sums(torch.ones_like(logp), batch.owner, n)
             found.append(torch.stack([sums, counts], 1))
-    for batch, scores in zip(stream, parallel.gather(found), strict=True):
+    for batch, scores in zip(stream, parallel.gather(found, len(stream)), strict=True):
         for s, score in zip(batch.sequences, scores, strict=True):
             out[where[id(s)]] = score
     return out

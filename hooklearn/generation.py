@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from hooklearn import models, sharded
 from hooklearn.plain import plain_copy
 
 
@@ -20,7 +21,7 @@ def generate(
     """Continuations of ``texts``, left-padded; temperature 0 is greedy. Draws from torch's global generator.
 
     Args:
-        dtype: of the weights and states that are computed with; None: the model's own.
+        dtype: of the weights and states that are computed with; None, or sharded weights: the model's own.
     """
     tokenizer: Any = model.tokenizer
     side, tokenizer.padding_side = tokenizer.padding_side, "left"
@@ -28,8 +29,9 @@ def generate(
         given = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
     finally:
         tokenizer.padding_side = side
-    plain: Any = plain_copy(model)
-    if dtype is not None:
+    spread = models.is_sharded(model)
+    plain: Any = sharded.plain_copy(model) if spread else plain_copy(model)
+    if dtype is not None and not spread:
         for parameter in plain.parameters():  # not the buffers: rotary frequencies stay exact
             parameter.data = parameter.data.to(dtype)
     ids, mask = given["input_ids"].to(plain.device), given["attention_mask"].to(plain.device)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from scipy.linalg import get_blas_funcs, get_lapack_funcs
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from hooklearn import parallel
 from hooklearn.types import InputError, NumericalError
@@ -204,13 +205,30 @@ def precondition(
 ) -> Float[Tensor, "d_out d_in"]:
     """``B^-1 C A^-1`` from Cholesky factors of A (input side) and B (gradient side); None leaves a side alone.
 
-    The inverse of a Kronecker-factored Fisher (Martens & Grosse, 2015), applied to one update.
+    The inverse of a Kronecker-factored Fisher (Martens & Grosse, 2015), applied to one update. Rows do not mix on the
+    input side, nor columns on the gradient side: of an update that is spread over processes each solves for its own.
     """
+    if isinstance(update, DTensor):
+        kept = update.placements
+        if g_factor is not None:
+            update = _on_own_part(update, 1, lambda columns: precondition(columns, None, g_factor))
+        if x_factor is not None:
+            update = _on_own_part(update, 0, lambda rows: precondition(rows, x_factor, None))
+        return update.redistribute(placements=kept)
     if g_factor is not None:
         update = torch.cholesky_solve(update, g_factor)
     if x_factor is not None:
         update = torch.cholesky_solve(update.T, x_factor).T
     return update
+
+
+def _on_own_part(update: DTensor, dim: int, solve: Callable[[Tensor], Tensor]) -> DTensor:
+    """With the update cut along ``dim``: by way of the whole matrix, since gloo has nothing more direct."""
+    cut = update.redistribute(placements=[Replicate()]).redistribute(placements=[Shard(dim)])
+    own = solve(cut.to_local()).contiguous()
+    return DTensor.from_local(
+        own, cut.device_mesh, [Shard(dim)], run_check=False, shape=cut.shape, stride=cut.stride()
+    )  # fmt: skip
 
 
 def sign_fixed(basis: Float[Tensor, "d rank"]) -> Float[Tensor, "d rank"]:

@@ -277,7 +277,7 @@ class DisruptionMeter:
         self._near = batches(encode(near, tokenizer), max_tokens=max_tokens, share=True) if near is not None else []
         with torch.no_grad():
             self._hidden = [(b, forward.hidden(model, b)) for b in parallel.share(self._far)]
-            self._far_ce = torch.cat(parallel.gather([self._ce(b, model, h) for b, h in self._hidden]))
+            self._far_ce = self._gathered([self._ce(b, model, h) for b, h in self._hidden], self._far)
             self._near_ce = self._near_now(model) if self._near else None
         self.rough: DisruptionMeter | None = None
         """The same on its first few texts; None where there are no more than twice as many."""
@@ -320,17 +320,21 @@ class DisruptionMeter:
             now = forward.hidden(subject, batch)
             kl.append(self._kl(batch, subject, before, now))
             ce.append(self._ce(batch, subject, now))
-        rise = torch.cat(parallel.gather(ce))
+        rise = self._gathered(ce, self._far)
         rise[:, 0] -= self._far_ce[:, 0]
         near_rise = None
         if near and self._near_ce is not None:
             now_near = self._near_now(subject)
             now_near[:, 0] -= self._near_ce[:, 0]
             near_rise = _per_token(now_near)
-        return Disruption(_per_token(torch.cat(parallel.gather(kl))), _per_token(rise), near_rise)
+        return Disruption(_per_token(self._gathered(kl, self._far)), _per_token(rise), near_rise)
 
     def _near_now(self, model: Any) -> Float[Tensor, "text 2"]:
-        return torch.cat(parallel.gather([self._ce(b, model) for b in parallel.share(self._near)]))
+        return self._gathered([self._ce(b, model) for b in parallel.share(self._near)], self._near)
+
+    @staticmethod
+    def _gathered(parts: list[Tensor], stream: list[TokenBatch]) -> Float[Tensor, "text 2"]:
+        return torch.cat(parallel.gather(parts, len(stream)))
 
     def _kl(self, batch: TokenBatch, model: Any, before: Tensor, now: Tensor) -> Float[Tensor, "text 2"]:
         was = forward.unembedded(self.model, before, batch.targets)

@@ -31,6 +31,7 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.pytorch_utils import Conv1D
 
+from hooklearn import parallel
 from hooklearn.builtin import BUILTIN as BUILTIN
 from hooklearn.builtin import fetch as fetch
 from hooklearn.builtin import is_cached as is_cached
@@ -49,15 +50,22 @@ def load(
     device: str = "auto",
     dtype: torch.dtype = torch.float32,
     trust_remote_code: bool = False,
+    shard: bool = False,
 ) -> TransformerBridge:
     """A model in eval mode: a built-in name, a local folder, a ``.gguf`` file or a hub id.
 
     No network call for a path, for a built-in model fetched before, or under ``HF_HUB_OFFLINE``.
 
+    Args:
+        shard: over the processes that a launcher started, as :func:`hooklearn.sharded.load` does.
     Raises:
         InputError: if there is no such model, or TransformerLens does not know its architecture.
     """
     device = _available(device)
+    if shard:
+        from hooklearn import sharded  # above this module: it wraps what it loads
+
+        return sharded.load(name, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     hf_model, tokenizer = read(name, dtype, trust_remote_code)
     return wrap(hf_model.to(device), tokenizer, name)  # type: ignore[arg-type]
 
@@ -247,7 +255,7 @@ def add_(model: TransformerBridge, site: Site, update: Float[Tensor, "d_out d_in
         stored = weight(model, site)
         # the update keeps its own dtype: a half-precision weight is then rounded once, not twice. Not ``alpha=scale``:
         # that multiplies and adds in one rounding, and a scale that was measured would not be the delta that is saved
-        stored.add_(scale * update.to(stored.device))
+        stored.add_(scale * parallel.shard_like(update.to(stored.device), stored))
 
 
 def parameters_of(model: TransformerBridge, sites: Iterable[Site]) -> list[nn.Parameter]:
@@ -267,7 +275,7 @@ def weights_hash(model: TransformerBridge) -> str:
     digest = hashlib.sha256()
     for name, parameter in sorted(named_parameters(model).items()):
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-        data = parameter.detach().cpu().contiguous()
+        data = parallel.whole(parameter.detach()).cpu().contiguous()
         digest.update(data.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
@@ -283,10 +291,14 @@ def describe(model: TransformerBridge) -> dict[str, Any]:
     }
 
 
+def is_finite(tensor: Tensor) -> bool:
+    return bool(parallel.whole(tensor.isfinite().all()))
+
+
 def check_finite(model: TransformerBridge) -> None:
     """Raises InputError where a weight is NaN or infinite: whatever is measured on such a model means nothing."""
     for name, parameter in named_parameters(model).items():
-        if not bool(parameter.isfinite().all()):
+        if not is_finite(parameter):
             raise InputError(f"model {model.cfg.model_name!r}: its weight {name} holds NaN or infinity")
 
 
@@ -390,7 +402,7 @@ def _fitting(model: TransformerBridge, delta: Delta) -> tuple[list[Site], str]:
 def _places(model: TransformerBridge, delta: Delta) -> list[Site]:
     by_name = {site.name: site for site in _every_site(model)}
     for name, update in delta.updates.items():
-        if not bool(update.isfinite().all()):
+        if not is_finite(update):
             raise NumericalError(f"the delta's update of {name!r} is not finite")
         if name not in by_name:
             raise InputError(f"the delta changes {name!r}, which {model.cfg.model_name!r} lacks")
@@ -448,6 +460,11 @@ def _put_back(kept: list[tuple[nn.Parameter, Tensor]]) -> None:
 
 def device_of(model: TransformerBridge) -> torch.device:
     return next(model.parameters()).device
+
+
+def is_sharded(model: TransformerBridge) -> bool:
+    """Whether its weights are spread over processes (:mod:`hooklearn.sharded`)."""
+    return parallel.is_sharded(next(model.parameters()))
 
 
 def tokenizer_of(model: TransformerBridge) -> Any:

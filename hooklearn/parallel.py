@@ -1,19 +1,22 @@
-"""Several processes at one job, each with the whole model: who does what, and how the parts are put together.
+"""Several processes at one job: who does what, and how the parts are put together.
 
 ``torchrun`` or ``accelerate launch`` starts them. What is a sum over batches (gradients, moments, log-probabilities,
 the loss of a training step) is computed in parts and added up, so that every process knows the same numbers and takes
 the same decisions; the rest each computes for itself. The first one writes and speaks. With one process nothing here
 does anything.
 
-A function in which the processes wait for one another has to be called by all of them, in the same order.
+A function in which the processes wait for one another has to be called by all of them, in the same order. Where the
+weights are spread over them (:mod:`hooklearn.sharded`) that includes every pass through the model, so each process
+takes as many as the others; who has nothing left to do takes a piece again, and what comes of it is dropped.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -21,6 +24,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Partial, distribute_tensor
 
 T = TypeVar("T")
 
@@ -54,25 +58,32 @@ def rank() -> int:
 
 
 def share(work: Sequence[T]) -> Sequence[T]:
-    """What of it is this process's: every ``size``-th piece."""
-    return work[rank() :: size()]
+    """What of it is this process's: every ``size``-th piece, and where the others have one more, the last again."""
+    own = work[rank() :: size()]
+    return [*own, *work[-1:]] if len(own) * size() < len(work) else own
 
 
-def mine(number: int) -> bool:
-    """Whether this piece of work is in :func:`share`."""
-    return number % size() == rank()
+def rounds(stream: Iterable[T]) -> Iterator[list[T]]:
+    """As many pieces at a time as there are processes, in the order of the ranks; the last round may be shorter."""
+    pieces = iter(stream)
+    while now := list(itertools.islice(pieces, size())):
+        yield now
 
 
 # ------------------------------------------------------------------- here they wait for one another
 
 
-def gather(parts: list[T]) -> list[T]:
-    """What every process made of its :func:`share`, in the order of the whole."""
+def gather(parts: list[T], of: int | None = None) -> list[T]:
+    """What every process made of its :func:`share`, in the order of the whole.
+
+    Args:
+        of: pieces of the whole; None: all that came, where nobody took one again.
+    """
     if size() == 1:
         return parts
     found: list[list[T]] = [[] for _ in range(size())]
     dist.all_gather_object(found, parts)
-    return [found[i % size()][i // size()] for i in range(sum(map(len, found)))]
+    return [found[i % size()][i // size()] for i in range(sum(map(len, found)) if of is None else of)]
 
 
 def add_(tensor: Tensor) -> Tensor:
@@ -97,8 +108,12 @@ def agreed(value: T) -> T:
 
 
 def add_gradients(parameters: Sequence[Tensor]) -> None:
-    """Sums of ``.grad`` over all processes; none where no process has one (an optimizer passes over it)."""
-    if size() == 1:
+    """Sums of ``.grad`` over all processes; none where no process has one (an optimizer passes over it).
+
+    Those of spread parameters were added up on the way back.
+    """
+    parameters = [p for p in parameters if not isinstance(p, DTensor)]
+    if size() == 1 or not parameters:
         return
     there = add_(torch.tensor([float(p.grad is not None) for p in parameters]))
     for parameter, n in zip(parameters, there.tolist(), strict=True):
@@ -113,17 +128,48 @@ def own_folder(folder: Path) -> Iterator[Path]:
     A run that is to be continued is found in every copy.
     """
     if rank() == 0:
-        _wait()  # until the others have their copies
+        wait()  # until the others have their copies
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="hooklearn-") as scratch:
         copy = Path(scratch) / "run"
         if folder.exists():
             shutil.copytree(folder, copy, ignore=shutil.ignore_patterns(".*"))
-        _wait()
+        wait()
         yield copy
 
 
-def _wait() -> None:
+# ------------------------------------------------- tensors that are spread over the processes, also waiting
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    return isinstance(tensor, DTensor)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor, in every process. Of a number that each knows in part (a sum, a norm) the sum: ``float`` of it
+    would be this process's own part."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """A tensor that every process has whole, cut as ``like`` is; nothing is sent. As it is where ``like`` is whole."""
+    if not isinstance(like, DTensor):
+        return whole(tensor)
+    if isinstance(tensor, DTensor):
+        return tensor
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def sum_shard_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """The sum over all processes, cut as ``like`` is: none of them ever has all of it."""
+    if not isinstance(like, DTensor):
+        return add_(tensor)
+    partial = DTensor.from_local(tensor, like.device_mesh, [Partial()] * like.device_mesh.ndim, run_check=False)
+    return partial.redistribute(placements=like.placements)
+
+
+def wait() -> None:
+    """Until all have come here."""
     if size() > 1:
         dist.barrier()

@@ -31,18 +31,27 @@ def plain_name(name: str) -> str:
 
 def plain_copy(model: Any) -> PreTrainedModel:
     """A Hugging Face model without bridge around the same tensors."""
-    hf_model: Any = model.original_model
-    with torch.device("meta"):
-        plain = type(hf_model)(copy.deepcopy(hf_model.config))
+    plain = empty_copy(model)
     found = _plain_tensors(model)
     values = {key: found[key] for key in plain.state_dict() if key in found}
     plain.load_state_dict(values, strict=False, assign=True)
+    plain.tie_weights()
+    return plain.eval()
+
+
+def empty_copy(model: Any) -> Any:
+    """A Hugging Face model with the buffers of this one, and weights that take no memory and have no values."""
+    hf_model: Any = model.original_model
+    with torch.device("meta"):
+        plain = type(hf_model)(copy.deepcopy(hf_model.config))
+    found = {plain_name(name): buffer for name, buffer in hf_model.named_buffers(remove_duplicate=False)}
+    kept = plain.state_dict().keys()
     for name, _ in list(plain.named_buffers()):  # rotary frequencies are in no state dict
         owner, _, last = name.rpartition(".")
-        plain.get_submodule(owner).register_buffer(last, found[name], persistent=name in values)
+        plain.get_submodule(owner).register_buffer(last, found[name], persistent=name in kept)
     plain.tie_weights()
     plain.generation_config = hf_model.generation_config
-    return plain.eval()
+    return plain
 
 
 def _plain_tensors(model: Any) -> Mapping[str, Tensor]:

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from hooklearn import determinism, models, organisms, store
-from hooklearn.attack import EVERY_ATTACK, Watcher, attack_of
+from hooklearn import determinism, models, organisms, sharded, store
+from hooklearn.attack import ATTACKS, EVERY_ATTACK, Watcher, attack_of
 from hooklearn.config import CorpusConfig, RunConfig
 from hooklearn.corpora import EVERY_CORPUS
 from hooklearn.data import Corpus, load_corpus
 from hooklearn.deltas import Delta
-from hooklearn.edit import EVERY_METHOD, method_of
+from hooklearn.edit import EVERY_METHOD, check_sharded, method_of
 from hooklearn.locate.fitters import EVERY_FITTER
 from hooklearn.measure import ContainsReferee, Likelihoods, RatioReferee, Referee, Scorer
 from hooklearn.organisms.instil import instil
@@ -47,6 +47,7 @@ class Setup:
         check(config)
         original, organism = load_subject(config, base, progress)
         if delta is not None:
+            delta = sharded.held(original, delta)
             with models.edited(original, delta):
                 pass  # refuses, before anything is written, a delta that was made for another model
         never, never_info = None, None
@@ -144,6 +145,11 @@ class Setup:
             )
         elif self.never is not None:
             referee = RatioReferee(Scorer(self.original), (Scorer(self.never),), "original / never-learned")
+        elif models.is_sharded(self.original):
+            raise InputError(
+                "on sharded weights (model.shard) samples are judged against a never-learned model only; give "
+                "controls.never.name, or behaviour.samples: 0"
+            )
         elif "retain" in self.corpora:
             bad_lora, good_lora = (
                 instil(
@@ -174,6 +180,26 @@ def check(config: RunConfig) -> None:
             raise InputError(f"attack {spec.name!r} needs corpora.{attack.needs}, which is not given")
     if config.edit.method is not None and config.edit.checkpoint is None:
         method_of(config.edit.method, config.edit.options)
+    if config.model.shard:
+        _check_sharded(config)
+
+
+def _check_sharded(config: RunConfig) -> None:
+    """What has not been built for weights that nobody has whole is refused before they are read."""
+    if config.edit.method is not None and config.edit.checkpoint is None:
+        check_sharded(method_of(config.edit.method, config.edit.options), True)
+    for spec in config.attacks:
+        if not EVERY_ATTACK.get(spec.name).sharded:
+            valid = ", ".join(name for name, attack in ATTACKS.items() if attack.sharded)
+            raise InputError(f"attack {spec.name!r} does not work on spread weights (model.shard); valid: {valid}")
+    off = {
+        "evidence.enabled": config.evidence.enabled,
+        "locate.tokens": config.locate.tokens,
+        "organism": config.organism,
+    }
+    for key, value in off.items():
+        if value:
+            raise InputError(f"{key} is {value!r}, and does not work on spread weights (model.shard); leave it out")
 
 
 def plugins_in(config: RunConfig) -> dict[str, str]:
@@ -206,7 +232,10 @@ def load_subject(
 def _load_model(config: RunConfig, name: str, base: Path) -> Any:
     local = base / name
     path = str(local) if not Path(name).is_absolute() and local.exists() else name
-    model = models.load(path, device=config.model.device, trust_remote_code=config.model.trust_remote_code)
+    asked = config.model
+    model = models.load(
+        path, device=asked.device, trust_remote_code=asked.trust_remote_code, shard=asked.shard
+    )  # fmt: skip
     models.check_finite(model)
     return model
 

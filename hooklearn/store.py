@@ -24,19 +24,19 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, Literal, Self, get_args
 
 import pandas as pd
-import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hooklearn import memory
+from hooklearn import memory, parallel
 from hooklearn.jsonable import jsonable
 from hooklearn.types import InputError, NumericalError
 
 SCHEMA_VERSION = 1
 RESERVE = 256 * 1024
 """Bytes that a run keeps while it goes on: given up when it fails, so that its record fits on a full disk."""
-DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_FORMAT = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+DTYPES = tuple(_FORMAT)
 Status = Literal["running", "done", "failed", "interrupted"]
 StrPath = str | Path
 _BAD_JSON = (ValueError, RecursionError)
@@ -152,18 +152,40 @@ def save_tensors(path: StrPath, tensors: Mapping[str, Tensor], metadata: Mapping
 
     Raises InputError for dtypes other than floats, NumericalError for NaN and infinity.
     """
-    _check_floats(path, tensors, NumericalError)
-    # safetensors refuses tensors that share storage, as Q and E of one subspace may: copy each.
-    layout = {"device": "cpu", "copy": True, "memory_format": torch.contiguous_format}
-    copies = {name: tensor.detach().to(**layout) for name, tensor in tensors.items()}
-    # It also sorts by name; a sum over the sites must not change its last bit after a reload.
+    for name, tensor in tensors.items():
+        _check_floats(path, name, tensor, NumericalError)
+    # Readers sort by name; a sum over the sites must not change its last bit after a reload.
     header = {**(metadata or {}), "tensor_order": json.dumps(list(tensors))}
-    write_atomic(path, safetensors.torch.save(copies, header))
+    write_atomic(path, lambda handle: write_tensors(handle, tensors, header))
 
 
-def load_tensors(path: StrPath) -> tuple[dict[str, Tensor], dict[str, str]]:
+def write_tensors(handle: IO[bytes] | None, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """The safetensors format, one tensor at a time: no more than one is copied, or put together from the processes
+    over which it is spread (each of them then has to call this; without a handle it only gives its parts)."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _FORMAT[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]
+        }  # fmt: skip
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that numbers begin where processors like them to
+    if handle is not None:
+        handle.write(len(text).to_bytes(8, "little") + text)
+    for tensor in tensors.values():
+        data = parallel.whole(tensor.detach())
+        if handle is not None:
+            handle.write(data.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def load_tensors(
+    path: StrPath, place: Callable[[str, Tensor], Tensor] = lambda _, tensor: tensor
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata. The file is mapped, its header checked against its size: no allocation.
 
+    Args:
+        place: name and tensor -> what is kept of it, before the next is read.
     Raises InputError for a missing or damaged file, dtypes other than floats, NaN and infinity.
     """
     damage = (SafetensorError, TypeError, *_BAD_JSON)
@@ -172,17 +194,19 @@ def load_tensors(path: StrPath) -> tuple[dict[str, Tensor], dict[str, str]]:
         order = json.loads(metadata.pop("tensor_order", "null")) or file.keys()
         if sorted(order) != sorted(file.keys()):
             raise InputError(f"{path}: damaged, its list of tensors does not match its tensors")
-        tensors = {name: file.get_tensor(name) for name in order}
-    _check_floats(path, tensors, InputError)
+        tensors = {}
+        for name in order:
+            tensor = file.get_tensor(name)
+            _check_floats(path, name, tensor, InputError)
+            tensors[name] = place(name, tensor)
     return tensors, metadata
 
 
-def _check_floats(path: StrPath, tensors: Mapping[str, Tensor], error: type[Exception]) -> None:
-    for name, tensor in tensors.items():
-        if tensor.dtype not in DTYPES:
-            raise InputError(f"{path}: {name!r} is {tensor.dtype}; expected one of {DTYPES}")
-        if not tensor.isfinite().all():
-            raise error(f"{path}: {name!r} holds NaN or infinity")
+def _check_floats(path: StrPath, name: str, tensor: Tensor, error: type[Exception]) -> None:
+    if tensor.dtype not in DTYPES:
+        raise InputError(f"{path}: {name!r} is {tensor.dtype}; expected one of {DTYPES}")
+    if not parallel.whole(tensor.isfinite().all()):
+        raise error(f"{path}: {name!r} holds NaN or infinity")
 
 
 class RunFolder:

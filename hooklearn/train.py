@@ -76,6 +76,7 @@ def fit(
         NumericalError: the loss, a gradient or a weight is NaN or infinite; names the step, and the parameter.
     """
     watched = list(params) or _parameters(model, rule)
+    sharded = any(parallel.is_sharded(p) for p in watched)
     started, tokens, history, stop = time.perf_counter(), 0, [], "end of data"
     step = 0
     rule.zero_grad(set_to_none=True)
@@ -87,14 +88,16 @@ def fit(
         # ---------------------------------------------------------------- a single training step
         with forward.autocast(model, precision):
             loss = _own_part(objective, model, batch) if split else objective(model, batch).mean
-        value = parallel.total(float(loss.detach())) if split else float(loss.detach())
+            if not split and sharded:
+                loss = loss / parallel.size()  # every process sends back the same, and it is added up
+        value = parallel.total(float(loss.detach())) if split or sharded else float(loss.detach())
         if not math.isfinite(value):
             raise NumericalError(f"loss is {value} at step {first + step}; lower the learning rate")
         loss.backward()
         if split:
             parallel.add_gradients(watched)
         # no name holds the gradients: they would still be there when the next step makes its own
-        norm = torch.nn.utils.get_total_norm([p.grad for p in watched if p.grad is not None])
+        norm = parallel.whole(torch.nn.utils.get_total_norm([p.grad for p in watched if p.grad is not None]))
         if not math.isfinite(float(norm)):  # clipped, it would make every weight NaN
             raise _broken(model, watched, "gradient", first + step)
         if max_norm is not None:
@@ -107,7 +110,7 @@ def fit(
         callbacks.step_ended(first + len(history), loss=value, model=model)
     done = len(history)
     # a weight that broke earlier broke the loss of the step after; only the last step has none after it
-    if any(not bool(p.isfinite().all()) for p in watched):
+    if any(not models.is_finite(p) for p in watched):
         raise _broken(model, watched, "weight", first + done - 1)
     if observe is not None and (reason := observe(done, tokens)) is not None:
         stop = reason
@@ -116,8 +119,12 @@ def fit(
 
 def _own_part(objective: Objective, model: Any, batch: TokenBatch) -> Tensor:
     """What this process's sequences add to the mean loss of the batch."""
-    part = batch.part(parallel.rank(), parallel.size())
-    own = objective(model, part) if part is not None else LossSum(torch.zeros((), requires_grad=True), 0)
+    n = parallel.size()
+    part = batch.part(parallel.rank(), n)
+    if part is not None:
+        own = objective(model, part)
+    else:  # fewer sequences than processes: go along, and add nothing
+        own = LossSum(0 * objective(model, next(p for i in range(n) if (p := batch.part(i, n)) is not None)).total, 0)
     return own.total / max(1, int(parallel.total(own.count)))
 
 
@@ -135,8 +142,8 @@ def _broken(model: Any, params: Sequence[Tensor], what: str, step: int) -> Numer
         for i, p in enumerate(params)
     }
     there = {name: value for name, value in values.items() if value is not None}
-    bad = next((name for name, value in there.items() if not bool(value.isfinite().all())), None)
-    largest = bad or max(there, key=lambda name: float(there[name].abs().max()))
+    bad = next((name for name, value in there.items() if not models.is_finite(value)), None)
+    largest = bad or max(there, key=lambda name: float(parallel.whole(there[name].abs().max())))
     return NumericalError(f"the {what} of {largest} is not finite at step {step}; lower the learning rate")
 
 

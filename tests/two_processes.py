@@ -26,9 +26,9 @@ from hooklearn.types import Budget
 STEPS = 10
 
 
-def everything() -> dict[str, Tensor]:
+def everything(shard: bool = False) -> dict[str, Tensor]:
     """Statistics, scores, an edit and the first steps of an attack, all in float32."""
-    model = models.load("tiny")
+    model = models.load("tiny", shard=shard)
     sites = models.sites(model, "mlp", [1, 2])
     forget, retain = corpus("forget", "bad").take(24), corpus("forget", "good").take(24)
     problem = Problem(model, sites, forget, retain, corpus("text", "bad").take(20), precision="float32", max_tokens=100)
@@ -51,7 +51,7 @@ def everything() -> dict[str, Tensor]:
     # more processes than pieces of work
     out["one"] = forward.sequence_logprobs(model, scores[:1], precision="float32")
     out |= {f"one {n}": u for n, u in Problem(model, sites, forget.take(1)).gradient("forget").items()}
-    return {name: value.detach().double().contiguous() for name, value in out.items()}
+    return {name: parallel.whole(value.detach()).double().contiguous() for name, value in out.items()}
 
 
 def _attacked(model: Any, delta: Any, heldout: Any) -> dict[str, Tensor]:
@@ -62,7 +62,7 @@ def _attacked(model: Any, delta: Any, heldout: Any) -> dict[str, Tensor]:
         rule = torch.optim.Adam(params, lr=3e-4)
         stream = [b for b, _ in zip(cycle(sequences, max_tokens=300, seed=0, epochs=9, share=True), range(STEPS))]  # noqa: B905
         run = fit(model, stream, rule=rule, precision="float32", max_norm=1.0, params=params, split=True)
-        moved = torch.cat([p.detach().flatten() for p in params])
+        moved = torch.cat([parallel.whole(p.detach()).flatten() for p in params])
     arena = Arena(
         [ArmState("edited", model, delta), ArmState("original", model)],
         Watcher(Likelihoods.of(heldout, models.tokenizer_of(model), "heldout"), n_samples=0, precision="float32"),

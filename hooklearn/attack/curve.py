@@ -200,6 +200,8 @@ class Attack(ABC):
     """No demonstrations of the behaviour itself, or a handful, or independent facts only."""
     follows_edit: ClassVar[bool] = False
     """What it does to the controls depends on the edit, so that it cannot be done to them once for many edits."""
+    sharded: ClassVar[bool] = False
+    """Whether it works on weights that are spread over processes."""
 
     @abstractmethod
     def curves(self, arena: Arena) -> list[Curve]:

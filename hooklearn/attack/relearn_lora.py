@@ -22,6 +22,7 @@ class RelearnLora(Relearn):
     """A LoRA on demonstrations of the behaviour, over a sweep of learning rates."""
 
     name: ClassVar[str] = "relearn_lora"
+    sharded: ClassVar[bool] = False  # its adapters are whole, and what is merged would have to be
     source: ClassVar[str] = "Lucki et al. 2024, arXiv 2409.18025 (rank 128, all projections)"
     learning_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
     rank: int = 16

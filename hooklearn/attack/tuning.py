@@ -6,6 +6,7 @@ import itertools
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from hooklearn import models
 from hooklearn.attack.curve import Arena, Attack, Stream, Trained, all_but_embeddings, all_weights, training_curve
@@ -34,6 +35,7 @@ class Plan:
 class Tuning(Attack):
     """Abstract: one curve per learning rate; a subclass says what is trained on."""
 
+    sharded: ClassVar[bool] = True
     learning_rates: tuple[float, ...]
     """Always a sweep that goes up: a rate N times lower can fail in far more than N times the steps."""
     optimizer: str = "adam"

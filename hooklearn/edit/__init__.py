@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from hooklearn import callbacks, forward, linalg, memory, models
+from hooklearn import callbacks, forward, linalg, memory, models, parallel
 from hooklearn.callable_module import make_callable
 from hooklearn.data import Corpus, encode
 from hooklearn.deltas import Delta
@@ -133,6 +133,7 @@ def run_edit(
 ) -> EditResult:
     """One method on one problem, to the budget; several methods may share problem and meter."""
     _check_separate(problem, meter)
+    check_sharded(method, models.is_sharded(problem.model))
     started, tokens_before = time.perf_counter(), problem.tokens
     problem.found.clear()
     model, evaluations = problem.model, 0
@@ -155,7 +156,7 @@ def run_edit(
     )  # fmt: skip
     walk.begin(forget_score())
     weights = [models.weight(model, s).detach() for s in problem.sites]
-    reference_norm = float(sum(w.double().square().sum() for w in weights)) ** 0.5
+    reference_norm = sum(float(parallel.whole(w.double().square().sum())) for w in weights) ** 0.5
     path = (check_finite(u, method.name) for u in method.path(problem))
 
     def on_direction() -> None:
@@ -177,6 +178,15 @@ def run_edit(
         certificate=certify(method, problem, landing),
         found=dict(problem.found),
     )
+
+
+def check_sharded(method: Method, sharded: bool) -> None:
+    """Raises InputError for a method that takes whole matrices, on a model that nobody has whole."""
+    if sharded and not method.sharded:
+        raise InputError(
+            f"method {method.name!r} with these options does not work on spread weights (model.shard); valid: "
+            "natural (curvature kfac, no rank), gradient_ascent"
+        )
 
 
 def certify(method: Method, problem: Problem, landing: Landing) -> Certificate:

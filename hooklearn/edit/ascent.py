@@ -18,6 +18,10 @@ class GradientAscent(Method):
     name: ClassVar[str] = "gradient_ascent"
     source: ClassVar[str] = "Jang et al. 2022, arXiv 2210.01504; Williams 1992 for the REINFORCE view"
 
+    @property
+    def sharded(self) -> bool:
+        return True
+
     def path(self, problem: Problem) -> Iterator[Updates]:
         yield problem.gradient("forget")
 

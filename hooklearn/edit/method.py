@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from hooklearn import memory, models
+from hooklearn import memory, models, parallel
 from hooklearn.config import build
 from hooklearn.data import Corpus, Encoded, TokenBatch, batches, encode
 from hooklearn.deltas import Delta
@@ -188,6 +187,11 @@ class Method(ABC):
     ray: ClassVar[bool] = True
     """True: the path is one direction of free length. False: it is walked step by step."""
 
+    @property
+    def sharded(self) -> bool:
+        """Whether it works on weights that are spread over processes, with no more than one matrix whole at a time."""
+        return False
+
     @abstractmethod
     def path(self, problem: Problem) -> Iterator[Updates]:
         """Cumulative updates, from nothing on; the model is unedited whenever control is given back."""
@@ -219,7 +223,7 @@ class Method(ABC):
 
 def inner(a: Updates, b: Updates) -> float:
     """Sum over sites of the Frobenius inner product, float64."""
-    return sum(float((a[n].double() * b[n].double()).sum()) for n in a)
+    return sum(float(parallel.whole((a[n].double() * b[n].double()).sum())) for n in a)
 
 
 def combine(a: Updates, b: Updates, wa: float, wb: float) -> Updates:
@@ -239,6 +243,6 @@ def check_finite(updates: Updates, what: str) -> Updates:
     from hooklearn.types import NumericalError
 
     for name, update in updates.items():
-        if not bool(torch.isfinite(update).all()):
+        if not models.is_finite(update):
             raise NumericalError(f"{what}: update of {name} is not finite")
     return updates

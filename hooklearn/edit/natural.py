@@ -84,6 +84,10 @@ class Natural(Method):
         if self.curvature == "ekfac" and (self.sides != "both" or self.rank is not None):
             raise InputError("natural: curvature 'ekfac' is of both sides and all directions; leave out sides and rank")
 
+    @property
+    def sharded(self) -> bool:
+        return self.curvature == "kfac" and self.rank is None
+
     def path(self, problem: Problem) -> Iterator[Updates]:
         if self.curvature == "ekfac":
             yield self._solved(problem, EigenMetric(problem, self.damping))
@@ -189,7 +193,7 @@ def _confined(gradient: Updates, spaces: Subspaces) -> Updates:
 
 
 def _total(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.stack([*parts]).sum(0)
+    return sum(parts[1:], parts[0])
 
 
 @dataclass

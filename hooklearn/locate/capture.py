@@ -100,25 +100,53 @@ def tapes(
     Raises:
         InputError: no sites, or a site whose hooks did not fire.
     """
+    for batch, taped in _turns(model, stream, sites, gradients, labels, positions, precision, seed, shared):
+        if taped is not None:
+            yield batch, taped
+
+
+def _turns(
+    model: Any,
+    stream: Iterable[TokenBatch],
+    sites: Sequence[Site],
+    gradients: bool,
+    labels: Labels,
+    positions: Literal["all", "labelled"],
+    precision: Precision,
+    seed: int,
+    shared: bool,
+) -> Iterator[tuple[TokenBatch, dict[str, Tape] | None]]:
+    """:func:`tapes`, and None where this process only goes along: as many turns in every process."""
     if not sites:
         raise InputError("capture needs at least one site")
     for site in sites:
         if not set(models.hook_names(site)) <= model.hook_dict.keys():
             raise InputError(f"this model has no site {site.name}; models.sites(model) lists them")
     generator = torch.Generator().manual_seed(seed)
-    for number, batch in enumerate(stream):
-        if shared and not parallel.mine(number):
-            losses.skip_labels(len(batch.targets), generator)
-            continue
+    for batch, own in _in_turn(stream, generator) if shared else ((b, True) for b in stream):
         with _recording(model, sites, gradients) as record:
             with forward.autocast(model, precision), torch.set_grad_enabled(gradients):
                 states = forward.hidden(model, batch)
                 if gradients:
-                    _pull_back(model, states, batch, labels, generator)
+                    _pull_back(model, states, batch, labels if own else "given", generator)
             where = (batch.mask if positions == "all" else batch.labels).to(states.device)
-            yield batch, _taped(record, sites, where, gradients)
+            yield batch, _taped(record, sites, where, gradients) if own else None
             record.clear()
         memory.give_back(cycles=False)  # or the pieces that batches of other shapes leave add up
+
+
+def _in_turn(stream: Iterable[TokenBatch], generator: torch.Generator) -> Iterator[tuple[TokenBatch, bool]]:
+    """This process's batches, with the generator where it would be had it drawn the labels of all. False: none was
+    left for it, and it goes along with another's (:mod:`hooklearn.parallel`)."""
+    for batches in parallel.rounds(stream):
+        counts = [len(b.targets) for b in batches]
+        before = counts[: parallel.rank()]
+        for n in before:
+            losses.skip_labels(n, generator)
+        own = len(before) < len(batches)
+        yield batches[len(before) if own else 0], own
+        for n in counts[len(before) + 1 :]:
+            losses.skip_labels(n, generator)
 
 
 def _pull_back(model: Any, states: Tensor, batch: TokenBatch, labels: Labels, generator: torch.Generator) -> None:
@@ -214,20 +242,34 @@ def weight_gradients(
 ) -> tuple[dict[str, Tensor], int]:
     """``sum over tokens of g x^T`` for every site (gradient of the summed NLL), and the tokens it took.
 
-    Accumulated in float32 whatever the compute precision.
+    Accumulated in float32 whatever the compute precision. Of a model that is spread over the processes so is each
+    gradient: one site at a time is added up after every batch, and nobody keeps more than his part.
 
     Raises:
         NumericalError: the gradient of a site is not finite.
     """
-    total = {s.name: torch.zeros(s.d_out, s.d_in, device=models.device_of(model)) for s in sites}
-    tokens = 0
-    for batch, taped in tapes(model, stream, sites, labels=labels, precision=precision, seed=seed, shared=True):
-        for name, tape in taped.items():
-            assert tape.g is not None
-            linalg.add_product(total[name], tape.g, tape.x.to(tape.g.dtype))
-        tokens += batch.n_tokens
+    tokens, sharded = 0, models.is_sharded(model)
+    total = {s.name: _zeros(model, s, sharded) for s in sites}
+    for batch, taped in _turns(model, stream, sites, True, labels, "all", precision, seed, True):
+        for site in sites:
+            of_batch = _zeros(model, site, False) if sharded else total[site.name]
+            if taped is not None:
+                tape = taped.pop(site.name)
+                assert tape.g is not None
+                linalg.add_product(of_batch, tape.g, tape.x.to(tape.g.dtype))
+            if sharded:
+                total[site.name] += parallel.sum_shard_like(of_batch, total[site.name])
+        tokens += batch.n_tokens if taped is not None else 0
     for name, gradient in total.items():
-        parallel.add_(gradient)
-        if not bool(gradient.isfinite().all()):
+        if not sharded:
+            parallel.add_(gradient)
+        if not models.is_finite(gradient):
             raise NumericalError(f"the gradient at {name} is not finite")
     return total, int(parallel.total(tokens))
+
+
+def _zeros(model: Any, site: Site, sharded: bool) -> Tensor:
+    """In float32, cut as the weight is or whole."""
+    if sharded:
+        return torch.zeros_like(models.weight(model, site).detach(), dtype=torch.float32)
+    return torch.zeros(site.d_out, site.d_in, device=models.device_of(model))
