@@ -38,7 +38,8 @@ def work(n: int, folder: Path) -> None:
 @pytest.mark.slow
 def test_a_lost_piece_is_told_and_the_others_go_on(tmp_path: Path) -> None:
     """An error, a killed process, and three that do well."""
-    pytest.importorskip("ray", reason="the extra 'scale' is not installed")
+    ray = pytest.importorskip("ray", reason="the extra 'scale' is not installed")
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test's module
     ended: dict[int, str | None] = {}
     spread(work, [(n, tmp_path) for n in range(5)], HERE, ended.__setitem__, jobs=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == list("01234")

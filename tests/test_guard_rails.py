@@ -1,8 +1,12 @@
-"""NaN and infinity stop the work where they arise, and say at which step and place; ill conditions are numbers."""
+"""NaN and infinity stop the work where they arise, and say at which step and place; ill conditions are numbers, and so
+is the memory that a process took."""
 
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,7 @@ from hooklearn.locate import locate
 from hooklearn.locate.capture import weight_gradients
 from hooklearn.locate.moments import site_moments
 from hooklearn.losses import LossSum
+from hooklearn.memory import peak_bytes
 from hooklearn.types import InputError, NumericalError
 
 NAN = float("nan")
@@ -227,3 +232,14 @@ def test_a_run_whose_model_drifted_fails(tmp_path: Path, monkeypatch: pytest.Mon
         experiment.run(parse(config), tmp_path / "out")
     monkeypatch.undo()
     experiment.run(parse(config), tmp_path / "again")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_the_peak_is_of_this_process_and_not_of_the_one_that_started_it() -> None:
+    """300 MB here; a child that does nothing has a tenth of it. What getrusage says in the child is ours (control)."""
+    mine = bytearray(os.urandom(1) * 300_000_000)
+    code = "import resource, hooklearn.memory as m; print(m.peak_bytes(), resource.getrusage(0).ru_maxrss)"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    peak, inherited = map(int, child.stdout.split())
+    assert len(mine) < peak_bytes()
+    assert peak < 100e6 < 300e6 < inherited * 1024
