@@ -133,7 +133,7 @@ def load_delta(path: str | Path, place: Callable[[str, Tensor], Tensor] = lambda
 
     Args:
         place: site name and its update -> what is kept of it, before the next is read
-            (:func:`hooklearn.models.placing`).
+            (:func:`hooklearn.sharded.placing`).
     Raises:
         InputError: like :func:`hooklearn.store.load_tensors`, and for anything but a delta of this version.
     """

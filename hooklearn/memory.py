@@ -31,7 +31,7 @@ def give_back(*, cycles: bool = True) -> None:
     """What was freed goes back to the system. The C library of Linux keeps it otherwise, in pieces that what comes next
     cannot use, and the peak of a run is then that of all its stages together. Small processes are left alone.
 
-    ``cycles``: first look for what only refers to itself, which takes a third of a second; without, a hundredth.
+    ``cycles``: first look for what only refers to itself, which takes a third of a second; without, a twentieth.
     """
     if peak_bytes() < WORTH:
         return
