@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import user_files
+from launching import in_two_processes
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -30,17 +29,10 @@ ADAM = 3e-3
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """In two gloo processes of one thread: the statistics, and a run of the user's config with its resume."""
-    folder, here = tmp_path_factory.mktemp("two"), Path(__file__).parent
+    folder = tmp_path_factory.mktemp("two")
     user_files.make(folder)
     config = user_files.config() | {"attacks": [{"name": "relearn", "learning_rates": [1e-4], "max_steps": 10}]}
-    words = ["torch.distributed.run", "--nproc_per_node=2", "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
-    done = subprocess.run(
-        [sys.executable, "-m", *words, here / "two_processes.py", folder, user_files.Files(folder, config).save()],
-        capture_output=True, text=True, check=False, timeout=500,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{here.parent}{os.pathsep}{here}"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder, done
+    return folder, in_two_processes("two_processes.py", folder, user_files.Files(folder, config).save(), timeout=500)
 
 
 @pytest.fixture(scope="module")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import user_files
+from launching import in_two_processes
 from safetensors.torch import load_file
 from test_parallel import ADAM, SOLVED, SUMS, off
 from torch import Tensor
@@ -53,16 +52,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def launched(folder: Path) -> subprocess.CompletedProcess[str]:
     """``two_sharded.py`` in two gloo processes of one thread."""
-    here = Path(__file__).parent
     given = user_files.config() | {"attacks": [{"name": "relearn", "learning_rates": [1e-4], "max_steps": 10}]}
-    words = ["torch.distributed.run", "--nproc_per_node=2", "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
-    done = subprocess.run(
-        [sys.executable, "-m", *words, here / "two_sharded.py", folder, user_files.Files(folder, given).save()],
-        capture_output=True, text=True, check=False, timeout=900,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{here.parent}{os.pathsep}{here}"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
+    return in_two_processes("two_sharded.py", folder, user_files.Files(folder, given).save(), timeout=900)
 
 
 def test_two_processes_with_half_of_the_weights_each_compute_what_one_does(launched: Any, folder: Path) -> None:
