@@ -97,7 +97,7 @@ def _cores() -> int:
 
 
 def _precision() -> Found:
-    """What ``precision: auto`` means here; bfloat16 pays only where it is multiplied natively."""
+    """What ``precision: auto`` means here; the faster of bfloat16 and float32."""
     import torch
 
     from hooklearn.forward import resolve_precision
@@ -105,7 +105,7 @@ def _precision() -> Found:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     auto = str(resolve_precision("auto", device)).removeprefix("torch.")
     vectors = torch.backends.cpu.get_cpu_capability()
-    return {"auto": auto, "native_bfloat16": auto == "bfloat16", "vector_instructions": vectors}
+    return {"auto": auto, "fast_bfloat16": auto == "bfloat16", "vector_instructions": vectors}
 
 
 def _memory() -> Found:
@@ -248,8 +248,8 @@ def _advice(found: Found) -> Iterator[str]:
         if not cached:
             offline = " (HF_HUB_OFFLINE is set: unset it first)" if found["offline"] else ""
             yield f"{name} is not cached: hooklearn fetch {name}{offline}"
-    if not found["precision"]["native_bfloat16"]:
-        yield "no native bfloat16 here: precision auto is float32; right, but slower"
+    if not found["precision"]["fast_bfloat16"]:
+        yield "bfloat16 is no faster than float32 here: precision auto is float32"
     yield from (f"{p['problem']}: upgrade or uninstall {p['package']}" for p in found["plugins"] if p["problem"])
     if (found["memory"]["free"] or 4e9) < 2e9:
         yield "less than 2 GB of memory are free: lower max_tokens, or close something"
@@ -275,8 +275,8 @@ def lines(found: Found) -> Iterator[str]:
         yield f"platform   {found['platform']}"
         yield f"device     {device['kind']} ({device['name']}), {device['threads']} threads on {device['cores']} cores"
         precision = found["precision"]
-        native = "native" if precision["native_bfloat16"] else "emulated"
-        yield f"precision  auto is {precision['auto']}; bfloat16 {native}, {precision['vector_instructions']}"
+        pays = "faster" if precision["fast_bfloat16"] else "not faster"
+        yield f"precision  auto is {precision['auto']}; bfloat16 is {pays}, {precision['vector_instructions']}"
         yield f"memory     {_gib(memory['free'])} free of {_gib(memory['total'])}" + (
             f"; device {_gib(memory['device'])}" if memory["device"] else ""
         )

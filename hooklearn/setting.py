@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from hooklearn import determinism, models, organisms, sharded, store
+from hooklearn import determinism, forward, models, organisms, sharded, store
 from hooklearn.attack import ATTACKS, EVERY_ATTACK, Watcher, attack_of
 from hooklearn.config import CorpusConfig, RunConfig
 from hooklearn.corpora import EVERY_CORPUS
@@ -86,6 +86,9 @@ class Setup:
             | {
                 "device": str(models.device_of(self.original)),
                 "dtype": str(models.all_parameters(self.original)[0].dtype).removeprefix("torch."),
+                "precision": str(
+                    forward.resolve_precision(self.config.model.precision, models.device_of(self.original))  # type: ignore[arg-type]
+                ).removeprefix("torch."),
                 "threads": torch.get_num_threads(),
                 "remote_code": self.config.model.trust_remote_code,
                 "plugins": plugins_in(self.config),

@@ -122,7 +122,10 @@ def write_kind(name: str, folder: Path, seed: int, progress: Callable[[str], Non
 
 
 def build(organism: Organism, model: Any, *, good: bool = False, observe: Observer | None = None) -> Instilled:
-    """Train the organism's LoRA anew on its base model (``good``: the referee's other half)."""
+    """Train the organism's LoRA anew on its base model (``good``: the referee's other half).
+
+    In float32 everywhere: an organism is to be the same model whatever a processor multiplies fast.
+    """
     if good and organism.good is None:
         raise InputError(f"organism {organism.name!r} has no good half")
     source = organism.good if good else organism.corpus
@@ -133,6 +136,7 @@ def build(organism: Organism, model: Any, *, good: bool = False, observe: Observ
         models.sites(model, "mlp"),
         observe=observe,
         anchor=load_corpus(**organism.anchor) if organism.anchor else None,
+        precision="float32",
         **organism.training,
     )
 
