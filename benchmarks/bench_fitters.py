@@ -9,7 +9,7 @@ import torch
 from benchmarks.harness import Bench, Row, alternate
 from benchmarks.peers.scikit import incremental_pca
 from hooklearn import linalg
-from hooklearn.linalg import MomentSum
+from hooklearn.moments import MomentSum
 
 D, RANK, BATCH = 1536, 32, 1024
 

@@ -8,9 +8,9 @@ import torch
 
 from benchmarks.harness import Bench, Row, Spread, alternate, at_most, check_same, peak_memory
 from hooklearn.data import batches
-from hooklearn.linalg import Moments
 from hooklearn.locate.capture import tapes
 from hooklearn.locate.moments import site_moments
+from hooklearn.moments import Moments
 
 
 def rows(bench: Bench) -> Iterator[Row]:

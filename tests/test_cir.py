@@ -21,9 +21,9 @@ from hooklearn.edit.cir import CIR, collapsed, confusion_loss, drift_loss, inner
 from hooklearn.edit.method import delta_of, inner, norm
 from hooklearn.edit.steering import states
 from hooklearn.forward import sequence_logprobs
-from hooklearn.linalg import Moments
 from hooklearn.locate.capture import tapes
 from hooklearn.measure import DisruptionMeter, completion_probability
+from hooklearn.moments import Moments
 from hooklearn.types import Budget, InputError
 
 SINGLE = 1e-5

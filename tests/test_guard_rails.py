@@ -20,12 +20,12 @@ from hooklearn import experiment, linalg, models, train
 from hooklearn.config import parse
 from hooklearn.data import batches, cycle, encode
 from hooklearn.deltas import Delta
-from hooklearn.linalg import MomentSum
 from hooklearn.locate import locate
 from hooklearn.locate.capture import weight_gradients
 from hooklearn.locate.moments import site_moments
 from hooklearn.losses import LossSum
 from hooklearn.memory import peak_bytes
+from hooklearn.moments import MomentSum
 from hooklearn.types import InputError, NumericalError
 
 NAN = float("nan")

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hooklearn import linalg
-from hooklearn.linalg import Moments, MomentSum
+from hooklearn import linalg, moments
+from hooklearn.moments import Moments, MomentSum, add_product
 from hooklearn.types import InputError, NumericalError
 
 SINGLE = 2e-5
@@ -358,9 +358,9 @@ def test_bfloat16_rows_are_summed_as_if_they_were_float32(seed: int, d: int) -> 
     rows = (randn(64, d, seed=seed) + 1).bfloat16()
     exact = rows.double().T @ rows.double()
     before = torch.get_float32_matmul_precision()
-    assert close(linalg.Moments.of(rows).second.double(), exact, SINGLE)
-    with patch.object(linalg, "BLOCK", 3):  # several blocks of rows, the last one short
-        assert close(linalg.Moments.of(rows).second.double(), exact, SINGLE)
-    assert close(linalg.add_product(torch.zeros(d, d), rows, rows).double(), exact, SINGLE)
+    assert close(Moments.of(rows).second.double(), exact, SINGLE)
+    with patch.object(moments, "BLOCK", 3):  # several blocks of rows, the last one short
+        assert close(Moments.of(rows).second.double(), exact, SINGLE)
+    assert close(add_product(torch.zeros(d, d), rows, rows).double(), exact, SINGLE)
     assert not close((rows.T @ rows).double(), exact, SINGLE)
     assert torch.get_float32_matmul_precision() == before

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from hooklearn import forward, linalg, losses, models
 from hooklearn.data import Corpus, TokenBatch, batches, encode
-from hooklearn.linalg import Moments
 from hooklearn.locate import FITTERS, Collected, Subspaces, collect, locate, sweep
 from hooklearn.locate.capture import capture, tapes, weight_gradients
 from hooklearn.locate.fit import ClassData
 from hooklearn.locate.moments import site_moments
 from hooklearn.locate.subspace import Subspace
+from hooklearn.moments import Moments
 from hooklearn.train import nll
 from hooklearn.types import InputError, Site
 

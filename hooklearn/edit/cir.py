@@ -21,8 +21,8 @@ from hooklearn import forward, linalg, models
 from hooklearn.data import TokenBatch
 from hooklearn.edit.method import Method, Problem, Updates, delta_of, norm
 from hooklearn.edit.steering import Positions, after_block, check_layers, states
-from hooklearn.linalg import Moments, MomentSum
 from hooklearn.losses import LossSum
+from hooklearn.moments import Moments, MomentSum
 from hooklearn.train import fit, nll
 from hooklearn.types import InputError, Site, Tape
 

@@ -17,8 +17,8 @@ from hooklearn import memory
 from hooklearn.edit.lowcurvature import Eigen
 from hooklearn.edit.method import Problem, Updates
 from hooklearn.forward import count_tokens
-from hooklearn.linalg import Moments
 from hooklearn.locate.capture import tapes
+from hooklearn.moments import Moments
 from hooklearn.types import InputError, NumericalError
 
 

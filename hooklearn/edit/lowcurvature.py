@@ -15,8 +15,9 @@ from torch import Tensor
 
 from hooklearn import linalg
 from hooklearn.edit.method import Method, Problem, Updates
-from hooklearn.linalg import Moments, Sides
+from hooklearn.linalg import Sides
 from hooklearn.locate.subspace import Subspace, Subspaces
+from hooklearn.moments import Moments
 from hooklearn.types import InputError, Side, Site
 
 # ---------------------------------------------------------------------------------------- whitened

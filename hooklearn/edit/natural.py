@@ -40,8 +40,9 @@ from hooklearn import linalg
 from hooklearn.edit.ekfac import EigenMetric, SiteMetric
 from hooklearn.edit.method import HALVES, Method, Problem, Updates, combine, inner
 from hooklearn.edit.repselect import contrast
-from hooklearn.linalg import Moments, Sides
+from hooklearn.linalg import Sides
 from hooklearn.locate.subspace import Subspace, Subspaces
+from hooklearn.moments import Moments
 from hooklearn.types import InputError, Side
 
 Mixture = Literal["mixture", "balanced", "project", "fisher", "none"]

@@ -29,9 +29,9 @@ from hooklearn import forward, linalg, models
 from hooklearn.data import TokenBatch, batches, encode
 from hooklearn.edit.descent import HandRule, blaming, nowhere, one_step
 from hooklearn.edit.method import Method, Problem, Updates, combine, delta_of, norm
-from hooklearn.linalg import MomentSum
 from hooklearn.locate.capture import tapes
 from hooklearn.lora import Lora
+from hooklearn.moments import MomentSum
 from hooklearn.types import InputError
 
 ADVERSARY_FROM = 1

@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hooklearn import forward, linalg, losses, memory, models, parallel
+from hooklearn import forward, losses, memory, models, parallel
 from hooklearn.data import TokenBatch
 from hooklearn.forward import Precision
+from hooklearn.moments import add_product
 from hooklearn.types import InputError, NumericalError, Site, Tape
 
 Labels = Literal["given", "sampled"]
@@ -256,7 +257,7 @@ def weight_gradients(
             if taped is not None:
                 tape = taped.pop(site.name)
                 assert tape.g is not None
-                linalg.add_product(of_batch, tape.g, tape.x.to(tape.g.dtype))
+                add_product(of_batch, tape.g, tape.x.to(tape.g.dtype))
             if sharded:
                 total[site.name] += parallel.sum_shard_like(of_batch, total[site.name])
         tokens += batch.n_tokens if taped is not None else 0

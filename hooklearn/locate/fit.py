@@ -23,10 +23,11 @@ from torch import Tensor
 from hooklearn import linalg, models, parallel
 from hooklearn.data import Corpus, TokenBatch, batches, encode
 from hooklearn.forward import Precision
-from hooklearn.linalg import Moments, MomentSum, Sides
+from hooklearn.linalg import Sides
 from hooklearn.locate.capture import tapes
 from hooklearn.locate.fitters import EVERY_FITTER, Fitter, Found, Seen, logistic, stacked
 from hooklearn.locate.subspace import Subspace, Subspaces
+from hooklearn.moments import Moments, MomentSum
 from hooklearn.types import NAN, InputError, Side, Site, Tape
 
 if TYPE_CHECKING:

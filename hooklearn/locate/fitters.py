@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooklearn import linalg
-from hooklearn.linalg import Moments
+from hooklearn.moments import Moments
 from hooklearn.plugins import Shelf, summary
 from hooklearn.types import NAN, InputError
 

@@ -12,8 +12,8 @@ from typing import Any, Literal
 from hooklearn import models, parallel
 from hooklearn.data import TokenBatch
 from hooklearn.forward import Precision
-from hooklearn.linalg import Moments, MomentSum
 from hooklearn.locate.capture import Labels, tapes
+from hooklearn.moments import Moments, MomentSum
 from hooklearn.types import InputError, Side, Site
 
 WhichSides = Literal["both", "x", "g"]

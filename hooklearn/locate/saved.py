@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hooklearn.linalg import Moments
 from hooklearn.locate.directions import read_tensors
 from hooklearn.locate.fit import ClassData, Collected, held_out
+from hooklearn.moments import Moments
 from hooklearn.types import InputError, Side, Site
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hooklearn import linalg, store
 from hooklearn.jsonable import jsonable
-from hooklearn.linalg import Moments
+from hooklearn.moments import Moments
 from hooklearn.sharing import Shareable
 from hooklearn.types import NAN, InputError, Side, Site
 
