@@ -271,9 +271,9 @@ def _has_its_kind(values: Any, column: str, stem: str) -> bool:
     if stem in ("locate", "evidence") or (column not in COUNTS and bool(values.isna().all())):
         return True  # shown and never computed with; or not measured
     if column in TEXTS:
-        return bool(values.map(lambda v: isinstance(v, str)).all())
+        return types.infer_dtype(values, skipna=False) in ("string", "empty")
     if column in FLAGS:
-        return bool(values.map(lambda v: isinstance(v, bool | np.bool_)).all())
+        return types.infer_dtype(values, skipna=False) in ("boolean", "empty")
     numeric = types.is_numeric_dtype(values) and not types.is_bool_dtype(values) and not types.is_complex_dtype(values)
     if column in COUNTS:
         whole = numeric and bool((values >= 0).all()) and bool((values % 1 == 0).all())  # NaN is neither

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from hooklearn import models, store
+from hooklearn import disk, models
 from hooklearn.builtin import no_bars
 from hooklearn.deltas import Delta
 from hooklearn.exporting import compare, logits, new_folder
@@ -93,7 +93,7 @@ def to_peft(
     error = (whole - Delta({name: b @ a for name, (b, a) in factors.items()})).norm() / whole.norm()
     with new_folder(folder) as written, no_bars():
         config.save_pretrained(str(written))
-        store.save_tensors(written / WEIGHTS, tensors, {"format": "pt", "base_hash": models.weights_hash(model)})
+        disk.save_tensors(written / WEIGHTS, tensors, {"format": "pt", "base_hash": models.weights_hash(model)})
         text = card or _card(model.cfg.model_name, ranks, error)
         (written / CARD).write_text(text, encoding="utf-8")
         found = logits(peft.PeftModel.from_pretrained(plain_copy(model), str(written)), like=model)
@@ -182,7 +182,7 @@ def _check_folder(folder: Path, model: Any) -> set[str]:
     """Names of its tensors; raises InputError where it is none, holds more than updates, or is another model's."""
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder}: no PEFT adapter (no {CONFIG})")
-    config = store.load_json(folder / CONFIG)
+    config = disk.load_json(folder / CONFIG)
     if not isinstance(config, dict):
         raise InputError(f"{folder / CONFIG}: damaged, expected an object")
     if config.get("peft_type") not in KINDS:
@@ -194,7 +194,7 @@ def _check_folder(folder: Path, model: Any) -> set[str]:
         raise InputError(
             f"{folder}: its weights are not there as {WEIGHTS}; other formats can run code and are not read"
         )
-    tensors, about = store.load_tensors(folder / WEIGHTS)
+    tensors, about = disk.load_tensors(folder / WEIGHTS)
     made_for = about.get("base_hash", "")
     if made_for and made_for != models.weights_hash(model):
         raise InputError(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from hooklearn import memory, store
+from hooklearn import disk, memory, store
 from hooklearn.attack import Arena, ArmState, Measured, Onlooker, Watcher, attack_of
 from hooklearn.config import RunConfig
 from hooklearn.setting import Progress, Setup
@@ -63,7 +63,7 @@ def attack_stages(
         samples += _known_samples(arena, found)
         before_done()
         folder.save_frame(f"{part}-items.parquet", pd.concat([c.items_dataframe() for c in found]))
-        store.save_lines(folder.path(f"{part}-samples.jsonl"), samples)
+        disk.save_lines(folder.path(f"{part}-samples.jsonl"), samples)
         folder.save_frame(f"{part}.parquet", pd.concat([c.to_dataframe() for c in found]))
         folder.event("attacked", seed=arena.seed, attack=name)
         memory.give_back()
@@ -177,17 +177,17 @@ def collect_parts(folder: store.RunFolder) -> None:
         folder.save_frame("capability.parquet", _concat(found))
     if found := sorted(folder.path("parts").glob("evidence-*.parquet")):
         folder.save_frame("evidence.parquet", _concat(found))
-        records = [r for p in found for r in store.load_json(p.with_suffix(".json"))["records"]]
+        records = [r for p in found for r in disk.load_json(p.with_suffix(".json"))["records"]]
         folder.save_json("evidence.json", {"records": records})
-    rows = [r for p in sorted(folder.path("parts").glob("*-samples.jsonl")) for r in store.load_lines(p)]
-    store.save_lines(folder.path("samples.jsonl"), rows)
+    rows = [r for p in sorted(folder.path("parts").glob("*-samples.jsonl")) for r in disk.load_lines(p)]
+    disk.save_lines(folder.path("samples.jsonl"), rows)
 
 
 def _concat(paths: list[Path]) -> pd.DataFrame:
-    return pd.concat([store.load_frame(p) for p in paths], ignore_index=True)
+    return pd.concat([disk.load_frame(p) for p in paths], ignore_index=True)
 
 
 def attack_tokens(folder: store.RunFolder) -> int:
-    frame = store.load_frame(folder.path("curves.parquet"))
+    frame = disk.load_frame(folder.path("curves.parquet"))
     last: Any = frame.groupby(["attack", "setting", "arm", "seed"])["tokens"].max()
     return int(last.to_numpy().sum())

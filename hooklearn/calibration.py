@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from hooklearn import controls, experiment, models, store
+from hooklearn import controls, disk, experiment, models, store
 from hooklearn.auditing import audit
 from hooklearn.batteries import Spec, battery
 from hooklearn.config import RunConfig, parse
@@ -189,7 +189,7 @@ def run_group(
                 shared=shared if case.shares_controls else None,
                 progress=lambda text, name=case.name: progress(f"{name}: {text}"),
             )  # fmt: skip
-        store.save_json(folder / "case.json", case.record())
+        disk.save_json(folder / "case.json", case.record())
 
 
 def _controls(case: Case, pair: Config, battery_name: str, out: Path, progress: Progress) -> Shared:

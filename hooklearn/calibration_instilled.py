@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hooklearn import controls, experiment, store
+from hooklearn import controls, disk, experiment, store
 from hooklearn.config import RunConfig, parse
 from hooklearn.organisms import Organism
 from hooklearn.organisms.suppressed import PASSWORD, Bench, Suppressed, organism_on, suppressed
@@ -79,7 +79,7 @@ def run(
                 _case(kind, seed, setup, shared, folders[kind.name, seed], progress)
     for kind in chosen:
         for seed in seeds or (0,):
-            store.save_json(folders[kind.name, seed] / "case.json", _record(kind, seed, organism))
+            disk.save_json(folders[kind.name, seed] / "case.json", _record(kind, seed, organism))
     return list(folders.values())
 
 

@@ -50,7 +50,7 @@ def calibrate(
     hooklearn calibrate --model smollm2-135m-instruct --out runs/calibration-smollm2
     """
     with work(quiet) as progress:
-        from hooklearn import calibration, calibration_instilled, store
+        from hooklearn import calibration, calibration_instilled, disk, store
         from hooklearn.types import InputError
 
         if model == "tiny":
@@ -69,8 +69,8 @@ def calibrate(
         from analysis.confusion import confusion
 
         found = compared(folders)
-        store.save_json(out / "calibration.json", found.to_dict())
-        store.write_atomic(out / "calibration.md", (found.to_markdown() + "\n").encode())
+        disk.save_json(out / "calibration.json", found.to_dict())
+        disk.write_atomic(out / "calibration.md", (found.to_markdown() + "\n").encode())
         confusion(found).savefig(out / "calibration.png", dpi=150)
     if json_:
         print_json(found.to_dict())

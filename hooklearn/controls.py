@@ -10,7 +10,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from hooklearn import store
+from hooklearn import disk, store
 from hooklearn.attack import ArmState, Measured
 from hooklearn.attacking import arena_of, attack_records, attack_stages, collect_parts
 from hooklearn.config import RunConfig
@@ -52,17 +52,17 @@ def without_edit(config: RunConfig, seed: int) -> RunConfig:
 
 def read(folder: Path) -> Measured:
     """Curves, item by item, and samples of a finished folder of controls."""
-    flags: Any = store.load_frame(folder / "curves.parquet")
+    flags: Any = disk.load_frame(folder / "curves.parquet")
     keys = ["attack", "setting", "arm"]
     about: dict[Any, list[dict[str, Any]]] = {
         key: rows.to_dict("records") for key, rows in flags.groupby(keys, sort=False)
     }
     curves: dict[tuple[str, str], dict[str, ArmCurve]] = {}
-    items: Any = store.load_frame(folder / "items.parquet")
+    items: Any = disk.load_frame(folder / "items.parquet")
     for key, rows in items.groupby(keys, sort=False):
         attack, setting, arm = map(str, key)
         curves.setdefault((attack, setting), {})[arm] = _curve(rows, about[key])
-    return Measured(curves, tuple(store.load_lines(folder / "samples.jsonl")))
+    return Measured(curves, tuple(disk.load_lines(folder / "samples.jsonl")))
 
 
 def _curve(items: Any, about: list[dict[str, Any]]) -> ArmCurve:

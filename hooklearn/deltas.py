@@ -10,7 +10,7 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
-from hooklearn import parallel, store
+from hooklearn import disk, parallel
 from hooklearn.sharing import Shareable, quoted
 from hooklearn.types import InputError
 
@@ -123,9 +123,9 @@ def _sum(name: str, a: Tensor | None, b: Tensor | None) -> Tensor:
 
 
 def save_delta(delta: Delta, path: str | Path) -> None:
-    """One safetensors file, bound to its base model. Raises like :func:`hooklearn.store.save_tensors`."""
+    """One safetensors file, bound to its base model. Raises like :func:`hooklearn.disk.save_tensors`."""
     bound = {"base": delta.base, "base_hash": delta.base_hash}
-    store.save_tensors(path, delta.updates, {"kind": "delta", "version": VERSION, **bound})
+    disk.save_tensors(path, delta.updates, {"kind": "delta", "version": VERSION, **bound})
 
 
 def load_delta(path: str | Path, place: Callable[[str, Tensor], Tensor] = lambda _, update: update) -> Delta:
@@ -135,9 +135,9 @@ def load_delta(path: str | Path, place: Callable[[str, Tensor], Tensor] = lambda
         place: site name and its update -> what is kept of it, before the next is read
             (:func:`hooklearn.sharded.placing`).
     Raises:
-        InputError: like :func:`hooklearn.store.load_tensors`, and for anything but a delta of this version.
+        InputError: like :func:`hooklearn.disk.load_tensors`, and for anything but a delta of this version.
     """
-    updates, metadata = store.load_tensors(path, place)
+    updates, metadata = disk.load_tensors(path, place)
     kind, version = metadata.get("kind"), metadata.get("version")
     if (kind, version) != ("delta", VERSION):
         raise InputError(f"{path}: {kind} version {version}; hooklearn reads delta {VERSION}")

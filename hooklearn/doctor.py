@@ -142,7 +142,7 @@ def _number_in(path: str) -> int | None:
 
 def _folder() -> Found:
     """Whether runs can be written below the current folder: whole files, and a lock against a second writer."""
-    from hooklearn import store
+    from hooklearn import disk, store
     from hooklearn.types import InputError
 
     here = Path.cwd()
@@ -154,7 +154,7 @@ def _folder() -> Found:
         ):
             pass
     except (InputError, OSError) as error:
-        found["problem"] = store.one_line(error)
+        found["problem"] = disk.one_line(error)
     return found
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hooklearn import evidence, following, memory, models, parallel, sharded, store
+from hooklearn import disk, evidence, following, memory, models, parallel, sharded, store
 from hooklearn.attack import Arena, ArmState, Watcher
 from hooklearn.attacking import arena_of, attack_records, attack_stages, attack_tokens, collect_parts
 from hooklearn.config import RunConfig, same_config
@@ -142,7 +142,7 @@ def _edit_stage(
         save_delta(setup.delta, folder.path(name))
         return _given_record(config, disruption, seed, {"delta": setup.delta.base}), setup.delta
     if folder.has(part) and folder.has(name):
-        return store.load_json(folder.path(part)), load_delta(folder.path(name), place)
+        return disk.load_json(folder.path(part)), load_delta(folder.path(name), place)
     assert config.edit.method is not None
     method = method_of(config.edit.method, config.edit.options)
     problem = Problem(
@@ -259,7 +259,7 @@ def _evidence_stage(config: RunConfig, setup: Setup, arena: Arena, folder: store
         return
     arena.progress(f"evidence (seed {arena.seed})")
     texts: dict[str, list[str]] = {}
-    for row in store.load_lines(folder.path(f"parts/curves-seed{arena.seed}-none-samples.jsonl")):
+    for row in disk.load_lines(folder.path(f"parts/curves-seed{arena.seed}-none-samples.jsonl")):
         if not row["greedy"]:
             texts.setdefault(row["arm"], []).append(row["completion"])
     wanted = config.evidence

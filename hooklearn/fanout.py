@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from hooklearn.store import one_line
+from hooklearn.disk import one_line
 from hooklearn.types import InputError
 
 HERE = "local"

@@ -264,11 +264,11 @@ def collapsed(
     factor = {"soft": ratio, "quadratic": ratio.square(), "hard": torch.zeros_like(ratio)}[kind]
     lost = (1.0 - factor).to(update)
     u, v = u.to(update), v.to(update)
-    out = update
+    out = update.clone()
     if sides in ("both", "x"):
-        out = out - ((out @ v) * lost) @ v.T
+        out.addmm_((out @ v) * lost, v.T, alpha=-1)
     if sides in ("both", "g"):
-        out = out - u @ (lost[:, None] * (u.T @ out))
+        out.addmm_(u, lost[:, None] * (u.T @ out), alpha=-1)
     return out
 
 

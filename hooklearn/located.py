@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hooklearn import store
+from hooklearn import disk
 from hooklearn.config import ControlsConfig, RunConfig
 from hooklearn.locate import Subspaces
 from hooklearn.locate import locate as find
@@ -48,4 +48,4 @@ def write(found: Subspaces, out: Path) -> None:
     """The table and the subspaces, named as in a run folder."""
     out.mkdir(parents=True, exist_ok=True)
     found.save(out / "subspaces.safetensors")
-    store.save_frame(out / "locate.parquet", found.to_dataframe())
+    disk.save_frame(out / "locate.parquet", found.to_dataframe())

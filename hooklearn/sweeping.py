@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from hooklearn import controls, experiment, store
+from hooklearn import controls, disk, experiment, store
 from hooklearn.config import RunConfig, parse, read_config
 from hooklearn.corpus import Corpus
 from hooklearn.determinism import deterministic
@@ -107,7 +107,7 @@ class Sweep:
                 self._save(status="interrupted")
                 raise
             except BaseException as error:
-                self._save(status="failed", error=store.one_line(error))
+                self._save(status="failed", error=disk.one_line(error))
                 raise
             failed = any(c["status"] == "failed" for c in self.record["cells"])
             self._save(status="failed" if failed else "done", finished=store.now())
@@ -119,7 +119,7 @@ class Sweep:
         if path.exists():
             if not resume:
                 raise InputError(f"{self.out}: already holds a sweep; use another --out, or --resume to continue it")
-            earlier = store.load_json(path)
+            earlier = disk.load_json(path)
         fixed = self._fixed()
         for key, value in fixed.items():
             if earlier and jsonable(earlier.get("fixed", {}).get(key)) != jsonable(value):
@@ -164,7 +164,7 @@ class Sweep:
 
     def _save(self, **values: Any) -> None:
         self.record |= values
-        store.save_json(self.out / RECORD, self.record)
+        disk.save_json(self.out / RECORD, self.record)
 
     # ------------------------------------------------------------------------------------- measuring
 
@@ -224,8 +224,8 @@ class Sweep:
                 progress=self.progress,
             )  # fmt: skip
         except Exception as error:
-            self.progress(f"failed: {store.one_line(error)}")
-            return store.one_line(error)
+            self.progress(f"failed: {disk.one_line(error)}")
+            return disk.one_line(error)
         return None
 
     def _fan_out(
@@ -333,7 +333,7 @@ def _decide(tried: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _lowest_is_best(folder: Path, metric: str) -> float:
     """The behaviour of the edited model at its worst step and setting, on the tuning split; NaN if not measured."""
-    curves = store.load_frame(folder / "curves.parquet")
+    curves = disk.load_frame(folder / "curves.parquet")
     rows = curves[(curves["arm"] == "edited") & (curves["metric"] == metric) & (curves["split"] == "heldout")]
     return float(rows.loc[~rows["diverged"].astype(bool), "value"].max())
 

@@ -14,7 +14,7 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hooklearn import builtin, parallel, store
+from hooklearn import builtin, disk, parallel
 from hooklearn.types import InputError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -92,15 +92,15 @@ def write(folder: Path, tensors: Mapping[str, Tensor], file_bytes: int = FILE_BY
     names = [SINGLE] if len(parts) == 1 else names
     for file, part in zip(names, parts, strict=True):
         if parallel.rank() == 0:
-            store.write_atomic(
-                folder / file, lambda handle, part=part: store.write_tensors(handle, part, {"format": "pt"})
+            disk.write_atomic(
+                folder / file, lambda handle, part=part: disk.write_tensors(handle, part, {"format": "pt"})
             )
         else:
-            store.write_tensors(None, part, {})
+            disk.write_tensors(None, part, {})
     if len(parts) > 1 and parallel.rank() == 0:
         total = sum(t.numel() * t.element_size() for t in tensors.values())
         where = {name: file for file, part in zip(names, parts, strict=True) for name in part}
-        store.save_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
+        disk.save_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
 
 
 def _filled(tensors: Mapping[str, Tensor], most: int) -> Iterator[dict[str, Tensor]]:

@@ -148,16 +148,16 @@ def test_an_adapter_of_another_kind_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("change", ["lost", "added"])
 def test_weights_that_peft_would_pass_over_are_refused(change: str, tiny: Any, tmp_path: Path) -> None:
     """It reads what it finds; half of an adapter must not be taken for the whole."""
-    from hooklearn import store
+    from hooklearn import disk
 
     folder = written(tiny, tmp_path / "a")
-    tensors, about = store.load_tensors(folder / WEIGHTS)
+    tensors, about = disk.load_tensors(folder / WEIGHTS)
     first = min(tensors)
     if change == "lost":
         del tensors[first]
     else:
         tensors[first.replace("layers.0", "layers.9")] = tensors[first]
-    store.save_tensors(folder / WEIGHTS, tensors, about)
+    disk.save_tensors(folder / WEIGHTS, tensors, about)
     with pytest.raises(InputError, match="its weights are not those of its config"):
         from_peft(tiny, folder)
 

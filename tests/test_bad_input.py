@@ -16,7 +16,7 @@ import pytest
 import torch
 from user_files import Files, hooklearn
 
-from hooklearn import store
+from hooklearn import disk
 from hooklearn.deltas import Delta, save_delta
 
 Spoil = Callable[[Files, Path], list[Any]]
@@ -175,14 +175,14 @@ def test_wrong_input_is_one_line_and_exit_code_2(case: str, files: Files, tmp_pa
 
 def test_full_disk(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The big file does not fit; the small record of the failure does."""
-    sync = store._sync
+    sync = disk.sync
 
     def full(handle: Any) -> None:
         if "safetensors" in handle.name:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         sync(handle)
 
-    monkeypatch.setattr(store, "_sync", full)
+    monkeypatch.setattr(disk, "sync", full)
     words = ["subspaces.safetensors", "No space left on device"]
     expect_refusal(["run", files.save(), "--out", tmp_path / "out"], words, tmp_path / "out")
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from user_files import Files, hooklearn
 
-from hooklearn import setting, store
+from hooklearn import disk, setting, store
 from hooklearn.config import parse, same_config
 from hooklearn.deltas import load_delta
 from hooklearn.determinism import WORKSPACE, deterministic
@@ -100,7 +100,7 @@ def test_sweep_and_audit_take_it_too(short: Files, tmp_path: Path) -> None:
     (tmp_path / "sweep.yaml").write_text(json.dumps({"base": str(short.save()), "methods": ["gradient_ascent"]}))
     done = hooklearn("sweep", tmp_path / "sweep.yaml", "--out", tmp_path / "s", "--deterministic", "-q")
     assert done.exit_code == 0, done.stderr
-    record = store.load_json(tmp_path / "s" / "sweep.json")
+    record = disk.load_json(tmp_path / "s" / "sweep.json")
     assert record["command"].endswith("--deterministic")
     cell = store.open_run(tmp_path / "s" / record["cells"][0]["folder"])
     assert cell["environment"]["deterministic"]["algorithms"]

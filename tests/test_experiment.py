@@ -18,7 +18,7 @@ from safetensors import safe_open
 import analysis
 from analysis.explorer import load
 from analysis.report import VERDICTS
-from hooklearn import experiment, exporting, models, organisms, store
+from hooklearn import disk, experiment, exporting, models, organisms, store
 from hooklearn.config import parse
 from hooklearn.deltas import Delta, load_delta
 from hooklearn.recipes import recipe
@@ -147,7 +147,7 @@ def test_items_are_what_curves_are_the_means_of(finished: Path) -> None:
 
 def test_sampled_rates_are_shares_of_the_samples(finished: Path) -> None:
     """Every row of samples.jsonl counts once, for its own arm, attack and seed."""
-    samples = pd.DataFrame(store.load_lines(finished / "samples.jsonl"))
+    samples = pd.DataFrame(disk.load_lines(finished / "samples.jsonl"))
     shares = samples.groupby(["attack", "setting", "arm", "seed"])["is_behaviour"].mean()
     curves = pd.read_parquet(finished / "curves.parquet")
     sampled = curves[curves["metric"] == "sampled"].set_index(["attack", "setting", "arm", "seed"])["value"]

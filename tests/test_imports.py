@@ -26,7 +26,7 @@ ORDER = [
     "hooklearn.corpora hooklearn.layouts",
     "hooklearn.loading",
     "hooklearn.experts",
-    "hooklearn.data hooklearn.store hooklearn.deltas hooklearn.builtin hooklearn.plain hooklearn.models "
+    "hooklearn.data hooklearn.disk hooklearn.store hooklearn.deltas hooklearn.builtin hooklearn.plain hooklearn.models "
     "hooklearn.tensor_files hooklearn.sharded hooklearn.exporting hooklearn.generation",
     "hooklearn.forward",
     "hooklearn.lora hooklearn.train hooklearn.adapters",

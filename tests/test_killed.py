@@ -26,7 +26,7 @@ from test_experiment import contents
 from test_sweep import QUICK
 from user_files import make
 
-from hooklearn import store
+from hooklearn import disk, store
 from hooklearn.builtin import is_cached
 from hooklearn.deltas import load_delta, save_delta
 from hooklearn.recipes import RECIPES
@@ -89,13 +89,13 @@ def expect_whole_files(folder: Path) -> None:
     """A file that is there under its own name can be read, at any moment."""
     for path in folder.rglob("[!.]*"):
         if path.suffix == ".json":
-            store.load_json(path)
+            disk.load_json(path)
         elif path.suffix == ".jsonl":
-            store.load_lines(path)
+            disk.load_lines(path)
         elif path.suffix == ".parquet":
-            store.load_frame(path)
+            disk.load_frame(path)
         elif path.suffix == ".safetensors":
-            store.load_tensors(path)
+            disk.load_tensors(path)
 
 
 def finish(hooklearn: Workers, command: list[str], out: Path) -> None:
@@ -208,7 +208,7 @@ def interrupted_at(hooklearn: Workers, whole: tuple[Path, Ending], out: Path, ho
     assert record["status"] == "interrupted" and record["error"].startswith("KeyboardInterrupt")
     finish(hooklearn, RUN, out)
     assert measured(out) == measured(whole[0])
-    resumed = [e for e in store.load_lines(out / "events.jsonl") if e["event"] == "resumed"]
+    resumed = [e for e in disk.load_lines(out / "events.jsonl") if e["event"] == "resumed"]
     assert [e["after"] for e in resumed] == ["interrupted"]
 
 

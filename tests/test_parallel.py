@@ -13,7 +13,7 @@ from launching import in_two_processes
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hooklearn import parallel, store
+from hooklearn import disk, parallel, store
 from hooklearn.data import batches, encode
 from hooklearn.tiny_world import corpus
 
@@ -74,7 +74,7 @@ def test_only_the_first_process_writes_and_speaks(launched: Any, tmp_path: Path)
     assert done.stderr.count("loading the model") == 2
     run(str(folder / "mine.yaml"), tmp_path / "run")
     for name in ("curves.parquet", "items.parquet"):
-        ours, theirs = (store.load_frame(f / "run" / name) for f in (folder, tmp_path))
+        ours, theirs = (disk.load_frame(f / "run" / name) for f in (folder, tmp_path))
         same = [c for c in ours.columns if c not in ("value", "stderr")]
         assert ours[same].equals(theirs[same]) and len(ours) > 20
         assert off(torch.tensor(ours["value"].to_numpy()), torch.tensor(theirs["value"].to_numpy())) < SOLVED

@@ -13,7 +13,7 @@ import pytest
 from user_files import hooklearn
 
 import hooklearn as hl
-from hooklearn import api, organisms, store
+from hooklearn import api, disk, organisms, store
 from hooklearn.attack import attack_of
 from hooklearn.edit import EVERY_METHOD, METHODS, method_of
 from hooklearn.locate.fitters import EVERY_FITTER
@@ -106,9 +106,9 @@ def test_a_run_made_of_nothing_but_the_example(example: Path, tmp_path: Path) ->
     }  # fmt: skip
     (edit,) = record["edits"]
     assert edit["method"] == "sign_ascent" and edit["options"] == {"keep": 0.2} and edit["within_budget"]
-    curves = store.load_frame(out / "curves.parquet")
+    curves = disk.load_frame(out / "curves.parquet")
     assert set(curves.loc[curves["attack"] == "shrink", "arm"]) == {"edited", "original", "never"}
-    assert set(store.load_frame(out / "locate.parquet")["fitter"]) == {"whitened_mean"}
+    assert set(disk.load_frame(out / "locate.parquet")["fitter"]) == {"whitened_mean"}
 
 
 def test_the_python_verbs_know_the_names(example: Path) -> None:

@@ -23,7 +23,7 @@ from transformers import (
     MixtralConfig,
 )
 
-from hooklearn import exporting, models, parallel, store
+from hooklearn import disk, exporting, models, parallel, store
 from hooklearn.tensor_files import INDEX, TensorFiles
 from hooklearn.types import InputError
 
@@ -122,11 +122,11 @@ def test_a_run_is_the_run_of_one_process(launched: Any, folder: Path, tmp_path: 
     assert record["status"] == "done" and record["config"]["model"]["shard"] is True
     assert launched.stdout.count("far KL") == 1
     run(str(folder / "mine.yaml"), tmp_path / "run", *(w for o in OFF for w in ("--set", o)))
-    ours, theirs = (store.load_frame(f / "run" / "curves.parquet") for f in (folder, tmp_path))
+    ours, theirs = (disk.load_frame(f / "run" / "curves.parquet") for f in (folder, tmp_path))
     same = [c for c in ours.columns if c not in ("value", "stderr")]
     assert ours[same].equals(theirs[same]) and len(ours) > 20
     assert off(torch.tensor(ours["value"].to_numpy()), torch.tensor(theirs["value"].to_numpy())) < SOLVED
-    texts = [[r["completion"] for r in store.load_lines(f / "run" / "samples.jsonl")] for f in (folder, tmp_path)]
+    texts = [[r["completion"] for r in disk.load_lines(f / "run" / "samples.jsonl")] for f in (folder, tmp_path)]
     assert texts[0] == texts[1] and len(texts[0]) >= 8
 
 

@@ -116,15 +116,15 @@ def test_subspaces_come_back_with_their_numbers(spaces: hl.Subspaces, tmp_path: 
 
 
 def test_subspaces_that_do_not_match_their_list_are_refused(spaces: hl.Subspaces, tmp_path: Path) -> None:
-    from hooklearn import store
+    from hooklearn import disk
 
     spaces.save(tmp_path / "subspaces.safetensors")
-    tensors, header = store.load_tensors(tmp_path / "subspaces.safetensors")
+    tensors, header = disk.load_tensors(tmp_path / "subspaces.safetensors")
     for name, changed in {"list": header | {"subspaces": '[{"site": 3}]'}, "kind": header | {"kind": "delta"}}.items():
-        store.save_tensors(tmp_path / f"{name}.safetensors", tensors, changed)
+        disk.save_tensors(tmp_path / f"{name}.safetensors", tensors, changed)
         with pytest.raises(InputError, match="damaged|delta version"):
             hl.Subspaces.load(tmp_path / f"{name}.safetensors")
-    store.save_tensors(tmp_path / "narrow.safetensors", {n: t[:1] for n, t in tensors.items()}, header)
+    disk.save_tensors(tmp_path / "narrow.safetensors", {n: t[:1] for n, t in tensors.items()}, header)
     with pytest.raises(InputError, match="vectors of its width"):
         hl.Subspaces.load(tmp_path / "narrow.safetensors")
 

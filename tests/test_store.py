@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hooklearn import store
+from hooklearn import disk, store
 from hooklearn.deltas import Delta, load_delta, save_delta
 from hooklearn.store import RunFolder, open_run
 from hooklearn.types import Cost, InputError, NumericalError, Score
@@ -55,8 +55,8 @@ def names(folder: Path) -> set[str]:
 
 def test_write_atomic_takes_bytes_and_functions(tmp_path: Path) -> None:
     path = tmp_path / "a"
-    store.write_atomic(path, b"one")
-    store.write_atomic(path, lambda handle: handle.write(b"two"))
+    disk.write_atomic(path, b"one")
+    disk.write_atomic(path, lambda handle: handle.write(b"two"))
     assert path.read_bytes() == b"two"
     assert names(tmp_path) == {"a"}
 
@@ -64,7 +64,7 @@ def test_write_atomic_takes_bytes_and_functions(tmp_path: Path) -> None:
 def test_written_files_have_the_users_usual_permissions(tmp_path: Path) -> None:
     """Not the 0600 of tempfile: others in the group read run folders too."""
     (tmp_path / "plain").write_bytes(b"")
-    store.write_atomic(tmp_path / "a", b"")
+    disk.write_atomic(tmp_path / "a", b"")
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
@@ -73,26 +73,26 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     path = tmp_path / "a.json"
-    store.save_json(path, {"old": 1})
+    disk.save_json(path, {"old": 1})
     monkeypatch.setattr(os, fault, full_disk)
     with pytest.raises(InputError, match="a.json: No space left on device") as info:
-        store.save_json(path, {"new": 2})
+        disk.save_json(path, {"new": 2})
     one_line(info)
-    assert store.load_json(path) == {"old": 1}
+    assert disk.load_json(path) == {"old": 1}
     assert names(tmp_path) == {"a.json"}
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt(), KeyError()])
 def test_a_writer_that_breaks_off_leaves_the_old_file(tmp_path: Path, error: BaseException) -> None:
     path = tmp_path / "a"
-    store.write_atomic(path, b"old")
+    disk.write_atomic(path, b"old")
 
     def half(handle: BinaryIO) -> None:
         handle.write(b"ne")
         raise error
 
     with pytest.raises(InputError if isinstance(error, OSError) else type(error)):
-        store.write_atomic(path, half)
+        disk.write_atomic(path, half)
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == {"a"}
 
@@ -112,14 +112,14 @@ def small_files() -> Iterator[int]:
 @pytest.mark.parametrize("kind", ["bytes", "json", "lines", "frame", "tensors"])
 def test_a_real_write_error_keeps_the_old_file(tmp_path: Path, small_files: int, kind: str) -> None:
     path = tmp_path / "a"
-    store.write_atomic(path, b"old")
+    disk.write_atomic(path, b"old")
     noise = np.random.default_rng(0).random(small_files)
     saves = {
-        "bytes": lambda: store.write_atomic(path, noise.tobytes()),
-        "json": lambda: store.save_json(path, noise),
-        "lines": lambda: store.save_lines(path, [noise, noise]),
-        "frame": lambda: store.save_frame(path, pd.DataFrame({"value": noise})),
-        "tensors": lambda: store.save_tensors(path, {"a": torch.from_numpy(noise)}),
+        "bytes": lambda: disk.write_atomic(path, noise.tobytes()),
+        "json": lambda: disk.save_json(path, noise),
+        "lines": lambda: disk.save_lines(path, [noise, noise]),
+        "frame": lambda: disk.save_frame(path, pd.DataFrame({"value": noise})),
+        "tensors": lambda: disk.save_tensors(path, {"a": torch.from_numpy(noise)}),
     }
     with pytest.raises(InputError, match="File too large"):
         saves[kind]()
@@ -131,12 +131,12 @@ def test_a_path_below_a_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     below = tmp_path / "file" / "a"
     for act in (
-        lambda: store.write_atomic(below, b""),
-        lambda: store.load_json(below),
-        lambda: store.load_lines(below),
-        lambda: store.load_frame(below),
-        lambda: store.load_tensors(below),
-        lambda: store.file_hash(below),
+        lambda: disk.write_atomic(below, b""),
+        lambda: disk.load_json(below),
+        lambda: disk.load_lines(below),
+        lambda: disk.load_frame(below),
+        lambda: disk.load_tensors(below),
+        lambda: disk.file_hash(below),
         lambda: RunFolder.create(below, RECORD),
         lambda: open_run(below),
     ):
@@ -145,7 +145,7 @@ def test_a_path_below_a_file_is_one_line(tmp_path: Path) -> None:
         one_line(info)
 
 
-@pytest.mark.parametrize("load", [store.load_json, store.load_lines, store.load_frame, store.load_tensors])
+@pytest.mark.parametrize("load", [disk.load_json, disk.load_lines, disk.load_frame, disk.load_tensors])
 def test_a_missing_file_and_a_folder_are_one_line(tmp_path: Path, load: Any) -> None:
     for path, reason in ((tmp_path / "absent", "No such file"), (tmp_path, "")):
         with pytest.raises(InputError, match=reason) as info:
@@ -163,15 +163,15 @@ json_values = st.recursive(leaves, lambda v: st.lists(v, max_size=4) | st.dictio
 @many
 @given(value=json_values)
 def test_json_comes_back_exactly(tmp_path: Path, value: object) -> None:
-    store.save_json(tmp_path / "a.json", value)
-    assert store.load_json(tmp_path / "a.json") == value
+    disk.save_json(tmp_path / "a.json", value)
+    assert disk.load_json(tmp_path / "a.json") == value
 
 
 @many
 @given(rows=st.lists(json_values, max_size=5))
 def test_json_lines_come_back_exactly(tmp_path: Path, rows: list[object]) -> None:
-    store.save_lines(tmp_path / "a.jsonl", rows)
-    assert store.load_lines(tmp_path / "a.jsonl") == rows
+    disk.save_lines(tmp_path / "a.jsonl", rows)
+    assert disk.load_lines(tmp_path / "a.jsonl") == rows
 
 
 def test_not_measured_is_null_never_zero(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_not_measured_is_null_never_zero(tmp_path: Path) -> None:
         "tuple": (1, Path("x") / "y"),
         5: None,
     }
-    store.save_json(tmp_path / "a.json", value)
+    disk.save_json(tmp_path / "a.json", value)
     text = (tmp_path / "a.json").read_text()
     assert "NaN" not in text
     assert "Infinity" not in text
@@ -206,19 +206,19 @@ def test_damaged_json_is_one_line(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(content)
     with pytest.raises(InputError, match="a.json: damaged") as info:
-        store.load_json(path)
+        disk.load_json(path)
     one_line(info)
 
 
 def test_only_the_last_line_may_be_torn(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"a": 1}\n{"a": 2}\n{"a": ')
-    assert store.load_lines(path) == [{"a": 1}, {"a": 2}]
+    assert disk.load_lines(path) == [{"a": 1}, {"a": 2}]
     path.write_text('{"a": 1}\n{"a": 2}')
-    assert store.load_lines(path) == [{"a": 1}, {"a": 2}]
+    assert disk.load_lines(path) == [{"a": 1}, {"a": 2}]
     path.write_text('{"a": 1}\n{"a": \n{"a": 3}\n')
     with pytest.raises(InputError, match="line"):
-        store.load_lines(path)
+        disk.load_lines(path)
 
 
 def frame() -> pd.DataFrame:
@@ -236,8 +236,8 @@ def frame() -> pd.DataFrame:
 
 def test_frames_come_back_exactly(tmp_path: Path) -> None:
     for case in (frame(), frame().iloc[:0], frame()[["value"]]):
-        store.save_frame(tmp_path / "a.parquet", case)
-        pd.testing.assert_frame_equal(store.load_frame(tmp_path / "a.parquet"), case, check_exact=True)
+        disk.save_frame(tmp_path / "a.parquet", case)
+        pd.testing.assert_frame_equal(disk.load_frame(tmp_path / "a.parquet"), case, check_exact=True)
     assert names(tmp_path) == {"a.parquet"}
 
 
@@ -257,10 +257,10 @@ changes = st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 255)), max_si
 @given(cut=cuts, changes=changes)
 def test_damaged_frames_raise_only_input_errors(tmp_path: Path, cut: int, changes: list[tuple[int, int]]) -> None:
     path = tmp_path / "a.parquet"
-    store.save_frame(path, frame())
+    disk.save_frame(path, frame())
     path.write_bytes(mutated(path.read_bytes(), cut, changes))
     try:
-        store.load_frame(path)
+        disk.load_frame(path)
     except InputError as exc:
         assert "\n" not in str(exc)
 
@@ -274,7 +274,7 @@ def delta() -> Delta:
     return Delta(updates, "base", "ab" * 32)
 
 
-@pytest.mark.parametrize("dtype", store.DTYPES)
+@pytest.mark.parametrize("dtype", disk.DTYPES)
 def test_tensors_come_back_exactly(tmp_path: Path, dtype: torch.dtype) -> None:
     shared = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
     tensors: dict[str, Tensor] = {
@@ -286,8 +286,8 @@ def test_tensors_come_back_exactly(tmp_path: Path, dtype: torch.dtype) -> None:
         "scalar": torch.tensor(2.0, dtype=dtype),
         "learned": torch.nn.Parameter(shared.clone()),
     }
-    store.save_tensors(tmp_path / "t", tensors, {"fitter": "contrast"})
-    loaded, metadata = store.load_tensors(tmp_path / "t")
+    disk.save_tensors(tmp_path / "t", tensors, {"fitter": "contrast"})
+    loaded, metadata = disk.load_tensors(tmp_path / "t")
     assert metadata == {"fitter": "contrast"}
     assert list(loaded) == list(tensors)
     for name, tensor in loaded.items():
@@ -297,13 +297,13 @@ def test_tensors_come_back_exactly(tmp_path: Path, dtype: torch.dtype) -> None:
 
 
 def test_no_tensors_at_all_come_back(tmp_path: Path) -> None:
-    store.save_tensors(tmp_path / "t", {})
-    assert store.load_tensors(tmp_path / "t") == ({}, {})
+    disk.save_tensors(tmp_path / "t", {})
+    assert disk.load_tensors(tmp_path / "t") == ({}, {})
 
 
 def test_safetensors_of_other_programs_can_be_read(tmp_path: Path) -> None:
     safetensors.torch.save_file({"a": torch.ones(2)}, tmp_path / "t")
-    tensors, metadata = store.load_tensors(tmp_path / "t")
+    tensors, metadata = disk.load_tensors(tmp_path / "t")
     assert torch.equal(tensors["a"], torch.ones(2))
     assert metadata == {}
 
@@ -329,21 +329,21 @@ def test_a_loaded_delta_survives_that_its_file_is_written_again(tmp_path: Path) 
 def test_no_tensor_with_nan_or_infinity_gets_in_or_out(tmp_path: Path, bad: float) -> None:
     tensors = {"good": torch.ones(2), "bad": torch.tensor([1.0, bad])}
     with pytest.raises(NumericalError, match="'bad'"):
-        store.save_tensors(tmp_path / "t", tensors)
+        disk.save_tensors(tmp_path / "t", tensors)
     assert names(tmp_path) == set()
     safetensors.torch.save_file(tensors, tmp_path / "t")
     with pytest.raises(InputError, match="t: 'bad' holds NaN or infinity"):
-        store.load_tensors(tmp_path / "t")
+        disk.load_tensors(tmp_path / "t")
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float8_e4m3fn])
 def test_only_floats_get_in_or_out(tmp_path: Path, dtype: torch.dtype) -> None:
     tensors = {"bad": torch.ones(2).to(dtype)}
     with pytest.raises(InputError, match="'bad' is torch"):
-        store.save_tensors(tmp_path / "t", tensors)
+        disk.save_tensors(tmp_path / "t", tensors)
     safetensors.torch.save_file(tensors, tmp_path / "t")
     with pytest.raises(InputError, match="'bad' is torch") as info:
-        store.load_tensors(tmp_path / "t")
+        disk.load_tensors(tmp_path / "t")
     one_line(info)
 
 
@@ -384,7 +384,7 @@ def test_invented_headers_raise_only_input_errors(tmp_path: Path, text: object, 
     ):
         header_file(path, header, b"\0" * 4)
         try:
-            store.load_tensors(path)
+            disk.load_tensors(path)
         except InputError as exc:
             assert "\n" not in str(exc)
 
@@ -402,24 +402,24 @@ def test_a_header_that_promises_more_than_the_file_holds_is_refused(tmp_path: Pa
     ):
         header_file(path, header, b"\0" * 4)
         with pytest.raises(InputError, match="t: damaged, or another format"):
-            store.load_tensors(path)
+            disk.load_tensors(path)
     path.write_bytes((2**63).to_bytes(8, "little") + b"{}")
     with pytest.raises(InputError, match="t: damaged, or another format"):
-        store.load_tensors(path)
+        disk.load_tensors(path)
 
 
 def test_a_pickle_is_refused(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(2)}, tmp_path / "t")
     with pytest.raises(InputError, match="damaged, or another format"):
-        store.load_tensors(tmp_path / "t")
+        disk.load_tensors(tmp_path / "t")
 
 
 def test_other_tensors_and_other_versions_are_not_deltas(tmp_path: Path) -> None:
     path = tmp_path / "d"
-    store.save_tensors(path, {"a": torch.ones(2, 2)}, {"fitter": "pca"})
+    disk.save_tensors(path, {"a": torch.ones(2, 2)}, {"fitter": "pca"})
     with pytest.raises(InputError, match="hooklearn reads delta 1"):
         load_delta(path)
-    store.save_tensors(path, {"a": torch.ones(2, 2)}, {"kind": "delta", "version": "7"})
+    disk.save_tensors(path, {"a": torch.ones(2, 2)}, {"kind": "delta", "version": "7"})
     with pytest.raises(InputError, match="delta version 7; hooklearn reads delta 1"):
         load_delta(path)
     save_delta(Delta({"a": torch.ones(2)}), path)
@@ -431,7 +431,7 @@ def test_other_tensors_and_other_versions_are_not_deltas(tmp_path: Path) -> None
 
 
 def events(folder: Path) -> list[str]:
-    return [row["event"] for row in store.load_lines(folder / "events.jsonl")]
+    return [row["event"] for row in disk.load_lines(folder / "events.jsonl")]
 
 
 def test_a_run_from_start_to_end(tmp_path: Path) -> None:
@@ -454,7 +454,7 @@ def test_a_run_from_start_to_end(tmp_path: Path) -> None:
     assert record["started"] <= record["finished"]
     assert record["seconds"] >= 0
     assert events(out) == ["started", "step", "done"]
-    assert store.load_lines(out / "events.jsonl")[1]["kl"] is None
+    assert disk.load_lines(out / "events.jsonl")[1]["kl"] is None
     assert RECORD == {
         "name": "tiny",
         "config": {"seeds": [0], "edit": {"method": "ga", "lr": 1e-4}},
@@ -541,7 +541,7 @@ def test_resume_goes_on_with_the_same_record(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path, RECORD, resume=True)  # nothing there yet: it simply starts
     run.finish("failed", "disk", edits=["seed 0"])
     first = open_run(tmp_path)
-    store.save_json(tmp_path / "run.json", {**first, "seconds": 1000.0})
+    disk.save_json(tmp_path / "run.json", {**first, "seconds": 1000.0})
     (tmp_path / ".delta-seed1.safetensors.ab.tmp").write_text("half a delta")
     with RunFolder.create(tmp_path, RECORD, resume=True) as run:
         record = open_run(tmp_path)
@@ -632,13 +632,13 @@ def test_open_run_says_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a run folder"):
         open_run(tmp_path / "absent")
     run = tmp_path / "run.json"
-    store.save_json(run, {"schema_version": 2, "status": "done"})
+    disk.save_json(run, {"schema_version": 2, "status": "done"})
     expect("version 2; hooklearn reads 1")
-    store.save_json(run, {"status": "done"})
+    disk.save_json(run, {"status": "done"})
     expect("version None; hooklearn reads 1")
-    store.save_json(run, [1])
+    disk.save_json(run, [1])
     expect("version None")
-    store.save_json(run, {"schema_version": 1, "status": ["odd"]})
+    disk.save_json(run, {"schema_version": 1, "status": ["odd"]})
     expect("damaged")
     run.write_text('{"schema_version": 1, "sta')
     expect("run.json: damaged")
@@ -691,5 +691,5 @@ def test_git_says_the_revision_and_whether_it_was_changed(tmp_path: Path, monkey
 def test_hashes_are_sha256_of_the_content(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert store.file_hash(tmp_path / "a") == store.text_hash("abc") == known
-    assert store.text_hash("\ud800") != store.text_hash("")
+    assert disk.file_hash(tmp_path / "a") == disk.text_hash("abc") == known
+    assert disk.text_hash("\ud800") != disk.text_hash("")

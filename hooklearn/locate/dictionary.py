@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hooklearn import forward, models, store
+from hooklearn import disk, forward, models
 from hooklearn.data import Corpus, batches, encode
 from hooklearn.forward import Precision
 from hooklearn.locate.fit import held_out_groups, item_means
@@ -161,8 +161,8 @@ def read_sae(folder: str | Path) -> Dictionary:
         InputError: files missing or damaged, shapes that do not fit, or no hook point.
     """
     folder = Path(folder)
-    config: Any = store.load_json(folder / "cfg.json")
-    tensors, _ = store.load_tensors(folder / "sae_weights.safetensors")
+    config: Any = disk.load_json(folder / "cfg.json")
+    tensors, _ = disk.load_tensors(folder / "sae_weights.safetensors")
     if not isinstance(config, dict):
         raise InputError(f"{folder / 'cfg.json'}: expected a mapping")
     more: Any = config["metadata"] if isinstance(config.get("metadata"), dict) else {}  # since release 6

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hooklearn import models, store
+from hooklearn import disk, models
 from hooklearn.locate.dictionary import Dictionary, read_sae
 from hooklearn.locate.subspace import Subspace, Subspaces
 from hooklearn.types import InputError, Side, Site
@@ -164,7 +164,7 @@ def _control_vector(path: Path) -> dict[int, Tensor]:
         kind = field.contents() if field else None
         named = {t.name: torch.tensor(t.data).float().flatten() for t in reader.tensors}
     except Exception as error:  # a damaged file raises many unrelated types
-        raise InputError(f"{path}: damaged, not a GGUF file ({store.one_line(error)})") from error
+        raise InputError(f"{path}: damaged, not a GGUF file ({disk.one_line(error)})") from error
     if kind != "controlvector":
         raise InputError(f"{path}: a GGUF file of kind {kind!r}; expected 'controlvector'")
     return {_layer_of(name, path): vector for name, vector in named.items() if name.startswith("direction.")}
@@ -177,7 +177,7 @@ def read_tensors(path: Path) -> Any:
         InputError: not there, damaged, or a file that holds more than these: nothing is unpickled that could run.
     """
     if path.suffix == ".safetensors":
-        return store.load_tensors(path)[0]
+        return disk.load_tensors(path)[0]
     if path.suffix not in (".pt", ".pth", ".bin"):
         raise InputError(f"{path.name}: unknown kind {path.suffix!r}; known: .safetensors, .pt, .pth, .bin, .gguf")
     if not path.is_file():

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hooklearn import linalg, store
+from hooklearn import disk, linalg
 from hooklearn.jsonable import jsonable
 from hooklearn.moments import Moments
 from hooklearn.sharing import Shareable
@@ -228,12 +228,12 @@ class Subspaces(Mapping[tuple[str, Side], Subspace], Shareable):
             numbers = {key: getattr(space, key) for key in NUMBERS}
             about.append({"site": asdict(space.site), "side": side, "fitter": space.fitter, **numbers})
         header = {"kind": "subspaces", "version": VERSION, "subspaces": json.dumps(jsonable(about))}
-        store.save_tensors(path, tensors, header)
+        disk.save_tensors(path, tensors, header)
 
     @staticmethod
     def load(path: str | Path) -> Subspaces:
         """Raises InputError where the file is missing, damaged, or of another kind or version."""
-        tensors, header = store.load_tensors(path)
+        tensors, header = disk.load_tensors(path)
         kind, version = header.get("kind"), header.get("version")
         if (kind, version) != ("subspaces", VERSION):
             raise InputError(f"{path}: {kind} version {version}; hooklearn reads subspaces {VERSION}")
@@ -241,7 +241,7 @@ class Subspaces(Mapping[tuple[str, Side], Subspace], Shareable):
             spaces = [_space(one, tensors) for one in json.loads(header["subspaces"])]
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise InputError(
-                f"{path}: damaged, its list of subspaces does not match ({store.one_line(error)})"
+                f"{path}: damaged, its list of subspaces does not match ({disk.one_line(error)})"
             ) from error
         return Subspaces({(s.site.name, s.side): s for s in spaces})
 

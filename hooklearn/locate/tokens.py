@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hooklearn import models, store
+from hooklearn import disk, models
 from hooklearn.data import Corpus
 from hooklearn.forward import Precision
 from hooklearn.locate.lens import Lens, Spelling
@@ -95,7 +95,7 @@ def write_sample(
     meta = {
         "kind": "token sample", "version": str(VERSION), "tables": json.dumps(tables), "facts": json.dumps(dict(facts)),
     }  # fmt: skip
-    store.write_atomic(path, save({n: np.ascontiguousarray(a) for n, a in arrays.items()}, meta))
+    disk.write_atomic(path, save({n: np.ascontiguousarray(a) for n, a in arrays.items()}, meta))
     return Path(path)
 
 

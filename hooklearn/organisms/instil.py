@@ -93,7 +93,7 @@ def _anchored(model: Any, anchor: Corpus, weight: float, max_tokens: int) -> Obj
 
 
 def save(instilled: Instilled, path: Path, metadata: dict[str, str]) -> None:
-    from hooklearn.store import save_tensors
+    from hooklearn.disk import save_tensors
 
     tensors = {}
     for name, (b, a) in instilled.factors.items():
@@ -103,7 +103,7 @@ def save(instilled: Instilled, path: Path, metadata: dict[str, str]) -> None:
 
 def read(path: Path) -> tuple[Delta, dict[str, str]]:
     """The shipped adapter as a delta, and what it says about itself."""
-    from hooklearn.store import load_tensors
+    from hooklearn.disk import load_tensors
 
     if not path.is_file():
         raise InputError(f"organism file not found: {path}")
