@@ -40,6 +40,6 @@ def rows(bench: Bench) -> Iterator[Row]:
         f"three attack arms x {len(rates)} learning rates: evaluation, share of attack time",
         100 * Timed.seconds / whole, 15.0, unit="%",
         note=f"{steps} steps of 512 tokens, looks after 0, 4, 8 ... steps at {len(heldout.completions)} "
-        "held-out items, labelled positions only; as in the recipe threats",
+        "held-out items, labelled positions only; as in the recipe threats. Logarithmic: the longer, the less",
         numbers={"seconds": whole, "seconds: looking": Timed.seconds},
     )  # fmt: skip

@@ -59,7 +59,7 @@ def rows(bench: Bench) -> Iterator[Row]:
         "peak bytes: ours": peak[0],
         "peak bytes: plain": peak_plain[0],
     }
-    how = "16 x 64 tokens, 24 of each carry loss; bf16 autocast on both sides"
+    how = f"16 x 64 tokens, 24 of each carry loss; {str(bench.dtype).removeprefix('torch.')} on both sides"
     yield at_most(
         "capture of x and g, and the weight gradients, against plain HF to the same gradients",
         times.ratio("ours", "plain"), 1.10, unit="x", note=f"{how}; HF computes gradients of the MLP weights only",
