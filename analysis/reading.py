@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from hooklearn import parquet
+
 SCHEMA_VERSION = 1
 
 COLUMNS = {
@@ -249,7 +251,7 @@ def _read_frame(path: Path, columns: list[str]) -> pd.DataFrame:
     if not path.exists():
         return pd.DataFrame(columns=columns)
     try:
-        frame = pd.read_parquet(path)
+        frame = parquet.read_frame(path)
     except Exception as error:  # pyarrow raises many unrelated types on damaged files
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise input_error(f"{path} is not a parquet file, or damaged: {first}") from error

@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hooklearn import memory, parallel
+from hooklearn import memory, parallel, parquet
 from hooklearn.jsonable import jsonable
 from hooklearn.types import InputError, NumericalError
 
@@ -132,8 +132,8 @@ def save_frame(path: StrPath, frame: pd.DataFrame) -> None:
 def load_frame(path: StrPath) -> pd.DataFrame:
     """Raises InputError where the file is missing or damaged."""
     # pyarrow raises many unrelated types on damaged files
-    with clear_errors(path, Exception), Path(path).open("rb") as handle:
-        return pd.read_parquet(handle, engine="pyarrow")
+    with clear_errors(path, Exception):
+        return parquet.read_frame(path)
 
 
 def save_tensors(path: StrPath, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

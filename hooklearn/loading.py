@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hooklearn import parquet
 from hooklearn.corpora import EVERY_CORPUS
 from hooklearn.corpus import SHAPES, Corpus, Row, has_shape
+from hooklearn.jsonable import jsonable
 from hooklearn.layouts import laid_out, nearest_layout
 from hooklearn.types import InputError
 
@@ -101,13 +103,14 @@ def _read_local(path: Path) -> list[Row]:
             rows = [_json(line, i) for i, line in enumerate(lines, 1) if line.strip()]
         elif path.suffix == ".json":
             rows = json.loads(path.read_text(encoding="utf-8"))
-        else:
+        elif path.suffix == ".csv":
             import pandas as pd
 
             # every column of a csv file is text: 1984, 007 and NA are answers, not numbers
-            text = {"dtype": str, "keep_default_na": False}
-            frame = pd.read_csv(path, **text) if path.suffix == ".csv" else pd.read_parquet(path)
-            rows = json.loads(str(frame.to_json(orient="records")))
+            rows = pd.read_csv(path, dtype=str, keep_default_na=False).to_dict(orient="records")
+        else:
+            # dates, decimals and bytes, which JSON lacks, as text
+            rows = json.loads(json.dumps(jsonable(parquet.read_rows(path)), default=str))
     except Exception as error:  # pyarrow raises many unrelated types on damaged files, json RecursionError
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"corpus file {path} cannot be read: {first}") from error

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import random
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from conftest import corpus
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
-from hooklearn import forward
+from hooklearn import disk, forward
 from hooklearn.data import (
     Corpus,
     Encoded,
@@ -288,6 +293,30 @@ def test_local_files_give_their_rows_back(tmp_path: Path, kind: str) -> None:
             frame.to_parquet(path)
     assert load_corpus(path=path).rows == tuple(LOCAL)
     assert load_corpus(path=path.name, base=tmp_path, limit=1).rows == tuple(LOCAL[:1])
+
+
+def test_parquet_that_holds_no_text_where_it_says_so_is_refused(tmp_path: Path) -> None:
+    """Arrow reads it, and what walked over it afterwards once took the process down (found by ``make test-long``)."""
+    broken = pa.Array.from_buffers(pa.string(), 2, pa.array([b"a\xff\xfe", b"b"]).buffers())
+    for column, fine in ((broken, False), (pa.array(["a", "b"]), True)):
+        parquet.write_table(pa.table({"prompt": column, "completion": ["c", "d"]}), tmp_path / "c.parquet")
+        assert len(parquet.read_table(tmp_path / "c.parquet")) == 2, "the control: it is readable"
+        if fine:
+            assert len(load_corpus(path=tmp_path / "c.parquet")) == 2
+            continue
+        for read in (lambda path: load_corpus(path=path), disk.load_frame):
+            with pytest.raises(InputError, match="Invalid UTF8"):
+                read(tmp_path / "c.parquet")
+
+
+def test_what_json_lacks_is_text(tmp_path: Path) -> None:
+    """Dates and decimals; and what was not measured is null."""
+    made = {
+        "prompt": ["p"], "completion": ["c"], "when": [date(2020, 1, 2)], "much": [Decimal("1.50")], "nan": [math.nan]
+    }  # fmt: skip
+    parquet.write_table(pa.table(made), tmp_path / "c.parquet")
+    [row] = load_corpus(path=tmp_path / "c.parquet").rows
+    assert (row["when"], row["much"], row["nan"]) == ("2020-01-02", "1.50", None)
 
 
 def test_lists_survive_parquet(tmp_path: Path) -> None:

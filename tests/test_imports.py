@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 # low to high; the modules of one line may import each other
 ORDER = [
-    "hooklearn.types hooklearn.sharing hooklearn.callable_module hooklearn.jsonable hooklearn.memory "
+    "hooklearn.types hooklearn.sharing hooklearn.callable_module hooklearn.jsonable hooklearn.parquet hooklearn.memory "
     "hooklearn.parallel",
     "hooklearn.callbacks",
     # config knows the types only; methods and attacks have their options checked by it
@@ -143,7 +143,8 @@ def test_the_two_packages_meet_at_the_border() -> None:
     up = {a for a, b in ARROWS if b.split(".")[0] == "analysis" and a.startswith("hooklearn")}
     assert up and all(a.startswith("hooklearn.cli") for a in up)
     down = {b for a, b in ARROWS if a.startswith("analysis") and b.startswith("hooklearn")}
-    assert down == {"hooklearn.types", "hooklearn.jsonable"}  # what crosses the border, and how it is written
+    # what crosses the border, how it is written and how it is read
+    assert down == {"hooklearn.types", "hooklearn.jsonable", "hooklearn.parquet"}
 
 
 def test_one_module_knows_transformer_lens() -> None:
