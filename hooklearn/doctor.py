@@ -248,8 +248,6 @@ def _advice(found: Found) -> Iterator[str]:
         if not cached:
             offline = " (HF_HUB_OFFLINE is set: unset it first)" if found["offline"] else ""
             yield f"{name} is not cached: hooklearn fetch {name}{offline}"
-    if not found["precision"]["fast_bfloat16"]:
-        yield "bfloat16 is no faster than float32 here: precision auto is float32"
     yield from (f"{p['problem']}: upgrade or uninstall {p['package']}" for p in found["plugins"] if p["problem"])
     if (found["memory"]["free"] or 4e9) < 2e9:
         yield "less than 2 GB of memory are free: lower max_tokens, or close something"
