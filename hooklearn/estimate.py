@@ -1,60 +1,77 @@
 """What a run will cost, told before it starts: ``hooklearn run --dry-run``. Loads no weights.
 
-The whole formula is :func:`estimate`; it is meant to be right within a factor of two or three.
+The work is counted (:func:`_loads`), in products, in bytes that pass through memory and in passes through a layer; what
+a second of this machine holds of the first two is measured. :func:`estimate` says how the parts make seconds and bytes.
 """
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hooklearn import builtin, organisms
+from hooklearn import organisms
 from hooklearn.attack import attack_of
 from hooklearn.config import CorpusConfig, RunConfig
-from hooklearn.data import Corpus, encode, load_corpus
+from hooklearn.data import Corpus, Encoded, batches, encode, load_corpus
 from hooklearn.edit import method_of
 from hooklearn.forward import resolve_precision
+from hooklearn.measure import Likelihoods
+from hooklearn.shapes import Quarters, Shape, copy_speed, gemm_speed, model_shape
+from hooklearn.train import log_spaced
 from hooklearn.types import InputError
 
-FORWARD, TRAIN = 2, 6
-"""FLOPs per parameter and token of a forward pass, and of a forward and backward pass."""
-READINGS = 8
-"""How often the budget solver usually measures disruption."""
-EFFICIENCY = 0.4
-"""Share of the speed of large matrix products that a model of this size reaches."""
-LAYER_SECONDS = 1e-3
-"""What a layer costs besides its products, per forward pass (hooks, norms, Python)."""
+READINGS = 3.5
+"""Whole readings of the disruption until the budget is met (docs/performance.md); walked methods read more."""
+LOOK_TOKENS = 2048
+"""Tokens in a batch that is only read."""
+TRAFFIC = 400
+"""Bytes that pass through memory a token, layer and unit of width in a forward pass, besides the products: norms,
+rotary embedding, attention, activations. A backward pass moves twice that."""
+LOGITS = 24
+"""Bytes a scored token and word: logits, their softmax, what is picked from it."""
+ADAM = 28
+"""Bytes a trained parameter and step: gradient, two moments and weight, read and written."""
+LAYER_SECONDS = 5e-4
+"""Of a layer, per forward pass, however few its tokens are (hooks, Python)."""
+FIT = 36
+"""FLOPs of a fit per cube of a side's width: two factors, an eigenvalue problem; float64 at a quarter of the speed."""
+START_SECONDS = 9.0
+"""Libraries and models loaded, verdict and report made."""
 PROCESS_BYTES = 7e8
 """The interpreter with its libraries."""
-GGUF_BITS = 6
-"""Bits a weight takes in a 4-bit GGUF file, scales and larger tensors included."""
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What is known of a model without its weights."""
+class Text:
+    """Tokens that go through a model, those of them that are scored, and in how many batches."""
 
-    parameters: int
-    layers: int = 30
-    vocabulary: int = 50_000
-    tokenizer: Any = None
-    note: str = ""
+    tokens: float
+    scored: float
+    batches: float
+
+    def __add__(self, other: Text) -> Text:
+        return Text(self.tokens + other.tokens, self.scored + other.scored, self.batches + other.batches)
+
+    def __mul__(self, times: float) -> Text:
+        return Text(times * self.tokens, times * self.scored, times * self.batches)
 
 
 @dataclass(frozen=True)
 class Load:
-    """Work of one kind: tokens, FLOPs per parameter and token, and into how many passes it falls."""
+    """Work of one kind."""
 
     stage: str
-    tokens: float
-    factor: int
-    passes: float
+    tokens: float = 0.0
+    flops: float = 0.0
+    traffic: float = 0.0
+    """Bytes."""
+    layers: float = 0.0
+    """Passes through a layer."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +84,8 @@ class Estimate:
     peak_bytes: float
     speed: float
     """Measured FLOP per second of a large matrix product in this precision."""
+    bandwidth: float
+    """Measured bytes per second that pass through memory."""
     precision: str
     parameters: int
     note: str
@@ -83,148 +102,206 @@ class Estimate:
         size = self.peak_bytes / 2**20
         room = f"{size:.0f} MiB" if size < 1000 else f"{size / 1024:.1f} GiB"
         return (
-            f"about {took} and {room}, right within a factor of three ({self.parameters / 1e6:.1f} M parameters; "
-            f"this machine now: {self.speed / 1e9:.0f} GFLOP/s in {self.precision}). {self.note}"
+            f"about {took} and {room} ({self.parameters / 1e6:.1f} M parameters; this machine now: "
+            f"{self.speed / 1e9:.0f} GFLOP/s in {self.precision}, {self.bandwidth / 1e9:.0f} GB/s). {self.note}"
         )
 
 
 def estimate(config: RunConfig, base: Path) -> Estimate:
-    """Tokens, FLOPs, seconds and memory of a run, from corpus sizes and the number of parameters.
+    """Tokens, FLOPs, seconds and memory of a run, from its corpora and the shape of its model.
 
-    With P parameters (embeddings included), t tokens of a corpus and B = ``max_tokens`` a batch:
+    With P parameters in the blocks, L layers of width d and inner width n, V words, t tokens of which k are scored, and
+    B = ``max_tokens``:
 
-        FLOPs    2 P t for a forward pass, 6 P t for a forward and a backward pass
-        locate   forget + retain, forward (with output gradients: and backward)
-        edit     one-shot: forget + retain + reference, forward and backward; iterative: epochs x
-                 (forget + retain); and ``READINGS`` (iterative: one every ``every`` steps) times
-                 disruption + near, forward
-        attack   per learning rate and arm: the tokens trained on, forward and backward, and
-                 heldout (with its alternatives) at log2(steps) + 2 looks, forward
-        samples  per arm before and after every attack: samples x new tokens, one pass a token
-        seconds  FLOPs / (``EFFICIENCY`` x measured speed) + passes x layers x ``LAYER_SECONDS``
-                 (three times that for a backward pass)
-        memory   ``PROCESS_BYTES``, 4 P bytes per model held (edited, never-learned, checkpoint), 16 P while an arm is
-                 trained (gradient, two Adam moments, the copy that is put back), and three logit
-                 matrices of B x vocabulary
+        FLOPs    2 P t + 2 V d k for a forward pass, as much again for a backward pass to the inputs, and 2 t for every
+                 weight whose gradient is formed; second moments t an entry; a fit ``FIT`` times the cube of a width
+        bytes    ``TRAFFIC`` L d t + ``LOGITS`` V k forward, twice that backward; ``ADAM`` a trained weight and step
+        seconds  FLOPs / measured speed + bytes / measured bandwidth + ``LAYER_SECONDS`` a layer and pass, and
+                 ``START_SECONDS``
+        memory   ``PROCESS_BYTES`` + 4 bytes a parameter of every model held + the larger of: 16 bytes a trained
+                 parameter (gradient, two Adam moments, the copy that is put back); an edit's second moments and four
+                 copies of the sites + what a batch of B tokens leaves for its way back, 4 (14 d + 5 n) L B, with
+                 512 rows of logits
+
+    Sampling, evidence and walked methods are known least.
 
     Raises:
         InputError: a model, corpus, method or attack that the run would refuse.
     """
     shape = model_shape(config.model.name, base, config.model.trust_remote_code)
     corpora = {role: _load(spec, base) for role, spec in config.corpora.items()}
-    tokens = {role: _tokens(corpus, shape.tokenizer) for role, corpus in corpora.items()}
-    dtype = resolve_precision(config.model.precision, _device(config))  # type: ignore[arg-type]
-    speed = gemm_speed(dtype, _device(config))
-    loads = list(_loads(config, corpora, tokens, shape))
-    stages = _by_stage(loads, shape, speed)
-    models = 1 + (arms(config) > 2) + (config.edit.checkpoint is not None)
-    batch = config.max_tokens * shape.vocabulary * 4 * 3
+    device = _device(config)
+    dtype = resolve_precision(config.model.precision, device)  # type: ignore[arg-type]
+    speed, bandwidth = gemm_speed(dtype, device), copy_speed(device)
+    stages: dict[str, dict[str, Any]] = {}
+    for load in [Load("start and report"), *_loads(config, corpora, shape)]:
+        row = stages.setdefault(load.stage, {"stage": load.stage, "tokens": 0.0, "flops": 0.0, "seconds": 0.0})
+        row["tokens"] += load.tokens
+        row["flops"] += load.flops
+        row["seconds"] += load.flops / speed + load.traffic / bandwidth + load.layers * LAYER_SECONDS
+    stages["start and report"]["seconds"] = START_SECONDS
+    rows = list(stages.values())
     return Estimate(
-        stages=stages,
-        tokens=sum(s["tokens"] for s in stages),
-        flops=sum(s["flops"] for s in stages),
-        seconds=sum(s["seconds"] for s in stages),
-        peak_bytes=PROCESS_BYTES + 4.0 * shape.parameters * (models + 4) + batch,
+        stages=rows,
+        tokens=sum(s["tokens"] for s in rows),
+        flops=sum(s["flops"] for s in rows),
+        seconds=sum(s["seconds"] for s in rows),
+        peak_bytes=_peak(config, shape),
         speed=speed,
+        bandwidth=bandwidth,
         precision=str(dtype).removeprefix("torch."),
         parameters=shape.parameters,
         note=shape.note,
     )
 
 
-def _by_stage(loads: list[Load], shape: Shape, speed: float) -> list[dict[str, Any]]:
-    stages: dict[str, dict[str, Any]] = {}
-    for load in loads:
-        row = stages.setdefault(load.stage, {"stage": load.stage, "tokens": 0.0, "flops": 0.0, "seconds": 0.0})
-        flops = load.factor * shape.parameters * load.tokens
-        overhead = load.passes * shape.layers * LAYER_SECONDS * load.factor / FORWARD
-        row["tokens"] += load.tokens
-        row["flops"] += flops
-        row["seconds"] += flops / (EFFICIENCY * speed) + overhead
-    return list(stages.values())
+def _peak(config: RunConfig, shape: Shape) -> float:
+    held = 1 + (arms(config) > 2) + (config.edit.checkpoint is not None)
+    trained = [shape.parameters if _all_weights(asdict(attack_of(s.name, s.options))) else shape.blocks
+               for s in config.attacks]  # fmt: skip
+    edit = 0.0
+    if config.edit.method is not None and config.edit.checkpoint is None:
+        moments = shape.curvature if method_of(config.edit.method, config.edit.options).name in WHITENED else 0
+        part = 1.0 if config.edit.site_batch is None else min(1.0, config.edit.site_batch / (3 * shape.layers))
+        edit = 4.0 * (part * moments + 4 * shape.sites)
+    activations = 4.0 * (14 * shape.width + 5 * shape.inner) * shape.layers * config.max_tokens
+    logits = 3 * 4.0 * min(512, config.max_tokens) * shape.vocabulary
+    return (
+        PROCESS_BYTES + 4.0 * held * shape.parameters + max(16.0 * max(trained, default=0), edit) + activations + logits
+    )
+
+
+WHITENED = ("natural", "natural_rounds", "kfac")
+"""Methods whose metric is the curvature of the retain text."""
+
+
+def _all_weights(attack: Mapping[str, Any]) -> bool:
+    return bool(attack.get("embeddings", True))
 
 
 # ----------------------------------------------------------------------------------------- the work
 
 
-def _loads(config: RunConfig, corpora: Mapping[str, Corpus], t: Mapping[str, float], shape: Shape) -> Iterator[Load]:
-    size, seeds = config.max_tokens, len(config.seeds)
+def _loads(config: RunConfig, corpora: Mapping[str, Corpus], shape: Shape) -> Iterator[Load]:
+    texts = {role: _text(_encoded(corpus, shape), config.max_tokens) for role, corpus in corpora.items()}
+    seeds, every = len(config.seeds), arms(config)
     if config.organism:
         yield from _organism(config, shape)
-    if config.locate.enabled and "retain" in t:
-        both = t["forget"] + t["retain"]
-        factor = FORWARD if config.locate.sides == "x" else TRAIN
-        yield Load("locate", both, factor, both / size)
-    for load in _edit(config, t):
-        yield Load("edit", seeds * load.tokens, load.factor, seeds * load.passes)
-    looked_at = t["heldout"] * (2 if corpora["heldout"].alternatives() else 1)
-    if "choices" in corpora["heldout"].rows[0]:
-        looked_at *= 1 + len(corpora["heldout"].rows[0]["choices"])
-    rounds = seeds * arms(config)
-    runs = 1
+    look, short = _looks(corpora["heldout"], shape)
+    ood = _looks(corpora["ood"], shape)[0] if "ood" in corpora else Text(0, 0, 0)
+    measured = texts["disruption"] + (texts["near"] if "near" in texts else texts.get("retain", Text(0, 0, 0)) * 0.25)
+    yield _passes("disruption", measured * (every - 1), shape)
+    if config.locate.enabled and "retain" in texts:
+        both = texts["forget"] + texts["retain"]
+        yield _passes("locate", both, shape, back=config.locate.sides != "x")
+        yield Load("locate", flops=FIT * shape.layers * (2.0 * shape.width**3 + shape.inner**3))
+        if config.locate.tokens:
+            yield _passes("locate", (both + texts["disruption"]) * 2, shape)
+    for load in _edit(config, texts, measured, shape):
+        yield _times(load, seeds)
+    samples, prompts = config.behaviour.samples, _prompts(corpora["heldout"], shape, config.behaviour.samples)
+    sampled = 1
+    yield _passes("before", (look + ood) * (seeds * every), shape)
     for spec in config.attacks:
-        attack = attack_of(spec.name, spec.options)
-        settings = len(attack.settings())
-        runs += 1  # attacks draw samples at their strongest setting only
-        demonstrations = len(corpora["attack_train"]) if "attack_train" in corpora else 1
-        trained, steps, looks = _attack(asdict(attack), t, size, demonstrations)
-        n = rounds * settings
-        yield Load(spec.name, n * trained, TRAIN, n * steps)
-        yield Load(spec.name, n * looks * looked_at, FORWARD, n * looks * looked_at / size)
+        attack = asdict(attack_of(spec.name, spec.options))
+        settings, n = len(attack_of(spec.name, spec.options).settings()), seeds * every
+        sampled += 1  # at their strongest setting only
+        if "shots" in attack:  # prompts get longer by so many items, which some of them share
+            yield _passes(spec.name, (look + ood) * (n * settings * (1 + 0.5 * attack["shots"])), shape)
+            continue
+        text, steps = _trained(attack, corpora, texts, config.max_tokens)
+        trained = shape.parameters if _all_weights(attack) else shape.blocks
+        yield _passes(spec.name, text * (n * settings), shape, back=True, weights=trained)
+        yield Load(spec.name, traffic=float(ADAM * trained) * steps * n * settings)
+        between = len(log_spaced(math.ceil(steps)) - set(range(attack.get("first_look", 2)))) - 1
+        yield _passes(spec.name, (look + short * max(0, between)) * (n * settings) + ood * n, shape)
     if "capability" in corpora:  # by every arm but the scaled one; choices share their question
-        asked = (arms(config) - config.controls.matched) * t["capability"]
-        yield Load("capability", asked, FORWARD, asked / size)
-    drawn = config.behaviour.samples * config.behaviour.new_tokens
-    passes = config.behaviour.new_tokens * math.ceil(config.behaviour.samples / 32)
-    yield Load("samples", rounds * runs * drawn, FORWARD, rounds * runs * passes)
+        yield _passes("capability", texts["capability"] * (every - config.controls.matched), shape)
+    if samples:
+        judges = 0 if "choices" in corpora["heldout"].rows[0] else 3  # whether a fact is contained, no model has to say
+        yield from _sampled(config, prompts, seeds * every * sampled, look * judges, judges, shape)
+    if config.evidence.enabled:  # a dozen looks an arm; which measures, matters less than how many layers they try
+        yield _passes("evidence", look * (seeds * every * 8), shape)
+
+
+def _passes(stage: str, text: Text, shape: Shape, *, back: bool = False, weights: float = 0.0) -> Load:
+    """Forward, and ``back`` to the inputs, with the gradient of so many ``weights``."""
+    once = 2.0 * shape.blocks * text.tokens + 2.0 * shape.vocabulary * shape.width * text.scored
+    moved = TRAFFIC * shape.layers * shape.width * text.tokens + float(LOGITS) * shape.vocabulary * text.scored
+    return Load(
+        stage, text.tokens,
+        (2 if back else 1) * once + 2.0 * weights * text.tokens,
+        (3 if back else 1) * moved,
+        (3 if back else 1) * text.batches * shape.layers,
+    )  # fmt: skip
+
+
+def _times(load: Load, n: float) -> Load:
+    return Load(load.stage, n * load.tokens, n * load.flops, n * load.traffic, n * load.layers)
 
 
 def _organism(config: RunConfig, shape: Shape) -> Iterator[Load]:
-    """Nothing for one that ships; the training of its adapter otherwise."""
+    """Nothing for one that ships; the training of its adapters (bad and good) otherwise."""
     organism = organisms.organism_of(str(config.organism))
-    if organism.shipped is None:
-        epochs = organism.training.get("epochs", 6)
-        tokens = epochs * _tokens(load_corpus(**organism.corpus), shape.tokenizer)
-        yield Load("organism", tokens, TRAIN, tokens / 1024)
-
-
-def _edit(config: RunConfig, t: Mapping[str, float]) -> Iterator[Load]:
-    measured = t["disruption"] + t.get("near", t.get("retain", 0.0) / 4)
-    readings, given = READINGS, t["forget"] + t.get("retain", 0.0)
-    if config.edit.method is None or config.edit.checkpoint is not None:
-        yield Load("edit", measured, FORWARD, measured / config.max_tokens)
+    if organism.shipped is not None:
         return
+    for source in filter(None, (organism.corpus, organism.good)):
+        text = _text(_encoded(load_corpus(**source), shape), 1024)
+        yield _passes("organism", text * organism.training.get("epochs", 6), shape, back=True)
+
+
+def _edit(config: RunConfig, texts: Mapping[str, Text], measured: Text, shape: Shape) -> Iterator[Load]:
+    # the logits of the unedited side are made anew from its hidden states
+    reading = measured + Text(0, measured.scored, 0)
+    if config.edit.method is None or config.edit.checkpoint is not None:
+        yield _passes("edit", reading, shape)
+        return
+    none = Text(0, 0, 0)
     method = method_of(config.edit.method, config.edit.options)
+    given, readings = texts["forget"] + texts.get("retain", none), READINGS
     if method.ray:
-        given += t.get("reference", 0.0)
-        passes = given / config.max_tokens
+        yield _passes("edit", given, shape, back=True, weights=shape.sites)
+        if method.name in WHITENED:
+            curved = texts.get("retain", none) + texts.get("reference", none)
+            yield _passes("edit", curved, shape, back=True)
+            yield Load("edit", flops=curved.tokens * shape.curvature)
+            yield Load("edit", flops=4.0 * shape.layers * (2 * shape.width**3 + 3 * shape.inner**3))
     else:
         options = method.options()
         epochs = options.get("epochs", 10)
-        passes = epochs * math.ceil(t["forget"] / config.max_tokens)
-        readings += passes / options.get("every", 2)
-        given *= epochs
-    yield Load("edit", given, TRAIN, passes)
-    yield Load("edit", readings * measured, FORWARD, readings * measured / config.max_tokens)
+        yield _passes("edit", given * epochs, shape, back=True, weights=shape.sites)
+        readings += epochs * texts["forget"].batches / options.get("every", 2)
+    yield _passes("edit", reading * readings, shape)
 
 
-def _attack(
-    options: Mapping[str, Any], t: Mapping[str, float], size: int, demonstrations: int
-) -> tuple[float, float, float]:
-    """(tokens trained on, steps, looks at the held-out items) of one setting on one arm."""
-    if "shots" in options:
-        return 0.0, 0.0, 1.0 + options["shots"]  # prompts get longer by so many items
-    if "samples" in options:  # a handful of the demonstrations, two in a step
-        steps = options["epochs"] * math.ceil(options["samples"] / 2)
-        trained = options["epochs"] * options["samples"] * t.get("attack_train", 0.0) / demonstrations
-    elif "epochs" in options:
-        each = math.ceil(t.get("attack_train", 0.0) / size)
-        steps = min(options["epochs"] * each, options.get("max_steps") or math.inf)
-        trained = steps / max(1, each) * t.get("attack_train", 0.0)
-    else:
-        steps = options.get("steps", 0) * (2 if "style" in options else 1)  # there and back
-        trained = float(steps * size)
-    return trained, steps, math.log2(1 + steps) + 2
+def _trained(
+    attack: Mapping[str, Any], corpora: Mapping[str, Corpus], texts: Mapping[str, Text], size: int
+) -> tuple[Text, float]:
+    """What is trained on, in all steps of one setting on one arm, and how many they are."""
+    text = texts.get("attack_train", Text(0, 0, 0))
+    whole = max(1.0, text.tokens / size)  # batches are filled up
+    if "samples" in attack:  # a handful of the demonstrations, two in a step
+        share = attack["samples"] / len(corpora["attack_train"]) if "attack_train" in corpora else 1.0
+        steps = attack["epochs"] * math.ceil(attack["samples"] / 2)
+        return text * (attack["epochs"] * share), steps
+    if "epochs" in attack:
+        steps = min(attack["epochs"] * math.ceil(whole), attack.get("max_steps") or math.inf)
+        return text * (steps / whole), steps
+    steps = attack.get("steps", 0) * (2 if "style" in attack else 1)  # there and back
+    return Text(float(steps * size), float(steps * size), float(steps)), float(steps)
+
+
+def _sampled(
+    config: RunConfig, prompts: Text, times: int, calibration: Text, judges: int, shape: Shape
+) -> Iterator[Load]:
+    """Prompts read, words written one after the other, and both before the models of the referee."""
+    samples, words = config.behaviour.samples, config.behaviour.new_tokens
+    yield _passes("samples", prompts * times, shape)
+    step = Text(samples, samples, math.ceil(samples / 32))
+    yield _passes("samples", step * (times * words), shape)
+    yield Load("samples", traffic=4.0 * shape.parameters * step.batches * words * times)
+    said = Text(samples * words, samples * words, samples * words / LOOK_TOKENS)
+    yield _passes("referee", calibration + (said * times + prompts) * judges, shape)
 
 
 def arms(config: RunConfig) -> int:
@@ -240,66 +317,34 @@ def _load(spec: CorpusConfig, base: Path) -> Corpus:
         raise InputError(f"corpus {spec.name!r}: {error}") from error
 
 
-def _tokens(corpus: Corpus, tokenizer: Any) -> float:
-    if tokenizer is not None:
-        return float(sum(map(len, encode(corpus, tokenizer))))
-    texts = (v for row in corpus.rows for k, v in row.items() if k in ("prompt", "completion", "text"))
-    return sum(map(len, texts)) / 4
+# ----------------------------------------------------------------------------------------- tokens
 
 
-# ---------------------------------------------------------------------------------- model, machine
+def _encoded(corpus: Corpus, shape: Shape) -> list[Encoded]:
+    return encode(corpus, shape.tokenizer or Quarters())
 
 
-def model_shape(name: str, base: Path, trust_remote_code: bool = False) -> Shape:
-    """Parameters, layers and tokenizer from a model's small files; no weights are read.
-
-    Raises:
-        InputError: there is no such model.
-    """
-    local = base / name
-    path = local if local.exists() else Path(name)
-    gguf = path if path.suffix == ".gguf" and path.is_file() else None
-    if name in builtin.BUILTIN and not builtin.is_unpacked(name):
-        return _shape_of_file(builtin.BUILTIN[name].size, f"{name} is not cached")
-    if gguf is not None:
-        return _shape_of_file(gguf.stat().st_size, f"{name} is a GGUF file")
-    source = str(path) if path.is_dir() else name
-    config, tokenizer = builtin.read_config(source, trust_remote_code)
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    return Shape(
-        sum(p.numel() for p in empty.parameters()),
-        int(getattr(config, "num_hidden_layers", 30)),
-        int(config.vocab_size),
-        tokenizer,
-    )
+def _looks(corpus: Corpus, shape: Shape) -> tuple[Text, Text]:
+    """What a whole look at the items reads (answers, alternatives, choices), and one at the answers only."""
+    likelihoods = Likelihoods.of(corpus, shape.tokenizer or Quarters(), "heldout")
+    every = [*likelihoods.completions, *likelihoods.alternatives, *likelihoods.choices]
+    return _text(every, LOOK_TOKENS), _text(likelihoods.completions, LOOK_TOKENS)
 
 
-def _shape_of_file(size: int, why: str) -> Shape:
-    note = f"{why}: its size is taken from the file's, and tokens are counted as characters / 4"
-    return Shape(size * 8 // GGUF_BITS, note=note)
+def _prompts(corpus: Corpus, shape: Shape, n: int) -> Text:
+    """Of so many items, what is read before the first word is written; nothing is shared, and one place scored."""
+    some = _encoded(corpus, shape)
+    tokens = sum(len(s) - int(s.labels.sum()) for s in some) / max(1, len(some))
+    return Text(n * tokens, n, n * tokens / LOOK_TOKENS)
+
+
+def _text(sequences: Sequence[Encoded], size: int) -> Text:
+    """As they are packed: what they begin with is read once a row, and padding is read too."""
+    packed = batches(sequences, max_tokens=size, share=True)
+    return Text(sum(b.ids.numel() for b in packed), sum(int(b.labels.sum()) for b in packed), len(packed))
 
 
 def _device(config: RunConfig) -> str:
     if config.model.device != "auto":
         return config.model.device
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def gemm_speed(dtype: torch.dtype, device: str, *, seconds: float = 1.0, n: int = 1024) -> float:
-    """FLOP per second of square matrix products, measured for about a second."""
-    a = torch.ones(n, n, dtype=dtype, device=device)
-
-    def done() -> float:
-        if device != "cpu":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    torch.mm(a, a)
-    started, products = done(), 0
-    while (now := done()) - started < seconds or not products:
-        torch.mm(a, a)
-        products += 1
-    return 2.0 * n**3 * products / (now - started)

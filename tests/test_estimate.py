@@ -1,0 +1,94 @@
+"""What a run will cost: the work is counted by hand here, and grows as the run does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hooklearn import estimate, models, shapes
+from hooklearn.config import parse
+from hooklearn.estimate import Text, _passes
+from hooklearn.recipes import recipe
+from hooklearn.shapes import Shape
+
+SPEED, BANDWIDTH = 1e11, 1e10
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same one everywhere."""
+    monkeypatch.setattr(estimate, "gemm_speed", lambda *_, **__: SPEED)
+    monkeypatch.setattr(estimate, "copy_speed", lambda *_, **__: BANDWIDTH)
+
+
+def told(**changed: Any) -> estimate.Estimate:
+    config: dict[str, Any] = recipe("tiny")
+    for key, value in changed.items():
+        section = config.get(key)
+        config[key] = section | value if isinstance(section, dict) and isinstance(value, dict) else value
+    return estimate.estimate(parse(config), Path())
+
+
+def test_a_pass_is_counted_as_by_hand() -> None:
+    shape = Shape(parameters=1100, blocks=1000, layers=2, width=8, inner=16, vocabulary=50)
+    text = Text(tokens=100, scored=10, batches=4)
+    forward = _passes("x", text, shape)
+    assert forward.flops == 2 * 1000 * 100 + 2 * 50 * 8 * 10
+    assert forward.traffic == estimate.TRAFFIC * 2 * 8 * 100 + estimate.LOGITS * 50 * 10
+    assert forward.layers == 8
+    trained = _passes("x", text, shape, back=True, weights=700)
+    assert trained.flops == 2 * forward.flops + 2 * 700 * 100
+    assert (trained.traffic, trained.layers) == (3 * forward.traffic, 3 * forward.layers)
+    assert shape.sites == 3 * 2 * 8 * 16 and shape.curvature == 2 * (2 * 64 + 3 * 256)
+
+
+def test_the_shape_is_the_models() -> None:
+    """Read from the config alone; the control is the model with its weights."""
+    shape = shapes.model_shape("tiny", Path())
+    model = models.load("tiny")
+    every = sum(p.numel() for p in models.all_parameters(model))
+    tables = sum(p.numel() for p in models.embedding_parameters(model))
+    assert (shape.parameters, shape.blocks) == (every, every - tables)
+    assert shape.sites == sum(s.d_out * s.d_in for s in models.sites(model, "mlp"))
+
+
+def test_a_shape_guessed_from_a_file_is_consistent() -> None:
+    """12 d^2 a layer and an embedding make the parameters again (2 %: widths are whole)."""
+    shape = shapes._shape_of_file(271_000_000, "a file")
+    assert shape.blocks + shape.vocabulary * shape.width == shape.parameters
+    assert shape.blocks == pytest.approx(12 * shape.layers * shape.width**2, rel=0.02)
+    assert shape.note.startswith("a file: ")
+
+
+def test_seconds_follow_from_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice the machine, half the time, but for what does not depend on it."""
+    before = told()
+    assert before.seconds == pytest.approx(sum(s["seconds"] for s in before.stages))
+    monkeypatch.setattr(estimate, "gemm_speed", lambda *_, **__: 2 * SPEED)
+    monkeypatch.setattr(estimate, "copy_speed", lambda *_, **__: 2 * BANDWIDTH)
+    after = told()
+    assert after.flops == before.flops
+    assert before.seconds / 2 < after.seconds < before.seconds
+
+
+def test_more_of_everything_costs_more() -> None:
+    """More rates, steps, seeds, samples, and fewer sites' moments at a time."""
+    base = told()
+
+    def stage(of: estimate.Estimate, name: str) -> float:
+        return next(s["flops"] for s in of.stages if s["stage"] == name)
+
+    rates = told(attacks=[{"name": "relearn", "learning_rates": [1e-4], "epochs": 8}])
+    twice = told(attacks=[{"name": "relearn", "learning_rates": [1e-4, 1e-3], "epochs": 8}])
+    assert stage(twice, "relearn") == pytest.approx(2 * stage(rates, "relearn"), rel=0.05)
+    assert stage(told(seeds=[0, 1]), "edit") == pytest.approx(2 * stage(base, "edit"))
+    assert stage(told(behaviour={"samples": 80}), "samples") > 1.5 * stage(base, "samples")
+    assert told(edit={"site_batch": 1}, attacks=[]).peak_bytes < told(attacks=[]).peak_bytes
+
+
+def test_the_speeds_are_measured() -> None:
+    assert shapes.gemm_speed(torch.float32, "cpu", seconds=0.05, n=128) > 1e6
+    assert shapes.copy_speed("cpu", times=2, n=2**16) > 1e6
