@@ -49,14 +49,26 @@ def run(
     Raises:
         InputError: anything wrong with the input, before or while the run goes on (the folder says so too).
     """
+    asked, config = config, _as_begun(config, out) if resume else config
     with deterministic(config.deterministic):
         if shared is None:
             shared = Shared(Setup.load(config, base or Path(), progress, delta), progress)
         setup = dataclasses.replace(shared.setup, config=config)
-        record = setup.record(given, command)
+        record = dataclasses.replace(setup, config=asked).record(given, command)
         with store.RunFolder.create(out, record, resume=resume, same=same_config) as folder:
             _run_stages(config, setup, shared, folder, progress)
     return out
+
+
+def _as_begun(config: RunConfig, out: Path) -> RunConfig:
+    """What ``precision: auto`` was when the run began, it still is: another processor may find the other one faster."""
+    if config.model.precision != "auto" or not (out / "run.json").exists():
+        return config
+    environment = store.open_run(out).get("environment")
+    begun = environment.get("precision") if isinstance(environment, dict) else None
+    if begun not in ("float32", "bfloat16"):  # a record from before that was written down
+        return config
+    return config.model_copy(update={"model": config.model.model_copy(update={"precision": begun})})
 
 
 # ------------------------------------------------------------------------------------------ stages
@@ -107,6 +119,7 @@ def _locate(config: RunConfig, setup: Setup, folder: store.RunFolder) -> None:
     data = collect(
         setup.original, setup.corpora["forget"], setup.corpora["retain"], sites,
         sides=config.locate.sides, seed=config.seeds[0], max_tokens=config.max_tokens,  # type: ignore[arg-type]
+        precision=config.model.precision,
     )  # fmt: skip
     spaces = data.fit(config.locate.fitter, config.locate.rank, seed=config.seeds[0])
     spaces.save(folder.path("subspaces.safetensors"))
@@ -114,7 +127,7 @@ def _locate(config: RunConfig, setup: Setup, folder: store.RunFolder) -> None:
         sample = sample_tokens(
             setup.original, spaces, setup.corpora["forget"], setup.corpora["retain"],
             unrelated=setup.corpora["disruption"], tokens=config.locate.tokens, seed=config.seeds[0],
-            max_tokens=config.max_tokens,
+            max_tokens=config.max_tokens, precision=config.model.precision,
         )  # fmt: skip
         sample.save(folder.path("tokens.safetensors"))
     folder.save_frame("locate.parquet", spaces.to_dataframe())

@@ -24,7 +24,7 @@ def follower(config: RunConfig, setup: Setup, folder: store.RunFolder, seed: int
     return Follower(
         setup.original, Subspaces.load(folder.path(SUBSPACES)), tokens_of(folder.path(SAMPLE)),
         setup.corpora["forget"], setup.corpora["retain"], setup.corpora["disruption"], seed=seed,
-        max_tokens=config.max_tokens, only=(name, attacks[name].settings()[-1]),
+        precision=config.model.precision, max_tokens=config.max_tokens, only=(name, attacks[name].settings()[-1]),
     )  # fmt: skip
 
 

@@ -176,6 +176,7 @@ class Scorer:
     model: Any
     delta: Delta | Callable[[], Delta] | None = None
     """Or how to get it: as an adapter a delta is small, at hand it is as large as the weights that it changes."""
+    precision: Precision = "auto"
 
     def mean_logprobs(self, sequences: list[Encoded]) -> Tensor:
         if models.is_edited(self.model):
@@ -184,11 +185,11 @@ class Scorer:
                 "samples inside `with edited(...)` and judge them outside, or give the referee a model of its own"
             )
         if self.delta is None:
-            scores = forward.sequence_logprobs(self.model, sequences)
+            scores = forward.sequence_logprobs(self.model, sequences, precision=self.precision)
         else:
             delta = self.delta() if callable(self.delta) else self.delta
             with models.edited(self.model, delta):
-                scores = forward.sequence_logprobs(self.model, sequences)
+                scores = forward.sequence_logprobs(self.model, sequences, precision=self.precision)
         return scores[:, 0] / scores[:, 1]
 
 

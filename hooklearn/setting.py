@@ -134,6 +134,8 @@ class Setup:
         if any("prompt" not in r and "messages" not in r for r in corpus.rows):
             return None  # running text has no prompt to sample from
         progress("referee: threshold and AUC on held-out completions")
+        precision: Any = self.config.model.precision
+        scorer = partial(Scorer, precision=precision)
         good = corpus.alternatives() or self.corpora.get("near")
         if good is None:
             return None
@@ -142,12 +144,12 @@ class Setup:
             if self.organism.shipped is None:  # not trained anew whenever something is to be judged
                 other = other()
             referee = RatioReferee(
-                Scorer(self.original),
-                (Scorer(self.never), Scorer(self.never, other)),
+                scorer(self.original),
+                (scorer(self.never), scorer(self.never, other)),
                 "organism / likelier of untouched and trained on good completions",
             )
         elif self.never is not None:
-            referee = RatioReferee(Scorer(self.original), (Scorer(self.never),), "original / never-learned")
+            referee = RatioReferee(scorer(self.original), (scorer(self.never),), "original / never-learned")
         elif models.is_sharded(self.original):
             raise InputError(
                 "on sharded weights (model.shard) samples are judged against a never-learned model only; give "
@@ -157,13 +159,13 @@ class Setup:
             bad_lora, good_lora = (
                 instil(
                     self.original, self.corpora[role], models.sites(self.original, "mlp"),
-                    rank=4, epochs=3, max_tokens=self.config.max_tokens,
+                    rank=4, epochs=3, max_tokens=self.config.max_tokens, precision=precision,
                 ).delta()
                 for role in ("forget", "retain")
             )  # fmt: skip
             referee = RatioReferee(
-                Scorer(self.original, bad_lora),
-                (Scorer(self.original, good_lora),),
+                scorer(self.original, bad_lora),
+                (scorer(self.original, good_lora),),
                 "two small LoRAs, on bad and on good completions",
             )
         else:

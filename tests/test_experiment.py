@@ -18,7 +18,7 @@ from safetensors import safe_open
 import analysis
 from analysis.explorer import load
 from analysis.report import VERDICTS
-from hooklearn import disk, experiment, exporting, models, organisms, store
+from hooklearn import disk, experiment, exporting, forward, models, organisms, store
 from hooklearn.config import parse
 from hooklearn.deltas import Delta, load_delta
 from hooklearn.recipes import recipe
@@ -240,6 +240,27 @@ def test_a_killed_run_resumes_to_the_same_bytes(finished: Path, tmp_path: Path, 
     assert len(done_before) == 1 and "events.jsonl" in {p.name for p in out.iterdir()}
     if "seed 1" in moment:
         assert not any(m.startswith("attack (seed 0)") for m in seen), "what was done is not done again"
+
+
+def test_a_resumed_run_keeps_its_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begun where bfloat16 is faster and resumed where it is not; the control is the same run in float32."""
+    config = small() | {"attacks": [{"name": "erode", "learning_rates": [1e-3], "steps": 2}], "seeds": [0]}
+    config["model"] = {"name": "tiny"}
+
+    def kill(message: str) -> None:
+        if message.startswith("attack (seed 0): 0-erode"):
+            raise Killed
+
+    monkeypatch.setattr(forward, "_bfloat16_pays", lambda: True)
+    whole = run(config, tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(config, tmp_path / "killed", progress=kill)
+    monkeypatch.setattr(forward, "_bfloat16_pays", lambda: False)
+    resumed = run(config, tmp_path / "killed", resume=True)
+    assert store.open_run(resumed)["environment"]["precision"] == "bfloat16"
+    assert store.open_run(resumed)["config"]["model"]["precision"] == "auto"
+    assert contents(resumed) == contents(whole)
+    assert contents(run(config, tmp_path / "single")) != contents(whole)
 
 
 def test_deleting_the_last_parts_is_no_loss(finished: Path, tmp_path: Path) -> None:
