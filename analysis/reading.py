@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from hooklearn import parquet
 
@@ -34,7 +34,15 @@ COUNTS = ("seed", "step", "item", "component")
 TEXTS = ("attack", "setting", "arm", "metric", "split", "set", "site", "module", "side", "of", "along")
 FLAGS = ("cheap", "converged", "diverged")
 
-Number = float | int | None
+
+def _in_range(value: float | int | None) -> float | int | None:
+    """JSON's integers have no end."""
+    if isinstance(value, int) and abs(value) >= 2**1023:
+        raise ValueError("a number beyond all floats")
+    return value
+
+
+Number = Annotated[float | int | None, AfterValidator(_in_range)]
 Entry = dict[str, Any]
 
 

@@ -36,12 +36,16 @@ LOGITS = 24
 """Bytes a scored token and word: logits, their softmax, what is picked from it."""
 ADAM = 28
 """Bytes a trained parameter and step: gradient, two moments and weight, read and written."""
-LAYER_SECONDS = 5e-4
+LAYER_SECONDS = 1e-3
 """Of a layer, per forward pass, however few its tokens are (hooks, Python)."""
-FIT = 36
+FIT = 60
 """FLOPs of a fit per cube of a side's width: two factors, an eigenvalue problem; float64 at a quarter of the speed."""
-START_SECONDS = 9.0
-"""Libraries and models loaded, verdict and report made."""
+NARROW = 512
+"""Width from which on products run at the speed of large ones."""
+START_SECONDS = 10.0
+"""Libraries loaded, verdict and report made."""
+HASHES, HASH_SPEED = 8, 5e8
+"""How often all weights are read, checked or hashed, and bytes a second of that."""
 PROCESS_BYTES = 7e8
 """The interpreter with its libraries."""
 
@@ -116,8 +120,8 @@ def estimate(config: RunConfig, base: Path) -> Estimate:
         FLOPs    2 P t + 2 V d k for a forward pass, as much again for a backward pass to the inputs, and 2 t for every
                  weight whose gradient is formed; second moments t an entry; a fit ``FIT`` times the cube of a width
         bytes    ``TRAFFIC`` L d t + ``LOGITS`` V k forward, twice that backward; ``ADAM`` a trained weight and step
-        seconds  FLOPs / measured speed + bytes / measured bandwidth + ``LAYER_SECONDS`` a layer and pass, and
-                 ``START_SECONDS``
+        seconds  FLOPs / measured speed (below a width of ``NARROW`` in proportion less) + bytes / measured bandwidth +
+                 ``LAYER_SECONDS`` a layer and pass + ``START_SECONDS`` + ``HASHES`` times all weights
         memory   ``PROCESS_BYTES`` + 4 bytes a parameter of every model held + the larger of: 16 bytes a trained
                  parameter (gradient, two Adam moments, the copy that is put back); an edit's second moments and four
                  copies of the sites + what a batch of B tokens leaves for its way back, 4 (14 d + 5 n) L B, with
@@ -133,13 +137,14 @@ def estimate(config: RunConfig, base: Path) -> Estimate:
     device = _device(config)
     dtype = resolve_precision(config.model.precision, device)  # type: ignore[arg-type]
     speed, bandwidth = gemm_speed(dtype, device), copy_speed(device)
+    reached = speed * min(1.0, shape.width / NARROW)
     stages: dict[str, dict[str, Any]] = {}
     for load in [Load("start and report"), *_loads(config, corpora, shape)]:
         row = stages.setdefault(load.stage, {"stage": load.stage, "tokens": 0.0, "flops": 0.0, "seconds": 0.0})
         row["tokens"] += load.tokens
         row["flops"] += load.flops
-        row["seconds"] += load.flops / speed + load.traffic / bandwidth + load.layers * LAYER_SECONDS
-    stages["start and report"]["seconds"] = START_SECONDS
+        row["seconds"] += load.flops / reached + load.traffic / bandwidth + load.layers * LAYER_SECONDS
+    stages["start and report"]["seconds"] = START_SECONDS + HASHES * 4.0 * shape.parameters / HASH_SPEED
     rows = list(stages.values())
     return Estimate(
         stages=rows,
@@ -219,6 +224,8 @@ def _loads(config: RunConfig, corpora: Mapping[str, Corpus], shape: Shape) -> It
         yield _passes("capability", texts["capability"] * (every - config.controls.matched), shape)
     if samples:
         judges = 0 if "choices" in corpora["heldout"].rows[0] else 3  # whether a fact is contained, no model has to say
+        if judges and every == 2 and "retain" in texts:  # nobody who never learned it: two adapters are made to compare
+            yield _passes("referee", (texts["forget"] + texts["retain"]) * 3, shape, back=True)
         yield from _sampled(config, prompts, seeds * every * sampled, look * judges, judges, shape)
     if config.evidence.enabled:  # a dozen looks an arm; which measures, matters less than how many layers they try
         yield _passes("evidence", look * (seeds * every * 8), shape)

@@ -160,7 +160,7 @@ class Setup:
                 instil(
                     self.original, self.corpora[role], models.sites(self.original, "mlp"),
                     rank=4, epochs=3, max_tokens=self.config.max_tokens, precision=precision,
-                ).delta()
+                ).delta  # called when something is judged: until then an adapter is small
                 for role in ("forget", "retain")
             )  # fmt: skip
             referee = RatioReferee(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import random
 import re
 from collections.abc import Mapping
@@ -155,7 +156,7 @@ class Plan:
         config = validated(SweepConfig, dict(data), where)
         given, start = config.base, folder
         if isinstance(given, str):
-            beside = given not in RECIPES and (folder / given).is_file()
+            beside = given not in RECIPES and os.path.isfile(folder / given)  # noqa: PTH113 (a name that is too long is none)
             given, found = resolve(str(folder / given) if beside else given)
             start = found or folder
         if config.attacks is not None:
