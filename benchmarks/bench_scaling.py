@@ -70,12 +70,21 @@ def _slope(sizes: Sequence[int], seconds: Sequence[float]) -> float:
 
 
 def _draw(sizes: dict[str, list[int]], seconds: dict[str, list[float]]) -> None:
-    from matplotlib.figure import Figure
+    """Ticks where it was measured; the dotted line is linear growth from the first point on."""
+    from matplotlib.ticker import NullLocator
 
-    figure = Figure(figsize=(11, 2.8), layout="constrained")
-    for axes, axis in zip(figure.subplots(1, len(sizes)), sizes, strict=True):
+    from analysis import style
+
+    figure, panels = style.grid(len(sizes), len(sizes), 2.8, 2.9)
+    for axes, axis in zip(panels, sizes, strict=True):
         n, t = np.array(sizes[axis]), np.array(seconds[axis])
-        axes.loglog(n, t, "o-", color="#1f6f8b")
-        axes.loglog(n, t[0] * n / n[0], ":", color="#888888")
-        axes.set(xlabel=axis, ylabel="seconds" if axis == "tokens" else "", title=f"slope {_slope(n, t):.2f}")
+        axes.loglog(n, t, "o-", color=style.INK, markersize=5)
+        axes.loglog(n, t[0] * n / n[0], ":", color=style.MUTED)
+        style.title(axes, axis, f"slope {_slope(n, t):.2f}; 1 is linear")
+        ticks = [k for k in (0.03, 0.1, 0.3, 1, 3, 10, 30) if t.min() / 2 < k < max(t.max(), t[0] * n[-1] / n[0]) * 1.5]
+        axes.set_yticks(ticks, [f"{k:g} s" for k in ticks])
+        shown = n[:: 2 if len(n) > 5 else 1]
+        axes.set_xticks(shown, [f"{k:,}" for k in shown])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_minor_locator(NullLocator())
     figure.savefig(results.PAGE.with_name(results.FIGURE), dpi=130)
