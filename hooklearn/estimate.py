@@ -65,6 +65,9 @@ class Text:
         return Text(times * self.tokens, times * self.scored, times * self.batches)
 
 
+NOTHING = Text(0.0, 0.0, 0.0)
+
+
 @dataclass(frozen=True)
 class Load:
     """Work of one kind."""
@@ -76,6 +79,8 @@ class Load:
     """Bytes."""
     layers: float = 0.0
     """Passes through a layer."""
+    seconds: float = 0.0
+    """Of what is neither."""
 
 
 @dataclass(frozen=True)
@@ -139,12 +144,11 @@ def estimate(config: RunConfig, base: Path) -> Estimate:
     speed, bandwidth = gemm_speed(dtype, device), copy_speed(device)
     reached = speed * min(1.0, shape.width / NARROW)
     stages: dict[str, dict[str, Any]] = {}
-    for load in [Load("start and report"), *_loads(config, corpora, shape)]:
+    for load in _loads(config, corpora, shape):
         row = stages.setdefault(load.stage, {"stage": load.stage, "tokens": 0.0, "flops": 0.0, "seconds": 0.0})
         row["tokens"] += load.tokens
         row["flops"] += load.flops
-        row["seconds"] += load.flops / reached + load.traffic / bandwidth + load.layers * LAYER_SECONDS
-    stages["start and report"]["seconds"] = START_SECONDS + HASHES * 4.0 * shape.parameters / HASH_SPEED
+        row["seconds"] += load.flops / reached + load.traffic / bandwidth + load.layers * LAYER_SECONDS + load.seconds
     rows = list(stages.values())
     return Estimate(
         stages=rows,
@@ -190,11 +194,12 @@ def _all_weights(attack: Mapping[str, Any]) -> bool:
 def _loads(config: RunConfig, corpora: Mapping[str, Corpus], shape: Shape) -> Iterator[Load]:
     texts = {role: _text(_encoded(corpus, shape), config.max_tokens) for role, corpus in corpora.items()}
     seeds, every = len(config.seeds), arms(config)
+    yield Load("start and report", seconds=START_SECONDS + HASHES * 4.0 * shape.parameters / HASH_SPEED)
     if config.organism:
         yield from _organism(config, shape)
     look, short = _looks(corpora["heldout"], shape)
-    ood = _looks(corpora["ood"], shape)[0] if "ood" in corpora else Text(0, 0, 0)
-    measured = texts["disruption"] + (texts["near"] if "near" in texts else texts.get("retain", Text(0, 0, 0)) * 0.25)
+    ood = _looks(corpora["ood"], shape)[0] if "ood" in corpora else NOTHING
+    measured = texts["disruption"] + (texts["near"] if "near" in texts else texts.get("retain", NOTHING) * 0.25)
     yield _passes("disruption", measured * (every - 1), shape)
     if config.locate.enabled and "retain" in texts:
         both = texts["forget"] + texts["retain"]
@@ -208,8 +213,8 @@ def _loads(config: RunConfig, corpora: Mapping[str, Corpus], shape: Shape) -> It
     sampled = 1
     yield _passes("before", (look + ood) * (seeds * every), shape)
     for spec in config.attacks:
-        attack = asdict(attack_of(spec.name, spec.options))
-        settings, n = len(attack_of(spec.name, spec.options).settings()), seeds * every
+        found = attack_of(spec.name, spec.options)
+        attack, settings, n = asdict(found), len(found.settings()), seeds * every
         sampled += 1  # at their strongest setting only
         if "shots" in attack:  # prompts get longer by so many items, which some of them share
             yield _passes(spec.name, (look + ood) * (n * settings * (1 + 0.5 * attack["shots"])), shape)
@@ -244,7 +249,7 @@ def _passes(stage: str, text: Text, shape: Shape, *, back: bool = False, weights
 
 
 def _times(load: Load, n: float) -> Load:
-    return Load(load.stage, n * load.tokens, n * load.flops, n * load.traffic, n * load.layers)
+    return Load(load.stage, n * load.tokens, n * load.flops, n * load.traffic, n * load.layers, n * load.seconds)
 
 
 def _organism(config: RunConfig, shape: Shape) -> Iterator[Load]:
@@ -263,13 +268,12 @@ def _edit(config: RunConfig, texts: Mapping[str, Text], measured: Text, shape: S
     if config.edit.method is None or config.edit.checkpoint is not None:
         yield _passes("edit", reading, shape)
         return
-    none = Text(0, 0, 0)
     method = method_of(config.edit.method, config.edit.options)
-    given, readings = texts["forget"] + texts.get("retain", none), READINGS
+    given, readings = texts["forget"] + texts.get("retain", NOTHING), READINGS
     if method.ray:
         yield _passes("edit", given, shape, back=True, weights=shape.sites)
         if method.name in WHITENED:
-            curved = texts.get("retain", none) + texts.get("reference", none)
+            curved = texts.get("retain", NOTHING) + texts.get("reference", NOTHING)
             yield _passes("edit", curved, shape, back=True)
             yield Load("edit", flops=curved.tokens * shape.curvature)
             yield Load("edit", flops=4.0 * shape.layers * (2 * shape.width**3 + 3 * shape.inner**3))
@@ -285,7 +289,7 @@ def _trained(
     attack: Mapping[str, Any], corpora: Mapping[str, Corpus], texts: Mapping[str, Text], size: int
 ) -> tuple[Text, float]:
     """What is trained on, in all steps of one setting on one arm, and how many they are."""
-    text = texts.get("attack_train", Text(0, 0, 0))
+    text = texts.get("attack_train", NOTHING)
     whole = max(1.0, text.tokens / size)  # batches are filled up
     if "samples" in attack:  # a handful of the demonstrations, two in a step
         share = attack["samples"] / len(corpora["attack_train"]) if "attack_train" in corpora else 1.0

@@ -134,11 +134,11 @@ class Setup:
         if any("prompt" not in r and "messages" not in r for r in corpus.rows):
             return None  # running text has no prompt to sample from
         progress("referee: threshold and AUC on held-out completions")
-        precision: Any = self.config.model.precision
-        scorer = partial(Scorer, precision=precision)
         good = corpus.alternatives() or self.corpora.get("near")
         if good is None:
             return None
+        precision: Any = self.config.model.precision
+        scorer = partial(Scorer, precision=precision)
         if self.organism is not None and self.organism.good is not None:
             other = partial(organisms.load, self.organism, self.never, good=True)
             if self.organism.shipped is None:  # not trained anew whenever something is to be judged

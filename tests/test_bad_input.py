@@ -23,6 +23,10 @@ Spoil = Callable[[Files, Path], list[Any]]
 """Makes the input wrong, given the files and the folder to write; returns the command line."""
 
 
+LONG = "a" * 300
+"""A name that no file can have."""
+
+
 def config(**sections: Any) -> Spoil:
     """``hooklearn run`` with sections of the config replaced."""
 
@@ -82,6 +86,19 @@ def run_of_another_version(files: Files, out: Path) -> list[Any]:
     (files.folder / "old").mkdir()
     (files.folder / "old" / "run.json").write_text(json.dumps({"schema_version": 99, "status": "done"}))
     return ["report", files.folder / "old"]
+
+
+def a_number_beyond_all_floats(files: Files, out: Path) -> list[Any]:
+    """Python reads it as an integer; what computes with it comes much later."""
+    record = {"schema_version": 1, "status": "done", "yardsticks": {"never": {"kl": 10**400}}}
+    (files.folder / "old").mkdir()
+    (files.folder / "old" / "run.json").write_text(json.dumps(record))
+    return ["report", files.folder / "old"]
+
+
+def a_base_too_long_for_a_file(files: Files, out: Path) -> list[Any]:
+    (files.folder / "sweep.yaml").write_text(json.dumps({"base": LONG, "methods": ["gradient_ascent"]}))
+    return ["sweep", files.folder / "sweep.yaml", "--out", out]
 
 
 def resume_another_version(files: Files, out: Path) -> list[Any]:
@@ -157,6 +174,9 @@ CASES: dict[str, tuple[Spoil, list[str]]] = {
     "a damaged delta": (damaged_delta, ["delta.safetensors", "damaged"]),
     "a run of another version": (run_of_another_version, ["run.json", "99", "reads 1"]),
     "resuming a run of another version": (resume_another_version, ["run.json", "99", "reads 1"]),
+    "a number beyond all floats": (a_number_beyond_all_floats, ["run.json", "damaged", "beyond all floats"]),
+    "a name too long for a file": (lambda *_: ["run", LONG], [LONG, "neither a recipe"]),
+    "a sweep's base too long for a file": (a_base_too_long_for_a_file, [LONG, "neither a recipe"]),
     "unwritable folder": (folder_below_a_file, ["prose.jsonl", "is a file", "can be written"]),
     "only special tokens": (
         rows("prose.jsonl", {"text": "</s> </s>"}), ["'prose', row 0", "</s> </s>", "only special tokens"]

@@ -298,15 +298,14 @@ def test_local_files_give_their_rows_back(tmp_path: Path, kind: str) -> None:
 def test_parquet_that_holds_no_text_where_it_says_so_is_refused(tmp_path: Path) -> None:
     """Arrow reads it, and what walked over it afterwards once took the process down (found by ``make test-long``)."""
     broken = pa.Array.from_buffers(pa.string(), 2, pa.array([b"a\xff\xfe", b"b"]).buffers())
-    for column, fine in ((broken, False), (pa.array(["a", "b"]), True)):
-        parquet.write_table(pa.table({"prompt": column, "completion": ["c", "d"]}), tmp_path / "c.parquet")
-        assert len(parquet.read_table(tmp_path / "c.parquet")) == 2, "the control: it is readable"
-        if fine:
-            assert len(load_corpus(path=tmp_path / "c.parquet")) == 2
-            continue
-        for read in (lambda path: load_corpus(path=path), disk.load_frame):
-            with pytest.raises(InputError, match="Invalid UTF8"):
-                read(tmp_path / "c.parquet")
+    path = tmp_path / "c.parquet"
+    parquet.write_table(pa.table({"prompt": broken, "completion": ["c", "d"]}), path)
+    assert len(parquet.read_table(path)) == 2, "the control: without looking at its values it is fine"
+    for read in (lambda path: load_corpus(path=path), disk.load_frame):
+        with pytest.raises(InputError, match="Invalid UTF8"):
+            read(path)
+    parquet.write_table(pa.table({"prompt": ["a", "b"], "completion": ["c", "d"]}), path)
+    assert len(load_corpus(path=path)) == len(disk.load_frame(path)) == 2
 
 
 def test_what_json_lacks_is_text(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_two_processes_compute_what_one_does(launched: Any, alone: dict[str, Ten
     for name, value in alone.items():
         kind = name.split(" blocks")[0]
         worst[kind] = max(worst.get(kind, 0.0), off(first[name], value))
-    exact = {"n", "scores", "items x", "one"}  # each is made by one process, in the same way
+    exact = {"n", "scores", "items x", "one", "agreed"}  # each is made by one process, in the same way
     assert {kind for kind in exact if worst[kind]} == set()
     assert worst.pop("weights") < ADAM
     assert max(worst.pop(kind) for kind in ("delta", "disruption", "losses", "curve")) < SOLVED

@@ -69,7 +69,13 @@ def test_two_processes_with_half_of_the_weights_each_compute_what_one_does(launc
     for name, value in alone.items():
         kind = name.split(" blocks")[0]
         worst[kind] = max(worst.get(kind, 0.0), off(first[name], value))
-    exact = {"n", "scores", "items x", "one"}  # each is made by one process, with weights that are the same bits
+    exact = {
+        "n",
+        "scores",
+        "items x",
+        "one",
+        "agreed",
+    }  # each is made by one process, with weights that are the same bits
     assert {kind for kind in exact if worst[kind]} == set()
     assert worst.pop("weights") < ADAM
     solved = ("delta", "disruption", "losses", "curve", "alone losses", "frozen curve")
