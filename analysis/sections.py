@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from analysis import markup, plots
-from analysis.plots import Frame
+from analysis.estimates import Frame, pooled
 from analysis.reading import Run
 from analysis.style import ARMS, METRICS
 from analysis.tables import ALL, capability_table, in_order, number, summary_table
@@ -136,7 +136,7 @@ def curves(run: Run) -> list[Content]:
 
 def _panel(key: tuple[str, str], panel: Any, metric: str, rows: Any) -> Any:
     figure = plots.curves(panel, metric, top=plots.ceiling(rows))
-    ends = plots.pooled(panel[panel["step"] == panel["step"].max()], ["arm"])
+    ends = pooled(panel[panel["step"] == panel["step"].max()], ["arm"])
     told = ", ".join(f"{r.arm} {r.value:.3g}" for r in ends.itertuples())
     name = METRICS.get(metric, metric)
     return markup.embed(figure, f"{name} under {' '.join(key).strip()}; at its end: {told}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from analysis import directions, explorer, layers, markup, plots
+from analysis.estimates import Frame
 from analysis.evidence.judge import findings
-from analysis.plots import Frame
 from analysis.reading import Run
 from analysis.tables import in_order
 

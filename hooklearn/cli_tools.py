@@ -36,7 +36,7 @@ def list_(what: Annotated[What, typer.Argument(help="Of what.")], json_: Json = 
     hooklearn list corpora --json
     """
     with work(quiet=True):
-        from hooklearn.doctor import inventory
+        from hooklearn.inventory import inventory
 
         rows = inventory(what.value, say)
     if json_:

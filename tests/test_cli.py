@@ -370,24 +370,24 @@ def test_jsonable_makes_nan_null() -> None:
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hooklearn import doctor
+    from hooklearn import inventory
 
     def broken(*_: Any) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(doctor, "inventory", broken)
+    monkeypatch.setattr(inventory, "inventory", broken)
     result = hooklearn("list", "methods")
     assert result.exit_code == 1 and isinstance(result.exception, RuntimeError)
 
 
 def test_numerical_error_is_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hooklearn import doctor
+    from hooklearn import inventory
     from hooklearn.types import NumericalError
 
     def broken(*_: Any) -> None:
         raise NumericalError("update of blocks.0.mlp.in is not finite")
 
-    monkeypatch.setattr(doctor, "inventory", broken)
+    monkeypatch.setattr(inventory, "inventory", broken)
     result = hooklearn("list", "methods")
     assert (result.exit_code, result.stderr) == (1, "error: update of blocks.0.mlp.in is not finite\n")
 
@@ -396,7 +396,7 @@ def test_warnings_of_libraries_are_silent_and_stdout_is_ours(monkeypatch: pytest
     import logging
     import warnings
 
-    from hooklearn import doctor
+    from hooklearn import inventory
 
     def noisy(*_: Any) -> list[dict[str, str]]:
         warnings.warn("a library's", UserWarning, stacklevel=1)
@@ -404,7 +404,7 @@ def test_warnings_of_libraries_are_silent_and_stdout_is_ours(monkeypatch: pytest
         print("not a result")  # noqa: T201
         return [{"name": "x", "what": "y", "source": "z"}]
 
-    monkeypatch.setattr(doctor, "inventory", noisy)
+    monkeypatch.setattr(inventory, "inventory", noisy)
     result = hooklearn("list", "methods", "--json")
     assert json.loads(result.stdout) == {"methods": [{"name": "x", "what": "y", "source": "z"}]}
     assert result.stderr == "not a result\n"

@@ -53,6 +53,7 @@ ORDER = [
     "analysis.equal",
     "analysis.comparison",
     "analysis.compare analysis.outcome analysis.calibrate",
+    "analysis.estimates",
     "analysis.plots analysis.markup analysis.tradeoff analysis.confusion",
     "analysis.side_by_side analysis.layers analysis.directions",
     "analysis.sweep",
@@ -61,9 +62,9 @@ ORDER = [
     "analysis.report_record analysis.model_card analysis.inspect_log",
     "analysis.report analysis.verify",
     "analysis.view",
-    "hooklearn.console hooklearn.shapes hooklearn.estimate hooklearn.located hooklearn.job hooklearn.doctor "
-    "hooklearn.cli_tools hooklearn.sweep_cost hooklearn.cli_verdict hooklearn.cli_audit hooklearn.cli_calibrate "
-    "hooklearn.cli_compare hooklearn.cli hooklearn.__main__",
+    "hooklearn.console hooklearn.shapes hooklearn.estimate hooklearn.located hooklearn.job hooklearn.inventory "
+    "hooklearn.doctor hooklearn.cli_tools hooklearn.sweep_cost hooklearn.cli_verdict hooklearn.cli_audit "
+    "hooklearn.cli_calibrate hooklearn.cli_compare hooklearn.cli hooklearn.__main__",
 ]
 LEVEL = {module: level for level, line in enumerate(ORDER) for module in line.split()}
 

@@ -12,6 +12,7 @@ from drawn_runs import Drawn, flat, rising, write_run
 from matplotlib.figure import Figure
 
 from analysis import energy_by_component, plots, reemergence, spectra, style
+from analysis.estimates import pooled, wilson
 from analysis.layers import by_layer
 from analysis.reading import Run, read_run
 from analysis.verdict import judge
@@ -80,7 +81,7 @@ def test_one_panel_per_attack_and_setting(run: Run) -> None:
 def test_an_attack_without_steps_is_drawn_from_before_to_after(run: Run) -> None:
     panels = plots.curve_panels(plots.curve_rows(run, "preference"))
     few_shot = panels["few-shot", ""]
-    edited = plots.pooled(few_shot[few_shot["arm"] == "edited"])
+    edited = pooled(few_shot[few_shot["arm"] == "edited"])
     assert edited["step"].tolist() == [-1, 0]
     assert edited["value"].tolist() == pytest.approx([0.1, 0.15])
     assert {"before", "after"} <= texts(plots.curves(run, "preference"))
@@ -111,11 +112,11 @@ def test_dollar_signs_in_names_are_not_mathematics(tmp_path) -> None:
 
 def test_pooled_adds_the_spread_of_seeds_to_the_error_of_items() -> None:
     rows = pd.DataFrame({"arm": "edited", "step": 0, "value": [0.2, 0.4], "stderr": [0.03, 0.03], "n": 50})
-    (one,) = plots.pooled(rows).itertuples()
+    (one,) = pooled(rows).itertuples()
     assert one.value == pytest.approx(0.3)
     assert one.stderr == pytest.approx(np.sqrt(0.03**2 + 0.02 / 2))
     assert (one.n, one.seeds) == (50, 2)
-    lone = plots.pooled(rows.assign(stderr=np.nan)[:1])
+    lone = pooled(rows.assign(stderr=np.nan)[:1])
     assert np.isnan(lone["stderr"].item()), "one seed and no item error: unknown, not 0"
 
 
@@ -125,7 +126,7 @@ def test_sampled_rate_counts_all_seeds_and_has_an_interval_at_zero(run: Run) -> 
     rows = run.curves.query("attack == 'none' and arm == 'original' and metric == 'sampled' and split == 'heldout'")
     assert start["n"] == rows["n"].sum()
     assert start["rate"] == pytest.approx(rows["value"].mean())
-    low, high = plots.wilson(0, 20)
+    low, high = wilson(0, 20)
     assert low == 0
     assert 0.1 < high < 0.2
 
