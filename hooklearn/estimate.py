@@ -29,10 +29,10 @@ READINGS = 3.5
 """Whole readings of the disruption until the budget is met (docs/performance.md); walked methods read more."""
 LOOK_TOKENS = 2048
 """Tokens in a batch that is only read."""
-TRAFFIC = 400
+TRAFFIC = 700
 """Bytes that pass through memory a token, layer and unit of width in a forward pass, besides the products: norms,
 rotary embedding, attention, activations. A backward pass moves twice that."""
-LOGITS = 24
+LOGITS = 40
 """Bytes a scored token and word: logits, their softmax, what is picked from it."""
 ADAM = 28
 """Bytes a trained parameter and step: gradient, two moments and weight, read and written."""

@@ -11,6 +11,8 @@ from pathlib import Path
 
 WORTH = 3 * 2**29
 """Bytes below which a process has nothing that is worth looking for: the search takes a third of a second."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Of ``malloc.h``."""
 
 
 def peak_bytes() -> int:
@@ -27,16 +29,24 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def give_back(*, cycles: bool = True) -> None:
+def keep_freed() -> None:
+    """What this process frees stays with it until :func:`give_back`, and what comes next is made of it.
+
+    The C library of Linux returns every large tensor at once otherwise, and the system clears each page of the next.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # as below
+        library = ctypes.CDLL("libc.so.6")
+        for setting, value in ((M_MMAP_THRESHOLD, 2**30), (M_TRIM_THRESHOLD, 2**31 - 1)):
+            library.mallopt(setting, value)
+
+
+def give_back() -> None:
     """What was freed goes back to the system. The C library of Linux keeps it otherwise, in pieces that what comes next
     cannot use, and the peak of a run is then that of all its stages together. Small processes are left alone.
-
-    ``cycles``: first look for what only refers to itself, which takes a third of a second; without, a twentieth.
     """
     if peak_bytes() < WORTH:
         return
-    if cycles:
-        gc.collect()
+    gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # other C libraries have no such call, and no such habit
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 

@@ -243,3 +243,10 @@ def test_the_peak_is_of_this_process_and_not_of_the_one_that_started_it() -> Non
     peak, inherited = map(int, child.stdout.split())
     assert len(mine) < peak_bytes()
     assert peak < 100e6 < 300e6 < inherited * 1024
+
+
+def test_a_sum_that_overflows_or_cancels_is_not_taken_for_the_answer() -> None:
+    """Finite weights may add up to infinity, and infinities to NaN."""
+    assert models.is_finite(torch.full((4,), 3e38))
+    assert not models.is_finite(torch.tensor([1.0, math.inf, -math.inf]))
+    assert not models.is_finite(torch.tensor([1.0, math.nan], requires_grad=True))

@@ -327,7 +327,6 @@ def _attack_arm(
     def observe(step: int, tokens: int) -> str | None:
         if step not in looks:
             return None
-        memory.give_back(cycles=False)
         if step == 0:
             now = watcher.at_start(arm.model, arm.name)
         else:

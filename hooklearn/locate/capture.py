@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hooklearn import forward, losses, memory, models, parallel
+from hooklearn import forward, losses, models, parallel
 from hooklearn.data import TokenBatch
 from hooklearn.forward import Precision
 from hooklearn.moments import add_product
@@ -133,7 +133,6 @@ def _turns(
             where = (batch.mask if positions == "all" else batch.labels).to(states.device)
             yield batch, _taped(record, sites, where, gradients) if own else None
             record.clear()
-        memory.give_back(cycles=False)  # or the pieces that batches of other shapes leave add up
 
 
 def _in_turn(stream: Iterable[TokenBatch], generator: torch.Generator) -> Iterator[tuple[TokenBatch, bool]]:
