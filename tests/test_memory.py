@@ -1,0 +1,55 @@
+"""Memory that was freed: kept between the steps of a stage, given back between stages."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a habit of the GNU C library")
+
+PROGRAM = """
+import resource
+import sys
+from pathlib import Path
+import torch
+from hooklearn import memory
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() >> 20
+
+memory.WORTH = 0  # a small process is worth it here
+if sys.argv[1] == "keep":
+    memory.keep_freed()
+before = resident()
+tensors = [torch.ones(2**20) for _ in range(64)]  # 4 MiB each
+del tensors
+freed = resident()
+memory.give_back()
+print(freed - before, resident() - before)
+"""
+
+
+def left(mode: str) -> tuple[int, int]:
+    """MiB that a process still holds of 256 that it freed: before and after it gave back."""
+    done = subprocess.run([sys.executable, "-c", PROGRAM, mode], capture_output=True, text=True, check=True)
+    freed, given_back = done.stdout.split()
+    return int(freed), int(given_back)
+
+
+@glibc
+def test_what_was_freed_stays_until_it_is_given_back() -> None:
+    """Of 256 MiB; 32 of tolerance, for what a first product and a collection load."""
+    freed, given_back = left("keep")
+    assert freed > 256 - 32
+    assert given_back < 32
+
+
+@glibc
+def test_without_it_every_large_tensor_goes_back_at_once() -> None:
+    """The control."""
+    freed, given_back = left("leave")
+    assert freed < 32
+    assert given_back < 32
