@@ -281,8 +281,8 @@ class Metric(SiteMetric):
             half = update if g is None else torch.linalg.solve_triangular(g, update, upper=False)
             if x is not None:
                 half = torch.linalg.solve_triangular(x, half.T, upper=False).T
-            u, s, vh = torch.linalg.svd(half, full_matrices=False)
-            kept = (u[:, :rank] * s[:rank]) @ vh[:rank]
+            u, s, v = linalg.top_components(half, rank)
+            kept = (u * s.to(u.dtype)) @ v.T
             if g is not None:
                 kept = torch.linalg.solve_triangular(g.T, kept, upper=True)
             if x is not None:
