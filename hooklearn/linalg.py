@@ -50,13 +50,17 @@ def cholesky(spd: Float[Tensor, "d d"], what: str = "matrix") -> Float[Tensor, "
 def condition_number(spd: Float[Tensor, "d d"]) -> float:
     """``||M|| ||M^-1||`` in the 1-norm, estimated from a Cholesky factor in float64 (LAPACK's pocon; within a factor of
     ten in practice). Infinite where M is not positive definite to working precision."""
-    wide = spd.detach().cpu().double()
+    wide = spd.detach().double()
     factor, info = torch.linalg.cholesky_ex(wide)
-    if int(info) != 0:
-        return float("inf")
-    (pocon,) = get_lapack_funcs(("pocon",), dtype=factor.numpy().dtype)
-    reciprocal, _ = pocon(factor.numpy(), float(wide.abs().sum(0).max()), uplo="L")
-    return 1 / reciprocal if reciprocal > 0 else float("inf")
+    return _condition(wide, factor) if int(info) == 0 else math.inf
+
+
+def _condition(spd: Float[Tensor, "d d"], factor: Float[Tensor, "d d"]) -> float:
+    """:func:`condition_number` of a matrix whose factor is known, both float64."""
+    lower = factor.cpu().numpy()
+    (pocon,) = get_lapack_funcs(("pocon",), dtype=lower.dtype)
+    reciprocal, _ = pocon(lower, float(spd.abs().sum(0).max()), uplo="L")
+    return 1 / reciprocal if reciprocal > 0 else math.inf
 
 
 def precondition(
@@ -173,23 +177,25 @@ FEW = 10
 
 def generalised_eigh(
     forget: Float[Tensor, "d d"], retain: Float[Tensor, "d d"], rank: int
-) -> tuple[Float[Tensor, "d rank"], Float[Tensor, " rank"]]:
+) -> tuple[Float[Tensor, "d rank"], Float[Tensor, " rank"], float]:
     """Top solutions of ``F v = lambda R v`` with ``E^T R E = I``: directions of most forget per retain energy.
 
-    ``R`` must be positive definite (damp it first). E is oblique; ``orthonormal(E)`` spans the same space.
+    ``R`` must be positive definite (damp it first). E is oblique; ``orthonormal(E)`` spans the same space. The third is
+    the condition number of R.
 
     Raises:
         NumericalError: R is not, or so ill-conditioned that no digit of the answer would be right.
     """
-    condition = condition_number(retain)
-    if math.isfinite(condition) and condition * torch.finfo(torch.float64).eps > 1:
+    metric = retain.double()
+    factor = cholesky(metric, "retain moments")
+    condition = _condition(metric, factor)
+    if condition * torch.finfo(torch.float64).eps > 1:
         raise NumericalError(f"retain moments have condition number {condition:.1e}; raise the damping")
-    factor = cholesky(retain.double(), "retain moments")
     half = torch.linalg.solve_triangular(factor, forget.double(), upper=False)
     whitened = torch.linalg.solve_triangular(factor, half.T, upper=False)
     top, values = top_eigh((whitened + whitened.T) / 2, rank)
     oblique = torch.linalg.solve_triangular(factor.T, top, upper=True)
-    return sign_fixed(oblique.to(forget.dtype)), values.to(forget.dtype)
+    return sign_fixed(oblique.to(forget.dtype)), values.to(forget.dtype), condition
 
 
 def numerical_rank(singular_values: Float[Tensor, " k"], shape: tuple[int, int]) -> int:

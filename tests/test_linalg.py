@@ -266,7 +266,7 @@ def test_whitened_update_is_the_smooth_filter(seed: int, tau: float, transposed:
 def test_generalised_eigenvectors(seed: int, d: int, rank: int) -> None:
     """F E = R E diag(v), E^T R E = I, values fall, and the values are the ratios of the two energies."""
     forget, retain, k = spd(d, seed), spd(d, seed + 1), min(rank, d)
-    e, values = linalg.generalised_eigh(forget, retain, k)
+    e, values, _ = linalg.generalised_eigh(forget, retain, k)
     assert e.shape == (d, k) and bool((values.diff() <= 0).all())
     assert close(e.T @ retain @ e, torch.eye(k, dtype=torch.float64), DOUBLE)
     assert close(forget @ e, retain @ e * values, DOUBLE)
@@ -278,9 +278,9 @@ def test_generalised_eigenvectors(seed: int, d: int, rank: int) -> None:
 def test_all_generalised_eigenvectors_are_the_inverse_metric(seed: int, d: int) -> None:
     """E E^T = R^-1 with all of them, whatever F is; with fewer it is not (positive control)."""
     forget, retain = spd(d, seed), spd(d, seed + 1)
-    e, _ = linalg.generalised_eigh(forget, retain, d)
+    e, *_ = linalg.generalised_eigh(forget, retain, d)
     assert close(e @ e.T, torch.linalg.inv(retain), DOUBLE)
-    fewer, _ = linalg.generalised_eigh(forget, retain, d - 1)
+    fewer, *_ = linalg.generalised_eigh(forget, retain, d - 1)
     assert not close(fewer @ fewer.T, torch.linalg.inv(retain), 1e-3)
 
 
@@ -333,7 +333,7 @@ def test_contrast_finds_a_planted_concept_that_pca_misses() -> None:
         retain.add(loud * randn(n // 4, 20, seed=200 + batch) @ background.T)
     forget, retain = forget.moments(), retain.moments()
     metric = linalg.damped(retain.mean_second(), 0.01)
-    found, values = linalg.generalised_eigh(forget.mean_second(), metric, 4)
+    found, values, _ = linalg.generalised_eigh(forget.mean_second(), metric, 4)
     assert sine(concept, linalg.orthonormal(found[:, :3])) < 1e-3
     assert float(values[2]) > 3 * float(values[3]), "and the spectrum says that there are three"
     loudest, _ = linalg.pca(forget.mean_second(), 3)

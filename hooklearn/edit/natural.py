@@ -161,7 +161,7 @@ class Natural(Method):
                     forget = problem.forget_moments[site.name].side(side)
                     retain = problem.retain_moments[site.name].side(side)
                     k = min(self.rank, forget.n, site.width(side))
-                    oblique, values = linalg.generalised_eigh(
+                    oblique, values, _ = linalg.generalised_eigh(
                         forget.mean_second(), linalg.damped(retain.mean_second(), self.damping), k
                     )
                     found[site.name, side] = Subspace.of(

@@ -79,9 +79,7 @@ def _pca(forget: Seen, retain: Seen, rank: int, seed: int) -> Found:  # noqa: AR
 
 def _contrast(forget: Seen, retain: Seen, rank: int, seed: int) -> Found:  # noqa: ARG001
     metric = linalg.damped(retain.moments.mean_second(), DAMPING)
-    condition = linalg.condition_number(metric)
-    top = linalg.generalised_eigh(forget.moments.mean_second(), metric, min(rank, forget.moments.n))
-    return Found(*top, condition)
+    return Found(*linalg.generalised_eigh(forget.moments.mean_second(), metric, min(rank, forget.moments.n)))
 
 
 def _mean_diff(forget: Seen, retain: Seen, rank: int, seed: int) -> Found:  # noqa: ARG001
