@@ -91,7 +91,14 @@ def _tendency(name: str, *, bad: str, good: str) -> Config:
             "capability": {"name": "panel"},
         },
         "locate": {"fitter": "contrast", "rank": 8},
-        "edit": {"method": "natural", "forget_weight": 0.3, "damping": 1.0, "sites": "mlp"},
+        "edit": {
+            "method": "natural",
+            "forget_weight": 0.3,
+            "damping": 1.0,
+            "rank": 16,
+            "truncation": "svd",
+            "sites": "mlp",
+        },
         "budget": {"kl": 0.01, "near_ce": 0.02},
         "attacks": [
             {"name": "relearn", "learning_rates": [3e-5, 1e-4, 1e-3], "max_steps": 8, **quick},
