@@ -123,10 +123,10 @@ def _not_removed(m: Measures, t: Thresholds) -> str:
             return f"{a.name} did not converge: R rose by {a.rise:.2f} in the last doubling of its steps"
         if a.informative and not a.removal_low >= t.removal:
             r = range_text(a.removal, a.removal_low, a.removal_high, t.removal)
-            return f"removal under {a.name} is {r}, not {t.removal:g} or more"
+            return f"removal under {a.name} is {r}, and its lower bound must be {t.removal:g} or more"
         if a.informative and not a.max_R_high <= t.max_R:
             r = range_text(a.max_R, a.max_R_low, a.max_R_high, t.max_R)
-            return f"R under {a.name} reaches {r}, above {t.max_R:g}"
+            return f"R under {a.name} reaches {r}, and its upper bound must be {t.max_R:g} or less"
     return "" if any(a.informative for a in m.cheap()) else _NO_ATTACK
 
 
