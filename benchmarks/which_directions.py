@@ -1,6 +1,6 @@
 """How many directions of a natural-gradient edit hold for text that it was not computed from.
 
-    python benchmarks/which_directions.py threats flattery --damping 1
+    python -m benchmarks.which_directions threats --damping 1
 
 The edit is cut to its best rank k a site in the metric of the retain text, and scaled to the same disruption. To first
 order, what it then does to bad and to good completions is a sum over directions, so one pass tells it for every k:
@@ -9,7 +9,7 @@ order, what it then does to bad and to good completions is a sum over directions
     halves    computed from one half of the prompts, seen on the other; mean of both ways
     near      bad and good completions to the near prompts: the tuning part of the tendencies
 
-each as a share of its largest. Three minutes a recipe on two cores.
+each as a share of its largest. Ten minutes on one thread beside other work.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from hooklearn import models
+from hooklearn import linalg, models
 from hooklearn.config import parse
 from hooklearn.data import Corpus, load_corpus
 from hooklearn.edit import Problem
@@ -60,14 +60,6 @@ class Effect:
         return effect / effect.abs().max()
 
 
-def whitened(of: Mapping[str, Updates], site: str, x: Tensor, g: Tensor) -> dict[str, Tensor]:
-    def one(gradient: Tensor) -> Tensor:
-        half = torch.linalg.solve_triangular(g, gradient, upper=False)
-        return torch.linalg.solve_triangular(x, half.T, upper=False).T
-
-    return {name: one(gradients[site]) for name, gradients in of.items()}
-
-
 def effects(name: str, damping: float, weight: float) -> pd.DataFrame:
     """One row per rank: what is left of the effect on each text at the same disruption."""
     setup = Setup.load(parse(recipe(name)), Path(), lambda _: None)
@@ -92,11 +84,11 @@ def effects(name: str, damping: float, weight: float) -> pd.DataFrame:
     )  # fmt: skip
     sizes = dict.fromkeys(every, 0.0)
     for site, x, g in metric.factors():
-        for text, h in whitened(every, site, x, g).items():
-            sizes[text] += float(h.double().square().sum())
+        for text, gradient in every.items():
+            sizes[text] += float(linalg.whitened(gradient[site], x, g).double().square().sum())
     edits = {text: Effect() for text in texts}
     for site, x, g in metric.factors():
-        seen = whitened(every, site, x, g)
+        seen = {text: linalg.whitened(gradient[site], x, g) for text, gradient in every.items()}
         for text in ("given", "half 0", "half 1"):
             down, up = (seen[f"{text}: {side}"] / math.sqrt(sizes[f"{text}: {side}"]) for side in SIDES)
             edits[text].add(weight * down - up, seen)

@@ -87,6 +87,19 @@ def precondition(
     return update
 
 
+def whitened(
+    update: Float[Tensor, "d_out d_in"],
+    x_factor: Float[Tensor, "d_in d_in"] | None,
+    g_factor: Float[Tensor, "d_out d_out"] | None,
+) -> Float[Tensor, "d_out d_in"]:
+    """``L_B^-1 U L_A^-T``: half of :func:`precondition`. Inner products of these are those of the metric's inverse."""
+    if g_factor is not None:
+        update = torch.linalg.solve_triangular(g_factor, update, upper=False)
+    if x_factor is not None:
+        update = torch.linalg.solve_triangular(x_factor, update.T, upper=False).T
+    return update
+
+
 def _on_own_part(update: DTensor, dim: int, solve: Callable[[Tensor], Tensor]) -> DTensor:
     """With the update cut along ``dim``: by way of the whole matrix, since gloo has nothing more direct."""
     cut = update.redistribute(placements=[Replicate()]).redistribute(placements=[Shard(dim)])

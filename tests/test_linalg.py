@@ -285,6 +285,17 @@ def test_all_generalised_eigenvectors_are_the_inverse_metric(seed: int, d: int) 
 
 
 @given(seeds, st.integers(2, 6), st.integers(2, 6))
+def test_inner_products_of_whitened_updates_are_those_of_the_inverse_metric(seed: int, d_out: int, d_in: int) -> None:
+    """<W U, W V> = <U, F^-1 V>, and F^-1 changes the product (positive control)."""
+    x, g = (torch.linalg.cholesky(spd(d, seed + i)) for i, d in enumerate((d_in, d_out)))
+    u, v = (randn(d_out, d_in, seed=seed + 2 + i).double() for i in range(2))
+    true = (u * linalg.precondition(v, x, g)).sum()
+    found = (linalg.whitened(u, x, g) * linalg.whitened(v, x, g)).sum()
+    assert close(found, true, DOUBLE)
+    assert not close((u * v).sum(), true, DOUBLE)
+
+
+@given(seeds, st.integers(2, 6), st.integers(2, 6))
 def test_precondition_is_the_inverse_kronecker_fisher(seed: int, d_out: int, d_in: int) -> None:
     """B^-1 C A^-1, and the same as solving with the dense (B (x) A) on the flattened update."""
     a, b = spd(d_in, seed), spd(d_out, seed + 1)

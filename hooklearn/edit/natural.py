@@ -277,11 +277,7 @@ class Metric(SiteMetric):
         """Truncated SVD of ``L_B^-1 G L_A^-T``, mapped back: the best rank-k update per unit of KL."""
         out = {}
         for name, x, g in self.factors():
-            update = gradient[name]
-            half = update if g is None else torch.linalg.solve_triangular(g, update, upper=False)
-            if x is not None:
-                half = torch.linalg.solve_triangular(x, half.T, upper=False).T
-            u, s, v = linalg.top_components(half, rank)
+            u, s, v = linalg.top_components(linalg.whitened(gradient[name], x, g), rank)
             kept = (u * s.to(u.dtype)) @ v.T
             if g is not None:
                 kept = torch.linalg.solve_triangular(g.T, kept, upper=True)
