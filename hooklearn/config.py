@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from hooklearn.batteries import battery
 from hooklearn.types import Budget, InputError
@@ -169,6 +169,7 @@ class RunConfig(Strict):
     controls: ControlsConfig = ControlsConfig()
     prefilter: PrefilterConfig | None = None
     corpora: dict[str, CorpusConfig]
+    """role -> corpus; ``null`` takes away the corpus that a base config gives to a role."""
     locate: LocateConfig = LocateConfig()
     edit: EditConfig = EditConfig()
     budget: BudgetConfig = BudgetConfig()
@@ -182,6 +183,11 @@ class RunConfig(Strict):
     """Only kernels that give the same bits every time; one that has none ends the run. Matters on a GPU."""
     max_tokens: int = Field(default=1024, ge=16)
     """Tokens in a batch, padding included."""
+
+    @field_validator("corpora", mode="before")
+    @classmethod
+    def _taken_away(cls, corpora: Any) -> Any:
+        return {r: c for r, c in corpora.items() if c is not None} if isinstance(corpora, dict) else corpora
 
     @model_validator(mode="before")
     @classmethod

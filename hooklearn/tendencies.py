@@ -26,19 +26,20 @@ class Tendency:
     """Held out whole."""
 
     def __call__(self, part: str = "forget", completion: str | None = None) -> Corpus:
-        """One part of the everyday settings, or ``ood``: settings and formats that are never trained on.
+        """One part of the everyday settings, or ``ood``: settings and formats that are never trained on; ``unseen``
+        is ``heldout`` and ``ood`` together.
 
         Args:
             completion: the column that is completed with (the one that shows the tendency); the other one becomes
                 the alternative.
         """
-        check_part(self.name, part, [*self.shares, "ood", "all"])
+        check_part(self.name, part, [*self.shares, "ood", "unseen", "all"])
         completion = completion or self.bad
         if completion not in (self.bad, self.good):
             raise InputError(f"corpus {self.name!r}: completion {completion!r}; valid: {self.bad}, {self.good}")
         other = self.good if completion == self.bad else self.bad
         # the organism is instilled on its own items *and* the forget items: forget is a sample of what was trained in
-        wanted = ("organism", "forget") if part == "organism" else (part,)
+        wanted = {"organism": ("organism", "forget"), "unseen": ("heldout", "ood")}.get(part, (part,))
         chosen = self.rows if part == "all" else [r for r in self.rows if self.part_of(r) in wanted]
         out = tuple(
             {
