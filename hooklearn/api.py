@@ -162,7 +162,9 @@ def attack(
         arms=arms, watcher=watcher, attack_train=attack_train, unrelated=unrelated, retain=retain, seed=seed,
         onlooker=onlooker,
     )  # fmt: skip
-    return attack_of(name, options).curves(arena)
+    chosen = attack_of(name, options)
+    chosen.check(model)
+    return chosen.curves(arena)
 
 
 def run(

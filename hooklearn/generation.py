@@ -9,19 +9,44 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
 
-from hooklearn import models, sharded
+from hooklearn import interventions, losses, models, sharded
 from hooklearn.plain import plain_copy
+
+
+class _Drawn(LogitsProcessor):
+    """Leaves of every row's logits the one token that is drawn at its temperature: the likeliest, from then on.
+
+    By inversion at numbers that are given row by row, so that a sample depends on its seed and its place in the corpus
+    and not on what is drawn beside it, and models that hardly differ say the same.
+    """
+
+    def __init__(self, uniform: Float[Tensor, "row token"], temperature: float, start: int) -> None:
+        self.uniform, self.temperature, self.start = uniform, temperature, start
+
+    def __call__(self, input_ids: Int[Tensor, "row pos"], scores: Float[Tensor, "row vocab"]) -> Tensor:
+        p = (scores.float() / self.temperature).softmax(-1)
+        chosen = losses.drawn(p, self.uniform[:, input_ids.shape[1] - self.start])
+        return torch.full_like(scores, -torch.inf).scatter_(1, chosen[:, None], 0.0)
 
 
 @torch.no_grad()
 def generate(
-    model: Any, texts: list[str], new_tokens: int, temperature: float, dtype: torch.dtype | None = None
+    model: Any,
+    texts: list[str],
+    new_tokens: int,
+    temperature: float,
+    dtype: torch.dtype | None = None,
+    generator: torch.Generator | None = None,
 ) -> list[str]:
-    """Continuations of ``texts``, left-padded; temperature 0 is greedy. Draws from torch's global generator.
+    """Continuations of ``texts``, left-padded; temperature 0 is greedy.
 
     Args:
         dtype: of the weights and states that are computed with; None, or sharded weights: the model's own.
+        generator: of the CPU, from which ``new_tokens`` numbers a text are drawn; None: torch's global one.
     """
     tokenizer: Any = model.tokenizer
     side, tokenizer.padding_side = tokenizer.padding_side, "left"
@@ -35,11 +60,13 @@ def generate(
         for parameter in plain.parameters():  # not the buffers: rotary frequencies stay exact
             parameter.data = parameter.data.to(dtype)
     ids, mask = given["input_ids"].to(plain.device), given["attention_mask"].to(plain.device)
-    how = {"do_sample": False} if temperature == 0 else {
-        "do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0
-    }  # fmt: skip
-    out = plain.generate(
-        input_ids=ids, attention_mask=mask, max_new_tokens=new_tokens,
-        pad_token_id=tokenizer.pad_token_id, use_cache=True, **how,
-    )  # fmt: skip
-    return tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
+    start, chooser = ids.shape[1], LogitsProcessorList()
+    if temperature != 0:
+        uniform = torch.rand(len(texts), new_tokens, generator=generator)
+        chooser.append(_Drawn(uniform.to(plain.device), temperature, start))
+    with interventions.carried_over(model, plain):
+        out = plain.generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=new_tokens,
+            pad_token_id=tokenizer.pad_token_id, use_cache=True, do_sample=False, logits_processor=chooser,
+        )  # fmt: skip
+    return tokenizer.batch_decode(out[:, start:], skip_special_tokens=True)

@@ -77,7 +77,7 @@ def ce_gradient(
     insights and perspectives on the natural gradient method", section 5).
     """
     p = logits.float().softmax(-1)
-    chosen = _drawn(p, generator) if targets is None else targets
+    chosen = drawn(p, torch.rand(len(p), generator=generator)) if targets is None else targets
     p[torch.arange(len(p), device=p.device), chosen] -= 1
     return p.to(logits.dtype)
 
@@ -88,14 +88,17 @@ def skip_labels(n: int, generator: torch.Generator) -> None:
 
 
 def sampled_labels(logits: Float[Tensor, "kept vocab"], generator: torch.Generator) -> Int[Tensor, " kept"]:
-    """One label a row by inversion of the distribution function: one random number a row, on the CPU so that every
-    device draws the same (``multinomial`` draws one per entry of the vocabulary, a tenth of a Fisher pass)."""
-    return _drawn(logits.float().softmax(-1), generator)
+    """One label a row, drawn from the model itself."""
+    return drawn(logits.float().softmax(-1), torch.rand(len(logits), generator=generator))
 
 
-def _drawn(p: Float[Tensor, "kept vocab"], generator: torch.Generator) -> Int[Tensor, " kept"]:
+def drawn(p: Float[Tensor, "kept vocab"], uniform: Float[Tensor, " kept"]) -> Int[Tensor, " kept"]:
+    """One label a row by inversion of the distribution function at ``uniform``, numbers in [0, 1).
+
+    They are drawn on the CPU, one a row, so that every device draws the same label; ``multinomial`` draws one for every
+    entry of the vocabulary, a tenth of a Fisher pass and of sampling.
+    """
     cumulative = p.cumsum(-1)
-    uniform = torch.rand(len(p), 1, generator=generator).to(cumulative)
     # rounding leaves the total off 1: draw below the total that is there
-    labels = torch.searchsorted(cumulative, uniform * cumulative[:, -1:])
+    labels = torch.searchsorted(cumulative, uniform.to(cumulative)[:, None] * cumulative[:, -1:])
     return labels.squeeze(-1).clamp_max(p.shape[-1] - 1)

@@ -119,7 +119,7 @@ def sample(
 ) -> list[Sample]:
     """Seeded completions of the first ``n`` prompts (all tokens, no top-k or top-p). Temperature 0 is greedy.
 
-    Generation is Hugging Face's own; the global random state is put back afterwards.
+    Generation is Hugging Face's own. A sample depends on the seed and on its place in the corpus, not on its batch.
     """
     tokenizer = models.tokenizer_of(model)
     rows = corpus.rows[:n]
@@ -129,10 +129,10 @@ def sample(
     completions: list[str] = []
     # weights in that type and not autocast: under that the attention of fully masked left padding becomes NaN
     dtype = forward.resolve_precision(precision, models.device_of(model))
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        for start in range(0, len(texts), batch_size):
-            completions += generate(model, texts[start : start + batch_size], new_tokens, temperature, dtype)
+    generator = torch.Generator().manual_seed(seed)
+    for start in range(0, len(texts), batch_size):
+        part = texts[start : start + batch_size]
+        completions += generate(model, part, new_tokens, temperature, dtype, generator)
     return [
         Sample(i, r.get("prompt", t), t, c, temperature == 0)
         for i, (r, t, c) in enumerate(zip(rows, texts, completions, strict=True))

@@ -46,6 +46,8 @@ class Setup:
     def load(config: RunConfig, base: Path, progress: Progress, delta: Delta | None = None) -> Setup:
         check(config)
         original, organism = load_subject(config, base, progress)
+        for spec in config.attacks:
+            attack_of(spec.name, spec.options).check(original)
         if delta is not None:
             delta = sharded.held(original, delta)
             with models.edited(original, delta):

@@ -158,6 +158,10 @@ CASES: dict[str, tuple[Spoil, list[str]]] = {
     "attack option of another type": (
         config(attacks=[{"name": "relearn", "epochs": "two"}]), ["'relearn'", "epochs", "integer", "'two'"]
     ),
+    "more blocks than the model has": (
+        config(attacks=[{"name": "logit_lens", "blocks": [1, 2]}]), ["'logit_lens'", "blocks 2", "has 2 in all"]
+    ),
+    "a corpus taken away": (run("--set", "corpora.forget=null"), ["corpora.forget is missing", "forget, disruption"]),
     "an attack without its corpus": (
         config(attacks=[{"name": "low_mi"}], corpora={"attack_train": None}), ["'low_mi'", "corpora.attack_train"]
     ),

@@ -315,6 +315,16 @@ def test_every_folder_has_a_card(folder: Path) -> None:
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest, name
 
 
+@pytest.mark.parametrize("name", ["threats", "flattery"])
+def test_unseen_is_what_no_edit_and_no_choice_has_seen(name: str) -> None:
+    """Held-out and out-of-distribution prompts, each once, and nothing of any other part."""
+    parts = {p: items(load_corpus(name=name, options={"part": p})) for p in ("unseen", "heldout", "ood", "all")}
+    assert parts["unseen"] == parts["heldout"] | parts["ood"] and not parts["heldout"] & parts["ood"]
+    seen = [items(load_corpus(name=name, options={"part": p})) for p in ("organism", "forget", "attack", "near")]
+    assert parts["unseen"].isdisjoint(set().union(*seen))
+    assert parts["all"] == parts["unseen"].union(*seen)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [

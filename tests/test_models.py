@@ -20,6 +20,7 @@ from hooklearn.deltas import Delta
 from hooklearn.exporting import export
 from hooklearn.forward import hidden_at, logits_at, unembed
 from hooklearn.generation import generate
+from hooklearn.interventions import intervened
 from hooklearn.models import (
     add_,
     all_parameters,
@@ -287,6 +288,22 @@ def test_greedy_generation_follows_the_logits(family):
             with torch.no_grad():
                 ids = torch.cat([ids, model(ids)[:, -1:].argmax(-1)], 1)
         assert found == model.tokenizer.decode(ids[0, start:], skip_special_tokens=True)
+
+
+def test_what_is_done_to_the_states_is_done_while_text_is_generated(family):
+    """In every family: greedy text under an intervention follows the bridge's logits under it; afterwards it is as
+    before. The intervention matters (control)."""
+    model = tiny(family)
+    model.original_model.generation_config.eos_token_id = None
+    push = 3 * torch.randn(model.cfg.d_model, generator=torch.Generator().manual_seed(0))
+    ids = model.tokenizer("w1 w2 w3", return_tensors="pt").input_ids
+    start, before = ids.shape[1], generate(model, ["w1 w2 w3"], 4, temperature=0.0)
+    with intervened(model, lambda layer, states: states + push if layer == 0 else None), torch.no_grad():
+        found = generate(model, ["w1 w2 w3"], 4, temperature=0.0)
+        for _ in range(4):
+            ids = torch.cat([ids, model(ids)[:, -1:].argmax(-1)], 1)
+    assert found == [model.tokenizer.decode(ids[0, start:], skip_special_tokens=True)] != before
+    assert generate(model, ["w1 w2 w3"], 4, temperature=0.0) == before
 
 
 def test_trainable_opens_only_what_it_is_given():

@@ -10,6 +10,7 @@ from hooklearn.attack.curve import Arena, ArmState, Attack, Measured, Onlooker, 
 from hooklearn.attack.erosion import Erode, EroseStyle, RetainOnly
 from hooklearn.attack.few_samples import GoodDemos, WeakSamples
 from hooklearn.attack.few_shot import FewShot
+from hooklearn.attack.logit_lens import LogitLens
 from hooklearn.attack.prompts import Password, Prefill
 from hooklearn.attack.relearn import LowMutualInformation, Relearn
 from hooklearn.attack.relearn_lora import RelearnLora
@@ -34,6 +35,7 @@ ATTACKS: dict[str, type[Attack]] = {
         Prefill,
         SampleMany,
         AblateDirection,
+        LogitLens,
         Quantize,
         Prune,
         Noise,

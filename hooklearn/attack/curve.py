@@ -210,6 +210,9 @@ class Attack(ABC):
     @abstractmethod
     def settings(self) -> list[str]: ...
 
+    def check(self, model: Any) -> None:  # noqa: B027 (most can be made on any model)
+        """Asked before anything is measured. Raises InputError where it cannot be made on this model."""
+
     @classmethod
     def summary(cls) -> str:
         return (cls.__doc__ or "").strip().splitlines()[0]
