@@ -25,7 +25,7 @@ def calibrate(
     ] = None,
     seeds: Annotated[
         list[int] | None,
-        typer.Option("--seed", "--seeds", metavar="N", help="Several times; default: 3, 4 and 5 (tiny), 0 (others)."),
+        typer.Option("--seed", "--seeds", metavar="N", help="Several times; default: 6, 7 and 8 (tiny), 0 (others)."),
     ] = None,
     model: Annotated[
         str, typer.Option(metavar="NAME", help="tiny, or a model of which an organism is shipped.")

@@ -35,7 +35,7 @@ class AblateDirection(Attack):
     needs: ClassVar[str] = "attack_train"
     cheap: ClassVar[bool] = True
     follows_edit: ClassVar[bool] = True
-    directions: tuple[int, ...] = (1, 4)
+    directions: tuple[int, ...] = (1, 2)
     """How many, the mean difference first; samples are drawn at the most."""
     prompts: int = 64
     skip: int = 1
