@@ -30,13 +30,12 @@ def summary_table(run: Run | str | Path) -> pd.DataFrame:
     run = read_run(run)
     rows = run.curves.loc[run.curves["split"] == "heldout"]
     arms = in_order(rows["arm"], ARMS)
-    groups = grouped(rows, "metric", "attack")
+    worst = _worst(rows)
     columns: dict[str, Any] = {"arm": arms}
     for metric in in_order(rows["metric"], METRICS):
-        for attack in in_order({a for m, a in groups if m == metric}, ("none",)):
-            worst = _worst(groups[metric, attack])
+        for attack in in_order(rows.loc[rows["metric"] == metric, "attack"], ("none",)):
             name = "before" if attack == "none" else attack
-            columns[f"{metric}: {name}"] = [worst.get(arm, float("nan")) for arm in arms]
+            columns[f"{metric}: {name}"] = [worst.get((metric, attack, arm), float("nan")) for arm in arms]
     columns["far KL"] = [_disruption(run, arm, "kl") for arm in arms]
     columns["near CE"] = [_disruption(run, arm, "near_ce") for arm in arms]
     if not run.capability.empty:
@@ -75,13 +74,11 @@ def _mean_over_items(values: Any) -> tuple[float, float]:
     return float(values.mean()), float(values.sem())
 
 
-def _worst(rows: pd.DataFrame) -> dict[str, float]:
-    """arm -> highest mean over the seeds that were measured."""
+def _worst(rows: pd.DataFrame) -> dict[tuple[str, str, str], float]:
+    """(metric, attack, arm) -> highest mean over the seeds that were measured."""
     settled = rows.loc[~rows["diverged"].astype(bool)]
-    worst: dict[str, float] = {}
-    for (arm, _, _), cell in grouped(settled, "arm", "setting", "step").items():
-        worst[arm] = float(np.fmax(worst.get(arm, np.nan), mean(cell["value"])))
-    return worst
+    means = settled.groupby(["metric", "attack", "arm", "setting", "step"])["value"].mean()
+    return means.groupby(["metric", "attack", "arm"]).max().to_dict()
 
 
 def _disruption(run: Run, arm: str, key: str) -> float:
