@@ -79,7 +79,7 @@ analysis.plots.separation_map(spaces.to_dataframe())
 
 # %% [markdown]
 # **4. Edit, to an exact budget.** Threats are made less likely and harmless answers likelier, along the directions that matter least to
-# text that must not change (a natural gradient). What it may cost is fixed beforehand: *far KL*, how far the model moves on unrelated
+# text that must not change (a natural gradient), and of those only the 16 at every weight that do most. What it may cost is fixed beforehand: *far KL*, how far the model moves on unrelated
 # text, at most .01 nats per token; *near CE*, how much worse harmless answers to the same kind of prompt may get, at most .02 (negative:
 # they got better). The model is not touched: the result is a *delta*, what would be added to the weights, scaled until it uses the
 # budget and no more. The trace shows what every scale cost.
@@ -87,7 +87,8 @@ analysis.plots.separation_map(spaces.to_dataframe())
 # %%
 result = hl.edit(
     model, "natural", forget=forget, retain=retain,
-    reference=REFERENCE, disruption=DISRUPTION, near=corpus("near", GOOD).take(24), budget=BUDGET, forget_weight=0.3, damping=1.0,
+    reference=REFERENCE, disruption=DISRUPTION, near=corpus("near", GOOD).take(24), budget=BUDGET,
+    forget_weight=0.3, damping=1.0, rank=16, truncation="svd",
 )
 print(result)
 result.trace.to_dataframe().round(4)
