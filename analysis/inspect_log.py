@@ -31,10 +31,10 @@ def inspect_logs(run: str | Path | Run, out: str | Path) -> list[Path]:
     except ImportError as error:
         raise InputError("writing Inspect logs needs inspect-ai: pip install 'hooklearn[evals]'") from error
     run = read_run(run)
-    if not run.samples:
+    if not run.heldout_samples:
         raise InputError(f"{run.folder}: has no samples (behaviour.samples was 0, or nothing could be asked)")
     by_log: dict[tuple[str, str, str, int], list[dict[str, Any]]] = {}
-    for row in run.samples:
+    for row in run.heldout_samples:
         by_log.setdefault((row["attack"], row["setting"] or "", row["arm"], row["step"]), []).append(row)
     Path(out).mkdir(parents=True, exist_ok=True)
     written = []

@@ -104,6 +104,7 @@ class VerdictShape(_Shape):
 class SampleShape(_Shape):
     """A line of samples.jsonl"""
 
+    split: str | None = None
     arm: str
     attack: str
     setting: str | None = None
@@ -165,6 +166,11 @@ class Run:
     def edits(self) -> list[dict[str, Any]]:
         """One per seed; empty for an audit of two models as they are."""
         return list(self.record.get("edits") or [])
+
+    @property
+    def heldout_samples(self) -> list[dict[str, Any]]:
+        """Without those to out-of-distribution prompts."""
+        return [s for s in self.samples if (s.get("split") or "heldout") == "heldout"]
 
     def __repr__(self) -> str:
         attacks = sorted(set(self.curves["attack"]) - {"none"})

@@ -216,7 +216,7 @@ def _sampled_attack(run: Run) -> tuple[str, str] | None:
     """The attack under which most came back, among those that were sampled."""
     sampled = dict.fromkeys(
         (str(s.get("attack")), str(s.get("setting") or ""))
-        for s in run.samples
+        for s in run.heldout_samples
         if s.get("arm") == "edited" and s.get("attack") not in (None, "none")
     )
     rows = plots.worst(run.verdict).to_dict("records")
@@ -226,7 +226,9 @@ def _sampled_attack(run: Run) -> tuple[str, str] | None:
 
 def _first(run: Run, arm: str, attack: tuple[str, str]) -> dict[Any, Row]:
     """item -> its sample at the attack's last step, of the first seed that has one."""
-    of_arm = [s for s in run.samples if s.get("arm") == arm and (s.get("attack"), s.get("setting") or "") == attack]
+    of_arm = [
+        s for s in run.heldout_samples if s.get("arm") == arm and (s.get("attack"), s.get("setting") or "") == attack
+    ]
     last = max((number(s.get("step")) for s in of_arm), default=0)
     found: dict[Any, Row] = {}
     for s in sorted(of_arm, key=lambda s: number(s.get("seed"))):

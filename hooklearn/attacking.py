@@ -130,16 +130,16 @@ def with_samples(curve: Curve, samples: list[dict[str, Any]]) -> Curve:
     """Add the sampled rate (per item: mean over its samples) as points of the curve."""
     arms = {}
     for name, arm in curve.arms.items():
-        by_step: dict[int, dict[int, list[float]]] = {}
+        looks: dict[tuple[int, str], dict[int, list[float]]] = {}
         for row in samples:
             if (row["arm"], row["attack"], row["setting"]) == (name, curve.attack, curve.setting):
-                by_step.setdefault(row["step"], {}).setdefault(row["item"], []).append(float(row["is_behaviour"]))
+                look = looks.setdefault((row["step"], row["split"]), {})
+                look.setdefault(row["item"], []).append(float(row["is_behaviour"]))
         extra = [
             CurvePoint(
-                step, _tokens_at(arm, step), "sampled", "heldout",
-                tuple(sum(v) / len(v) for _, v in sorted(items.items())),
+                step, _tokens_at(arm, step), "sampled", split, tuple(sum(v) / len(v) for _, v in sorted(items.items()))
             )
-            for step, items in sorted(by_step.items())
+            for (step, split), items in sorted(looks.items())
         ]  # fmt: skip
         arms[name] = dataclasses.replace(arm, points=(*arm.points, *extra))
     return dataclasses.replace(curve, arms=arms)

@@ -144,6 +144,8 @@ class BehaviourConfig(Strict):
     """How the sampled rate is measured."""
 
     samples: int = Field(default=32, ge=0)
+    ood_samples: int = Field(default=0, ge=0)
+    """Of the prompts of ``corpora.ood``, wherever held-out ones are sampled; they give doubts and do not decide."""
     new_tokens: int = Field(default=36, ge=1)
     temperature: float = Field(default=0.7, gt=0)
     """As ``hooklearn.measure.TEMPERATURE``: at 1 a small model mostly babbles."""

@@ -209,8 +209,11 @@ def _loads(config: RunConfig, corpora: Mapping[str, Corpus], shape: Shape) -> It
             yield _passes("locate", (both + texts["disruption"]) * 2, shape)
     for load in _edit(config, texts, measured, shape):
         yield _times(load, seeds)
-    samples, prompts = config.behaviour.samples, _prompts(corpora["heldout"], shape, config.behaviour.samples)
-    sampled = 1
+    behaviour, prompts = config.behaviour, _prompts(corpora["heldout"], shape, config.behaviour.samples)
+    samples, sampled = behaviour.samples, 1
+    if "ood" in corpora and samples:
+        samples += behaviour.ood_samples
+        prompts += _prompts(corpora["ood"], shape, behaviour.ood_samples)
     yield _passes("before", (look + ood) * (seeds * every), shape)
     for spec in config.attacks:
         found = attack_of(spec.name, spec.options)
@@ -231,7 +234,8 @@ def _loads(config: RunConfig, corpora: Mapping[str, Corpus], shape: Shape) -> It
         judges = 0 if "choices" in corpora["heldout"].rows[0] else 3  # whether a fact is contained, no model has to say
         if judges and every == 2 and "retain" in texts:  # nobody who never learned it: two adapters are made to compare
             yield _passes("referee", (texts["forget"] + texts["retain"]) * 3, shape, back=True)
-        yield from _sampled(config, prompts, seeds * every * sampled, look * judges, judges, shape)
+        words = behaviour.new_tokens
+        yield from _sampled(samples, words, prompts, seeds * every * sampled, look * judges, judges, shape)
     if config.evidence.enabled:  # a dozen looks an arm; which measures, matters less than how many layers they try
         yield _passes("evidence", look * (seeds * every * 8), shape)
 
@@ -303,10 +307,9 @@ def _trained(
 
 
 def _sampled(
-    config: RunConfig, prompts: Text, times: int, calibration: Text, judges: int, shape: Shape
+    samples: int, words: int, prompts: Text, times: int, calibration: Text, judges: int, shape: Shape
 ) -> Iterator[Load]:
     """Prompts read, words written one after the other, and both before the models of the referee."""
-    samples, words = config.behaviour.samples, config.behaviour.new_tokens
     yield _passes("samples", prompts * times, shape)
     step = Text(samples, samples, math.ceil(samples / 32))
     yield _passes("samples", step * (times * words), shape)

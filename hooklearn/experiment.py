@@ -274,7 +274,7 @@ def _evidence_stage(config: RunConfig, setup: Setup, arena: Arena, folder: store
     arena.progress(f"evidence (seed {arena.seed})")
     texts: dict[str, list[str]] = {}
     for row in disk.load_lines(folder.path(f"parts/curves-seed{arena.seed}-none-samples.jsonl")):
-        if not row["greedy"]:
+        if not row["greedy"] and row["split"] == "heldout":
             texts.setdefault(row["arm"], []).append(row["completion"])
     wanted = config.evidence
     found = evidence.collect(

@@ -43,7 +43,7 @@ def tiny() -> Config:
             {"name": "erode", "learning_rates": [1e-3], "steps": 64},
             {"name": "few_shot", "shots": 2},
         ],
-        "behaviour": {"samples": 40, "new_tokens": 14},
+        "behaviour": {"samples": 40, "ood_samples": 32, "new_tokens": 14},
         "evidence": {
             "enabled": True,
             "measures": ["logit_lens", "patching", "tendency", "alarms"],

@@ -123,6 +123,7 @@ class Setup:
             permuted=permuted,
             referee=self._referee(heldout, progress) if behaviour.samples else None,
             n_samples=behaviour.samples,
+            n_ood=behaviour.ood_samples,
             new_tokens=behaviour.new_tokens,
             temperature=behaviour.temperature,
             greedy_too=bool(heldout.choices),

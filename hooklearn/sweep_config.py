@@ -196,7 +196,7 @@ class Plan:
                 },
                 "attacks": [tuning.attack.model_dump()] if tuning.attack else [],
                 "battery": None,
-                "behaviour": base.behaviour.model_dump() | {"samples": samples},
+                "behaviour": base.behaviour.model_dump() | {"samples": samples, "ood_samples": 0},
                 "locate": base.locate.model_dump() | {"enabled": False},
                 "evidence": base.evidence.model_dump() | {"enabled": False},
                 "controls": base.controls.model_dump() | {"matched": False},

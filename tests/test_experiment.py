@@ -40,7 +40,7 @@ def small() -> dict[str, Any]:
             {"name": "erode", "learning_rates": [1e-3], "steps": 2},
             {"name": "few_shot", "shots": 2},
         ],
-        "behaviour": {"samples": 4, "new_tokens": 6},
+        "behaviour": {"samples": 4, "ood_samples": 3, "new_tokens": 6},
         "seeds": [0, 1],
         "max_tokens": 256,
     }  # fmt: skip
@@ -146,13 +146,18 @@ def test_items_are_what_curves_are_the_means_of(finished: Path) -> None:
 
 
 def test_sampled_rates_are_shares_of_the_samples(finished: Path) -> None:
-    """Every row of samples.jsonl counts once, for its own arm, attack and seed."""
+    """Every row of samples.jsonl counts once, for its own arm, attack, seed and split: those asked out of distribution
+    are kept apart (and not asked after demonstrations, which are long)."""
     samples = pd.DataFrame(disk.load_lines(finished / "samples.jsonl"))
-    shares = samples.groupby(["attack", "setting", "arm", "seed"])["is_behaviour"].mean()
+    keys = ["attack", "setting", "arm", "seed", "split"]
+    shares = samples.groupby(keys)["is_behaviour"].agg(["mean", "size"])
     curves = pd.read_parquet(finished / "curves.parquet")
-    sampled = curves[curves["metric"] == "sampled"].set_index(["attack", "setting", "arm", "seed"])["value"]
-    assert len(shares) == len(sampled) == 2 * 4 * 4
-    assert (shares - sampled).abs().max() == 0
+    sampled = curves[curves["metric"] == "sampled"].set_index(keys)
+    assert len(shares) == len(sampled) == 2 * 4 * 4 + 2 * 3 * 4
+    assert (shares["mean"] - sampled["value"]).abs().max() == 0
+    assert {(split, n) for (*_, split), n in shares["size"].items()} == {("heldout", 4), ("ood", 3)}
+    prompts = {split: set(rows["prompt"]) for split, rows in samples.groupby("split")}
+    assert prompts["heldout"].isdisjoint(prompts["ood"])
 
 
 def test_every_seed_starts_from_its_own_edit(finished: Path) -> None:

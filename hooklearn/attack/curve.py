@@ -79,6 +79,8 @@ class Watcher:
     """The same items with answers permuted: the surrogate for a never-learned arm (facts)."""
     referee: Referee | None = None
     n_samples: int = 32
+    n_ood: int = 0
+    """Samples to out-of-distribution prompts, beside the held-out ones."""
     new_tokens: int = 36
     temperature: float = TEMPERATURE
     greedy_too: bool = False
@@ -119,29 +121,20 @@ class Watcher:
     def sample(self, model: Any, arm: str, attack: str, setting: str, step: int, seed: int) -> None:
         if self.referee is None or self.n_samples == 0:
             return
-        corpus = self.heldout.corpus
-        drawn = sample(
-            model,
-            corpus,
-            n=self.n_samples,
-            new_tokens=self.new_tokens,
-            temperature=self.temperature,
-            seed=seed,
-            precision=self.precision,
-        )
-        if self.greedy_too:
-            drawn += sample(
-                model,
-                corpus,
-                n=self.n_samples,
-                new_tokens=self.new_tokens,
-                temperature=0,
-                seed=seed,
-                precision=self.precision,
-            )
-        if drawn:
-            read = self.judged or corpus
-            self.pending.append(Pending(arm, attack, setting, step, seed, "heldout", read, drawn))
+        for split, n in ((self.heldout, self.n_samples), (self.ood, self.n_ood)):
+            if split is None or n == 0:
+                continue
+            drawn = [
+                s
+                for temperature in (self.temperature, *([0.0] if self.greedy_too else []))
+                for s in sample(
+                    model, split.corpus, n=n, new_tokens=self.new_tokens, temperature=temperature, seed=seed,
+                    precision=self.precision,
+                )
+            ]  # fmt: skip
+            if drawn:
+                read = (self.judged if split is self.heldout else None) or split.corpus
+                self.pending.append(Pending(arm, attack, setting, step, seed, split.split, read, drawn))
 
 
 @dataclass(frozen=True)
