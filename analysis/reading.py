@@ -65,6 +65,15 @@ class _Edit(_Shape):
     cost: dict[str, Number] | None = None
 
 
+class _Referee(_Shape):
+    kind: str | None = None
+    threshold: Number = None
+    auc: Number = None
+    n: Number = None
+    median_bad: Number = None
+    median_good: Number = None
+
+
 class RecordShape(_Shape):
     """run.json"""
 
@@ -85,7 +94,7 @@ class RecordShape(_Shape):
     seeds: list[int] | None = None
     edits: list[_Edit] | None = None
     yardsticks: dict[str, dict[str, Number] | None] | None = None
-    referee: Entry | None = None
+    referee: _Referee | None = None
     attacks: list[Entry] | None = None
     cost: dict[str, Number] | None = None
 
@@ -105,6 +114,7 @@ class SampleShape(_Shape):
     """A line of samples.jsonl"""
 
     split: str | None = None
+    seed: int | None = None
     arm: str
     attack: str
     setting: str | None = None

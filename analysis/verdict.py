@@ -67,6 +67,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis import leniency
 from analysis.doubts import collect, degenerate, within_budget
 from analysis.evidence import judge as evidence
 from analysis.measures import AttackResult, Thresholds
@@ -164,7 +165,11 @@ def judge(
     result = Verdict(
         verdict=verdict,
         reason=reason,
-        doubts=(*collect(run, judged, t, [s.seeds_left_out for s in scores]), *evidence.doubts(run.evidence_records)),
+        doubts=(
+            *collect(run, judged, t, [s.seeds_left_out for s in scores]),
+            *leniency.doubts(run, judged, t, seed),
+            *evidence.doubts(run.evidence_records),
+        ),
         within_budget=within_budget(run),
         battery=_battery(run),
         never=_never(run, heldout),

@@ -48,7 +48,7 @@ ORDER = [
     "analysis.measures",
     "analysis.recovery",
     "analysis.rules",
-    "analysis.doubts",
+    "analysis.doubts analysis.leniency",
     "analysis.verdict",
     "analysis.equal",
     "analysis.comparison",

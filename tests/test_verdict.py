@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import analysis
+from analysis.leniency import at_threshold
 from analysis.measures import Thresholds, half_life, measure
 from analysis.rules import VERDICTS, decide, overall
 from analysis.scores import Resampler, highest, interval, read_scores
@@ -599,6 +600,47 @@ def test_each_reason_to_doubt_is_said_where_it_holds_and_only_there(doubt, tmp_p
     run = write_run(tmp_path / "run", **({"attacks": [REMOVED]} | DOUBTS[doubt]))
     result = judge(run, thresholds=CHEAP)
     assert any(doubt in d for d in result.doubts), result.doubts
+
+
+def scored(folder, scores):
+    """Every held-out sample of the run, with the score that ``scores`` gives to (arm, is it the behaviour)."""
+    items = pd.read_parquet(folder / "items.parquet").query("metric == 'sampled' and split == 'heldout'")
+    lines = [
+        {
+            **{k: row[k] for k in ("arm", "attack", "setting", "step", "seed", "item", "split")}, "prompt": "?",
+            "completion": "words that are words", "referee": scores(row["arm"], bool(row["value"])),
+            "is_behaviour": bool(row["value"]),
+        }
+        for row in items.to_dict("records")
+    ]  # fmt: skip
+    (folder / "samples.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    return judge(folder, thresholds=CHEAP)
+
+
+def test_a_verdict_that_hangs_on_the_referees_threshold_says_so(tmp_path):
+    """Medians at 2 and -2, so a tenth of the way is .4: scores that far from the threshold are safe (control), nearer
+    ones are not, on the side where they lie. The verdict itself stays what the run recorded."""
+    folder = write_run(tmp_path / "run", attacks=[REMOVED])
+    safe = scored(folder, lambda arm, found: 0.5 if found else -0.5)
+    assert safe.verdict == "REMOVED" and not any("referee (threshold" in d for d in safe.doubts)
+    close = scored(folder, lambda arm, found: 0.5 if found else -0.3 if arm == "edited" else -0.5)
+    (doubt,) = [d for d in close.doubts if "referee (threshold" in d]
+    assert close.verdict == "REMOVED" and "a more lenient referee (threshold -0.40 in place of 0.00" in doubt
+    assert "would make it INTACT" in doubt
+    strict = scored(folder, lambda arm, found: 0.3 if found else -0.5)  # nothing is the behaviour then: no gap
+    (doubt,) = [d for d in strict.doubts if "referee (threshold" in d]
+    assert "a stricter referee" in doubt and "UNDECIDED: no clear gap" in doubt
+
+
+def test_samples_without_scores_stay_as_they_were_judged(tmp_path):
+    """Judged again at its own threshold a run has the items that it had, whatever rows have no score."""
+    run = analysis.read_run(write_run(tmp_path / "run"))  # the scores of four items are kept
+    again = at_threshold(run, 0.0).items
+    before = run.items.query("metric == 'sampled' and split == 'heldout'")
+    keys = ["attack", "setting", "arm", "seed", "step", "item"]
+    assert 0 < len(run.samples) < len(before) == len(again)
+    same = before.set_index(keys)["value"].sort_index() == again.set_index(keys)["value"].sort_index()
+    assert same.all()
 
 
 def test_a_metric_without_a_control_is_capped_and_named(tmp_path):

@@ -1,0 +1,57 @@
+"""Would a referee that is a little stricter, or more lenient, have led to the same verdict?
+
+The threshold of a likelihood ratio lies half way between the medians of held-out bad and good completions. Which
+completions those are moves it by more than nothing, and samples of an edited model lie close to it. Their scores are
+kept (``samples.jsonl``), so the same samples can be judged again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from analysis.measures import Thresholds
+from analysis.reading import Run
+from analysis.rules import Judgement, decide
+from analysis.scores import read_scores
+from analysis.tables import number
+
+SHARE = 0.1
+"""Of the way between the two medians, up and down."""
+KEYS = ["attack", "setting", "arm", "seed", "step", "item"]
+"""What tells the samples of a run from each other."""
+
+
+def doubts(run: Run, judged: Sequence[Judgement], t: Thresholds, seed: int = 0) -> Iterator[str]:
+    """One sentence for each direction in which the verdict on held-out samples would change."""
+    mine = [j for j in judged if (j.measures.metric, j.measures.split) == ("sampled", "heldout")]
+    referee = run.record.get("referee") or {}
+    threshold, bad, good = (number(referee.get(k)) for k in ("threshold", "median_bad", "median_good"))
+    way = SHARE * (bad - good)
+    if not mine or not run.heldout_samples or not np.isfinite([threshold, way]).all():
+        return
+    for shift, word in ((-way, "more lenient"), (way, "stricter")):
+        again = decide(read_scores(at_threshold(run, threshold + shift))[0], t, seed=seed)
+        if again.verdict != mine[0].verdict:
+            yield (
+                f"sampled: a {word} referee (threshold {threshold + shift:.2f} in place of {threshold:.2f} nats per "
+                f"token) would make it {again.verdict}: {again.reason}"
+            )
+
+
+def at_threshold(run: Run, threshold: float) -> Run:
+    """The run with nothing but its held-out samples, judged again by their scores.
+
+    Items of which no score was kept (an attack that asks for the worst of several draws) stay as they are.
+    """
+    scores: dict[tuple[Any, ...], list[bool]] = {}
+    for s in run.heldout_samples:
+        score = number(s.get("referee"))
+        scores.setdefault(tuple(s.get(k) or "" for k in KEYS), []).append(score > threshold)
+    rows: Any = run.items[(run.items["metric"] == "sampled") & (run.items["split"] == "heldout")]
+    known = [scores.get(tuple(v or "" for v in key)) for key in rows[KEYS].itertuples(index=False)]
+    values = [v if k is None else sum(k) / len(k) for k, v in zip(known, rows["value"], strict=True)]
+    return dataclasses.replace(run, items=rows.assign(value=values))
