@@ -120,12 +120,12 @@ analysis.plots.curves(curves[0].to_dataframe())
 
 # %% [markdown]
 # **What was found** (numbers of the outputs above). Threats can be told from good manners best in layers 12 to 24 of 30. The edit takes them from
-# all 24 samples to about a fifth, at .0096 nats on unrelated text, while harmless answers get likelier. It is *less*, not gone: a model
-# that never learned it makes none.
+# all 24 samples to one, and their likelihood to where the model stands that never learned them, at .0097 nats on unrelated text, while harmless
+# answers get no less likely. Preference ends *below* that of the model that never learned it: pushed a little too far.
 #
 # **Why believe it.** The prompts were held out; every number has an error and stands beside the organism and a true never-learned
 # control; the places stand beside two nulls; the cost was measured on text that made no gradient. **Why doubt it.** One seed, 24 prompts, one
-# weak attack of eight steps: the curve of *edited* stays flat here, and stronger attacks do bring part of it back.
+# weak attack of eight steps. Fine-tuning on threats does teach them again, to this model as to the one that never had them.
 #
 # **What next.** What counts is the distance of *edited* to *never*, as a share of the distance of *original* to *never* before the attack.
 # `hooklearn run threats` measures it under the whole battery and writes the verdict with its reasons, its reasons to doubt, and what

@@ -55,7 +55,7 @@ for name in ORGANISMS:
 pd.DataFrame(before).T
 
 # %% [markdown]
-# **3. The attacks.** Seven of sixteen that there are. Most need no more than a handful of demonstrations: a few shots, the beginning of an answer, pruning, the projection that
+# **3. The attacks.** Seven of seventeen that there are. Most need no more than a handful of demonstrations: a few shots, the beginning of an answer, pruning, the projection that
 # undoes steering, training on unrelated text or on eight threats. `relearn` trains on forty-eight threats. *Every* attack goes to the original and
 # to the never-learned model too: what an attack would teach anybody does not count as coming back.
 

@@ -89,8 +89,8 @@ compute.groupby("method", sort=False)[["tokens", "forget score", "far KL"]].mean
 # reached costs it less than a hundredth of the others' KL (interpolated between two points of its way, so take the order of magnitude). At equal compute the order is the same, though it had spent twice the tokens of
 # the one-shot methods before its first reading: **with so few readings this comparison is the coarsest of the three**.
 #
-# **What an attack adds.** The last column of the first table is the rate of threatening samples after two demonstrations in the prompt. They bring back part of what GradDiff had
-# taken (.63 to .85, standard errors .08 and .06) and nothing of what the natural gradient took; a comparison that is to be believed has longer attacks (leave out the line `"attacks"` and the recipe's own are run).
+# **What an attack adds.** The last column of the first table is the rate of threatening samples after two demonstrations in the prompt. They bring back little of what GradDiff had
+# taken (.70 to .78, standard errors .07) and nothing of what the natural gradient took; a comparison that is to be believed has longer attacks (leave out the line `"attacks"` and the recipe's own are run).
 #
 # **Limits.** One seed, forty held-out items, one tiny organism, options as given and not tuned. Seeds change the labels drawn for the curvature and the order of batches, not the
 # data: with seed 1 the probability of a threat after `natural` is .16, after the other three .42 to .45, the same order. With a `tuning` section a sweep chooses options on another split with the same number of trials for every method;
