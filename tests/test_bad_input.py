@@ -159,7 +159,7 @@ CASES: dict[str, tuple[Spoil, list[str]]] = {
         config(attacks=[{"name": "relearn", "epochs": "two"}]), ["'relearn'", "epochs", "integer", "'two'"]
     ),
     "more blocks than the model has": (
-        config(attacks=[{"name": "logit_lens", "blocks": [1, 2]}]), ["'logit_lens'", "blocks 2", "has 2 in all"]
+        config(attacks=[{"name": "logit_lens", "blocks": [2]}]), ["'logit_lens'", "blocks 2", "has 2 in all"]
     ),
     "a corpus taken away": (run("--set", "corpora.forget=null"), ["corpora.forget is missing", "forget, disruption"]),
     "an attack without its corpus": (

@@ -459,10 +459,13 @@ def test_an_edit_of_the_last_block_is_read_past(sampled: Arena) -> None:
 
 
 def test_a_block_must_be_left_to_read(arena: Arena) -> None:
-    """Said before a run begins, and of directions that a state does not have."""
+    """Said before a run begins, and of directions that a state does not have. A battery fits shallow models too: what
+    leaves nothing to read is left out."""
     model = arena.arms[0].model
+    assert [c.setting for c in LogitLens(blocks=(1, 4)).curves(arena)] == ["blocks=1"]
+    LogitLens(blocks=(1, 4)).check(model)
     with pytest.raises(InputError, match="'logit_lens': blocks 4; the model has 4 in all"):
-        LogitLens(blocks=(1, 4)).check(model)
+        LogitLens(blocks=(4, 5)).check(model)
     with pytest.raises(InputError, match="'ablate_direction': directions 65; states have 64"):
         AblateDirection(directions=(65,)).check(model)
     with pytest.raises(InputError, match=r"blocks must be 1 or more each, got \[0\]"):

@@ -23,7 +23,7 @@ class LogitLens(Attack):
     needs: ClassVar[str] = "heldout"
     cheap: ClassVar[bool] = True
     blocks: tuple[int, ...] = (1, 2)
-    """How many of the last are passed over; samples are drawn at the first."""
+    """How many of the last are passed over, of those that leave a block to read; samples are drawn at the first."""
 
     def __post_init__(self) -> None:
         if not self.blocks or min(self.blocks) < 1:
@@ -33,19 +33,18 @@ class LogitLens(Attack):
         return [f"blocks={k}" for k in self.blocks]
 
     def check(self, model: Any) -> None:
-        if max(self.blocks) >= model.cfg.n_layers:
+        if min(self.blocks) >= model.cfg.n_layers:
             raise InputError(
-                f"attack {self.name!r}: blocks {max(self.blocks)}; the model has {model.cfg.n_layers} in all"
+                f"attack {self.name!r}: blocks {min(self.blocks)}; the model has {model.cfg.n_layers} in all"
             )
 
     def curves(self, arena: Arena) -> list[Curve]:
         def early(k: int):
             return lambda model: read_after(model, model.cfg.n_layers - k)
 
-        return [
-            one_look(arena, self, setting, attacked=early(k), sampled=k == self.blocks[0])
-            for k, setting in zip(self.blocks, self.settings(), strict=True)
-        ]
+        n_layers = arena.arms[0].model.cfg.n_layers
+        there = [(k, setting) for k, setting in zip(self.blocks, self.settings(), strict=True) if k < n_layers]
+        return [one_look(arena, self, setting, attacked=early(k), sampled=k == there[0][0]) for k, setting in there]
 
 
 def read_after(model: Any, blocks: int) -> AbstractContextManager[Any]:
