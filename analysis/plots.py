@@ -167,7 +167,7 @@ def samples_rate(run: Run | Frame) -> Figure:
     table = rate_table(run)
     if table.empty:
         return style.empty("sampled rate: not measured")
-    rows = list(table.groupby(["attack", "setting"], sort=False))
+    rows = sorted(table.groupby(["attack", "setting"], sort=False), key=lambda row: row[0][0] != "none")  # before first
     figure, (ax,) = style.grid(1, 1, 5.6, 0.75 + 0.42 * len(rows))
     arms = in_order(table["arm"], list(ARMS))
     for i, (_, row) in enumerate(rows):
