@@ -48,9 +48,12 @@ def intervened(model: Any, do: Intervention) -> Iterator[Any]:
 def carried_over(model: Any, plain: nn.Module) -> Iterator[None]:
     """What is done to the bridge's states, done to those of its plain copy."""
     doing = _active.get(model, [])
+    if not doing:
+        yield
+        return
     names = {id(module): plain_name(name) for name, module in model.original_model.named_modules()}
     with contextlib.ExitStack() as stack:
-        for layer, block in enumerate(model.blocks if doing else []):
+        for layer, block in enumerate(model.blocks):
             module = plain.get_submodule(names[id(block)])
             stack.callback(module.register_forward_hook(_hook(layer, doing)).remove)
         yield

@@ -46,8 +46,7 @@ class Setup:
     def load(config: RunConfig, base: Path, progress: Progress, delta: Delta | None = None) -> Setup:
         check(config)
         original, organism = load_subject(config, base, progress)
-        for spec in config.attacks:
-            attack_of(spec.name, spec.options).check(original)
+        _check_attacks(config, original)
         if delta is not None:
             delta = sharded.held(original, delta)
             with models.edited(original, delta):
@@ -73,6 +72,7 @@ class Setup:
     def again(self, config: RunConfig, base: Path) -> Setup:
         """The same models under a config that asks for the same ones; its corpora are read anew."""
         check(config)
+        _check_attacks(config, self.original)
         return dataclasses.replace(self, config=config, corpora=_load_corpora(config, base, self.original))
 
     def record(self, given: Mapping[str, Any] | None, command: str) -> dict[str, Any]:
@@ -190,6 +190,12 @@ def check(config: RunConfig) -> None:
         method_of(config.edit.method, config.edit.options)
     if config.model.shard:
         _check_sharded(config)
+
+
+def _check_attacks(config: RunConfig, model: Any) -> None:
+    """Attacks that cannot be made on this model are refused before anything is measured."""
+    for spec in config.attacks:
+        attack_of(spec.name, spec.options).check(model)
 
 
 def _check_sharded(config: RunConfig) -> None:

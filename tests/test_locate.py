@@ -390,6 +390,14 @@ def test_a_collection_of_subspaces_is_a_mapping_by_place(collected: Collected) -
     assert "blocks.1.mlp.gate" in Subspaces(spaces)._repr_html_()
 
 
+def test_labels_are_drawn_by_inversion() -> None:
+    """By hand, also where the total is not 1; a label without probability is never drawn."""
+    p = torch.tensor([0.2, 0.0, 0.3, 0.5])
+    uniform = torch.tensor([0.01, 0.19, 0.21, 0.49, 0.51, 0.999])
+    for scale in (1.0, 0.5, 1.0001):
+        assert losses.drawn((scale * p).expand(6, -1), uniform).tolist() == [0, 0, 2, 2, 3, 3]
+
+
 def test_the_closed_form_pulls_back_what_autograd_does(tiny: Any, stream: list[TokenBatch]) -> None:
     """softmax - one_hot is the gradient of the summed cross-entropy; for drawn labels it is that of the same draw."""
     torch.manual_seed(0)

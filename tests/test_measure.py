@@ -210,6 +210,17 @@ def test_greedy_samples_do_not_depend_on_their_batch(threatening: Any) -> None:
     assert sample(threatening, given, n=3, temperature=0)[2].greedy
 
 
+def test_drawn_samples_do_not_depend_on_their_batch(threatening: Any) -> None:
+    """One number a token and row: alone, in pairs or together the same is drawn; another seed draws something else
+    (control)."""
+    given = Corpus("mixed", (*corpus("heldout").rows[:5], *corpus("ood").rows[:4]))
+    together, pairs, alone, other = (
+        [s.completion for s in sample(threatening, given, new_tokens=10, batch_size=n, seed=seed)]
+        for n, seed in ((9, 0), (2, 0), (1, 0), (9, 1))
+    )
+    assert together == pairs == alone != other
+
+
 def test_running_text_has_nothing_to_sample(tiny: Any) -> None:
     assert sample(tiny, corpus("text")) == []
 
