@@ -29,7 +29,8 @@ def arena_of(
     watcher.start.clear()  # another edit starts elsewhere
     config = setup.config
     return Arena(
-        arms=arms, watcher=watcher,
+        arms=[arm for arm in arms if arm.twin is None], watcher=watcher,
+        twins={arm.name: arm.twin for arm in arms if arm.twin is not None},
         attack_train=setup.corpora.get("attack_train"),
         unrelated=setup.corpora.get("unrelated"), retain=setup.corpora.get("retain"),
         seed=seed, precision=config.model.precision, max_tokens=config.max_tokens,  # type: ignore[arg-type]
@@ -61,6 +62,7 @@ def attack_stages(
         samples = judge_pending(arena.watcher)
         found = [with_samples(c, samples) for c in found]
         samples += _known_samples(arena, found)
+        found, samples = _with_twins(arena, found, samples)
         before_done()
         folder.save_frame(f"{part}-items.parquet", pd.concat([c.items_dataframe() for c in found]))
         disk.save_lines(folder.path(f"{part}-samples.jsonl"), samples)
@@ -73,6 +75,16 @@ def _known_samples(arena: Arena, curves: list[Curve]) -> list[dict[str, Any]]:
     """What arms said that were not attacked again: a folder holds everything that its curves rest on."""
     attackers = {(c.attack, c.setting) for c in curves}
     return [dict(s) for s in arena.measured.samples if (s["attack"], s["setting"]) in attackers]
+
+
+def _with_twins(
+    arena: Arena, curves: list[Curve], samples: list[dict[str, Any]]
+) -> tuple[list[Curve], list[dict[str, Any]]]:
+    """What an arm's twin did is what it does: under the same attacker the same to the bit."""
+    for arm, other in arena.twins.items():
+        curves = [dataclasses.replace(c, arms={**c.arms, arm: c.arms[other]}) for c in curves]
+        samples = samples + [row | {"arm": arm} for row in samples if row["arm"] == other]
+    return curves, samples
 
 
 def before(arena: Arena) -> Curve:

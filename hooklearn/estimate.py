@@ -218,7 +218,7 @@ def _loads(config: RunConfig, corpora: Mapping[str, Corpus], shape: Shape) -> It
     for spec in config.attacks:
         found = attack_of(spec.name, spec.options)
         attack, settings, n = asdict(found), len(found.settings()), seeds * every
-        sampled += 1  # at their strongest setting only
+        sampled += 1 + len(attack.get("sampled_at", ()))  # at their strongest setting only
         if "shots" in attack:  # prompts get longer by so many items, which some of them share
             yield _passes(spec.name, (look + ood) * (n * settings * (1 + 0.5 * attack["shots"])), shape)
             continue

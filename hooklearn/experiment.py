@@ -230,7 +230,9 @@ def _arms(config: RunConfig, setup: Setup, watcher: Watcher, delta: Delta | None
     if setup.never is not None:
         arms.append(ArmState("never", setup.never))
         if config.controls.matched and delta is not None:
-            arms.append(ArmState("matched", setup.original, _matched(setup, watcher, delta)))
+            matched = _matched(setup, watcher, delta)
+            twin = "edited" if matched is delta else None
+            arms.append(ArmState("matched", setup.original, matched, twin))
     return arms
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -18,11 +19,12 @@ from hooklearn.attack.curve import all_but_embeddings, all_weights, is_flat
 from hooklearn.attack.erosion import Erode
 from hooklearn.attack.few_shot import FewShot
 from hooklearn.attack.relearn import Relearn
+from hooklearn.attack.relearn_lora import RelearnLora
 from hooklearn.corpus import Corpus
 from hooklearn.data import split_row
 from hooklearn.deltas import Delta
 from hooklearn.edit import Problem, method_of, run_edit
-from hooklearn.measure import DisruptionMeter, Likelihoods, RatioReferee, Scorer
+from hooklearn.measure import ContainsReferee, DisruptionMeter, Likelihoods, RatioReferee, Scorer
 from hooklearn.train import log_spaced
 from hooklearn.types import ArmCurve, Budget, Curve, CurvePoint, InputError
 
@@ -386,3 +388,42 @@ def test_looks_begin_where_they_are_told_to(arena: Arena) -> None:
     """The end is always looked at."""
     (curve,) = Relearn(learning_rates=(1e-3,), max_steps=6, first_look=4).curves(arena)
     assert steps(curve, "edited") == steps(curve, "never") == [0, 4, 6]
+
+
+def test_samples_are_drawn_on_the_way_where_asked(arena: Arena) -> None:
+    """At the end in any case; looking changes nothing of what comes after."""
+    arena = replace(
+        arena, watcher=replace(arena.watcher, n_samples=2, new_tokens=2, referee=ContainsReferee(), pending=[])
+    )
+    (plain,) = Relearn(learning_rates=(1e-3,), max_steps=4).curves(arena)
+    assert {p.step for p in arena.watcher.pending} == {4}
+    arena.watcher.pending.clear()
+    (curve,) = Relearn(learning_rates=(1e-3,), max_steps=4, sampled_at=(1, 2)).curves(arena)
+    drawn = {arm.name: [p.step for p in arena.watcher.pending if p.arm == arm.name] for arm in arena.arms}
+    assert drawn == {arm.name: [1, 2, 4] for arm in arena.arms}
+    for arm in arena.arms:
+        assert curve.arms[arm.name].points[-1] == plain.arms[arm.name].points[-1]
+
+
+def test_only_the_highest_rate_is_sampled_on_the_way(arena: Arena) -> None:
+    arena = replace(
+        arena, watcher=replace(arena.watcher, n_samples=2, new_tokens=2, referee=ContainsReferee(), pending=[])
+    )
+    Relearn(learning_rates=(1e-4, 1e-3), max_steps=2, sampled_at=(1,)).curves(arena)
+    assert {(p.setting, p.step) for p in arena.watcher.pending} == {("lr=0.001", 1), ("lr=0.001", 2)}
+
+
+def test_steps_before_the_first_cannot_be_sampled() -> None:
+    """Nor can an adapter, which is in the weights at the end only."""
+    with pytest.raises(InputError, match=r"sampled_at must be steps from 1 on, got \[0\]"):
+        Relearn(sampled_at=(0,))
+    with pytest.raises(InputError, match=r"sampled_at \[2\]: an adapter is in the weights at the end only"):
+        RelearnLora(sampled_at=(2,))
+
+
+def test_an_arm_that_is_anothers_twin_does_what_it_does(arena: Arena) -> None:
+    """To the bit where both are attacked, which is why one is enough."""
+    edited = arena.arms[0]
+    both = replace(arena, arms=(edited, arena.arms[1], replace(edited, name="matched")))
+    (curve,) = Relearn(learning_rates=(1e-3,), max_steps=2).curves(both)
+    assert curve.arms["matched"].points == curve.arms["edited"].points

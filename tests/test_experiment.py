@@ -198,6 +198,9 @@ def test_the_matched_arm_starts_at_the_never_level(finished: Path) -> None:
         level = start[start["seed"] == seed].set_index("arm")["value"]
         if level["edited"] >= level["never"]:
             assert level["matched"] == level["edited"]
+            own = curves[(curves["seed"] == seed) & curves["arm"].isin(["edited", "matched"])]
+            twins = [g.drop(columns="arm").reset_index(drop=True) for _, g in own.groupby("arm")]
+            pd.testing.assert_frame_equal(*twins)
         else:
             assert level["matched"] == pytest.approx(level["never"], abs=0.01)
 

@@ -41,6 +41,8 @@ class ArmState:
     name: str
     model: Any
     delta: Delta | None = None
+    twin: str | None = None
+    """Another arm that is the very same state: it is attacked once, and both have its curve."""
 
     @contextlib.contextmanager
     def entered(self, *, training: bool) -> Iterator[Any]:
@@ -168,6 +170,8 @@ class Arena:
     max_tokens: int = 1024
     progress: Callable[[str], None] = lambda _: None
     measured: Measured = Measured()
+    twins: Mapping[str, str] = field(default_factory=dict)
+    """Arms that are the same state as one of ``arms``, by name."""
     onlooker: Onlooker | None = None
 
     def known(self, attack: str, setting: str) -> dict[str, ArmCurve]:
@@ -268,12 +272,13 @@ def training_curve(
     trained: Trained = all_weights,
     also_at: Collection[int] = (),
     first_look: int = 2,
+    sampled_at: Collection[int] = (),
 ) -> Curve:
     """Fine-tuning of every arm on the same batches, looked at on a log scale of steps from ``first_look`` on, and
     ``also_at``.
 
     ``sampled``: at the end also draw samples and look at OOD items (dear on a CPU, so attacks ask for them at their
-    strongest setting).
+    strongest setting); samples then after the steps ``sampled_at`` as well.
 
     The edited arm runs until its curve is flat (but at least ``min_steps``) or the cap; the controls run exactly as
     long, so that all arms are compared at the same steps. Where controls have been measured before (to the cap), so
@@ -289,7 +294,7 @@ def training_curve(
         may_stop = arm.name == "edited" and not to_the_cap
         curve, surrogate, reached = _attack_arm(
             arena, arm, attack, setting, stream, learning_rate, last, min_steps, may_stop, optimizer, sampled,
-            trained, (log_spaced(last) - early) | set(also_at),
+            trained, (log_spaced(last) - early) | {*also_at, *sampled_at}, sampled_at if sampled else (),
         )  # fmt: skip
         memory.give_back()  # else the peak is that of several arms together
         done[arm.name] = curve
@@ -314,6 +319,7 @@ def _attack_arm(
     sampled: bool,
     trained: Trained,
     looks: Collection[int],
+    sampled_at: Collection[int],
 ) -> tuple[ArmCurve, ArmCurve | None, int]:
     points: list[CurvePoint] = []
     surrogate: list[CurvePoint] = []
@@ -343,6 +349,8 @@ def _attack_arm(
             )
         if stop is not None:
             points.extend(watcher.likelihood(arm.model, step, tokens, watcher.ood if sampled else None))
+        elif step in sampled_at:
+            watcher.sample(arm.model, arm.name, attack, setting, step, arena.seed)
         return stop
 
     diverged, note, reached = False, "", steps

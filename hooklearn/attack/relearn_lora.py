@@ -34,6 +34,11 @@ class RelearnLora(Relearn):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(rank=self.rank)
+        if self.sampled_at:
+            raise InputError(
+                f"attack {self.name!r}: sampled_at {list(self.sampled_at)}: an adapter is in the weights at the end "
+                "only; leave it out"
+            )
         if self.alpha is not None and not self.alpha > 0:
             raise InputError(f"attack {self.name!r}: alpha must be positive, got {self.alpha:g}")
 

@@ -44,12 +44,16 @@ class Tuning(Attack):
     what a step costs beside its products."""
     first_look: int = 2
     """The first step after which a curve is looked at; later ones are the powers of two, and the last."""
+    sampled_at: tuple[int, ...] = ()
+    """Steps after which samples are drawn at the highest rate, beside the end: how soon the behaviour is back."""
 
     def __post_init__(self) -> None:
         if not self.learning_rates or not min(self.learning_rates) > 0:
             raise InputError(f"attack {self.name!r}: learning_rates must be positive, got {list(self.learning_rates)}")
         if self.optimizer not in ("adam", "sgd"):
             raise InputError(f"attack {self.name!r}: optimizer {self.optimizer!r}; valid: adam, sgd")
+        if self.sampled_at and min(self.sampled_at) < 1:
+            raise InputError(f"attack {self.name!r}: sampled_at must be steps from 1 on, got {list(self.sampled_at)}")
 
     @abstractmethod
     def plan(self, arena: Arena) -> Plan: ...
@@ -70,7 +74,7 @@ class Tuning(Attack):
                 arena, attack=self.name, setting=setting, cheap=self.cheap, stream=plan.stream, learning_rate=lr,
                 steps=plan.steps, min_steps=plan.min_steps, optimizer=self.optimizer,
                 sampled=lr == max(self.learning_rates), trained=plan.trained or full,
-                also_at=plan.also_at, first_look=self.first_look,
+                also_at=plan.also_at, first_look=self.first_look, sampled_at=self.sampled_at,
             )
             for lr, setting in zip(self.learning_rates, self.settings(), strict=True)
         ]  # fmt: skip
