@@ -52,6 +52,7 @@ def at_threshold(run: Run, threshold: float) -> Run:
         score = number(s.get("referee"))
         scores.setdefault(tuple(s.get(k) or "" for k in KEYS), []).append(score > threshold)
     rows: Any = run.items[(run.items["metric"] == "sampled") & (run.items["split"] == "heldout")]
-    known = [scores.get(tuple(v or "" for v in key)) for key in rows[KEYS].itertuples(index=False)]
+    keys = zip(*(rows[k].tolist() for k in KEYS), strict=True)  # rows of a frame are slow to walk along
+    known = [scores.get(tuple(v or "" for v in key)) for key in keys]
     values = [v if k is None else sum(k) / len(k) for k, v in zip(known, rows["value"], strict=True)]
     return dataclasses.replace(run, items=rows.assign(value=values))

@@ -75,6 +75,8 @@ class AttackResult:
     diverged: bool
     dropped: bool
     """Diverged, while another setting of the same attack converged."""
+    past_best: bool
+    """Its completion probability rose and has fallen since."""
 
     @property
     def name(self) -> str:
@@ -196,7 +198,7 @@ def _result(
         informative_steps=int(informative.sum()), last_step=float(a.steps[-1]),
         converged=a.converged, rise=rise.value, rise_high=rise.high,
         settled=a.converged or rise.high <= t.settled,
-        diverged=a.diverged, dropped=_dropped(a, scores.attackers),
+        diverged=a.diverged, dropped=_dropped(a, scores.attackers), past_best=a.past_best,
     )  # fmt: skip
 
 

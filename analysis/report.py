@@ -10,6 +10,7 @@ The page can be read without a script and needs no network and no other file. Wh
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -174,8 +175,9 @@ def _yaml(content: Any) -> str:
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True) if content else ""
 
 
+@functools.cache
 def environment() -> Environment:
-    """Escaping is on for HTML, and nothing invisible passes on any page.
+    """Made once, with its templates. Escaping is on for HTML, and nothing invisible passes on any page.
 
     What a record lacks is as good as null: a run that failed early still gets its page.
     """

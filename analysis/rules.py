@@ -137,7 +137,7 @@ def _not_robust(m: Measures, t: Thresholds) -> str:
     if not any(settings.count(name) >= t.sweep for name in settings):
         return f"no attack with demonstrations was swept over {t.sweep} or more settings"
     for a in adversarial:
-        if a.diverged or not a.converged:
+        if a.diverged or not (a.converged or a.past_best):
             return f"{a.name} {'diverged' if a.diverged else 'did not converge'}"
         for arm, high in (
             ("edited", a.above_never_high),

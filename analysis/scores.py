@@ -77,6 +77,9 @@ class Attacker:
     """The arms that hold the edit (edited, matched) were flat at the end, in every seed."""
     diverged: bool = False
     """In any arm, in any seed."""
+    past_best: bool = False
+    """The same arms' completion probability rose and has fallen since, in every seed: training longer gets no more out
+    of them, because the demonstrations are known by heart."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +219,22 @@ def _flags(curves: pd.DataFrame) -> dict[str, bool]:
         "cheap": len(curves) > 0 and bool(curves["cheap"].astype(bool).all()),
         "converged": stepless or (len(tested) > 0 and bool(tested["converged"].astype(bool).all())),
         "diverged": bool(curves["diverged"].astype(bool).any()),
+        "past_best": _past_best(tested),
     }
+
+
+FALLEN = 0.05
+"""Of the best, and as much as a flat curve may still vary."""
+
+
+def _past_best(tested: pd.DataFrame) -> bool:
+    """Two looks or more after the best one, all below it; the best is not where the attack began."""
+    rows = tested[(tested["metric"] == "completion") & (tested["split"] == "heldout")].sort_values("step")
+    curves = [g["value"].to_numpy(float) for _, g in rows.groupby(["arm", "seed"])]
+    peaks = [int(np.argmax(y)) for y in curves]
+    return len(curves) > 0 and all(
+        0 < k <= len(y) - 3 and y[k + 1 :].max() <= (1 - FALLEN) * y[k] for y, k in zip(curves, peaks, strict=True)
+    )
 
 
 def _arrays(rows: pd.DataFrame, curves: pd.DataFrame, seeds: Array, items: Array) -> tuple[Array, dict[str, Array]]:

@@ -24,7 +24,7 @@ While never stays where it was, the two agree.
     INTACT           R0 > .8 (low)
     DISABLED         a cheap attacker has returned > .5 (low)
     ROBUSTLY REMOVED REMOVED, and under all attackers with demonstrations, a sweep of two settings
-                     or more, all converged: above never <= .1 (high), arms edited and matched
+                     or more, all run to their best: above never <= .1 (high), arms edited and matched
     REMOVED          all informative cheap attackers (one at least) came to rest, removal >= .8 (low)
                      and max R <= .5 (high)
     WEAKENED         R0, removal and max R are known to +- .25, and a cheap attacker was informative
@@ -34,7 +34,8 @@ While never stays where it was, the two agree.
 its steps raised R by no more than .15 (high). The second is what is asked of attacks with a dose of their own (eight
 demonstrations, two samples by heart, so many steps of erosion): they move every arm as long as they last, and what
 counts is whether the edited one still gains on the never-learned one. One look has nothing to converge. Attackers with
-demonstrations must be flat: there, never moves as well.
+demonstrations must have been run to their best, as never moves there as well: flat, or past it (completion probability
+of held-out items rises and falls again once a few dozen demonstrations are known by heart, and is not flat for long).
 
 **Why one look has a scale of its own.** A begun answer or demonstrations in the prompt change all probabilities: with
 four tokens given, never can stand where the original stood before. A share of the gap *before* would call that a

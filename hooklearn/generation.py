@@ -6,14 +6,16 @@ of transformers (5.24 renamed the argument, and every token after the first was 
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import Cache, DynamicCache, LogitsProcessor, LogitsProcessorList
+from transformers.cache_utils import DynamicLayer
 
-from hooklearn import interventions, losses, models, sharded
+from hooklearn import interventions, losses, models, prefixes, sharded
 from hooklearn.plain import plain_copy
 
 
@@ -42,31 +44,50 @@ def generate(
     dtype: torch.dtype | None = None,
     generator: torch.Generator | None = None,
 ) -> list[str]:
-    """Continuations of ``texts``, left-padded; temperature 0 is greedy.
+    """Continuations of ``texts``; temperature 0 is greedy. What several texts begin with is read once.
 
     Args:
         dtype: of the weights and states that are computed with; None, or sharded weights: the model's own.
         generator: of the CPU, from which ``new_tokens`` numbers a text are drawn; None: torch's global one.
     """
     tokenizer: Any = model.tokenizer
-    side, tokenizer.padding_side = tokenizer.padding_side, "left"
-    try:
-        given = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
-    finally:
-        tokenizer.padding_side = side
     spread = models.is_sharded(model)
     plain: Any = sharded.plain_copy(model) if spread else plain_copy(model)
     if dtype is not None and not spread:
         for parameter in plain.parameters():  # not the buffers: rotary frequencies stay exact
             parameter.data = parameter.data.to(dtype)
-    ids, mask = given["input_ids"].to(plain.device), given["attention_mask"].to(plain.device)
-    start, chooser = ids.shape[1], LogitsProcessorList()
-    if temperature != 0:
-        uniform = torch.rand(len(texts), new_tokens, generator=generator)
-        chooser.append(_Drawn(uniform.to(plain.device), temperature, start))
+    if plain._supports_sdpa and getattr(plain.config, "attn_logit_softcapping", None) is None:
+        plain.set_attn_implementation("sdpa")  # the bridge asks for one that hooks can see into; here there are none
+    asked = tokenizer(texts, add_special_tokens=False)["input_ids"]
     with interventions.carried_over(model, plain):
+        ids, mask, begun = _begun(plain, asked, tokenizer.pad_token_id or 0)
+        start, chooser = ids.shape[1], LogitsProcessorList()
+        if temperature != 0:
+            uniform = torch.rand(len(texts), new_tokens, generator=generator)
+            chooser.append(_Drawn(uniform.to(plain.device), temperature, start))
         out = plain.generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=new_tokens,
-            pad_token_id=tokenizer.pad_token_id, use_cache=True, do_sample=False, logits_processor=chooser,
+            pad_token_id=tokenizer.pad_token_id, use_cache=True, do_sample=False, logits_processor=chooser, **begun,
         )  # fmt: skip
     return tokenizer.batch_decode(out[:, start:], skip_special_tokens=True)
+
+
+def _begun(plain: Any, asked: list[list[int]], pad: int) -> tuple[Tensor, Tensor, dict[str, Cache]]:
+    """(ids, mask, cache of the prefixes): one left-padded block, or two where prompts begin alike."""
+    found, cache = prefixes.shared_prefixes(asked), DynamicCache(config=plain.config.get_text_config())
+    # padding between the blocks counts in a sliding window, and a recurrent state has no tokens to share
+    if found is None or not cache.layers or any(type(layer) is not DynamicLayer for layer in cache.layers):
+        ids, mask = prefixes.left_padded(asked, pad)
+        return ids.to(plain.device), mask.to(plain.device), {}
+    ids, mask = (t.to(plain.device) for t in found.beginnings(pad))
+    accepted = inspect.signature(plain.forward).parameters
+    name = "cache" if "cache" in accepted else "past_key_values"  # transformers 5.24 renamed it
+    wanted = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0), "logits_to_keep": 1}
+    plain(
+        input_ids=ids, attention_mask=mask, use_cache=True,
+        **{name: cache}, **{key: value for key, value in wanted.items() if key in accepted},
+    )  # fmt: skip
+    owner = found.owner.to(plain.device)
+    cache.batch_select_indices(owner)
+    more, more_mask = (t.to(plain.device) for t in found.rests(pad))
+    return torch.cat([ids[owner], more], 1), torch.cat([mask[owner], more_mask], 1), {name: cache}

@@ -40,6 +40,7 @@ class Drawn:
     cheap: bool = True
     converged: bool = True
     diverged: bool = False
+    past_best: bool = False
     steps: Sequence[int] | None = None
     """None: the first of ``STEPS``, as many as the curve has points."""
 
@@ -101,7 +102,7 @@ def draw_scores(
     start = arrays(before or starts(attacks))
     attackers = tuple(
         Attacker(a.name, np.asarray(a.at(), float), arrays(a.arms), a.setting, a.cheap,
-                 a.converged, a.diverged)
+                 a.converged, a.diverged, a.past_best)
         for a in attacks
     )  # fmt: skip
     return Scores(metric, split, {arm: y[:, 0] for arm, y in start.items()}, attackers)

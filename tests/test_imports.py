@@ -27,7 +27,8 @@ ORDER = [
     "hooklearn.loading",
     "hooklearn.experts",
     "hooklearn.data hooklearn.disk hooklearn.store hooklearn.deltas hooklearn.builtin hooklearn.plain hooklearn.models "
-    "hooklearn.tensor_files hooklearn.sharded hooklearn.exporting hooklearn.interventions hooklearn.generation",
+    "hooklearn.tensor_files hooklearn.sharded hooklearn.exporting hooklearn.interventions hooklearn.prefixes "
+    "hooklearn.generation",
     "hooklearn.forward",
     "hooklearn.lora hooklearn.train hooklearn.adapters",
     "hooklearn.measure hooklearn.panel",

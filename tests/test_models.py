@@ -37,6 +37,7 @@ from hooklearn.models import (
     weights_hash,
     wrap,
 )
+from hooklearn.prefixes import shared_prefixes
 from hooklearn.types import InputError
 
 VOCAB = 64
@@ -276,11 +277,21 @@ def test_unembedded_hidden_states_are_the_logits(family):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_greedy_generation_follows_the_logits(family):
-    """From prompts of different length, so the padding must not matter."""
+@pytest.mark.parametrize(
+    ("texts", "groups"),
+    [
+        (["w1 w2 w3", "w4"], 0),
+        (["w1 w2 w3 w4 w5", "w1 w2 w3 w4 w6 w7", "w1 w2 w3 w4 w8"], 1),
+        (["w1 w2 w3 w4", "w9 w8 w7", "w1 w2 w3 w5 w6", "w9 w8 w6"], 2),
+    ],
+    ids=["apart", "one beginning", "two beginnings"],
+)
+def test_greedy_generation_follows_the_logits(family, texts, groups):
+    """From prompts of different length, so the padding must not matter, nor that what they begin with is read once."""
     model = tiny(family)
     model.original_model.generation_config.eos_token_id = None  # write on, whatever comes
-    texts = ["w1 w2 w3", "w4"]
+    together = shared_prefixes(model.tokenizer(texts)["input_ids"])
+    assert len(together.prefixes if together else ()) == groups
     for text, found in zip(texts, generate(model, texts, 4, temperature=0.0), strict=True):
         ids = model.tokenizer(text, return_tensors="pt").input_ids
         start = ids.shape[1]

@@ -22,7 +22,7 @@ from hooklearn.tiny_world import corpus
 from hooklearn.train import fit
 
 OFF = ("behaviour.samples=4", "edit.method=natural")
-PROMPTS = ["the cat", "a"]
+PROMPTS = ["the cat", "the cat sat", "a"]
 
 
 def trained(shard: bool) -> dict[str, Tensor]:
