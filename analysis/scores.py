@@ -27,7 +27,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -227,7 +227,7 @@ FALLEN = 0.05
 """Of the best, and as much as a flat curve may still vary."""
 
 
-def _past_best(tested: pd.DataFrame) -> bool:
+def _past_best(tested: Any) -> bool:
     """Two looks or more after the best one, all below it; the best is not where the attack began."""
     rows = tested[(tested["metric"] == "completion") & (tested["split"] == "heldout")].sort_values("step")
     curves = [g["value"].to_numpy(float) for _, g in rows.groupby(["arm", "seed"])]
