@@ -306,6 +306,7 @@ def test_a_wrong_command_line_would_be_caught() -> None:
 
 
 def test_yaml_of_the_guides_is_a_config() -> None:
+    from hooklearn.attack import attack_of
     from hooklearn.config import parse
     from hooklearn.sweep_config import Plan
 
@@ -313,6 +314,9 @@ def test_yaml_of_the_guides_is_a_config() -> None:
     parse(yaml.safe_load(mine))
     (sweep,) = blocks(DOCS / "how-to" / "compare.md", "yaml")
     Plan.of(yaml.safe_load(sweep), ROOT, "docs/how-to/compare.md")
+    (attacks,) = blocks(DOCS / "how-to" / "attack.md", "yaml")
+    for spec in yaml.safe_load(attacks)["attacks"]:
+        attack_of(spec.pop("name"), spec)
 
 
 # ------------------------------------------------------------------------------- the community's files
