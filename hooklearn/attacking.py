@@ -26,7 +26,8 @@ def arena_of(
     onlooker: Onlooker | None = None,
 ) -> Arena:
     """Where the attacks of one seed take place."""
-    watcher.start.clear()  # another edit starts elsewhere
+    for edited in ("edited", "matched"):  # another edit starts elsewhere; the controls do not
+        watcher.start.pop(edited, None)
     config = setup.config
     return Arena(
         arms=[arm for arm in arms if arm.twin is None], watcher=watcher,
