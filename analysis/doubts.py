@@ -111,15 +111,16 @@ def _controls(run: Run, heldout: Sequence[Judgement]) -> Iterator[str]:
 
 
 def _attacks(heldout: Sequence[Judgement]) -> Iterator[str]:
-    attackers = {a.name: a for j in heldout for a in j.measures.attackers}
-    for a in attackers.values():
-        if a.diverged:
-            rest = "it was dropped" if a.dropped else "no other setting replaces it"
-            yield f"{a.name} diverged: {rest}"
-        elif not a.settled and (a.informative or not a.cheap):
-            yield f"{a.name} did not converge: a longer attack may bring back more"
-    for name in attackers:
-        of_name = [a for j in heldout for a in j.measures.attackers if a.name == name]
+    attackers: dict[str, list[AttackResult]] = {}
+    for a in (a for j in heldout for a in j.measures.attackers):
+        attackers.setdefault(a.name, []).append(a)
+    for name, of_name in attackers.items():
+        if any(a.diverged for a in of_name):
+            rest = "it was dropped" if all(a.dropped for a in of_name) else "no other setting replaces it"
+            yield f"{name} diverged: {rest}"
+        elif any(not (a.settled or a.past_best) and (a.informative or not a.cheap) for a in of_name):
+            yield f"{name} did not converge: a longer attack may bring back more"
+    for name, of_name in attackers.items():
         if not any(a.informative for a in of_name):
             yield f"{name} says nothing: under it original and never do not differ"
 

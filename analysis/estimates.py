@@ -32,6 +32,21 @@ def pooled(rows: Frame, by: Sequence[str] = ("arm", "step")) -> Frame:
     return out.reset_index()[columns]
 
 
+def held(rows: Frame) -> Frame:
+    """Curves that ended before those of other seeds, because they were flat, go on at their last value."""
+    keys = ["attack", "setting", "arm", "metric", "split"]
+    parts = [rows]
+    for _, curve in rows.groupby(keys, sort=False):
+        ends = curve.groupby("seed")["step"].max()
+        if ends.nunique() < 2:
+            continue
+        for seed, end in ends.items():
+            last = curve[(curve["seed"] == seed) & (curve["step"] == end) & curve["converged"].astype(bool)]
+            later = sorted({int(s) for s in curve["step"] if s > end})
+            parts += [last.assign(step=step) for step in later]
+    return pd.concat(parts, ignore_index=True) if len(parts) > 1 else rows
+
+
 def wilson(k: float, n: float, z: float = 1.96) -> tuple[float, float]:
     """Binomial 95 % interval, sensible also at 0 of n.
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.estimates import held
 from analysis.reading import Run, read_run
 from analysis.tables import ARMS, METRICS, grouped, in_order, mean, number
 from analysis.verdict import judge
@@ -84,7 +85,7 @@ def _points(rows: pd.DataFrame | None) -> list[tuple[str, int, float, int, float
         return []
     settled = rows.loc[~rows["diverged"].astype(bool)]
     points = []
-    for (setting, step), cell in grouped(settled, "setting", "step").items():
+    for (setting, step), cell in grouped(held(settled), "setting", "step").items():
         value = mean(cell["value"])
         if math.isfinite(value):
             errors = np.array([number(e) for e in cell["stderr"]])

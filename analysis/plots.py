@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from analysis import style
-from analysis.estimates import Frame, pooled, wilson
+from analysis.estimates import Frame, held, pooled, wilson
 from analysis.style import ARMS, INK, METRICS, MUTED, PAPER, Look
 from analysis.tables import in_order, number
 
@@ -58,7 +58,7 @@ def curves(
 def curve_rows(run: Run | Frame, metric: str, split: str = "heldout") -> Frame:
     """The measured rows behind a figure of curves; empty when there is no attack among them."""
     frame = _curves_of(run)
-    rows = frame[(frame["metric"] == metric) & (frame["split"] == split)].dropna(subset=["value"])
+    rows = held(frame[(frame["metric"] == metric) & (frame["split"] == split)].dropna(subset=["value"]))
     return rows if (rows["attack"] != "none").any() else rows[:0]
 
 
@@ -153,8 +153,8 @@ def rate_table(run: Run | Frame) -> Frame:
     rows = frame[(frame["metric"] == "sampled") & (frame["split"] == "heldout")]
     rows = rows[rows["n"] > 0].dropna(subset=["value"])
     table = []
-    for key, group in rows.groupby(["attack", "setting", "arm"], sort=False):
-        last = group[group["step"] == group["step"].max()]
+    for key, group in rows[~rows["diverged"].astype(bool)].groupby(["attack", "setting", "arm"], sort=False):
+        last = group[group["step"] == group.groupby("seed")["step"].transform("max")]  # seeds end where they are flat
         n = float(last["n"].sum())
         k = float((last["value"] * last["n"]).sum())
         low, high = wilson(k, n)

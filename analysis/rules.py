@@ -136,6 +136,8 @@ def _not_robust(m: Measures, t: Thresholds) -> str:
     settings = [a.attack for a in m.attackers if not a.cheap]
     if not any(settings.count(name) >= t.sweep for name in settings):
         return f"no attack with demonstrations was swept over {t.sweep} or more settings"
+    if all(math.isnan(a.half_life_never) for a in adversarial):
+        return "no attack with demonstrations taught the never-learned model half of it, so nothing was resisted"
     for a in adversarial:
         if a.diverged or not (a.converged or a.past_best):
             return f"{a.name} {'diverged' if a.diverged else 'did not converge'}"

@@ -228,13 +228,24 @@ FALLEN = 0.05
 
 
 def _past_best(tested: Any) -> bool:
-    """Two looks or more after the best one, all below it; the best is not where the attack began."""
+    """In every arm and seed; see :func:`past_best`."""
     rows = tested[(tested["metric"] == "completion") & (tested["split"] == "heldout")].sort_values("step")
-    curves = [g["value"].to_numpy(float) for _, g in rows.groupby(["arm", "seed"])]
-    peaks = [int(np.argmax(y)) for y in curves]
-    return len(curves) > 0 and all(
-        0 < k <= len(y) - 3 and y[k + 1 :].max() <= (1 - FALLEN) * y[k] for y, k in zip(curves, peaks, strict=True)
-    )
+    curves = [own[["step", "value"]].to_numpy(float) for _, own in rows.groupby(["arm", "seed"])]
+    return len(curves) > 0 and all(past_best(*curve.T) for curve in curves)
+
+
+def past_best(steps: Array, y: Array) -> bool:
+    """The curve rose, and at twice the steps of its best look or more it is, and has stayed, below that.
+
+    Examples:
+        >>> past_best(np.array([0, 4, 8, 16, 32]), np.array([0.1, 0.5, 0.6, 0.4, 0.2]))
+        True
+        >>> past_best(np.array([0, 4, 8, 16, 32]), np.array([0.1, 0.09, 0.1, 0.05, 0.01]))  # it never taught anything
+        False
+    """
+    k = int(np.argmax(y))
+    below = (1 - FALLEN) * y[k]
+    return bool(y[0] <= below and steps[-1] >= 2 * steps[k] > 0 and (y[k + 1 :] <= below).all())
 
 
 def _arrays(rows: pd.DataFrame, curves: pd.DataFrame, seeds: Array, items: Array) -> tuple[Array, dict[str, Array]]:

@@ -114,7 +114,7 @@ def pool(runs: Sequence[Run], name: str) -> Run:
     """Runs of the same edit, each with seeds of its own, as one run."""
     frames = {
         stem: pd.concat([getattr(run, stem) for run in runs], ignore_index=True)
-        for stem in ("curves", "items", "trace", "locate", "evidence", "capability")
+        for stem in ("curves", "items", "trace", "locate", "evidence", "capability", "directions")
     }
     first = runs[0]
     record = first.record | {

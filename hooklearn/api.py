@@ -163,7 +163,9 @@ def attack(
         onlooker=onlooker,
     )  # fmt: skip
     chosen = attack_of(name, options)
-    chosen.check(model)
+    given = {"heldout": heldout, "attack_train": attack_train, "unrelated": unrelated, "retain": retain}
+    if given.get(chosen.needs) is not None:
+        chosen.check(model, {role: corpus for role, corpus in given.items() if corpus is not None})
     return chosen.curves(arena)
 
 

@@ -26,6 +26,7 @@ def arena_of(
     onlooker: Onlooker | None = None,
 ) -> Arena:
     """Where the attacks of one seed take place."""
+    watcher.pending.clear()  # of a run that failed before they were judged
     for edited in ("edited", "matched"):  # another edit starts elsewhere; the controls do not
         watcher.start.pop(edited, None)
     config = setup.config
@@ -105,13 +106,15 @@ def before(arena: Arena) -> Curve:
 def judge_pending(watcher: Watcher) -> list[dict[str, Any]]:
     """All waiting samples before the referee, the attacked weights having been put back."""
     rows = []
-    if not watcher.pending:
+    waiting = watcher.pending.copy()
+    watcher.pending.clear()
+    if not waiting:
         return rows
     assert watcher.referee is not None
     # all at once: arms were given the same prompts, which are then read once
-    asked = [(s, wait.corpus.rows[s.item]) for wait in watcher.pending for s in wait.samples]
+    asked = [(s, wait.corpus.rows[s.item]) for wait in waiting for s in wait.samples]
     answers = iter(watcher.referee.judge([s for s, _ in asked], [row for _, row in asked]))
-    for wait in watcher.pending:
+    for wait in waiting:
         judged = [next(answers) for _ in wait.samples]
         for s, (score, found) in zip(wait.samples, judged, strict=True):
             rows.append(
@@ -121,9 +124,8 @@ def judge_pending(watcher: Watcher) -> list[dict[str, Any]]:
                     "prompt": s.prompt, "completion": s.completion, "referee": score, "is_behaviour": found,
                 }
             )  # fmt: skip
-        if watcher.permuted is not None and wait.arm == "original":
+        if watcher.permuted is not None and (wait.arm, wait.split) == ("original", "heldout"):
             rows += _surrogate_samples(watcher, wait)
-    watcher.pending.clear()
     return rows
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from hooklearn import disk, store
 from hooklearn.attack import ArmState, Measured
 from hooklearn.attacking import arena_of, attack_records, attack_stages, collect_parts
-from hooklearn.config import RunConfig
+from hooklearn.config import RunConfig, same_config
 from hooklearn.setting import Progress
 from hooklearn.shared import Shared
 from hooklearn.types import ArmCurve, CurvePoint
@@ -33,7 +33,7 @@ def measure(
         arms = [ArmState("original", setup.original)]
         if setup.never is not None:
             arms.append(ArmState("never", setup.never))
-        with store.RunFolder.create(out, setup.record(None, command), resume=True) as folder:
+        with store.RunFolder.create(out, setup.record(None, command), resume=True, same=same_config) as folder:
             folder.path("parts").mkdir(exist_ok=True)
             if shared.watcher.referee is not None:
                 folder.update(referee=shared.watcher.referee.describe())

@@ -46,7 +46,6 @@ class Setup:
     def load(config: RunConfig, base: Path, progress: Progress, delta: Delta | None = None) -> Setup:
         check(config)
         original, organism = load_subject(config, base, progress)
-        _check_attacks(config, original)
         if delta is not None:
             delta = sharded.held(original, delta)
             with models.edited(original, delta):
@@ -67,13 +66,15 @@ class Setup:
             _check_vocabulary(role, other, original)
         progress("reading the corpora")
         corpora = _load_corpora(config, base, original)
+        _check_attacks(config, original, corpora)
         return Setup(config, original, never, never_info, organism, corpora, checkpoint, delta)
 
     def again(self, config: RunConfig, base: Path) -> Setup:
         """The same models under a config that asks for the same ones; its corpora are read anew."""
         check(config)
-        _check_attacks(config, self.original)
-        return dataclasses.replace(self, config=config, corpora=_load_corpora(config, base, self.original))
+        corpora = _load_corpora(config, base, self.original)
+        _check_attacks(config, self.original, corpora)
+        return dataclasses.replace(self, config=config, corpora=corpora)
 
     def record(self, given: Mapping[str, Any] | None, command: str) -> dict[str, Any]:
         """The start of ``run.json``."""
@@ -182,20 +183,30 @@ def check(config: RunConfig) -> None:
     Raises:
         InputError: one of them is unknown, or an attack lacks its corpus.
     """
+    made: set[tuple[str, str]] = set()
     for spec in config.attacks:
         attack = attack_of(spec.name, spec.options)
         if attack.needs not in config.corpora:
             raise InputError(f"attack {spec.name!r} needs corpora.{attack.needs}, which is not given")
+        if attack.sampled_only and not config.behaviour.samples:
+            raise InputError(f"attack {spec.name!r} needs samples: set behaviour.samples above 0")
+        for setting in attack.settings():
+            if (spec.name, setting) in made:
+                raise InputError(
+                    f"attack {spec.name!r} is asked for twice with {setting or 'the same setting'}: their curves could "
+                    "not be told apart; leave one out"
+                )
+            made.add((spec.name, setting))
     if config.edit.method is not None and config.edit.checkpoint is None:
         method_of(config.edit.method, config.edit.options)
     if config.model.shard:
         _check_sharded(config)
 
 
-def _check_attacks(config: RunConfig, model: Any) -> None:
-    """Attacks that cannot be made on this model are refused before anything is measured."""
+def _check_attacks(config: RunConfig, model: Any, corpora: Mapping[str, Corpus]) -> None:
+    """Attacks that cannot be made on this model, or with these corpora, are refused before anything is measured."""
     for spec in config.attacks:
-        attack_of(spec.name, spec.options).check(model)
+        attack_of(spec.name, spec.options).check(model, corpora)
 
 
 def _check_sharded(config: RunConfig) -> None:

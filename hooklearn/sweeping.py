@@ -333,8 +333,11 @@ def _decide(tried: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _lowest_is_best(folder: Path, metric: str) -> float:
     """The behaviour of the edited model at its worst step and setting, on the tuning split; NaN if not measured."""
-    curves = disk.load_frame(folder / "curves.parquet")
+    curves: Any = disk.load_frame(folder / "curves.parquet")
     rows = curves[(curves["arm"] == "edited") & (curves["metric"] == metric) & (curves["split"] == "heldout")]
+    attacked = rows["attack"] != "none"
+    if attacked.any():  # else one whose attack diverged would be as good as before it
+        rows = rows[attacked]
     return float(rows.loc[~rows["diverged"].astype(bool), "value"].max())
 
 

@@ -463,11 +463,11 @@ def test_a_block_must_be_left_to_read(arena: Arena) -> None:
     leaves nothing to read is left out."""
     model = arena.arms[0].model
     assert [c.setting for c in LogitLens(blocks=(1, 4)).curves(arena)] == ["blocks=1"]
-    LogitLens(blocks=(1, 4)).check(model)
+    LogitLens(blocks=(1, 4)).check(model, {})
     with pytest.raises(InputError, match="'logit_lens': blocks 4; the model has 4 in all"):
-        LogitLens(blocks=(4, 5)).check(model)
+        LogitLens(blocks=(4, 5)).check(model, {})
     with pytest.raises(InputError, match="'ablate_direction': directions 65; states have 64"):
-        AblateDirection(directions=(65,)).check(model)
+        AblateDirection(directions=(65,)).check(model, {})
     with pytest.raises(InputError, match=r"blocks must be 1 or more each, got \[0\]"):
         LogitLens(blocks=(0,))
     with pytest.raises(InputError, match=r"directions must be 1 or more each, got \[\]"):

@@ -43,7 +43,7 @@ ORDER = [
     "hooklearn.controls hooklearn.recipes hooklearn.fanout hooklearn.sweep_config hooklearn.sweeping "
     "hooklearn.auditing hooklearn.calibration hooklearn.calibration_instilled hooklearn.api",
     "analysis.reading analysis.style analysis.writing",
-    "analysis.tables",
+    "analysis.tables analysis.estimates",
     "analysis.evidence",
     "analysis.scores",
     "analysis.measures",
@@ -54,7 +54,6 @@ ORDER = [
     "analysis.equal",
     "analysis.comparison",
     "analysis.compare analysis.outcome analysis.calibrate",
-    "analysis.estimates",
     "analysis.plots analysis.markup analysis.tradeoff analysis.confusion",
     "analysis.side_by_side analysis.layers analysis.directions",
     "analysis.sweep",

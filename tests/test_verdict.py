@@ -37,8 +37,8 @@ def erosion(edited, **how):
     return Drawn("erosion", CONTROLS | {"edited": edited}, **how)
 
 
-def relearn(edited=0.8, matched=0.8, *, setting="lr=0.001", **how):
-    arms = {"original": rising(0.8, 0.9), "never": rising(0.1, 0.85)}
+def relearn(edited=0.8, matched=0.8, *, never=0.85, setting="lr=0.001", **how):
+    arms = {"original": rising(0.8, 0.9), "never": rising(0.1, never)}
     arms["edited"] = rising(0.1, edited)
     if matched is not None:
         arms["matched"] = rising(0.1, matched)
@@ -69,6 +69,7 @@ DRAWN = {
     "nobody checked for a head start": ([REMOVED, *sweep(matched=None)], "REMOVED"),
     "one learning rate is no sweep": ([REMOVED, relearn()], "REMOVED"),
     "relearning not run to its end": ([REMOVED, *sweep(converged=False)], "REMOVED"),
+    "nobody learned anything": ([REMOVED, *sweep(never=0.1, edited=0.1, matched=0.1)], "REMOVED"),
     "relearning run past its best": ([REMOVED, *sweep(converged=False, past_best=True)], "ROBUSTLY REMOVED"),
     "half is left": ([erosion(flat(0.4))], "WEAKENED"),
     "nothing was there": ([NOTHING], "UNDECIDED"),
@@ -84,20 +85,31 @@ def test_each_story_gets_its_verdict(story):
 
 
 @pytest.mark.parametrize(
-    ("curve", "past"),
+    ("curve", "steps", "past"),
     [
-        ([0.1, 0.5, 0.6, 0.5, 0.4], True),
-        ([0.1, 0.3, 0.5, 0.6, 0.5], False),
-        ([0.1, 0.6, 0.5, 0.58, 0.4], False),
-        ([0.6, 0.5, 0.4, 0.3, 0.2], False),
-        ([0.1, 0.2, 0.3, 0.4, 0.5], False),
+        ([0.1, 0.5, 0.6, 0.5, 0.4], (0, 2, 4, 8, 16), True),
+        ([0.1, 0.3, 0.5, 0.6, 0.5], (0, 2, 4, 8, 16), True),
+        ([0.1, 0.3, 0.6, 0.5, 0.4], (0, 4, 8, 9, 10), False),
+        ([0.1, 0.6, 0.5, 0.58, 0.4], (0, 2, 4, 8, 16), False),
+        ([0.6, 0.5, 0.4, 0.3, 0.2], (0, 2, 4, 8, 16), False),
+        ([0.6, 0.61, 0.4, 0.3, 0.2], (0, 2, 4, 8, 16), False),
+        ([0.1, 0.2, 0.3, 0.4, 0.5], (0, 2, 4, 8, 16), False),
     ],
-    ids=["two looks after its best", "one look after it", "nearly back at it", "falls from the start", "still rising"],
+    ids=[
+        "long after its best",
+        "twice its steps",
+        "right after it",
+        "nearly back at it",
+        "falls from the start",
+        "hardly rose",
+        "still rising",
+    ],
 )
-def test_past_its_best_is_read_off_the_curves_of_the_edited_arm(tmp_path, curve, past):
+def test_past_its_best_is_read_off_the_curves_of_the_edited_arm(tmp_path, curve, steps, past):
     """In every seed, on completion probability; what the controls do does not matter."""
     controls = {"original": rising(0.8, 0.9, 5), "never": rising(0.1, 0.85, 5)}
-    attacks = [REMOVED, Drawn("relearn", controls | {"edited": curve, "matched": curve}, cheap=False, converged=False)]
+    arms = controls | {"edited": curve, "matched": curve}
+    attacks = [REMOVED, Drawn("relearn", arms, cheap=False, converged=False, steps=steps)]
     run = analysis.read_run(write_run(tmp_path / "run", attacks=attacks, noise=0.01))
     found = {a.past_best for s in read_scores(run) for a in s.attackers if a.attack == "relearn"}
     assert found == {past}, "the same for all measures: they are of the same models"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,6 +14,7 @@ from torch import Tensor
 from hooklearn import forward, interventions, models
 from hooklearn.attack.curve import Arena, ArmState, Attack
 from hooklearn.attack.look import one_look
+from hooklearn.corpus import Corpus
 from hooklearn.data import Encoded, batches, encode
 from hooklearn.types import Curve, InputError
 
@@ -51,7 +53,7 @@ class AblateDirection(Attack):
                 f"{self.skip}"
             )
 
-    def check(self, model: Any) -> None:
+    def check(self, model: Any, corpora: Mapping[str, Corpus]) -> None:  # noqa: ARG002 (asks the model only)
         if max(self.directions) > model.cfg.d_model:
             raise InputError(
                 f"attack {self.name!r}: directions {max(self.directions)}; states have {model.cfg.d_model}"

@@ -199,6 +199,8 @@ class Attack(ABC):
     """What it does to the controls depends on the edit, so that it cannot be done to them once for many edits."""
     sharded: ClassVar[bool] = False
     """Whether it works on weights that are spread over processes."""
+    sampled_only: ClassVar[bool] = False
+    """Whether samples are all that it measures."""
 
     @abstractmethod
     def curves(self, arena: Arena) -> list[Curve]:
@@ -207,8 +209,9 @@ class Attack(ABC):
     @abstractmethod
     def settings(self) -> list[str]: ...
 
-    def check(self, model: Any) -> None:  # noqa: B027 (most can be made on any model)
-        """Asked before anything is measured. Raises InputError where it cannot be made on this model."""
+    def check(self, model: Any, corpora: Mapping[str, Corpus]) -> None:  # noqa: B027 (most can always be made)
+        """Asked before anything is measured. Raises InputError where it cannot be made on this model, or with these
+        corpora (by role)."""
 
     @classmethod
     def summary(cls) -> str:
@@ -294,7 +297,7 @@ def training_curve(
         may_stop = arm.name == "edited" and not to_the_cap
         curve, surrogate, reached = _attack_arm(
             arena, arm, attack, setting, stream, learning_rate, last, min_steps, may_stop, optimizer, sampled,
-            trained, (log_spaced(last) - early) | {*also_at, *sampled_at}, sampled_at if sampled else (),
+            trained, (log_spaced(last) - early) | set(also_at), sampled_at if sampled else (),
         )  # fmt: skip
         memory.give_back()  # else the peak is that of several arms together
         done[arm.name] = curve
@@ -327,7 +330,7 @@ def _attack_arm(
     watcher = arena.watcher
 
     def observe(step: int, tokens: int) -> str | None:
-        if step not in looks:
+        if step not in looks and step not in sampled_at:
             return None
         if step == 0:
             now = watcher.at_start(arm.model, arm.name)
@@ -340,8 +343,9 @@ def _attack_arm(
         if arm.name == "original":
             surrogate.extend(watcher.surrogate(arm.model, step, tokens))
         heldout = next(p for p in now if p.split == "heldout" and p.metric == "completion")
-        seen.append(heldout.score.value)
-        flat = may_stop and step >= min_steps and is_flat(seen)
+        if step in looks:  # what else is asked for must not decide when an attack ends: near looks are alike
+            seen.append(heldout.score.value)
+        flat = may_stop and step in looks and step >= min_steps and is_flat(seen)
         stop = "flat" if flat else "cap" if step >= steps else None
         if stop == "flat" and step < steps:
             points.extend(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from hooklearn import models
 from hooklearn.attack.curve import Arena
@@ -29,6 +30,9 @@ class WeakSamples(Tuning):
         super().__post_init__()
         self.at_least(samples=self.samples, epochs=self.epochs)
 
+    def check(self, model: Any, corpora: Mapping[str, Corpus]) -> None:  # noqa: ARG002 (asks the corpora only)
+        chosen(corpora[self.needs], self.name, "weak", self.samples, 0)
+
     def plan(self, arena: Arena) -> Plan:
         return _few(arena, self.name, "weak", self.samples, self.epochs, at_once=self.samples)
 
@@ -48,6 +52,9 @@ class GoodDemos(Tuning):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(samples=self.samples, epochs=self.epochs)
+
+    def check(self, model: Any, corpora: Mapping[str, Corpus]) -> None:  # noqa: ARG002 (asks the corpora only)
+        chosen(corpora[self.needs], self.name, "good", self.samples, 0)
 
     def plan(self, arena: Arena) -> Plan:
         return _few(arena, self.name, "good", self.samples, self.epochs, at_once=2)

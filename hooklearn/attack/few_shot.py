@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from hooklearn.attack.curve import Arena, Attack, Watcher
 from hooklearn.attack.look import asking, one_look
-from hooklearn.data import Row
+from hooklearn.data import Corpus, Row
 from hooklearn.types import Curve, InputError
 
 
@@ -48,20 +49,33 @@ class FewShot(Attack):
         plain = arena.watcher.heldout.corpus
         return replace(asking(arena, shown, f"{self.shots}-shot"), ood=None, judged=plain)
 
+    def check(self, model: Any, corpora: Mapping[str, Corpus]) -> None:  # noqa: ARG002 (asks the corpora only)
+        for row in corpora["heldout"].rows:
+            self._pool(row, corpora[self.needs].rows)
+
     def _history(self, row: Row, i: int, demonstrations: tuple[Row, ...], seed: int) -> list[dict[str, str]]:
-        """Demonstrations before the row's own earlier turns; of its own template where there is a choice."""
-        like = [d for d in demonstrations if "completion" in d and d.get("template") == row.get("template")]
-        pool = like or [d for d in demonstrations if "completion" in d]
+        """Demonstrations before the row's own earlier turns."""
+        chosen = random.Random(f"{seed}:{i % self.draws}").sample(self._pool(row, demonstrations), self.shots)
+        return [*(turn for d in chosen for turn in _turns(d)), *row.get("history", [])]
+
+    def _pool(self, row: Row, demonstrations: tuple[Row, ...]) -> list[Row]:
+        """Those that answer something; of the row's own template where there is a choice."""
+        answers = [d for d in demonstrations if "messages" in d or {"prompt", "completion"} <= d.keys()]
+        like = [d for d in answers if d.get("template") == row.get("template")]
+        pool = like or answers
         if len(pool) < self.shots:
             raise InputError(
-                f"attack 'few_shot': {self.shots} shots asked for, {len(pool)} demonstrations with "
-                "prompt and completion in attack_train"
+                f"attack 'few_shot': {self.shots} shots asked for, {len(pool)} demonstrations with prompt and "
+                "completion, or messages, in attack_train"
             )
-        chosen = random.Random(f"{seed}:{i % self.draws}").sample(pool, self.shots)
-        turns = []
-        for d in chosen:
-            turns += [
-                {"role": "user", "content": d["prompt"]},
-                {"role": "assistant", "content": d["completion"]},
-            ]
-        return [*turns, *row.get("history", [])]
+        return pool
+
+
+def _turns(demonstration: Row) -> list[dict[str, str]]:
+    """Question and answer, and what came before them; a system prompt stands at the head of a conversation only."""
+    if "messages" not in demonstration:
+        asked, answer = demonstration["prompt"], demonstration["completion"]
+        return [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+    *before, last = demonstration["messages"]
+    answer = {"role": "assistant", "content": demonstration.get("completion", last["content"])}
+    return [*(turn for turn in before if turn["role"] != "system"), answer]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -11,6 +12,7 @@ from torch import Tensor
 from hooklearn import interventions
 from hooklearn.attack.curve import Arena, Attack
 from hooklearn.attack.look import one_look
+from hooklearn.corpus import Corpus
 from hooklearn.types import Curve, InputError
 
 
@@ -32,7 +34,7 @@ class LogitLens(Attack):
     def settings(self) -> list[str]:
         return [f"blocks={k}" for k in self.blocks]
 
-    def check(self, model: Any) -> None:
+    def check(self, model: Any, corpora: Mapping[str, Corpus]) -> None:  # noqa: ARG002 (asks the model only)
         if min(self.blocks) >= model.cfg.n_layers:
             raise InputError(
                 f"attack {self.name!r}: blocks {min(self.blocks)}; the model has {model.cfg.n_layers} in all"

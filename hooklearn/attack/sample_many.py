@@ -19,6 +19,7 @@ class SampleMany(Attack):
     source: ClassVar[str] = "Scholten et al. 2024, arXiv 2410.03523; Hughes et al. 2024, arXiv 2412.03556"
     needs: ClassVar[str] = "heldout"
     cheap: ClassVar[bool] = True
+    sampled_only: ClassVar[bool] = True
     draws: int = 8
     temperature: float = 1.0
 
@@ -56,7 +57,7 @@ class SampleMany(Attack):
             return [
                 sample(
                     model, eyes.heldout.corpus, n=eyes.n_samples, new_tokens=eyes.new_tokens,
-                    temperature=self.temperature, seed=arena.seed * 1000 + draw,
+                    temperature=self.temperature, seed=arena.seed * 1000 + draw, precision=eyes.precision,
                 )
                 for draw in range(self.draws)
             ]  # fmt: skip

@@ -68,6 +68,10 @@ class Tuning(Attack):
 
     def curves(self, arena: Arena) -> list[Curve]:
         plan = self.plan(arena)
+        if self.sampled_at and max(self.sampled_at) > plan.steps:
+            raise InputError(
+                f"attack {self.name!r}: sampled_at {list(self.sampled_at)}, and it ends after {plan.steps} steps"
+            )
         full = all_weights if self.embeddings else all_but_embeddings
         found = [
             training_curve(
