@@ -86,8 +86,10 @@ def cases(kinds: Sequence[str] | None = None, seeds: Sequence[int] | None = None
     """All kinds with all seeds, those of one world and seed together.
 
     Raises:
-        InputError: unknown kind.
+        InputError: unknown kind, or a negative seed.
     """
+    if seeds and min(seeds) < 0:
+        raise InputError(f"seed {min(seeds)}: seeds are 0 or more")
     chosen = [kind_of(name) for name in kinds or KINDS]
     worlds = dict.fromkeys(k.world for k in chosen)
     return [Case(k, s) for s in seeds or SEEDS for w in worlds for k in chosen if k.world == w]

@@ -13,7 +13,7 @@ from hooklearn.console import Json, Quiet, is_first, print_json, print_line, pri
 
 tools = typer.Typer(rich_markup_mode=None)
 organisms_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-tools.add_typer(organisms_app, name="organism", help="Models whose truth is known: list, build.")
+tools.add_typer(organisms_app, name="organism", help="Models whose truth is known: list, show, build.")
 
 
 class What(StrEnum):

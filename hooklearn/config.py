@@ -333,7 +333,9 @@ def from_yaml(text: str, what: str) -> Any:
     # what its constructors raise for values such as 2020-13-45, 0x or !!bool maybe is not of its own kind
     except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         first = (str(error).splitlines() or [""])[0]
-        raise InputError(f"{what} is not valid YAML: {first or type(error).__name__}") from error
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark is not None else ""
+        raise InputError(f"{what} is not valid YAML{where}: {first or type(error).__name__}") from error
     return _plain_data(data, what, [MAX_VALUES], 0)
 
 

@@ -12,15 +12,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from hooklearn import organisms
+from hooklearn import models, organisms
 from hooklearn.attack import attack_of
 from hooklearn.config import CorpusConfig, RunConfig
 from hooklearn.data import Corpus, Encoded, batches, encode, load_corpus
 from hooklearn.edit import method_of
 from hooklearn.forward import resolve_precision
 from hooklearn.measure import Likelihoods
+from hooklearn.setting import check
 from hooklearn.shapes import Quarters, Shape, copy_speed, gemm_speed, model_shape
 from hooklearn.train import log_spaced
 from hooklearn.types import InputError
@@ -139,7 +138,11 @@ def estimate(config: RunConfig, base: Path) -> Estimate:
     """
     shape = model_shape(config.model.name, base, config.model.trust_remote_code)
     corpora = {role: _load(spec, base) for role, spec in config.corpora.items()}
-    device = _device(config)
+    check(config)
+    others = (config.edit.checkpoint, config.controls.never and config.controls.never.name)
+    for name in filter(None, others):
+        model_shape(name, base, config.model.trust_remote_code)
+    device = models.available(config.model.device)
     dtype = resolve_precision(config.model.precision, device)  # type: ignore[arg-type]
     speed, bandwidth = gemm_speed(dtype, device), copy_speed(device)
     reached = speed * min(1.0, shape.width / NARROW)
@@ -356,9 +359,3 @@ def _text(sequences: Sequence[Encoded], size: int) -> Text:
     """As they are packed: what they begin with is read once a row, and padding is read too."""
     packed = batches(sequences, max_tokens=size, share=True)
     return Text(sum(b.ids.numel() for b in packed), sum(int(b.labels.sum()) for b in packed), len(packed))
-
-
-def _device(config: RunConfig) -> str:
-    if config.model.device != "auto":
-        return config.model.device
-    return "cuda" if torch.cuda.is_available() else "cpu"

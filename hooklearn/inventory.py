@@ -52,7 +52,8 @@ def _methods() -> Entries:
 def _attacks() -> Entries:
     from hooklearn.attack import ATTACKS
 
-    return ((n, a.summary(), a.source) for n, a in ATTACKS.items())
+    for name, attack in ATTACKS.items():
+        yield name, f"{attack.summary()} ({'cheap, ' * attack.cheap}needs {attack.needs})", attack.source
 
 
 def _fitters() -> Entries:

@@ -62,7 +62,7 @@ def load(
     Raises:
         InputError: if there is no such model, or TransformerLens does not know its architecture.
     """
-    device = _available(device)
+    device = available(device)
     if shard:
         from hooklearn import sharded  # above this module: it wraps what it loads
 
@@ -71,7 +71,8 @@ def load(
     return wrap(hf_model.to(device), tokenizer, name)  # type: ignore[arg-type]
 
 
-def _available(device: str) -> str:
+def available(device: str) -> str:
+    """The device that is meant. Raises InputError where it is not here."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

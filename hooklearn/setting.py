@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from hooklearn import determinism, forward, models, organisms, sharded, store
+from hooklearn import determinism, evidence, forward, models, organisms, sharded, store
 from hooklearn.attack import ATTACKS, EVERY_ATTACK, Watcher, attack_of
 from hooklearn.config import CorpusConfig, RunConfig
 from hooklearn.corpora import EVERY_CORPUS
@@ -45,6 +45,10 @@ class Setup:
     @staticmethod
     def load(config: RunConfig, base: Path, progress: Progress, delta: Delta | None = None) -> Setup:
         check(config)
+        if delta is None and config.edit.method is None and config.edit.checkpoint is None:
+            raise InputError(
+                "edit needs a method (hooklearn list methods), or the checkpoint of a model edited elsewhere"
+            )
         original, organism = load_subject(config, base, progress)
         if delta is not None:
             delta = sharded.held(original, delta)
@@ -67,6 +71,8 @@ class Setup:
         progress("reading the corpora")
         corpora = _load_corpora(config, base, original)
         _check_attacks(config, original, corpora)
+        if never_info is not None and never_info["kind"] == "surrogate":
+            _check_surrogate(corpora["heldout"])
         return Setup(config, original, never, never_info, organism, corpora, checkpoint, delta)
 
     def again(self, config: RunConfig, base: Path) -> Setup:
@@ -178,7 +184,7 @@ class Setup:
 
 
 def check(config: RunConfig) -> None:
-    """Names and options of attacks and method: a typo should not cost an edit.
+    """Names and options of attacks, method, fitter and evidence: a typo should not cost an edit.
 
     Raises:
         InputError: one of them is unknown, or an attack lacks its corpus.
@@ -199,6 +205,12 @@ def check(config: RunConfig) -> None:
             made.add((spec.name, setting))
     if config.edit.method is not None and config.edit.checkpoint is None:
         method_of(config.edit.method, config.edit.options)
+    if config.locate.enabled:
+        EVERY_FITTER.get(config.locate.fitter)
+    if config.evidence.enabled:
+        evidence.check_names(config.evidence.measures)
+    if len(set(config.seeds)) < len(config.seeds):
+        raise InputError(f"seeds {config.seeds}: the same one twice")
     if config.model.shard:
         _check_sharded(config)
 
@@ -207,6 +219,14 @@ def _check_attacks(config: RunConfig, model: Any, corpora: Mapping[str, Corpus])
     """Attacks that cannot be made on this model, or with these corpora, are refused before anything is measured."""
     for spec in config.attacks:
         attack_of(spec.name, spec.options).check(model, corpora)
+
+
+def _check_surrogate(heldout: Corpus) -> None:
+    if heldout.alternatives() is not None and not all("choices" in row for row in heldout.rows):
+        raise InputError(
+            f"controls.never.surrogate: answers of {heldout.name!r} can be permuted among facts, and these rows have "
+            "an alternative but no choices; give choices, or a model that never learned it (controls.never.name)"
+        )
 
 
 def _check_sharded(config: RunConfig) -> None:

@@ -60,8 +60,8 @@ class RunFolder:
             earlier = open_run(folder) if (folder / "run.json").exists() else {}
             if earlier and not resume:
                 raise InputError(
-                    f"{folder}: already holds a run (status {earlier['status']}); "
-                    "use another --out, or --resume to continue it"
+                    f"{folder}: already holds a run (status {earlier['status']}); use another --out, or --resume to "
+                    "continue it with the same config"
                 )
             if earlier and not same(earlier.get("config"), jsonable(record.get("config"))):
                 raise InputError(f"{folder}: holds a run of another config; use another --out")

@@ -165,6 +165,26 @@ CASES: dict[str, tuple[Spoil, list[str]]] = {
     "an attack without its corpus": (
         config(attacks=[{"name": "low_mi"}], corpora={"attack_train": None}), ["'low_mi'", "corpora.attack_train"]
     ),
+    "the same attack twice": (
+        config(attacks=[{"name": "erode", "steps": 2}, {"name": "erode", "steps": 4}]),
+        ["'erode' is asked for twice with lr=0.0001", "leave one out"],
+    ),
+    "samples after the end": (
+        config(attacks=[{"name": "erode", "steps": 2, "sampled_at": [1, 3]}]), ["sampled_at [1, 3]", "valid: 1 to 2"]
+    ),
+    "a look before the first step": (
+        config(attacks=[{"name": "erode", "first_look": 0}]), ["first_look must be 1 or more, got 0"]
+    ),
+    "more demonstrations than there are": (
+        config(attacks=[{"name": "few_shot", "shots": 999}]), ["999 shots asked for", "in attack_train"]
+    ),
+    "samples only, and none": (
+        config(attacks=[{"name": "sample"}], behaviour={"samples": 0}), ["'sample' needs samples", "behaviour.samples"]
+    ),
+    "unknown evidence": (
+        config(evidence={"enabled": True, "measures": ["patchin"]}), ["'patchin'", "valid:", "did you mean 'patching'"]
+    ),
+    "the same seed twice": (run("--seed", "1", "--seed", "1"), ["seeds [1, 1]", "the same one twice"]),
     "a control with other tokens": (
         config(controls={"never": {"name": "tiny"}}), ["controls.never 'tiny'", "46", "same tokenizer"]
     ),
@@ -172,7 +192,7 @@ CASES: dict[str, tuple[Spoil, list[str]]] = {
     "a damaged line": (damaged_line, ["forget.jsonl", "line 2"]),
     "unknown fitter": (config(locate={"fitter": "pcaa"}), ["'pcaa'", "valid: pca"]),
     "neither recipe nor file": (lambda *_: ["run", "tinny"], ["'tinny'", "did you mean 'tiny'"]),
-    "not YAML": (not_yaml, ["bad.yaml", "not valid YAML"]),
+    "not YAML": (not_yaml, ["bad.yaml", "not valid YAML, line 1"]),
     "an override without a value": (run("--set", "edit.rank"), ["'edit.rank'", "section.key=value"]),
     "a delta for another model": (delta_of_another_model, ["'another-model'", "000000000000", "my-model"]),
     "a damaged delta": (damaged_delta, ["delta.safetensors", "damaged"]),

@@ -169,3 +169,17 @@ def test_labels_keep_their_heights_on_a_logarithmic_axis() -> None:
     ax.set_ylim(1e-4, 1)
     style.label_ends(ax, {"edit": 1e-2, "forget": 1e-4})
     assert [t.get_position()[1] for t in ax.texts] == pytest.approx([0.5, 0.0])
+
+
+def test_seeds_that_end_where_they_are_flat_are_still_counted() -> None:
+    """One seed ends at step 8 with half of its samples bad, the other at 16 with none: 16 of 64 in the end and not 0 of
+    32, and the mean does not fall because a seed is no longer there."""
+    row = {"attack": "relearn", "setting": "", "arm": "edited", "split": "heldout", "n": 32, "stderr": 0.0, "tokens": 1}
+    row |= {"cheap": False, "converged": True, "diverged": False}
+    ends = [(0, 8, 0.5), (1, 8, 0.5), (1, 16, 0.0)]
+    looks = [{"seed": seed, "step": step, "value": value} for seed, step, value in ends]
+    curves = pd.DataFrame([row | {"metric": m} | look for m in ("sampled", "completion") for look in looks])
+    (shown,) = plots.rate_table(curves).to_dict("records")
+    assert (shown["k"], shown["n"]) == (16, 64)
+    rows = plots.curve_rows(curves, "completion")
+    assert sorted(zip(rows["seed"], rows["step"], rows["value"], strict=True)) == sorted([*ends, (0, 16, 0.5)])

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import analysis
+from analysis.doubts import _attacks as attack_doubts
 from analysis.leniency import at_threshold
 from analysis.measures import Thresholds, half_life, measure
 from analysis.rules import VERDICTS, decide, overall
@@ -775,3 +776,15 @@ def test_a_module_and_its_function_of_the_same_name_both_work():
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="nonsense"):
         _ = analysis.nonsense
+
+
+def test_an_attack_that_one_measure_calls_at_rest_and_another_does_not_is_doubted():
+    """Samples have one look, which has nothing to converge; completion probability was still rising."""
+    rising_still = [erosion(LATE, converged=False)]
+    one_look = Drawn("erosion", {"original": [0.8], "never": [0.1], "edited": [0.1]}, converged=False)
+    judged = [
+        decide(draw_scores(rising_still, metric="completion", before=_starts(0.1))),
+        decide(draw_scores([one_look], metric="sampled", items=200, before=_starts(0.1))),
+    ]
+    assert not judged[0].measures.attackers[0].settled and judged[1].measures.attackers[0].settled
+    assert "erosion did not converge: a longer attack may bring back more" in list(attack_doubts(judged))

@@ -29,6 +29,7 @@ class Erode(Tuning):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(steps=self.steps, max_length=self.max_length)
+        self.samples_within(self.steps)
 
     def plan(self, arena: Arena) -> Plan:
         tokenizer = models.tokenizer_of(arena.arms[0].model)
@@ -50,6 +51,7 @@ class RetainOnly(Tuning):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(steps=self.steps)
+        self.samples_within(self.steps)
 
     def plan(self, arena: Arena) -> Plan:
         sequences = encode(arena.corpus("retain"), models.tokenizer_of(arena.arms[0].model), end=True)
@@ -76,6 +78,7 @@ class EroseStyle(Tuning):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(steps=self.steps, max_length=self.max_length)
+        self.samples_within(2 * self.steps)
         if self.style not in STYLES:
             raise InputError(f"attack {self.name!r}: style {self.style!r}; valid: {', '.join(STYLES)}")
 

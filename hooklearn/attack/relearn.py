@@ -25,6 +25,8 @@ class Relearn(Tuning):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(epochs=self.epochs, max_steps=1 if self.max_steps is None else self.max_steps)
+        if self.max_steps is not None:
+            self.samples_within(self.max_steps)
 
     def plan(self, arena: Arena) -> Plan:
         return demonstrations(arena, self.epochs, self.max_steps)

@@ -52,6 +52,8 @@ class Tuning(Attack):
             raise InputError(f"attack {self.name!r}: learning_rates must be positive, got {list(self.learning_rates)}")
         if self.optimizer not in ("adam", "sgd"):
             raise InputError(f"attack {self.name!r}: optimizer {self.optimizer!r}; valid: adam, sgd")
+        if self.first_look < 1:
+            raise InputError(f"attack {self.name!r}: first_look must be 1 or more, got {self.first_look}")
         if self.sampled_at and min(self.sampled_at) < 1:
             raise InputError(f"attack {self.name!r}: sampled_at must be steps from 1 on, got {list(self.sampled_at)}")
 
@@ -68,10 +70,7 @@ class Tuning(Attack):
 
     def curves(self, arena: Arena) -> list[Curve]:
         plan = self.plan(arena)
-        if self.sampled_at and max(self.sampled_at) > plan.steps:
-            raise InputError(
-                f"attack {self.name!r}: sampled_at {list(self.sampled_at)}, and it ends after {plan.steps} steps"
-            )
+        self.samples_within(plan.steps)
         full = all_weights if self.embeddings else all_but_embeddings
         found = [
             training_curve(
@@ -83,6 +82,14 @@ class Tuning(Attack):
             for lr, setting in zip(self.learning_rates, self.settings(), strict=True)
         ]  # fmt: skip
         return [_noted(curve, plan.note) for curve in found]
+
+    def samples_within(self, steps: int) -> None:
+        """Raises InputError where samples are asked for after the end."""
+        if self.sampled_at and max(self.sampled_at) > steps:
+            raise InputError(
+                f"attack {self.name!r}: sampled_at {list(self.sampled_at)}, and it ends after {steps} steps; valid: "
+                f"1 to {steps}"
+            )
 
     def at_least(self, **options: int) -> None:
         """Raises InputError for an option below 1."""

@@ -50,6 +50,17 @@ AFTER_ATTACK = {"updates", "geometry", "fisher", "patching", "logit_lens"}
 """Measures that look at an attack, or at the model after it."""
 
 
+def check_names(measures: Sequence[str] | None) -> list[str]:
+    """What is to be measured; None: everything. Raises InputError for an unknown name."""
+    chosen = list(MEASURES) if measures is None else list(measures)
+    for name in chosen:
+        if name not in MEASURES:
+            near = difflib.get_close_matches(name, MEASURES, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise InputError(f"unknown evidence {name!r}; valid: {', '.join(MEASURES)}{hint}")
+    return chosen
+
+
 def collect(
     arms: Sequence[ArmState],
     corpora: Mapping[str, Corpus],
@@ -88,12 +99,7 @@ def collect(
     Raises:
         InputError: unknown measure, a missing arm or corpus.
     """
-    chosen = list(MEASURES) if measures is None else list(measures)
-    for name in chosen:
-        if name not in MEASURES:
-            near = difflib.get_close_matches(name, MEASURES, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise InputError(f"unknown evidence {name!r}; valid: {', '.join(MEASURES)}{hint}")
+    chosen = check_names(measures)
     by_name: dict[str, ArmState] = {arm.name: arm for arm in arms}
     for name in ("edited", "original"):
         if name not in by_name:

@@ -1,0 +1,83 @@
+"""Samples before the referee: whose they are, and what becomes of them when something goes wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from hooklearn.attack import Watcher
+from hooklearn.attack.curve import Pending
+from hooklearn.attack.few_shot import FewShot
+from hooklearn.attacking import judge_pending
+from hooklearn.corpus import Corpus
+from hooklearn.measure import ContainsReferee, Likelihoods, Sample
+from hooklearn.sweeping import _lowest_is_best
+
+FACTS = Corpus("facts", ({"prompt": "p", "completion": " yes", "fact": "yes"},))
+PERMUTED = Corpus("facts/permuted", ({"prompt": "p", "completion": " no", "fact": "no"},))
+
+
+class Broken:
+    """A referee that cannot judge."""
+
+    def judge(self, samples: Sequence[Sample], rows: Sequence[Any]) -> list[tuple[float, bool]]:
+        raise RuntimeError("out of memory")
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+
+def eyes(referee: Any, *splits: str) -> Watcher:
+    """With one sample of the original waiting in every split."""
+    items = Likelihoods("heldout", FACTS, [], [], [])
+    said = Sample(0, "p", "p", " yes")
+    return Watcher(
+        items, permuted=Likelihoods("heldout", PERMUTED, [], [], []), referee=referee,
+        pending=[Pending("original", "none", "", 0, 0, split, FACTS, [said]) for split in splits],
+    )  # fmt: skip
+
+
+def test_samples_that_could_not_be_judged_do_not_wait_for_the_next_run() -> None:
+    """Runs of a sweep share their eyes."""
+    watcher = eyes(Broken(), "heldout")
+    with pytest.raises(RuntimeError):
+        judge_pending(watcher)
+    assert watcher.pending == []
+
+
+def test_only_held_out_facts_have_permuted_answers() -> None:
+    """The surrogate's rows are numbered as the held-out ones are; others would be asked for a stranger's answer."""
+    found = judge_pending(eyes(ContainsReferee(), "heldout", "ood"))
+    assert [(r["arm"], r["split"], r["is_behaviour"]) for r in found] == [
+        ("original", "heldout", True), ("never", "heldout", False), ("original", "ood", True),
+    ]  # fmt: skip
+
+
+def test_conversations_are_demonstrations_too() -> None:
+    """Their last turns, without the system prompt, which stands at the head of a conversation only."""
+    asked = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
+    rows = (
+        {"messages": [*asked, {"role": "assistant", "content": "a"}]},
+        {"messages": asked + asked, "completion": "b"},
+    )
+    history = FewShot(shots=1, draws=1)._history({"prompt": "p"}, 0, rows[:1], 0)
+    assert history == [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    (last,) = [
+        t for t in FewShot(shots=1, draws=1)._history({"prompt": "p"}, 0, rows[1:], 0) if t["role"] == "assistant"
+    ]
+    assert last["content"] == "b"
+
+
+@pytest.mark.parametrize(("diverged", "expected"), [(False, 0.4), (True, float("nan"))])
+def test_a_trial_whose_attack_diverged_is_not_as_good_as_before_it(
+    tmp_path: Path, diverged: bool, expected: float
+) -> None:
+    """NaN decides nothing; the value before the attack would have won."""
+    row = {"arm": "edited", "metric": "completion", "split": "heldout", "diverged": False}
+    before, after = row | {"attack": "none", "value": 0.01}, row | {"attack": "relearn", "value": 0.4}
+    pd.DataFrame([before, after | {"diverged": diverged}]).to_parquet(tmp_path / "curves.parquet")
+    assert _lowest_is_best(tmp_path, "completion") == pytest.approx(expected, nan_ok=True)
