@@ -367,9 +367,13 @@ def with_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any]
 
     Another method takes with it the options that were written for the one before, a battery the list of attacks.
 
+    Entries of a list go by their number, from 0: ``attacks.1.steps=8``.
+
     Examples:
         >>> with_overrides({"edit": {"method": "natural", "damping": 0.1}}, ["edit.method=repselect", "edit.rank=8"])
         {'edit': {'method': 'repselect', 'rank': 8}}
+        >>> with_overrides({"attacks": [{"name": "erode"}]}, ["attacks.0.steps=8"])
+        {'attacks': [{'name': 'erode', 'steps': 8}]}
 
     Raises:
         InputError: an override without ``=``, or a path through something that is not a section.
@@ -380,11 +384,13 @@ def with_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any]
         if not equals:
             raise InputError(f"--set {text!r}: write it as section.key=value")
         *sections, key = path.split(".")
-        place = out
+        place: Any = out
         for section in sections:
-            place = place.setdefault(section, {}) if isinstance(place, dict) else None
-            if not isinstance(place, dict):
-                raise InputError(f"--set {text!r}: {section!r} is not a section")
+            place = _inside(place, section, text)
+        if isinstance(place, list):
+            raise InputError(
+                f"--set {text!r}: {key!r} is an entry of a list; write which of its keys, {path}.KEY=value"
+            )
         new = from_yaml(value, f"--set {text!r}: the value")
         if path == "battery":
             out.pop("attacks", None)
@@ -393,3 +399,19 @@ def with_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any]
                 del place[option]
         place[key] = new
     return out
+
+
+def _inside(place: Any, section: str, text: str) -> Any:
+    """A section of a section, made where it is missing; an entry of a list by its number."""
+    if isinstance(place, list):
+        entries = {str(i): entry for i, entry in enumerate(place)}
+        if section not in entries:
+            raise InputError(
+                f"--set {text!r}: no entry {section!r}; valid: {', '.join(entries) or 'none, it is empty'}"
+            )
+        found = entries[section]
+    else:
+        found = place.setdefault(section, {})
+    if not isinstance(found, dict | list):
+        raise InputError(f"--set {text!r}: {section!r} is not a section")
+    return found

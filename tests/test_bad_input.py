@@ -194,6 +194,13 @@ CASES: dict[str, tuple[Spoil, list[str]]] = {
     "neither recipe nor file": (lambda *_: ["run", "tinny"], ["'tinny'", "did you mean 'tiny'"]),
     "not YAML": (not_yaml, ["bad.yaml", "not valid YAML, line 1"]),
     "an override without a value": (run("--set", "edit.rank"), ["'edit.rank'", "section.key=value"]),
+    "an override of an entry that is not there": (
+        run("--set", "attacks.9.steps=8"), ["'attacks.9.steps=8'", "no entry '9'", "valid: 0"]
+    ),
+    "an override of an entry as a whole": (
+        run("--set", "attacks.0=x"), ["'0' is an entry of a list", "attacks.0.KEY=value"]
+    ),
+    "an override inside a number": (run("--set", "budget.kl.a=1"), ["'kl' is not a section"]),
     "a delta for another model": (delta_of_another_model, ["'another-model'", "000000000000", "my-model"]),
     "a damaged delta": (damaged_delta, ["delta.safetensors", "damaged"]),
     "a run of another version": (run_of_another_version, ["run.json", "99", "reads 1"]),
