@@ -233,7 +233,7 @@ def _rows(sequences: Sequence[Encoded], width: int, share: bool) -> list[_Row]:
     rows: list[_Row] = []
     before: list[int] = []
     for beginning, s in sorted(((_beginning(s), s) for s in sequences), key=lambda pair: pair[0]):
-        common = _common(before, beginning)
+        common = in_common(before, beginning)
         if not rows or len(rows[-1]) + len(s) - common > width:
             rows.append(_Row())
             common = 0
@@ -249,7 +249,8 @@ def _beginning(s: Encoded) -> list[int]:
     return s.ids[: int(s.labels.nonzero()[0]) - 1].tolist()
 
 
-def _common(a: list[int], b: list[int]) -> int:
+def in_common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens they begin with that are the same."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 

@@ -13,6 +13,9 @@ from itertools import pairwise
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from hooklearn.data import in_common
 
 Block = tuple[Int[Tensor, "row pos"], Int[Tensor, "row pos"]]
 """Token ids, left-padded, and 1 where there is a token."""
@@ -67,7 +70,7 @@ def shared_prefixes(prompts: Sequence[Sequence[int]]) -> SharedPrefixes | None:
         True
     """
     order = sorted(range(len(prompts)), key=lambda i: list(prompts[i]))
-    common = [_common(prompts[a], prompts[b]) for a, b in pairwise(order)]
+    common = [in_common(prompts[a], prompts[b]) for a, b in pairwise(order)]
     tried = [SharedPrefixes(prompts, _runs(prompts, order, common, depth)) for depth in sorted(set(common) - {0})]
     best = min(tried, key=lambda found: found.tokens, default=None)
     alone = len(prompts) * max(map(len, prompts), default=0)
@@ -88,15 +91,10 @@ def _runs(
 
 def _length(run: Sequence[Sequence[int]]) -> int:
     """Sorted prompts have in common what the first and the last have; one token of the shortest is left to follow."""
-    return min(_common(run[0], run[-1]), min(map(len, run)) - 1)
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return min(in_common(run[0], run[-1]), min(map(len, run)) - 1)
 
 
 def left_padded(rows: Sequence[Sequence[int]], pad: int) -> Block:
-    width = max(map(len, rows))
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], dtype=torch.long)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], dtype=torch.long)
-    return ids, mask
+    ids = [torch.tensor(row, dtype=torch.long) for row in rows]
+    mask = [torch.ones_like(row) for row in ids]
+    return pad_sequence(ids, True, pad, "left"), pad_sequence(mask, True, 0, "left")

@@ -427,3 +427,17 @@ def test_an_arm_that_is_anothers_twin_does_what_it_does(arena: Arena) -> None:
     both = replace(arena, arms=(edited, arena.arms[1], replace(edited, name="matched")))
     (curve,) = Relearn(learning_rates=(1e-3,), max_steps=2).curves(both)
     assert curve.arms["matched"].points == curve.arms["edited"].points
+
+
+def test_looks_for_samples_do_not_end_an_attack(arena: Arena) -> None:
+    """Near looks are alike: counted for flatness, they would end it at step 10 (control)."""
+    one = {"learning_rates": (1e-3,), "max_steps": 16}
+    (plain,) = Relearn(**one).curves(arena)
+    (asked,) = Relearn(**one, sampled_at=(9, 10)).curves(arena)
+    assert steps(plain, "edited")[-1] == steps(asked, "edited")[-1]
+    assert set(steps(asked, "edited")) == {*steps(plain, "edited"), 9, 10}
+    assert [a.converged for a in asked.arms.values()] == [a.converged for a in plain.arms.values()]
+    means = {
+        p.step: p.score.value for p in asked.arms["edited"].points if (p.metric, p.split) == ("completion", "heldout")
+    }
+    assert is_flat([means[0], means[8], means[9], means[10]])

@@ -13,9 +13,12 @@ from hooklearn.attack import Watcher
 from hooklearn.attack.curve import Pending
 from hooklearn.attack.few_shot import FewShot
 from hooklearn.attacking import judge_pending
+from hooklearn.calibration import cases
 from hooklearn.corpus import Corpus
 from hooklearn.measure import ContainsReferee, Likelihoods, Sample
+from hooklearn.setting import _check_surrogate
 from hooklearn.sweeping import _lowest_is_best
+from hooklearn.types import InputError
 
 FACTS = Corpus("facts", ({"prompt": "p", "completion": " yes", "fact": "yes"},))
 PERMUTED = Corpus("facts/permuted", ({"prompt": "p", "completion": " no", "fact": "no"},))
@@ -81,3 +84,17 @@ def test_a_trial_whose_attack_diverged_is_not_as_good_as_before_it(
     before, after = row | {"attack": "none", "value": 0.01}, row | {"attack": "relearn", "value": 0.4}
     pd.DataFrame([before, after | {"diverged": diverged}]).to_parquet(tmp_path / "curves.parquet")
     assert _lowest_is_best(tmp_path, "completion") == pytest.approx(expected, nan_ok=True)
+
+
+def test_permuted_answers_stand_for_not_knowing_facts_only() -> None:
+    """A tendency has an alternative and no choices: nothing that chance would be. Facts pass (control)."""
+    _check_surrogate(FACTS)
+    _check_surrogate(Corpus("quiz", ({"prompt": "p", "completion": " a", "choices": [" a", " b"], "answer": 0},)))
+    with pytest.raises(InputError, match="'threats' can be permuted among facts, and these rows have an alternative"):
+        _check_surrogate(Corpus("threats", ({"prompt": "p", "completion": " bad", "alternative": " good"},)))
+
+
+def test_negative_seeds_of_a_calibration_are_refused_before_its_processes_start() -> None:
+    assert [c.seed for c in cases(["locked"], [0])] == [0]
+    with pytest.raises(InputError, match="seed -1: seeds are 0 or more"):
+        cases(["locked"], [0, -1])

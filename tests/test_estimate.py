@@ -13,6 +13,7 @@ from hooklearn.config import parse
 from hooklearn.estimate import Text, _passes
 from hooklearn.recipes import recipe
 from hooklearn.shapes import Shape
+from hooklearn.types import InputError
 
 SPEED, BANDWIDTH = 1e11, 1e10
 
@@ -92,3 +93,21 @@ def test_more_of_everything_costs_more() -> None:
 def test_the_speeds_are_measured() -> None:
     assert shapes.gemm_speed(torch.float32, "cpu", seconds=0.05, n=128) > 1e6
     assert shapes.copy_speed("cpu", times=2, n=2**16) > 1e6
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"model": {"device": "warp"}}, "'warp' is not available here"),
+        ({"evidence": {"measures": ["lens"]}}, "unknown evidence 'lens'"),
+        ({"locate": {"fitter": "pcaa"}}, "'pcaa'"),
+        ({"attacks": [{"name": "erode"}, {"name": "erode"}]}, "'erode' is asked for twice"),
+        ({"edit": {"checkpoint": "nowhere"}}, "'nowhere'"),
+        ({"organism": None, "controls": {"never": {"name": "nowhere"}}}, "'nowhere'"),
+    ],
+)
+def test_what_a_run_would_refuse_is_not_priced(changed: dict[str, Any], words: str) -> None:
+    """As far as it can be known without the model; the recipe as it is has a price (control)."""
+    assert told().seconds > 0
+    with pytest.raises(InputError, match=words):
+        told(**changed)

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from analysis import energy_by_component, plots, reemergence, spectra, style
 from analysis.estimates import pooled, wilson
 from analysis.layers import by_layer
+from analysis.outcome import behaviour
 from analysis.reading import Run, read_run
 from analysis.verdict import judge
 
@@ -181,5 +182,6 @@ def test_seeds_that_end_where_they_are_flat_are_still_counted() -> None:
     curves = pd.DataFrame([row | {"metric": m} | look for m in ("sampled", "completion") for look in looks])
     (shown,) = plots.rate_table(curves).to_dict("records")
     assert (shown["k"], shown["n"]) == (16, 64)
+    assert behaviour(curves)["relearn"]["edited"]["sampled"]["after"] == pytest.approx(0.25)
     rows = plots.curve_rows(curves, "completion")
     assert sorted(zip(rows["seed"], rows["step"], rows["value"], strict=True)) == sorted([*ends, (0, 16, 0.5)])
