@@ -12,7 +12,7 @@ import yaml
 
 from benchmarks.harness import Bench, Row
 from benchmarks.whole_runs import dry_run, run
-from hooklearn import builtin
+from hooklearn import pretrained
 from hooklearn.recipes import recipe
 
 SHAPE_360M = {
@@ -40,7 +40,7 @@ def _random(folder: Path) -> str:
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**SHAPE_360M))
     model.save_pretrained(folder / "model")
-    builtin.read("smollm2-135m-instruct")[1].save_pretrained(folder / "model")
+    pretrained.read("smollm2-135m-instruct")[1].save_pretrained(folder / "model")
     return str(folder / "model")
 
 

@@ -17,7 +17,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from hooklearn import builtin, models, organisms
+from hooklearn import models, organisms, pretrained
 from hooklearn.data import Corpus, Encoded, encode, load_corpus
 from hooklearn.forward import resolve_precision
 from hooklearn.recipes import recipe
@@ -207,7 +207,7 @@ class Bench:
     @cached_property
     def plain(self) -> Any:
         """The same weights as a plain Hugging Face model that nothing is hooked to."""
-        hf_model, _ = builtin.read(self.model_name)
+        hf_model, _ = pretrained.read(self.model_name)
         hf_model = hf_model.to(self.device).eval()  # type: ignore[arg-type]
         with torch.no_grad():
             for name, module in self.linears(hf_model).items():

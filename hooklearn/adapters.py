@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from hooklearn import disk, models
-from hooklearn.builtin import no_bars
 from hooklearn.deltas import Delta
 from hooklearn.exporting import compare, logits, new_folder
 from hooklearn.lora import low_rank
 from hooklearn.plain import fused_parameters, plain_copy
+from hooklearn.pretrained import no_bars
 from hooklearn.sharing import CARD, model_card, quoted
 from hooklearn.types import InputError
 

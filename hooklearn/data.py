@@ -83,6 +83,14 @@ class TokenBatch:
         return bool(jumps.logical_and(self.mask[:, 1:]).any())
 
     @property
+    def in_common(self) -> int:
+        """How many tokens every row begins with that are the same, seen by all that follow in it, and predict nothing
+        that is labelled."""
+        seen = self.until == self.mask.sum(1, keepdim=True)
+        alike = ((self.ids == self.ids[:1]) & seen & ~self.keep).all(0)
+        return int(alike.long().cumprod(0).sum())
+
+    @property
     def n_tokens(self) -> int:
         """Tokens that go through the model; a shared beginning counts once."""
         return int(self.mask.sum())

@@ -14,10 +14,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from hooklearn import parallel, sharded
-from hooklearn.builtin import no_bars
 from hooklearn.deltas import Delta
 from hooklearn.models import edited, is_sharded, load, named_parameters
 from hooklearn.plain import plain_copy
+from hooklearn.pretrained import no_bars
 from hooklearn.sharing import CARD, Shareable, quoted
 from hooklearn.types import InputError
 

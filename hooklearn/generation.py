@@ -6,17 +6,15 @@ of transformers (5.24 renamed the argument, and every token after the first was 
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import Cache, DynamicCache, LogitsProcessor, LogitsProcessorList
-from transformers.cache_utils import DynamicLayer
+from transformers import Cache, LogitsProcessor, LogitsProcessorList
 
 from hooklearn import interventions, losses, models, prefixes, sharded
-from hooklearn.plain import plain_copy
+from hooklearn.plain import plain_copy, read_once, with_fused_attention
 
 
 class _Drawn(LogitsProcessor):
@@ -56,8 +54,7 @@ def generate(
     if dtype is not None and not spread:
         for parameter in plain.parameters():  # not the buffers: rotary frequencies stay exact
             parameter.data = parameter.data.to(dtype)
-    if plain._supports_sdpa and getattr(plain.config, "attn_logit_softcapping", None) is None:
-        plain.set_attn_implementation("sdpa")  # the bridge asks for one that hooks can see into; here there are none
+    with_fused_attention(plain)
     asked = tokenizer(texts, add_special_tokens=False)["input_ids"]
     with interventions.carried_over(model, plain):
         ids, mask, begun = _begun(plain, asked, tokenizer.pad_token_id or 0)
@@ -74,20 +71,13 @@ def generate(
 
 def _begun(plain: Any, asked: list[list[int]], pad: int) -> tuple[Tensor, Tensor, dict[str, Cache]]:
     """(ids, mask, cache of the prefixes): one left-padded block, or two where prompts begin alike."""
-    found, cache = prefixes.shared_prefixes(asked), DynamicCache(config=plain.config.get_text_config())
-    # padding between the blocks counts in a sliding window, and a recurrent state has no tokens to share
-    if found is None or not cache.layers or any(type(layer) is not DynamicLayer for layer in cache.layers):
-        ids, mask = prefixes.left_padded(asked, pad)
-        return ids.to(plain.device), mask.to(plain.device), {}
-    ids, mask = (t.to(plain.device) for t in found.beginnings(pad))
-    accepted = inspect.signature(plain.forward).parameters
-    name = "cache" if "cache" in accepted else "past_key_values"  # transformers 5.24 renamed it
-    wanted = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0), "logits_to_keep": 1}
-    plain(
-        input_ids=ids, attention_mask=mask, use_cache=True,
-        **{name: cache}, **{key: value for key, value in wanted.items() if key in accepted},
-    )  # fmt: skip
-    owner = found.owner.to(plain.device)
-    cache.batch_select_indices(owner)
-    more, more_mask = (t.to(plain.device) for t in found.rests(pad))
-    return torch.cat([ids[owner], more], 1), torch.cat([mask[owner], more_mask], 1), {name: cache}
+    if (found := prefixes.shared_prefixes(asked)) is not None:
+        ids, mask = (t.to(plain.device) for t in found.beginnings(pad))
+        if (read := read_once(plain, ids, mask)) is not None:
+            name, cache = read
+            owner = found.owner.to(plain.device)
+            cache.batch_select_indices(owner)
+            more, more_mask = (t.to(plain.device) for t in found.rests(pad))
+            return torch.cat([ids[owner], more], 1), torch.cat([mask[owner], more_mask], 1), {name: cache}
+    ids, mask = prefixes.left_padded(asked, pad)
+    return ids.to(plain.device), mask.to(plain.device), {}

@@ -6,7 +6,7 @@ So behaviour is always three numbers: completion probability, preference, and th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -77,14 +77,17 @@ class Likelihoods:
         ]
         scores = forward.sequence_logprobs(model, everything, precision=precision)
         n, m = len(self.completions), len(self.alternatives)
-        out = {"completion": completion_probability(scores[:n])}
-        if not preference:
-            return out
-        if self.choices:
-            out["preference"] = choice_accuracy(scores[n + m :], self.choices, self.corpus)
-        elif self.alternatives:
-            good = completion_probability(scores[n : n + m])
-            out["preference"] = out["completion"] / (out["completion"] + good)
+        if preference and self.choices:
+            right = choice_accuracy(scores[n + m :], self.choices, self.corpus)
+            return {"completion": completion_probability(scores[:n]), "preference": right}
+        return self.paired(scores[:, 0] / scores[:, 1])
+
+    def paired(self, mean_logprobs: Float[Tensor, " sequence"]) -> dict[str, Tensor]:
+        """The same from the mean token log-probability of every completion and, where they were read, alternative."""
+        n, p = len(self.completions), mean_logprobs.exp()
+        out = {"completion": p[:n]}
+        if len(p) > n:
+            out["preference"] = p[:n] / (p[:n] + p[n:])
         return out
 
 
@@ -209,18 +212,25 @@ class RatioReferee:
     n: int = 0
     medians: tuple[float, float] = (float("nan"), float("nan"))
 
-    def scores(self, sequences: list[Encoded]) -> Tensor:
+    def readings(self, sequences: list[Encoded]) -> Float[Tensor, "scorer sequence"]:
+        """Mean log-probabilities, of the behaving model first."""
+        return torch.stack([s.mean_logprobs(sequences) for s in (self.bad, *self.references)])
+
+    def scores(self, sequences: list[Encoded]) -> Float[Tensor, " sequence"]:
         """Nats per token; above 0 the behaving model finds the text likelier than every reference does."""
-        others = torch.stack([r.mean_logprobs(sequences) for r in self.references])
-        return self.bad.mean_logprobs(sequences) - others.amax(0)
+        return _ratio(self.readings(sequences))
 
     def calibrated(self, bad: Corpus, good: Corpus) -> RatioReferee:
         """Threshold half way between the medians on held-out bad and good completions; AUC beside it."""
+        tokenizer = models.tokenizer_of(self.bad.model)
+        return self.set_by(self.readings([*encode(bad, tokenizer), *encode(good, tokenizer)]), len(bad))
+
+    def set_by(self, readings: Float[Tensor, "scorer sequence"], n_bad: int) -> RatioReferee:
+        """:meth:`calibrated`, from what was read of both, the bad completions first."""
         from sklearn.metrics import roc_auc_score
 
-        tokenizer = models.tokenizer_of(self.bad.model)
-        both = self.scores([*encode(bad, tokenizer), *encode(good, tokenizer)])  # prompts are shared
-        a, b = both[: len(bad)], both[len(bad) :]
+        both = _ratio(readings)
+        a, b = both[:n_bad], both[n_bad:]
         medians = (float(a.median()), float(b.median()))
         truth = [1] * len(a) + [0] * len(b)
         auc = float(roc_auc_score(truth, torch.cat([a, b]).tolist()))
@@ -244,6 +254,10 @@ class RatioReferee:
             "kind": self.kind, "threshold": self.threshold, "auc": self.auc, "n": self.n,
             "median_bad": self.medians[0], "median_good": self.medians[1],
         }  # fmt: skip
+
+
+def _ratio(readings: Float[Tensor, "scorer sequence"]) -> Float[Tensor, " sequence"]:
+    return readings[0] - readings[1:].amax(0)
 
 
 # ---------------------------------------------------------------------------------------- disruption
@@ -277,7 +291,8 @@ class DisruptionMeter:
         self._far = batches(encode(far, tokenizer, max_length=max_length), max_tokens=max_tokens)
         self._near = batches(encode(near, tokenizer), max_tokens=max_tokens, share=True) if near is not None else []
         with torch.no_grad():
-            self._hidden = [(b, forward.hidden(model, b)) for b in parallel.share(self._far)]
+            with forward.reader(model) as read:
+                self._hidden = [(b, read(b)) for b in parallel.share(self._far)]
             self._far_ce = self._gathered([self._ce(b, model, h) for b, h in self._hidden], self._far)
             self._near_ce = self._near_now(model) if self._near else None
         self.rough: DisruptionMeter | None = None
@@ -296,7 +311,8 @@ class DisruptionMeter:
         if not self._hidden:
             return  # more processes than batches
         batch, before = self._hidden[0]
-        kl = float(self._kl(batch, self.model, before, forward.hidden(self.model, batch))[:, 0].sum())
+        with forward.reader(self.model) as read:
+            kl = float(self._kl(batch, self.model, before, read(batch))[:, 0].sum())
         if kl != 0:
             raise InputError(
                 f"the meter does not read 0 on the unedited model (KL {kl:.2e}); is the model in "
@@ -317,10 +333,11 @@ class DisruptionMeter:
         """Disruption of the state the model is in now (or of another ``model``); errors are over texts."""
         subject = self.model if model is None else model
         kl, ce = [], []
-        for batch, before in self._hidden:
-            now = forward.hidden(subject, batch)
-            kl.append(self._kl(batch, subject, before, now))
-            ce.append(self._ce(batch, subject, now))
+        with forward.reader(subject) as read:
+            for batch, before in self._hidden:
+                now = read(batch)
+                kl.append(self._kl(batch, subject, before, now))
+                ce.append(self._ce(batch, subject, now))
         rise = self._gathered(ce, self._far)
         rise[:, 0] -= self._far_ce[:, 0]
         near_rise = None
@@ -331,7 +348,8 @@ class DisruptionMeter:
         return Disruption(_per_token(self._gathered(kl, self._far)), _per_token(rise), near_rise)
 
     def _near_now(self, model: Any) -> Float[Tensor, "text 2"]:
-        return self._gathered([self._ce(b, model) for b in parallel.share(self._near)], self._near)
+        with forward.reader(model) as read:
+            return self._gathered([self._ce(b, model, read(b)) for b in parallel.share(self._near)], self._near)
 
     @staticmethod
     def _gathered(parts: list[Tensor], stream: list[TokenBatch]) -> Float[Tensor, "text 2"]:
@@ -343,8 +361,7 @@ class DisruptionMeter:
         pairs = zip(was, is_now, strict=True)
         return self._by_text(batch, torch.cat([losses.kl_per_token(p, q) for (p, _), (q, _) in pairs]))
 
-    def _ce(self, batch: TokenBatch, model: Any, hidden: Tensor | None = None) -> Float[Tensor, "text 2"]:
-        hidden = forward.hidden(model, batch) if hidden is None else hidden
+    def _ce(self, batch: TokenBatch, model: Any, hidden: Tensor) -> Float[Tensor, "text 2"]:
         parts = forward.unembedded(model, hidden, batch.targets)
         return self._by_text(batch, torch.cat([-losses.token_logprobs(p, targets) for p, targets in parts]))
 
@@ -368,7 +385,3 @@ def _per_token(by_text: Float[Tensor, "text 2"]) -> Score:
     residual = by_text[:, 0] - value * by_text[:, 1]
     stderr = float((residual.square().sum() / (n * (n - 1))).sqrt() / (count / n))
     return Score(value, stderr, n)
-
-
-def as_values(measured: Mapping[str, Tensor]) -> dict[str, tuple[float, ...]]:
-    return {metric: tuple(v.tolist()) for metric, v in measured.items()}

@@ -36,10 +36,10 @@ from hooklearn import parallel
 from hooklearn.builtin import BUILTIN as BUILTIN
 from hooklearn.builtin import fetch as fetch
 from hooklearn.builtin import is_cached as is_cached
-from hooklearn.builtin import read
 from hooklearn.deltas import Delta
 from hooklearn.experts import Experts, splittable
 from hooklearn.plain import FUSED, fused_parameters, plain_name
+from hooklearn.pretrained import read
 from hooklearn.types import InputError, NumericalError, Site
 
 # --- loading --------------------------------------------------------------------------------------
@@ -469,6 +469,18 @@ def device_of(model: TransformerBridge) -> torch.device:
 def is_sharded(model: TransformerBridge) -> bool:
     """Whether its weights are spread over processes (:mod:`hooklearn.sharded`)."""
     return parallel.is_sharded(next(model.parameters()))
+
+
+def is_hooked(model: TransformerBridge) -> bool:
+    """Whether anything would see, or change, a pass through the bridge; it has hooks of its own, which do not count."""
+    for module in model.modules():
+        hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+        if isinstance(module, HookPoint):
+            if hooks:
+                return True
+        elif any(not getattr(hook, "__module__", "").startswith("transformer_lens.") for hook in hooks):
+            return True
+    return False
 
 
 def tokenizer_of(model: TransformerBridge) -> Any:

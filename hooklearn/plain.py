@@ -8,12 +8,14 @@ fused tensor stays behind in the model, dead: nothing reads it, no gradient reac
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from hooklearn.experts import experts_of
 
@@ -37,6 +39,34 @@ def plain_copy(model: Any) -> PreTrainedModel:
     plain.load_state_dict(values, strict=False, assign=True)
     plain.tie_weights()
     return plain.eval()
+
+
+def with_fused_attention(plain: Any) -> Any:
+    """The same with torch's fused attention, where it can do all that the architecture does (not Gemma 2's soft cap).
+
+    A bridge asks for one that hooks can see into.
+    """
+    if plain._supports_sdpa and getattr(plain.config, "attn_logit_softcapping", None) is None:
+        plain.set_attn_implementation("sdpa")
+    return plain
+
+
+def read_once(plain: Any, ids: Tensor, mask: Tensor) -> tuple[str, Cache] | None:
+    """(name of the argument, keys and values) of what several rows begin with; None where they cannot be handed on.
+
+    Padding between two blocks would count in a sliding window, and a recurrent state has no tokens to share.
+    """
+    cache = DynamicCache(config=plain.config.get_text_config())
+    if not cache.layers or any(type(layer) is not DynamicLayer for layer in cache.layers):
+        return None
+    accepted = inspect.signature(plain.forward).parameters
+    name = "cache" if "cache" in accepted else "past_key_values"  # transformers 5.24 renamed it
+    wanted = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0), "logits_to_keep": 1}
+    plain(
+        input_ids=ids, attention_mask=mask, use_cache=True,
+        **{name: cache}, **{key: value for key, value in wanted.items() if key in accepted},
+    )  # fmt: skip
+    return name, cache
 
 
 def empty_copy(model: Any) -> Any:
@@ -89,6 +119,11 @@ def _fused_modules(model: Any) -> Iterator[tuple[Any, Any, str, tuple[str, ...]]
                         else getattr(part.original_component, part.fused_attr)
                     )
                     yield part, module, split, names
+
+
+def is_fused(model: Any) -> bool:
+    """Whether a plain copy has to put weights together from their parts."""
+    return any(True for _ in _fused_modules(model))
 
 
 def fused_parameters(model: Any) -> list[nn.Parameter]:

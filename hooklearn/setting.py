@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hooklearn import determinism, evidence, forward, models, organisms, sharded, store
 from hooklearn.attack import ATTACKS, EVERY_ATTACK, Watcher, attack_of
@@ -124,11 +125,16 @@ class Setup:
         if self.never_info is not None and self.never_info["kind"] == "surrogate":
             permuted = Likelihoods.of(_permuted(self.corpora["heldout"]), tokenizer, "heldout")
         behaviour = self.config.behaviour
+        referee = self._referee(heldout, progress) if behaviour.samples else None
+        known = {}
+        if isinstance(referee, RatioReferee):
+            referee, known = self._calibrated(referee, heldout)
         return Watcher(
             heldout=heldout,
             ood=Likelihoods.of(ood, tokenizer, "ood") if ood is not None else None,
             permuted=permuted,
-            referee=self._referee(heldout, progress) if behaviour.samples else None,
+            referee=referee,
+            known=known,
             n_samples=behaviour.samples,
             n_ood=behaviour.ood_samples,
             new_tokens=behaviour.new_tokens,
@@ -144,8 +150,7 @@ class Setup:
         if any("prompt" not in r and "messages" not in r for r in corpus.rows):
             return None  # running text has no prompt to sample from
         progress("referee: threshold and AUC on held-out completions")
-        good = corpus.alternatives() or self.corpora.get("near")
-        if good is None:
+        if not heldout.alternatives and "near" not in self.corpora:
             return None
         precision: Any = self.config.model.precision
         scorer = partial(Scorer, precision=precision)
@@ -180,7 +185,22 @@ class Setup:
             )
         else:
             return None
-        return referee.calibrated(corpus, good)
+        return referee
+
+    def _calibrated(
+        self, referee: RatioReferee, heldout: Likelihoods
+    ) -> tuple[RatioReferee, dict[str, dict[str, Tensor]]]:
+        """With its threshold; and what was read for that of the controls, which a look at them would read again."""
+        if not heldout.alternatives:
+            return referee.calibrated(heldout.corpus, self.corpora["near"]), {}
+        readings = referee.readings([*heldout.completions, *heldout.alternatives])
+        known = {
+            arm: heldout.paired(read)
+            for arm, model in (("original", self.original), ("never", self.never))
+            for scorer, read in zip((referee.bad, *referee.references), readings, strict=True)
+            if scorer.model is model and scorer.delta is None
+        }
+        return referee.set_by(readings, len(heldout.completions)), known
 
 
 def check(config: RunConfig) -> None:

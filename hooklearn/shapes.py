@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from hooklearn import builtin
+from hooklearn import builtin, pretrained
 
 GGUF_BITS = 6
 """Bits a weight takes in a 4-bit GGUF file, scales and larger tensors included."""
@@ -56,7 +56,7 @@ def model_shape(name: str, base: Path, trust_remote_code: bool = False) -> Shape
     if gguf is not None:
         return _shape_of_file(gguf.stat().st_size, f"{name} is a GGUF file")
     source = str(path) if path.is_dir() else name
-    config, tokenizer = builtin.read_config(source, trust_remote_code)
+    config, tokenizer = pretrained.read_config(source, trust_remote_code)
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):

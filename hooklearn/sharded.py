@@ -24,7 +24,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM
 
-from hooklearn import builtin, models, parallel, tensor_files
+from hooklearn import models, parallel, pretrained, tensor_files
 from hooklearn.deltas import Delta
 from hooklearn.plain import empty_copy, fused_parameters, plain_name
 from hooklearn.tensor_files import TensorFiles
@@ -48,7 +48,7 @@ def load(
     _check_processes()
     if name.endswith(".gguf"):
         raise InputError(f"model {name!r}: a GGUF file cannot be read tensor by tensor; model.shard needs safetensors")
-    config, tokenizer = builtin.read_config(name, trust_remote_code)
+    config, tokenizer = pretrained.read_config(name, trust_remote_code)
     files = TensorFiles.of(name)
     with init_empty_weights(include_buffers=False):
         empty: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)

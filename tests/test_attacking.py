@@ -14,9 +14,12 @@ from hooklearn.attack.curve import Pending
 from hooklearn.attack.few_shot import FewShot
 from hooklearn.attacking import judge_pending
 from hooklearn.calibration import cases
+from hooklearn.config import RunConfig
 from hooklearn.corpus import Corpus
+from hooklearn.loading import load_corpus
 from hooklearn.measure import ContainsReferee, Likelihoods, Sample
-from hooklearn.setting import _check_surrogate
+from hooklearn.recipes import recipe
+from hooklearn.setting import Setup, _check_surrogate
 from hooklearn.sweeping import _lowest_is_best
 from hooklearn.types import InputError
 
@@ -98,3 +101,21 @@ def test_negative_seeds_of_a_calibration_are_refused_before_its_processes_start(
     assert [c.seed for c in cases(["locked"], [0])] == [0]
     with pytest.raises(InputError, match="seed -1: seeds are 0 or more"):
         cases(["locked"], [0, -1])
+
+
+def test_what_the_referee_read_of_the_controls_is_what_a_look_finds(threatening: Any, tiny: Any) -> None:
+    """Completion probability and preference of the original and the never-learned model, which are the referee's own
+    models; an arm that is none of them is looked at."""
+    corpus = load_corpus(name="tiny", options={"part": "heldout"}).take(8)
+    config = RunConfig.model_validate(recipe("tiny") | {"controls": {"never": {"name": "tiny"}}, "organism": None})
+    corpora = {"heldout": corpus, "ood": corpus.take(2)}
+    setup = Setup(config, threatening, tiny, {"kind": "model", "name": "tiny"}, None, corpora, None)
+    watcher = setup.watcher(lambda _: None)
+    assert set(watcher.known) == {"original", "never"}
+    for arm, model in (("original", threatening), ("never", tiny)):
+        looked = watcher.likelihood(model, 0, 0, watcher.heldout, watcher.ood)
+        known = watcher.at_start(model, arm)
+        assert [(p.metric, p.split) for p in known] == [(p.metric, p.split) for p in looked]
+        for a, b in zip(known, looked, strict=True):
+            assert a.values == pytest.approx(b.values, rel=1e-5)  # rounding: other batches
+    assert watcher.at_start(tiny, "edited")[0].values == pytest.approx(watcher.start["never"][0].values, rel=1e-5)

@@ -26,8 +26,9 @@ ORDER = [
     "hooklearn.corpora hooklearn.layouts",
     "hooklearn.loading",
     "hooklearn.experts",
-    "hooklearn.data hooklearn.disk hooklearn.store hooklearn.deltas hooklearn.builtin hooklearn.plain hooklearn.models "
-    "hooklearn.tensor_files hooklearn.sharded hooklearn.exporting hooklearn.interventions hooklearn.prefixes "
+    "hooklearn.data hooklearn.disk hooklearn.store hooklearn.deltas hooklearn.builtin hooklearn.pretrained "
+    "hooklearn.plain hooklearn.models hooklearn.tensor_files hooklearn.sharded hooklearn.exporting "
+    "hooklearn.interventions hooklearn.prefixes "
     "hooklearn.generation",
     "hooklearn.forward",
     "hooklearn.lora hooklearn.train hooklearn.adapters",

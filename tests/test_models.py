@@ -15,7 +15,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers import PreTrainedModel as HfModel
 
+from hooklearn import forward
 from hooklearn.builtin import BUILTIN, fetch, is_cached
+from hooklearn.data import Encoded, batches
 from hooklearn.deltas import Delta
 from hooklearn.exporting import export
 from hooklearn.forward import hidden_at, logits_at, unembed
@@ -27,6 +29,7 @@ from hooklearn.models import (
     describe,
     edited,
     hook_names,
+    is_hooked,
     load,
     named_parameters,
     parameters_of,
@@ -299,6 +302,35 @@ def test_greedy_generation_follows_the_logits(family, texts, groups):
             with torch.no_grad():
                 ids = torch.cat([ids, model(ids)[:, -1:].argmax(-1)], 1)
         assert found == model.tokenizer.decode(ids[0, start:], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["begin alike", "do not"])
+def test_a_reader_reads_what_the_bridge_reads(family, shared):
+    """In every family, from rows of several sequences, whether or not all rows begin alike; labelled text is read row
+    by row. Where someone has hooked into the bridge, the bridge reads (control: the hook is seen)."""
+    model = tiny(family)
+    first = torch.arange(4, 12)
+    sequences = []
+    for i in range(8):
+        start = first if shared else first + i
+        ids = torch.cat([start, torch.tensor([4 + i, 5 + i]), prompts(1, 3 + i)[0]])
+        sequences.append(Encoded(ids, torch.arange(len(ids)) > 9, i))
+    (batch,) = batches(sequences, share=False)
+    rows = batches([*sequences, *(Encoded(s.ids.clone(), s.labels, 8 + s.item) for s in sequences)], share=True)
+    assert batch.in_common == (8 if shared else 0) and any(b.packed for b in rows)
+    (text,) = batches([Encoded(s.ids, torch.arange(len(s)) > 3, s.item) for s in sequences])
+    assert text.in_common == (3 if shared else 0)
+    with torch.no_grad(), forward.reader(model) as read:
+        for b in (batch, text, *rows):
+            assert torch.allclose(read(b), forward.hidden(model, b), atol=1e-5)  # rounding of float32
+    seen = []
+    model.blocks[0].hook_out.add_hook(lambda value, hook: seen.append(value.shape))
+    try:
+        with torch.no_grad(), forward.reader(model) as read:
+            read(batch)
+    finally:
+        model.reset_hooks()
+    assert seen == [(*batch.ids.shape, model.cfg.d_model)] and not is_hooked(model)
 
 
 def test_what_is_done_to_the_states_is_done_while_text_is_generated(family):

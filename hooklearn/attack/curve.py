@@ -90,12 +90,15 @@ class Watcher:
     judged: Corpus | None = None
     """What the referee reads before a sample, where that is not what was asked."""
     pending: list[Pending] = field(default_factory=list)
+    known: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    """What held-out items measured of unedited arms before any look: the referee read the same."""
     start: dict[str, list[CurvePoint]] = field(default_factory=dict)
     """Step 0 of every arm: the same for all attacks, so it is measured once."""
 
     def at_start(self, model: Any, arm: str) -> list[CurvePoint]:
         if arm not in self.start:
-            self.start[arm] = self.likelihood(model, 0, 0, self.heldout, self.ood)
+            known = _points(0, 0, self.heldout.split, self.known[arm]) if arm in self.known else []
+            self.start[arm] = known + self.likelihood(model, 0, 0, None if known else self.heldout, self.ood)
         return self.start[arm]
 
     def likelihood(
@@ -103,10 +106,12 @@ class Watcher:
     ) -> list[CurvePoint]:
         """Completion probability and preference; the latter is half the work and only needed at a curve's ends."""
         return [
-            CurvePoint(step, tokens, metric, split.split, tuple(values.tolist()))
+            point
             for split in splits
             if split is not None
-            for metric, values in split.measure(model, precision=self.precision, preference=preference).items()
+            for point in _points(
+                step, tokens, split.split, split.measure(model, precision=self.precision, preference=preference)
+            )
         ]
 
     def surrogate(self, model: Any, step: int, tokens: int) -> list[CurvePoint]:
@@ -137,6 +142,10 @@ class Watcher:
             if drawn:
                 read = (self.judged if split is self.heldout else None) or split.corpus
                 self.pending.append(Pending(arm, attack, setting, step, seed, split.split, read, drawn))
+
+
+def _points(step: int, tokens: int, split: str, measured: Mapping[str, Tensor]) -> list[CurvePoint]:
+    return [CurvePoint(step, tokens, metric, split, tuple(v.tolist())) for metric, v in measured.items()]
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def asking(arena: Arena, change: Callable[[Row, int], Row], what: str) -> Watche
     heldout = changed(eyes.heldout)
     assert heldout is not None
     # samples wait for the referee in the arena's own list; the start is that of the plain questions
-    return replace(eyes, heldout=heldout, ood=changed(eyes.ood), permuted=changed(eyes.permuted), start={})
+    return replace(eyes, heldout=heldout, ood=changed(eyes.ood), permuted=changed(eyes.permuted), start={}, known={})
 
 
 @contextlib.contextmanager
