@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from hooklearn import callbacks, memory, models
+from hooklearn import callbacks, models
 from hooklearn.config import build
 from hooklearn.data import Corpus, TokenBatch
 from hooklearn.deltas import Delta
@@ -308,7 +308,6 @@ def training_curve(
             arena, arm, attack, setting, stream, learning_rate, last, min_steps, may_stop, optimizer, sampled,
             trained, (log_spaced(last) - early) | set(also_at), sampled_at if sampled else (),
         )  # fmt: skip
-        memory.give_back()  # else the peak is that of several arms together
         done[arm.name] = curve
         if surrogate is not None:
             done["never"] = surrogate
