@@ -133,7 +133,7 @@ def sweep(
 
 
 def _plan(file: Path, deterministic: bool) -> tuple[Plan, dict[str, Any]]:
-    from hooklearn.config import read_config
+    from hooklearn.config_file import read_config
     from hooklearn.sweep_config import Plan
 
     data = read_config(file)

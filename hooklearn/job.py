@@ -55,7 +55,8 @@ class Job:
         Raises:
             InputError: a config that is not valid.
         """
-        from hooklearn.config import parse, with_overrides
+        from hooklearn.config import parse
+        from hooklearn.config_file import with_overrides
 
         _check_foreign_code(given, list(sets or ()), where)
         given = with_overrides(given, list(sets or ()))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hooklearn.config import read_config
+from hooklearn.config_file import read_config
 from hooklearn.types import InputError
 
 Config = dict[str, Any]

@@ -24,8 +24,8 @@ from hooklearn.config import (
     Strict,
     parse,
     validated,
-    with_overrides,
 )  # fmt: skip
+from hooklearn.config_file import with_overrides
 from hooklearn.recipes import RECIPES, resolve
 from hooklearn.types import InputError
 

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from hooklearn import controls, disk, experiment, store
-from hooklearn.config import RunConfig, parse, read_config
+from hooklearn.config import RunConfig, parse
+from hooklearn.config_file import read_config
 from hooklearn.corpus import Corpus
 from hooklearn.determinism import deterministic
 from hooklearn.fanout import installed, spread

@@ -27,7 +27,8 @@ from hooklearn.attack.sample_many import SampleMany
 from hooklearn.attack.style import STYLES, pirate, styled
 from hooklearn.attack.weights import NF4, Noise, Prune, Quantize, noisy, pruned, quantized
 from hooklearn.batteries import BATTERIES, battery
-from hooklearn.config import ROLES, parse, with_overrides
+from hooklearn.config import ROLES, parse
+from hooklearn.config_file import with_overrides
 from hooklearn.corpus import Corpus
 from hooklearn.data import batches, encode
 from hooklearn.deltas import Delta

@@ -284,7 +284,8 @@ def _command_lines() -> list[tuple[str, str]]:
 
 def test_command_lines_of_the_guides_are_understood() -> None:
     """Commands, options and, for recipes, every ``--set`` key: parsed, not run."""
-    from hooklearn.config import parse, with_overrides
+    from hooklearn.config import parse
+    from hooklearn.config_file import with_overrides
     from hooklearn.recipes import RECIPES, recipe
 
     commands = dict(made_by("cli").commands())

@@ -30,7 +30,8 @@ from analysis.sweep import read_sweep
 from analysis.tables import markdown
 from analysis.verify import verify
 from hooklearn import store
-from hooklearn.config import from_yaml, parse, read_config, with_overrides
+from hooklearn.config import parse
+from hooklearn.config_file import from_yaml, read_config, with_overrides
 from hooklearn.deltas import Delta, load_delta, save_delta
 from hooklearn.loading import load_corpus
 from hooklearn.locate.subspace import Subspace, Subspaces
@@ -298,6 +299,7 @@ HOSTILE_YAML = {
     "laughs": ("a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9)),
                "more than 100000 values"),
     "depth": ("a: " + "[" * 20_000, "not valid YAML"),
+    "a key twice": ("name: a\nbudget: {kl: 0.01}\nname: b", "not valid YAML, line 3: the key 'name' is there twice"),
     "NUL": ('name: "\\0"', "NUL"),
     "half a character": ('name: "\\ud800"', "half a character"),
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -125,7 +126,10 @@ def _prompt(sequence: Encoded) -> Encoded:
 
 
 def projected(model: Any, directions: Float[Tensor, "layer direction d_model"]) -> AbstractContextManager[Any]:
-    """The model with some directions less in the hidden states after every layer, inside this block."""
+    """The model with some directions less in the hidden states after every layer, inside this block; zeros are
+    none."""
+    if not bool(directions.any()):
+        return contextlib.nullcontext(model)
 
     def without(layer: int, states: Tensor) -> Tensor:
         v = directions[layer].to(states)
