@@ -56,12 +56,18 @@ def launched(folder: Path) -> subprocess.CompletedProcess[str]:
     return in_two_processes("two_sharded.py", folder, user_files.Files(folder, given).save(), timeout=900)
 
 
-def test_two_processes_with_half_of_the_weights_each_compute_what_one_does(launched: Any, folder: Path) -> None:
-    """Moments, gradients, scores, an edit, ten steps of an attack, steps taken alone, frozen embeddings."""
+def test_two_processes_with_half_of_the_weights_each_compute_what_one_does(
+    launched: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Moments, gradients, scores, an edit, ten steps of an attack, steps taken alone, frozen embeddings. Spread weights
+    are read by the bridge; what the plain model reads in one process is the same to rounding."""
     from two_processes import everything
     from two_sharded import trained
 
+    plainly = everything()["scores"]
+    monkeypatch.setattr("hooklearn.models.is_hooked", lambda model: True)  # the bridge reads here as well
     alone: dict[str, Tensor] = everything() | trained(shard=False)
+    assert 0 < off(plainly, alone["scores"]) < SUMS
     first, second = (load_file(folder / f"rank{r}.safetensors") for r in (0, 1))
     assert first.keys() == second.keys() == alone.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
