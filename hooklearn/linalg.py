@@ -5,13 +5,16 @@ Everything here is a function of tensors; nothing knows about models. The moment
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
-from typing import Literal
+from contextlib import AbstractContextManager
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from scipy.linalg import get_lapack_funcs
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
@@ -59,7 +62,8 @@ def _condition(spd: Float[Tensor, "d d"], factor: Float[Tensor, "d d"]) -> float
     """:func:`condition_number` of a matrix whose factor is known, both float64."""
     lower = factor.cpu().numpy()
     (pocon,) = get_lapack_funcs(("pocon",), dtype=lower.dtype)
-    reciprocal, _ = pocon(lower, float(spd.abs().sum(0).max()), uplo="L")
+    with _scipy_alone():
+        reciprocal, _ = pocon(lower, float(spd.abs().sum(0).max()), uplo="L")
     return 1 / reciprocal if reciprocal > 0 else math.inf
 
 
@@ -178,7 +182,8 @@ def top_eigh(symmetric: Float[Tensor, "d d"], rank: int) -> tuple[Float[Tensor, 
         return vectors[:, d - rank :].flip(1), values[d - rank :].flip(0)
     from scipy.linalg import eigh
 
-    some, some_vectors = eigh(symmetric.cpu().numpy(), subset_by_index=[d - rank, d - 1])
+    with _scipy_alone():
+        some, some_vectors = eigh(symmetric.cpu().numpy(), subset_by_index=[d - rank, d - 1])
     found = torch.from_numpy(some_vectors).flip(1), torch.from_numpy(some).flip(0)
     return found[0].to(symmetric.device), found[1].to(symmetric.device)
 
@@ -186,6 +191,17 @@ def top_eigh(symmetric: Float[Tensor, "d d"], rank: int) -> tuple[Float[Tensor, 
 FEW = 10
 """A tenth of all eigenvectors: up to there those alone are faster (576 wide, float64, two cores: all 23 ms, 8 of them
 12, 128 of them 43; 1536 wide: all 319, 8 of them 166)."""
+
+
+def _scipy_alone() -> AbstractContextManager[Any]:
+    """SciPy's OpenBLAS on one thread, inside this block. The others would wait for more work after it, spinning, on the
+    cores that torch computes on: the filter of a 576 x 1536 update took 82 ms in place of 30 (two cores; LOG.md)."""
+    return _thread_pools().limit(limits=1, user_api="blas")
+
+
+@functools.cache
+def _thread_pools() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 def generalised_eigh(

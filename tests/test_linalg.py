@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from hooklearn import linalg, moments
@@ -375,3 +376,15 @@ def test_bfloat16_rows_are_summed_as_if_they_were_float32(seed: int, d: int) -> 
     assert close(add_product(torch.zeros(d, d), rows, rows).double(), exact, SINGLE)
     assert not close((rows.T @ rows).double(), exact, SINGLE)
     assert torch.get_float32_matmul_precision() == before
+
+
+def test_scipy_works_alone_and_only_then() -> None:
+    """Where its own OpenBLAS is there, one thread of it inside the block, and as many as before after it."""
+
+    def threads() -> list[int]:
+        return [pool["num_threads"] for pool in ThreadpoolController().info() if pool["user_api"] == "blas"]
+
+    before = threads()
+    with linalg._scipy_alone():
+        assert set(threads()) <= {1}
+    assert threads() == before
