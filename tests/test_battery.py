@@ -32,7 +32,7 @@ from hooklearn.config_file import with_overrides
 from hooklearn.corpus import Corpus
 from hooklearn.data import batches, encode
 from hooklearn.deltas import Delta
-from hooklearn.measure import Likelihoods, RatioReferee, Scorer
+from hooklearn.measure import Likelihoods, RatioReferee, Sample, Scorer, sample
 from hooklearn.organisms.instil import instil
 from hooklearn.recipes import recipe
 from hooklearn.types import Curve, InputError
@@ -366,6 +366,20 @@ def test_any_of_several_draws_is_enough(sampled: Arena) -> None:
         assert len(shown[0][arm]) == 10 and set(shown[1][arm]) <= {0.0, 1.0}
         assert all(a <= b for a, b in zip(shown[0][arm], shown[1][arm], strict=True))
     assert sum(shown[1]["original"]) >= 8 > sum(shown[1]["never"])
+
+
+def test_samples_are_drawn_in_the_precision_of_the_run(sampled: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever ``auto`` would be on this machine."""
+    drawn_in: list[str] = []
+
+    def counted(*args: Any, precision: str, **options: Any) -> list[Sample]:
+        drawn_in.append(precision)
+        return sample(*args, precision="float32", **options)
+
+    monkeypatch.setattr("hooklearn.attack.sample_many.sample", counted)
+    sampled.watcher.precision = "bfloat16"
+    SampleMany(draws=1).curves(sampled)
+    assert drawn_in == ["bfloat16"] * len(ARMS)
 
 
 def test_sampling_needs_a_referee(arena: Arena) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,25 @@ def test_what_was_not_measured_decides_nothing() -> None:
     assert _decide(trials)["chosen"] == {"a": 2}, "the first of equals"
     nothing = _decide([{"options": {}, "value": float("nan"), "error": "it broke"}])
     assert nothing["chosen"] is None and "it broke" in nothing["error"]
+
+
+def test_half_made_controls_of_an_earlier_version_are_continued(swept: Path, folder: Path, tmp_path: Path) -> None:
+    """Whose record lacks an option that has come since: what is there stays, what is missing is made, to the bit."""
+    again, name = tmp_path / "again", "gradient_ascent-kl0.01-seed0"
+    shutil.copytree(swept, again)
+    shutil.rmtree(again / "cells" / name)
+    half = again / "controls/seed0"
+    written = json.loads((half / "run.json").read_text())
+    del written["config"]["deterministic"]
+    (half / "run.json").write_text(json.dumps(written | {"status": "running"}))
+    *kept, last = sorted((half / "parts").glob("curves-*-items.parquet"))
+    for part in (half / "parts").glob(last.name.replace("-items.parquet", "*")):
+        part.unlink()
+    times = [part.stat().st_mtime_ns for part in kept]
+    hl.sweep(SMALL, again, base=folder, resume=True)
+    assert [part.stat().st_mtime_ns for part in kept] == times and last.exists()
+    ours, before = (pd.read_parquet(f / "cells" / name / "items.parquet") for f in (again, swept))
+    pd.testing.assert_frame_equal(ours, before, check_exact=True)
 
 
 def test_controls_come_back_from_their_folder_as_they_were(swept: Path) -> None:
