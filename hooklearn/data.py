@@ -83,7 +83,7 @@ class TokenBatch:
         return bool(jumps.logical_and(self.mask[:, 1:]).any())
 
     @property
-    def in_common(self) -> int:
+    def n_common(self) -> int:
         """How many tokens every row begins with that are the same, seen by all that follow in it, and predict nothing
         that is labelled."""
         seen = self.until == self.mask.sum(1, keepdim=True)

@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -100,14 +99,14 @@ def reader(model: Any) -> Iterator[Callable[[TokenBatch], Float[Tensor, "kept d_
     """:func:`hidden` for a block in which weights stay as they are and nothing needs a gradient.
 
     Where no one has hooked into the bridge, the plain model around the same weights reads: with fused attention, and
-    what all rows of a batch begin with only once. The same to rounding, and faster (``benchmarks --only reader``). Not
-    where its weights are spread over processes, or would first have to be put together.
+    what all rows of a batch begin with only once. The same to rounding, and faster (``python -m benchmarks --only
+    reader``). Not where its weights are spread over processes, or would first have to be put together.
     """
     if models.is_sharded(model) or is_fused(model) or models.is_hooked(model):
         yield lambda batch: hidden(model, batch)
         return
     plain = with_fused_attention(plain_copy(model))
-    yield lambda batch: _read(plain, *_inputs(model, batch), batch.in_common)
+    yield lambda batch: _read(plain, *_inputs(model, batch), batch.n_common)
 
 
 def _read(
@@ -121,7 +120,7 @@ def _read(
         cached = {name: cache}
         ids, keep, position_ids = ids[:, n:], keep[:, n:], position_ids[:, n:]
         mask = mask[:, :, n:] if mask.dim() == 4 else mask
-    return _kept_states(plain, plain.get_output_embeddings(), ids, mask, keep, position_ids, cached)
+    return _kept_states(plain, plain.get_output_embeddings(), ids, mask, keep, position_ids, **cached)
 
 
 def logits(model: Any, batch: TokenBatch) -> Float[Tensor, "kept vocab"]:
@@ -175,7 +174,7 @@ def _kept_states(
     mask: Tensor | None,
     keep: Tensor,
     position_ids: Tensor | None,
-    cached: Mapping[str, Any] = MappingProxyType({}),
+    **cached: Any,
 ) -> Float[Tensor, "kept d_model"]:
     kept = []
 
@@ -183,7 +182,7 @@ def _kept_states(
         kept.append(hidden[keep])
         return hidden[:, :0]  # nothing left to unembed
 
-    _forward(model, unembedding, ids, mask, position_ids, take, cached)
+    _forward(model, unembedding, ids, mask, position_ids, take, **cached)
     return kept[0]
 
 
@@ -194,7 +193,7 @@ def _forward(
     mask: Tensor | None,
     position_ids: Tensor | None,
     select: Callable[[Tensor], Tensor],
-    cached: Mapping[str, Any] = MappingProxyType({}),
+    **cached: Any,
 ) -> Tensor:
     """A pass through the bridge, so that every hook fires, or through a plain model; only what ``select`` returns of
     the final hidden states goes on to the unembedding."""

@@ -103,9 +103,18 @@ def test_negative_seeds_of_a_calibration_are_refused_before_its_processes_start(
         cases(["locked"], [0, -1])
 
 
-def test_what_the_referee_read_of_the_controls_is_what_a_look_finds(threatening: Any, tiny: Any) -> None:
+def test_what_the_referee_read_of_the_controls_is_what_a_look_finds(
+    threatening: Any, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Completion probability and preference of the original and the never-learned model, which are the referee's own
-    models; an arm that is none of them is looked at."""
+    models; it is not read again. An arm that is none of them is looked at."""
+    whole, read = Likelihoods.measure, list[int]()
+
+    def counted(self: Likelihoods, *args: Any, **options: Any) -> Any:
+        read[-1] += len(self.completions) + len(self.alternatives)
+        return whole(self, *args, **options)
+
+    monkeypatch.setattr(Likelihoods, "measure", counted)
     corpus = load_corpus(name="tiny", options={"part": "heldout"}).take(8)
     config = RunConfig.model_validate(recipe("tiny") | {"controls": {"never": {"name": "tiny"}}, "organism": None})
     corpora = {"heldout": corpus, "ood": corpus.take(2)}
@@ -113,9 +122,14 @@ def test_what_the_referee_read_of_the_controls_is_what_a_look_finds(threatening:
     watcher = setup.watcher(lambda _: None)
     assert set(watcher.known) == {"original", "never"}
     for arm, model in (("original", threatening), ("never", tiny)):
+        read.append(0)
         looked = watcher.likelihood(model, 0, 0, watcher.heldout, watcher.ood)
+        read.append(0)
         known = watcher.at_start(model, arm)
+        assert read[-2:] == [16 + 4, 4]  # completions and alternatives: of all items, then of the others only
         assert [(p.metric, p.split) for p in known] == [(p.metric, p.split) for p in looked]
         for a, b in zip(known, looked, strict=True):
             assert a.values == pytest.approx(b.values, rel=1e-5)  # rounding: other batches
+    read.append(0)
     assert watcher.at_start(tiny, "edited")[0].values == pytest.approx(watcher.start["never"][0].values, rel=1e-5)
+    assert read[-1] == 16 + 4

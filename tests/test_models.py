@@ -317,9 +317,9 @@ def test_a_reader_reads_what_the_bridge_reads(family, shared):
         sequences.append(Encoded(ids, torch.arange(len(ids)) > 9, i))
     (batch,) = batches(sequences, share=False)
     rows = batches([*sequences, *(Encoded(s.ids.clone(), s.labels, 8 + s.item) for s in sequences)], share=True)
-    assert batch.in_common == (8 if shared else 0) and any(b.packed for b in rows)
+    assert batch.n_common == (8 if shared else 0) and any(b.packed for b in rows)
     (text,) = batches([Encoded(s.ids, torch.arange(len(s)) > 3, s.item) for s in sequences])
-    assert text.in_common == (3 if shared else 0)
+    assert text.n_common == (3 if shared else 0)
     with torch.no_grad(), forward.reader(model) as read:
         for b in (batch, text, *rows):
             assert torch.allclose(read(b), forward.hidden(model, b), atol=1e-5)  # rounding of float32
