@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from hooklearn.attack import Watcher
-from hooklearn.attack.curve import Pending
 from hooklearn.attack.few_shot import FewShot
+from hooklearn.attack.watcher import Pending
 from hooklearn.attacking import judge_pending
 from hooklearn.calibration import cases
 from hooklearn.config import RunConfig

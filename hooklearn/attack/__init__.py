@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hooklearn.attack.ablate_direction import AblateDirection
-from hooklearn.attack.curve import Arena, ArmState, Attack, Measured, Onlooker, Pending, Watcher
+from hooklearn.attack.curve import Arena, ArmState, Attack, Measured, Onlooker
 from hooklearn.attack.erosion import Erode, EroseStyle, RetainOnly
 from hooklearn.attack.few_samples import GoodDemos, WeakSamples
 from hooklearn.attack.few_shot import FewShot
@@ -15,6 +15,7 @@ from hooklearn.attack.prompts import Password, Prefill
 from hooklearn.attack.relearn import LowMutualInformation, Relearn
 from hooklearn.attack.relearn_lora import RelearnLora
 from hooklearn.attack.sample_many import SampleMany
+from hooklearn.attack.watcher import Pending, Watcher
 from hooklearn.attack.weights import Noise, Prune, Quantize
 from hooklearn.callable_module import make_callable
 from hooklearn.plugins import Shelf, named_class

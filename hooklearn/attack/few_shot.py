@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from hooklearn.attack.curve import Arena, Attack, Watcher
+from hooklearn.attack.curve import Arena, Attack
 from hooklearn.attack.look import asking, one_look
+from hooklearn.attack.watcher import Watcher
 from hooklearn.data import Corpus, Row
 from hooklearn.types import Curve, InputError
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from hooklearn import models
-from hooklearn.attack.curve import Arena, Attack, Watcher
+from hooklearn.attack.curve import Arena, Attack
+from hooklearn.attack.watcher import Watcher
 from hooklearn.data import Corpus, Row
 from hooklearn.measure import Likelihoods
 from hooklearn.types import ArmCurve, Curve, Site
