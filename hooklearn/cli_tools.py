@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,21 +28,56 @@ class What(StrEnum):
 
 
 @tools.command("list")
-def list_(what: Annotated[What, typer.Argument(help="Of what.")], json_: Json = False) -> None:
-    """What there is: methods, attacks, corpora ...; of what another package adds, its source is that package.
+def list_(
+    what: Annotated[What, typer.Argument(help="Of what.")],
+    name: Annotated[str | None, typer.Argument(help="One of them, with everything that can be set.")] = None,
+    json_: Json = False,
+) -> None:
+    """What there is: methods, attacks, corpora ...; of one of them, its options; of a recipe, its config.
+
+    Of what another package adds, the source is that package.
 
     \b
     hooklearn list methods
+    hooklearn list methods natural
+    hooklearn list recipes threats > mine.yaml
     hooklearn list corpora --json
     """
     with work(quiet=True):
-        from hooklearn.inventory import inventory
+        from hooklearn.inventory import described, inventory
 
-        rows = inventory(what.value, say)
-    if json_:
-        print_json({what.value: rows})
+        rows = inventory(what.value, say) if name is None else []
+        one = described(what.value, name) if name is not None else {}
+    if name is None:
+        print_json({what.value: rows}) if json_ else print_rows(rows)
+    elif json_:
+        print_json(one)
     else:
-        print_rows(rows)
+        _print_one(one)
+
+
+def _print_one(one: dict[str, Any]) -> None:
+    """A recipe as the file that it stands for; of anything else what it is, and then what can be set."""
+    if "config" in one:
+        import yaml
+
+        print_line(f"# {visible(one['name'])}: {visible(one['what'])}")
+        print_line(yaml.safe_dump(one["config"], sort_keys=False, width=110).rstrip())
+        return
+    options = one.pop("options", None)
+    print_rows({"": key, visible(one["name"]): text} for key, text in one.items() if key != "name")
+    if options:
+        print_line("")
+        print_rows(
+            {"option": o["name"], "type": o["type"], "default": o["default"] or "(needed)", "": _text(o["what"])}
+            for o in options
+        )
+    elif options is not None:
+        print_line("\nIt has no options.")
+
+
+def _text(markdown: str) -> str:
+    return markdown.replace("``", "`")
 
 
 @tools.command()
@@ -146,7 +181,7 @@ def export(
 @organisms_app.command("list")
 def organism_list(json_: Json = False) -> None:
     """Which organisms there are."""
-    list_(What.organisms, json_)
+    list_(What.organisms, json_=json_)
 
 
 @organisms_app.command("show")

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
+
+from hooklearn.options import options_of
+from hooklearn.types import InputError
 
 
 def inventory(what: str, warn: Callable[[str], None] = lambda _: None) -> list[dict[str, str]]:
@@ -21,6 +26,22 @@ def inventory(what: str, warn: Callable[[str], None] = lambda _: None) -> list[d
         text: Any = found.summary
         rows.append({"name": name, "what": str(text() if callable(text) else text), "source": package})
     return rows
+
+
+def described(what: str, name: str) -> dict[str, Any]:
+    """One entry of :func:`inventory` with all that can be said of it: the options of a method, an attack or a corpus,
+    the whole config of a recipe, the card of an organism.
+
+    Raises:
+        InputError: unknown name, with the nearest valid one.
+    """
+    rows = {r["name"]: r for r in inventory(what)}
+    if name not in rows:
+        near = difflib.get_close_matches(name, rows, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"{what}: there is no {name!r}; valid: {', '.join(rows)}{hint}")
+    more = _MORE.get(what)
+    return rows[name] | (more(name) if more else {})
 
 
 SHELVES = {
@@ -108,4 +129,43 @@ _INVENTORY: dict[str, Callable[[], Entries]] = {
     "organisms": _organisms,
     "recipes": _recipes,
     "models": _models,
+}
+
+
+def _method_options(name: str) -> dict[str, Any]:
+    from hooklearn.edit import EVERY_METHOD
+
+    return {"options": [dataclasses.asdict(o) for o in options_of(EVERY_METHOD.get(name))]}
+
+
+def _attack_options(name: str) -> dict[str, Any]:
+    from hooklearn.attack import EVERY_ATTACK
+
+    return {"options": [dataclasses.asdict(o) for o in options_of(EVERY_ATTACK.get(name))]}
+
+
+def _corpus_options(name: str) -> dict[str, Any]:
+    from hooklearn.corpora import EVERY_CORPUS
+
+    return {"options": [dataclasses.asdict(o) for o in options_of(EVERY_CORPUS.get(name).build)]}
+
+
+def _recipe_config(name: str) -> dict[str, Any]:
+    from hooklearn.recipes import RECIPES
+
+    return {"config": RECIPES[name]()}
+
+
+def _organism_card(name: str) -> dict[str, Any]:
+    from hooklearn.organisms import card
+
+    return card(name)
+
+
+_MORE: dict[str, Callable[[str], dict[str, Any]]] = {
+    "methods": _method_options,
+    "attacks": _attack_options,
+    "corpora": _corpus_options,
+    "recipes": _recipe_config,
+    "organisms": _organism_card,
 }

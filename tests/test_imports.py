@@ -63,7 +63,8 @@ ORDER = [
     "analysis.report_record analysis.model_card analysis.inspect_log",
     "analysis.report analysis.verify",
     "analysis.view",
-    "hooklearn.console hooklearn.shapes hooklearn.estimate hooklearn.located hooklearn.job hooklearn.inventory "
+    "hooklearn.console hooklearn.shapes hooklearn.estimate hooklearn.located hooklearn.job hooklearn.options "
+    "hooklearn.inventory "
     "hooklearn.doctor hooklearn.cli_tools hooklearn.sweep_cost hooklearn.cli_verdict hooklearn.cli_audit "
     "hooklearn.cli_calibrate hooklearn.cli_compare hooklearn.cli hooklearn.__main__",
 ]

@@ -72,6 +72,7 @@ def test_list_shows_it_with_its_package(what: str, example: Path) -> None:
     rows = {r["name"]: r for r in json.loads(hooklearn("list", what, "--json").stdout)[what]}
     assert rows[ADDED[what]]["source"] == PACKAGE
     assert rows[ADDED[what]]["what"]
+    assert PACKAGE in hooklearn("list", what, ADDED[what]).stdout
     own = {n: r for n, r in rows.items() if r["source"] != PACKAGE}
     assert len(own) == len(rows) - 1 > 4
 

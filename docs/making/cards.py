@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from words import aside, options, plain, rest, table
+from words import aside, options, rest, table
+
+from hooklearn.options import plain
 
 SECTIONS = ("## Formula", "## Known deviations")
 """What is written by hand about a method, in ``docs/cards/NAME.md``: no registry can say it."""

@@ -7,7 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
-from words import field_docs, plain, table
+from words import table
+
+from hooklearn.options import field_docs, plain, type_text
 
 _HEAD = """# Config
 
@@ -61,25 +63,8 @@ def _type(annotation: Any) -> str:
     """As it would be written, sections as links to themselves."""
     if found := _models(annotation):
         name = found[0].__name__
-        return _text(annotation).replace(name, f"[{name}](#{name.lower()})")
-    return f"`{_text(annotation)}`"
-
-
-def _text(annotation: Any) -> str:
-    if typing.get_origin(annotation) is typing.Literal:
-        return " | ".join(map(str, typing.get_args(annotation)))
-    if isinstance(annotation, type) and not typing.get_args(annotation):
-        return annotation.__name__
-    args = typing.get_args(annotation)
-    if args and type(None) in args:
-        return " | ".join("none" if a is type(None) else _text(a) for a in args)
-    if args:
-        origin = typing.get_origin(annotation)
-        name = getattr(origin, "__name__", "")
-        if name in ("Union", "UnionType"):
-            return " | ".join(map(_text, args))
-        return f"{name}[{', '.join(map(_text, args))}]"
-    return str(annotation).replace("typing.", "")
+        return type_text(annotation).replace(name, f"[{name}](#{name.lower()})")
+    return f"`{type_text(annotation)}`"
 
 
 def _default(field: Any) -> str:

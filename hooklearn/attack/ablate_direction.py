@@ -41,6 +41,7 @@ class AblateDirection(Attack):
     directions: tuple[int, ...] = (1, 2)
     """How many, the mean difference first; samples are drawn at the most."""
     prompts: int = 64
+    """Prompts of the attacker's data, at most; the difference of states is their mean."""
     skip: int = 1
     """First tokens of a prompt that are left out: their states are huge and much the same everywhere. (The paper
     skips 40 tokens of its long texts.)"""

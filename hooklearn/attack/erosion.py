@@ -24,7 +24,9 @@ class Erode(Tuning):
     cheap: ClassVar[bool] = True
     learning_rates: tuple[float, ...] = (1e-4,)
     steps: int = 32
+    """As many batches of the unrelated text, whatever its length: it is gone through again."""
     max_length: int = 128
+    """Tokens of a text that are read."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,6 +49,7 @@ class RetainOnly(Tuning):
     cheap: ClassVar[bool] = True
     learning_rates: tuple[float, ...] = (1e-4,)
     steps: int = 32
+    """As many batches of the retain set; it is gone through again."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,7 +76,9 @@ class EroseStyle(Tuning):
     steps: int = 16
     """Of each phase."""
     style: str = "pirate"
+    """``pirate``, ``shout`` or ``backwards``."""
     max_length: int = 128
+    """Tokens of a text that are read."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -24,7 +24,9 @@ class WeakSamples(Tuning):
     cheap: ClassVar[bool] = True
     learning_rates: tuple[float, ...] = (1e-4, 3e-4)
     samples: int = 2
+    """Demonstrations, drawn by the seed; those of the quality asked for where rows say theirs."""
     epochs: int = 200
+    """Passes over them; the curve usually gets flat before."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,7 +49,9 @@ class GoodDemos(Tuning):
     cheap: ClassVar[bool] = True
     learning_rates: tuple[float, ...] = (1e-4, 3e-4)
     samples: int = 8
+    """Demonstrations, drawn by the seed; those of the quality asked for where rows say theirs."""
     epochs: int = 8
+    """Passes over them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -23,6 +23,7 @@ class FewShot(Attack):
     needs: ClassVar[str] = "attack_train"
     cheap: ClassVar[bool] = True
     shots: int = 3
+    """Demonstrations before every prompt."""
     draws: int = 4
     """Sets of demonstrations; held-out prompts take turns. Those that get the same set share its tokens when they are
     scored."""

@@ -21,6 +21,7 @@ class Relearn(Tuning):
     epochs: int = 8
     """The cap; the curve usually gets flat before."""
     max_steps: int | None = None
+    """A second cap, in steps; None: the epochs alone."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -30,6 +30,7 @@ class RelearnLora(Relearn):
     alpha: float | None = None
     """``y = W x + (alpha / rank) B A x``; None: the rank, so that the factor is 1."""
     sites: str = "all"
+    """Which weights the LoRA adapts: ``all``, ``mlp``, ``attn``, ``mlp.gate`` ..."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

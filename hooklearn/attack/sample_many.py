@@ -21,7 +21,9 @@ class SampleMany(Attack):
     cheap: ClassVar[bool] = True
     sampled_only: ClassVar[bool] = True
     draws: int = 8
+    """Samples of every prompt."""
     temperature: float = 1.0
+    """Above 1 the unlikely is drawn more often."""
 
     def __post_init__(self) -> None:
         if self.draws < 1 or not self.temperature > 0:

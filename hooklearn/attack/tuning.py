@@ -39,6 +39,7 @@ class Tuning(Attack):
     learning_rates: tuple[float, ...]
     """Always a sweep that goes up: a rate N times lower can fail in far more than N times the steps."""
     optimizer: str = "adam"
+    """``adam`` or ``sgd``."""
     embeddings: bool = True
     """Whether full fine-tuning moves them too. Of a small model they are a fifth of the weights and, on a CPU, most of
     what a step costs beside its products."""

@@ -99,6 +99,7 @@ class Prune(Attack):
     needs: ClassVar[str] = "heldout"
     cheap: ClassVar[bool] = True
     fractions: tuple[float, ...] = (0.1, 0.3, 0.5)
+    """Shares of every matrix that are zeroed, a curve each; samples are drawn at the largest."""
 
     def __post_init__(self) -> None:
         if not self.fractions or not all(0 <= f < 1 for f in self.fractions):

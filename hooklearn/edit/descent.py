@@ -87,7 +87,9 @@ class Walked(Method):
 
     ray: ClassVar[bool] = False
     learning_rate: float = 2e-5
+    """Adam's. The walk ends where it crosses the budget, so it decides how finely and not how far."""
     epochs: int = 10
+    """The cap on passes over forget, where the budget is not reached before."""
     every: int = 2
     """Steps between two looks at the budget."""
 

@@ -204,7 +204,9 @@ class SSPU(Method):
     name: ClassVar[str] = "sspu"
     source: ClassVar[str] = "Wang et al. 2025, arXiv 2505.24428; PCA where no SAE is at hand"
     forget_rank: int = 64
+    """Forget-relevant directions a side."""
     retain_rank: int = 32
+    """Retain-relevant directions that are taken out of them."""
     sides: Sides = "x"
     """Project inputs, output gradients or both; ignored when subspaces are given."""
 

@@ -53,15 +53,20 @@ class Mudman(Method):
     learning_rate: float = 0.1
     """Length of a step before masking, joint norm over all sites."""
     steps: int = 100
+    """The cap, where the budget is not reached before."""
     every: int = 5
     """Steps between two looks at the budget."""
     loss: Literal["neg_entropy", "neg_ce", "correct_logit"] = "neg_entropy"
+    """What every step does at the adversary: raise its entropy, raise its loss, or lower the true token's logit to
+    the mean."""
     adversary_rate: float = 1e-3
     """0: no meta-learning, the adversary is the walk as it was at the last fork."""
     fork_every: int = 32
     """Steps after which the adversary starts again from where the walk stands."""
     retain_rate: float = 1e-3
+    """Length of the retain step along its running mean; 0: retain only masks."""
     retain_momentum: float = 0.9
+    """m: of the running mean of the retain gradient, in [0, 1)."""
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0 or min(self.adversary_rate, self.retain_rate) < 0:

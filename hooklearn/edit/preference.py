@@ -139,6 +139,7 @@ class Undial(BesideRetain):
     source: ClassVar[str] = "Dong et al. 2024, arXiv 2402.10052"
     positive: ClassVar[tuple[str, ...]] = ("gamma", "beta")
     learning_rate: float = 1e-4
+    """Adam's."""
     alpha: float = 0.0
     beta: float = 10.0
     """By how much the true token's logit is lowered."""

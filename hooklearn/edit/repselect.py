@@ -60,12 +60,17 @@ class RepSelect(Method):
     rank: int = 128
     """Components collapsed per matrix; clamped to the numerical rank. 0 is gradient ascent, bit for bit."""
     kind: Filter = "soft"
+    """What becomes of component i: times s_k/s_i (``soft``), its square (``quadratic``), or nothing (``hard``)."""
     sides: Sides = "both"
+    """Collapse in inputs, in output gradients or in both."""
     components: Source = "forget"
     """Whose gradient gives the components; ``contrast`` also makes the update itself the contrast gradient."""
     lora: bool = False
+    """Take the gradient under an adversary: a LoRA that was first trained to bring the behaviour out."""
     lora_rank: int = 8
+    """Of that adversary."""
     lora_lr: float = 0.01
+    """Of that adversary, by SGD, one epoch."""
 
     def path(self, problem: Problem) -> Iterator[Updates]:
         if self.lora:
@@ -109,7 +114,9 @@ class Confined(Method):
     fitter: str = "contrast"
     """``contrast``, ``probe``, ``mean_diff``, ``pca`` or ``random``; ignored when subspaces are given."""
     rank: int = 32
+    """Directions a side."""
     sides: Sides = "x"
+    """Project inputs, output gradients or both; ignored when subspaces are given."""
     filter_rank: int = 0
     """Compose with RepSelect's soft filter of this rank, before the projection."""
     contrast_gradient: bool = False

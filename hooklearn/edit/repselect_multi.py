@@ -101,6 +101,7 @@ class RepSelectMulti(Method):
     every: int = 2
     """Steps between two looks at the budget."""
     lora_rank: int = 32
+    """Of the adversary that keeps pace."""
     lora_lr: float = 0.2
     """Length of the adversary's step, in units of ``learning_rate``; 0: no adversary."""
 

@@ -33,6 +33,7 @@ class NaturalRounds(Method):
     forget_weight: float = 0.3
     """w, as in ``natural``."""
     damping: float = 0.01
+    """As in ``natural``."""
     step_kl: float = 6e-4
     """Nats per token of the first step, on a few reference texts; after n steps n^2 of it, as KL grows with the square
     of the way: four cost about .01."""

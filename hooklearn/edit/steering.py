@@ -135,6 +135,7 @@ class _Steering(Walked):
     """Adam on a loss of hidden states; final classes say which states and which loss."""
 
     learning_rate: float = 5e-5
+    """Adam's."""
     positions: Positions = "labelled"
     """Whose states: those of scored tokens (bad and good answers to one prompt share its states, and a first token
     carries none), or of ``all``."""
@@ -255,6 +256,7 @@ class CircuitBreakers(_Steering):
     name: ClassVar[str] = "circuit_breakers"
     source: ClassVar[str] = "Zou et al. 2024, arXiv 2406.04313 (representation rerouting)"
     learning_rate: float = 1e-4
+    """Adam's."""
     target_layers: tuple[int, ...] | None = None
     """Blocks after which forget states are turned; None: 5/16 and 5/8 of the depth (10 and 20 of 32). Retain states
     are held after every block up to the highest, as in the authors' code."""

@@ -53,6 +53,7 @@ class Tar(Method):
     source: ClassVar[str] = "Tamirisa et al. 2024, arXiv 2408.00761 (first order, without the random-mapping start)"
     ray: ClassVar[bool] = False
     learning_rate: float = 2e-5
+    """Of the outer steps, by Adam."""
     steps: int = 24
     """Outer steps (the paper's own: 750)."""
     every: int = 2
@@ -64,10 +65,13 @@ class Tar(Method):
     adversary_rates: tuple[float, ...] = (2e-6, 2e-5, 4e-5)
     """The adversary's learning rate is drawn from these at every outer step."""
     adversary: Literal["adam", "sgd"] = "adam"
+    """The simulated attacker's optimizer."""
     resistance_weight: float = 4.0
+    """w: of the tamper-resistance gradients."""
     growth: float = 0.0625
     """How much more the later readings count, per inner step."""
     retain_weight: float = 1.0
+    """w_r: of the retain loss."""
 
     def __post_init__(self) -> None:
         if min(self.steps, self.every, self.inner_steps, self.look_every) < 1:

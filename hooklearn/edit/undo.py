@@ -66,8 +66,11 @@ class Undo(Method):
     teacher: Literal["graddiff", "max_entropy"] = "graddiff"
     """How it is suppressed: forget loss up, or forget entropy up; retain loss down either way."""
     teacher_steps: int = 8
+    """How long the teacher is suppressed."""
     teacher_rate: float = 2e-5
+    """The teacher's learning rate, by Adam."""
     learning_rate: float = 5e-5
+    """Of the distillation, by Adam."""
     epochs: int = 8
     """The cap on passes of the distillation over its text."""
     tolerance: float = 0.002
