@@ -279,7 +279,7 @@ def _command_lines() -> list[tuple[str, str]]:
         for text in blocks(page, "bash")
         for line in text.splitlines()
     ]
-    return [(page, line.partition("  #")[0]) for page, line in lines if line.startswith("hooklearn ")]
+    return [(page, re.split("  #| > ", line)[0]) for page, line in lines if line.startswith("hooklearn ")]
 
 
 def test_command_lines_of_the_guides_are_understood() -> None:
