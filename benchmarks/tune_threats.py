@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import random
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,9 @@ def say(*what: Any) -> None:
 
 
 def named(text: str) -> Method:
-    """``natural:forget_weight=0.3,damping=0.1``."""
+    """``natural:forget_weight=0.3,adversaries=[lora@0.01,full@1e-4]``."""
     name, _, options = text.partition(":")
-    pairs = (o.partition("=") for o in options.split(",") if o)
+    pairs = (o.partition("=") for o in re.split(r",(?![^\[]*\])", options) if o)
     return method_of(name, {key: yaml.safe_load(value) for key, _, value in pairs})
 
 

@@ -17,9 +17,10 @@ from hooklearn.data import encode
 from hooklearn.deltas import Delta
 from hooklearn.edit import LANDING, METHODS, Problem, edit, method_of, run_edit
 from hooklearn.edit.ascent import GradientAscent
+from hooklearn.edit.elicited import Adversary, elicited_gradient, lora_gradient
 from hooklearn.edit.method import Updates, combine, inner, norm
 from hooklearn.edit.natural import Metric, Natural, Products
-from hooklearn.edit.repselect import Confined, RepSelect, contrast, elicited_gradient
+from hooklearn.edit.repselect import Confined, RepSelect, contrast
 from hooklearn.forward import sequence_logprobs
 from hooklearn.locate.fit import fit_subspaces
 from hooklearn.lora import Lora, low_rank
@@ -404,11 +405,47 @@ def test_the_elicited_gradient_is_taken_under_an_adversary(threatening: Any) -> 
     made = problem_of(threatening)
     plain = made.gradient("forget")
     before = models.weights_hash(threatening)
-    elicited = elicited_gradient(made, rank=4, learning_rate=0.5, epochs=2)
+    elicited = lora_gradient(made, rank=4, learning_rate=0.5, epochs=2)
     assert models.weights_hash(threatening) == before
     assert alike(elicited, plain) > 0.01
-    assert alike(elicited_gradient(made, rank=4, learning_rate=1e-12), plain) < SINGLE
+    assert alike(lora_gradient(made, rank=4, learning_rate=1e-12), plain) < SINGLE
     assert first_update(RepSelect(lora=True, rank=4), made).keys() == plain.keys()
+
+
+def test_several_adversaries_each_count_the_same(threatening: Any) -> None:
+    """The mean of gradients of length 1, that of the model as it is among them."""
+    made = problem_of(threatening)
+    before = models.weights_hash(threatening)
+    parts = [made.gradient("forget"), *(Adversary.of(t).gradient(made) for t in ("lora@0.5", "full@1e-3"))]
+    assert models.weights_hash(threatening) == before
+    assert alike(parts[2], parts[0]) > 0.01 < alike(parts[1], parts[0])  # each is another gradient
+    mean = elicited_gradient(made, [Adversary.of(t) for t in ("lora@0.5", "full@1e-3")])
+    for name, update in mean.items():
+        expected = sum(part[name] / norm(part) for part in parts) / 3
+        assert torch.allclose(update, expected, atol=1e-6)
+    assert alike(elicited_gradient(made, []), unit(parts[0])) < SINGLE
+
+
+def unit(updates: Updates) -> Updates:
+    return {name: update / norm(updates) for name, update in updates.items()}
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"rank": 4, "truncation": "svd"}, {"contrast": "balanced"}, {"contrast": "none"}]
+)
+def test_the_natural_edit_takes_its_bad_side_from_adversaries(threatening: Any, options: dict[str, Any]) -> None:
+    """At a vanishing rate they are the model itself, and change nothing; at a real one they do."""
+    made = problem_of(threatening)
+    plain, idle, real = (
+        unit(first_update(Natural(**options, adversaries=a), made)) for a in ((), ("full@1e-12",), ("full@1e-3",))
+    )
+    assert alike(idle, plain) < SINGLE < 0.01 < alike(real, plain)
+
+
+@pytest.mark.parametrize("text", ["lora", "lora@", "lora@0", "sgd@0.1", "full@1e", "full@-1", "full@1.2.3", ""])
+def test_what_is_no_adversary_is_told(text: str) -> None:
+    with pytest.raises(InputError, match="valid: lora@RATE or full@RATE"):
+        Natural(adversaries=(text,))
 
 
 def test_walking_methods_follow_their_loss(threatening: Any) -> None:

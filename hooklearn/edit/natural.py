@@ -38,6 +38,7 @@ from torch import Tensor
 
 from hooklearn import linalg
 from hooklearn.edit.ekfac import EigenMetric, SiteMetric
+from hooklearn.edit.elicited import Adversary, elicited_gradient
 from hooklearn.edit.method import HALVES, Method, Problem, Updates, combine, inner
 from hooklearn.edit.repselect import contrast
 from hooklearn.linalg import Sides
@@ -73,6 +74,10 @@ class Natural(Method):
     curvature: Literal["kfac", "ekfac"] = "kfac"
     """``ekfac``: K-FAC's basis with the curvature measured along it (:mod:`hooklearn.edit.ekfac`); a second pass over
     the retain text, and as much memory again as the moments and the edited weights take."""
+    adversaries: tuple[str, ...] = ()
+    """Take G_f also where forget has been taught first, for an epoch: ``lora@0.01`` (rank 8, SGD at this rate),
+    ``full@1e-4`` (the edited weights, Adam). G_f is then the mean over the model as it is and all of these, each
+    gradient of length 1."""
 
     def __post_init__(self) -> None:
         if self.forget_weight < 0 or self.damping <= 0:
@@ -82,12 +87,14 @@ class Natural(Method):
             )
         if self.rank is not None and self.rank < 1:
             raise InputError(f"natural: rank must be 1 or more, got {self.rank}")
+        for adversary in self.adversaries:
+            Adversary.of(adversary)
         if self.curvature == "ekfac" and (self.sides != "both" or self.rank is not None):
             raise InputError("natural: curvature 'ekfac' is of both sides and all directions; leave out sides and rank")
 
     @property
     def sharded(self) -> bool:
-        return self.curvature == "kfac" and self.rank is None
+        return self.curvature == "kfac" and self.rank is None and not self.adversaries
 
     def path(self, problem: Problem) -> Iterator[Updates]:
         if self.curvature == "ekfac":
@@ -105,7 +112,7 @@ class Natural(Method):
         """``F^-1 G``; the mixture needs both solutions for its norms, and they are all it needs."""
         if self.contrast not in ("mixture", "balanced", "fisher"):
             return metric.solve(self._gradient(problem, metric))[0]
-        given = [problem.taken_gradient(of) for of in self._given]
+        given = [self._forget(problem, take=True), *(problem.taken_gradient(of) for of in self._goods)]
         products = Products()
         down: Updates = {}
         up: Updates = {}
@@ -122,20 +129,26 @@ class Natural(Method):
 
     def _gradient(self, problem: Problem, metric: SiteMetric) -> Updates:
         if self.contrast == "none":
-            return problem.gradient("forget")
+            return self._forget(problem)
         if self.contrast == "project":
-            return contrast(problem.gradient("forget"), problem.gradient("retain"))
-        forget, *goods = given = [problem.gradient(of) for of in self._given]
+            return contrast(self._forget(problem), problem.gradient("retain"))
+        forget, *goods = given = [self._forget(problem), *(problem.gradient(of) for of in self._goods)]
         products = Products()
         for name, solved in metric.solved(*given):
             products.add([gradients[name] for gradients in given], solved)
         retain = {name: _total([good[name] for good in goods]) for name in forget}
         return combine(forget, retain, *self._weights(products, problem))
 
+    def _forget(self, problem: Problem, *, take: bool = False) -> Updates:
+        """``G_f``; ``take``: for the caller to take apart where nothing is kept."""
+        if self.adversaries:
+            return elicited_gradient(problem, [Adversary.of(a) for a in self.adversaries])
+        return problem.taken_gradient("forget") if take else problem.gradient("forget")
+
     @property
-    def _given(self) -> tuple[str, ...]:
-        """Whose gradients: bad text, and good text in one piece or in two."""
-        return ("forget", *HALVES) if self.contrast == "balanced" else ("forget", "retain")
+    def _goods(self) -> tuple[str, ...]:
+        """Good text in one piece or in two."""
+        return HALVES if self.contrast == "balanced" else ("retain",)
 
     def _weights(self, of: Products, problem: Problem) -> tuple[float, float]:
         """Weights of G_f and G_r."""

@@ -6,18 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
-from hooklearn import linalg, models
-from hooklearn.data import cycle, encode
+from hooklearn import linalg
+from hooklearn.edit.elicited import lora_gradient
 from hooklearn.edit.method import Method, Problem, Updates, combine, inner
 from hooklearn.forward import count_tokens
 from hooklearn.linalg import Filter, Sides
 from hooklearn.locate.fit import fit_subspaces
 from hooklearn.locate.subspace import Subspaces
-from hooklearn.lora import Lora
-from hooklearn.train import fit
 from hooklearn.types import InputError
 
 Source = Literal["forget", "retain", "forget_and_retain", "contrast"]
@@ -32,23 +29,6 @@ def contrast(forget: Updates, retain: Updates) -> Updates:
         along = inner({name: f}, {name: r}) / max(inner({name: r}, {name: r}), 1e-30)
         out[name] = f - along * r
     return out
-
-
-def elicited_gradient(problem: Problem, *, rank: int, learning_rate: float, epochs: int = 1) -> Updates:
-    """The forget gradient under an adversary: a LoRA first trained (SGD) to bring the behaviour out."""
-    lora = Lora(problem.sites, rank=rank, seed=problem.seed)
-    sequences = encode(problem.forget, models.tokenizer_of(problem.model), end=True)
-    stream = cycle(sequences, max_tokens=problem.max_tokens, seed=problem.seed, epochs=epochs)
-    with lora.active(problem.model):
-        with models.trainable(problem.model, []):
-            run = fit(
-                problem.model,
-                stream,
-                rule=torch.optim.SGD(lora.parameters(), lr=learning_rate),
-                precision=problem.precision,
-            )
-        problem.tokens += run.tokens
-        return problem.fresh_gradient("forget")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +54,7 @@ class RepSelect(Method):
 
     def path(self, problem: Problem) -> Iterator[Updates]:
         if self.lora:
-            forget = elicited_gradient(problem, rank=self.lora_rank, learning_rate=self.lora_lr)
+            forget = lora_gradient(problem, rank=self.lora_rank, learning_rate=self.lora_lr)
         else:
             forget = problem.gradient("forget")
         if self.components == "contrast":
