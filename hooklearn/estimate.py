@@ -276,7 +276,10 @@ def _edit(config: RunConfig, texts: Mapping[str, Text], measured: Text, shape: S
         yield _passes("edit", reading, shape)
         return
     method = method_of(config.edit.method, config.edit.options)
-    given, readings = texts["forget"] + texts.get("retain", NOTHING), READINGS
+    given, readings, options = texts["forget"] + texts.get("retain", NOTHING), READINGS, method.options()
+    # each is taught for an epoch, and then the gradient is taken at it
+    adversaries = len(options.get("adversaries", ())) + bool(options.get("lora"))
+    yield _passes("edit", texts["forget"] * (2 * adversaries), shape, back=True, weights=shape.sites)
     if method.ray:
         yield _passes("edit", given, shape, back=True, weights=shape.sites)
         if method.name in WHITENED:
@@ -285,7 +288,6 @@ def _edit(config: RunConfig, texts: Mapping[str, Text], measured: Text, shape: S
             yield Load("edit", flops=curved.tokens * shape.curvature)
             yield Load("edit", flops=4.0 * shape.layers * (2 * shape.width**3 + 3 * shape.inner**3))
     else:
-        options = method.options()
         epochs = options.get("epochs", 10)
         yield _passes("edit", given * epochs, shape, back=True, weights=shape.sites)
         readings += epochs * texts["forget"].batches / options.get("every", 2)

@@ -90,6 +90,17 @@ def test_more_of_everything_costs_more() -> None:
     assert told(edit={"site_batch": 1}, attacks=[]).peak_bytes < told(attacks=[]).peak_bytes
 
 
+def test_each_adversary_is_a_training_pass_and_a_gradient() -> None:
+    """Of the forget text; two cost twice what one adds."""
+
+    def flops(*adversaries: str) -> float:
+        found = told(edit={"method": "natural", "adversaries": list(adversaries)})
+        return next(s["flops"] for s in found.stages if s["stage"] == "edit")
+
+    none, one, two = flops(), flops("full@1e-4"), flops("full@1e-4", "lora@0.01")
+    assert none < one and two - none == pytest.approx(2 * (one - none))
+
+
 def test_the_speeds_are_measured() -> None:
     assert shapes.gemm_speed(torch.float32, "cpu", seconds=0.05, n=128) > 1e6
     assert shapes.copy_speed("cpu", times=2, n=2**16) > 1e6
