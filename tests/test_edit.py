@@ -23,6 +23,7 @@ from hooklearn.edit.natural import Metric, Natural, Products
 from hooklearn.edit.repselect import Confined, RepSelect, contrast
 from hooklearn.forward import sequence_logprobs
 from hooklearn.locate.fit import fit_subspaces
+from hooklearn.locate.subspace import Subspace, Subspaces
 from hooklearn.lora import Lora, low_rank
 from hooklearn.measure import DisruptionMeter, completion_probability
 from hooklearn.train import nll
@@ -424,6 +425,95 @@ def test_several_adversaries_each_count_the_same(threatening: Any) -> None:
         expected = sum(part[name] / norm(part) for part in parts) / 3
         assert torch.allclose(update, expected, atol=1e-6)
     assert alike(elicited_gradient(made, []), unit(parts[0])) < SINGLE
+
+
+@pytest.fixture(scope="module")
+def confining(threatening: Any) -> tuple[Any, Any]:
+    """A problem with subspaces of both sides at two sites, and the same problem without."""
+    sites = ["blocks.1.mlp.out", "blocks.2.mlp.gate"]
+    free = problem_of(threatening, sites)
+    spaces = fit_subspaces(
+        threatening, free.forget, free.retain, free.sites, fitter="contrast", rank=5, sides="both", max_tokens=512
+    )
+    return problem_of(threatening, sites, subspaces=spaces), free
+
+
+def test_within_subspaces_the_natural_edit_is_the_best_that_lies_there(confining: Any) -> None:
+    """Most forget effect per nat of the K-FAC metric: more than the projection of the free edit (the control), which
+    lies there too, and no more than the free edit itself."""
+    held, free = confining
+    method = Natural(contrast="none", damping=0.1)
+    inside, outside = first_update(method, held), first_update(method, free)
+    projected = {n: linalg.project(u, *held.subspaces.bases(n)) for n, u in outside.items()}
+
+    def effect(update: Updates) -> float:
+        """``<G, D> / |D|_F``; K-FAC's F from the factors of the free problem."""
+        cost = 0.0
+        for name, x, g in Metric(free, 0.1).factors():
+            cost += float((g.T @ update[name] @ x).square().sum())
+        return inner(free.gradient("forget"), update) / cost**0.5
+
+    assert max(linalg.escape(u, *held.subspaces.bases(n)) for n, u in inside.items()) < CONTAINED
+    assert effect(projected) * 1.01 < effect(inside) <= effect(outside) * (1 + SINGLE)
+
+
+def test_a_subspace_that_is_everything_confines_nothing(threatening: Any) -> None:
+    site = models.sites(threatening, ["blocks.1.mlp.out"])[0]
+    whole = Subspaces({
+        (site.name, side): Subspace.of(site, side, "all", torch.eye(site.width(side)), torch.ones(site.width(side)))
+        for side in ("x", "g")
+    })  # fmt: skip
+    made = problem_of(threatening, [site.name], subspaces=whole)
+    for method in (Natural(), Natural(rank=4, truncation="svd"), Natural(contrast="none")):
+        free = first_update(method, problem_of(threatening, [site.name]))
+        assert alike(first_update(method, made), free) < SINGLE
+
+
+@pytest.mark.parametrize("name", ["natural", "gradient_ascent", "repselect", "whitened", "kfac", "confined"])
+def test_a_given_subspace_is_kept_by_every_one_shot_method(threatening: Any, confining: Any, name: str) -> None:
+    """By its certificate, which has something to say; the sites default to those that were located. The control:
+    without subspaces the same method leaves them."""
+    held, _ = confining
+    given = {"forget": corpus("forget"), "retain": corpus("forget", "good"), "reference": corpus("text").take(40)}
+    confined = edit(threatening, name, subspace=held.subspaces, disruption=corpus("disruption"), **given)
+    assert confined.certificate.promise.startswith("4 located subspaces") and confined.certificate.worst < CONTAINED
+    assert set(confined.delta.updates) == {s.name for s in held.sites}
+    free = edit(threatening, name, sites=[s.name for s in held.sites], disruption=corpus("disruption"), **given)
+    escape = [linalg.escape(u, *held.subspaces.bases(n)) for n, u in free.delta.updates.items()]
+    assert max(escape) > 0.1
+
+
+def test_what_cannot_be_confined_is_refused(threatening: Any, confining: Any) -> None:
+    spaces = confining[0].subspaces
+    given = {"forget": corpus("forget"), "retain": corpus("forget", "good"), "disruption": corpus("disruption")}
+    with pytest.raises(InputError, match="'npo' takes steps.*valid: .*natural"):
+        edit(threatening, "npo", subspace=spaces, **given)
+    with pytest.raises(InputError, match="rank needs truncation 'svd'"):
+        edit(threatening, "natural", rank=4, subspace=spaces, **given)
+    with pytest.raises(InputError, match="no subspace was located at blocks.0"):
+        edit(threatening, "natural", subspace=spaces, sites="mlp", **given)
+    one = next(iter(spaces.values()))
+    found = edit(threatening, "confined", subspace=one, **given)
+    assert list(found.delta.updates) == [one.site.name]
+
+
+def test_a_method_is_a_name_or_an_object_and_options_go_with_the_name(threatening: Any) -> None:
+    given = {"forget": corpus("forget"), "retain": corpus("forget", "good"), "disruption": corpus("disruption")}
+    with pytest.raises(InputError, match="so rank would change nothing"):
+        edit(threatening, RepSelect(rank=4), rank=8, **given)
+    with pytest.raises(InputError, match="a class wants parentheses"):
+        edit(threatening, RepSelect, **given)  # type: ignore[arg-type]
+
+
+def test_a_path_without_a_step_is_told(threatening: Any) -> None:
+    class Idle(GradientAscent):
+        """Does nothing."""
+
+        def path(self, problem: Problem) -> Any:  # noqa: ARG002
+            return iter(())
+
+    with pytest.raises(InputError, match="its path is empty"):
+        edit(threatening, Idle(), forget=corpus("forget"), disruption=corpus("disruption"))
 
 
 def unit(updates: Updates) -> Updates:

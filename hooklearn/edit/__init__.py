@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hooklearn import callbacks, forward, linalg, memory, models, parallel
@@ -25,7 +25,7 @@ from hooklearn.edit.steering import RMU, CircuitBreakers
 from hooklearn.edit.tar import Tar
 from hooklearn.edit.undo import Undo
 from hooklearn.forward import Precision
-from hooklearn.locate.subspace import Subspaces
+from hooklearn.locate.subspace import Subspace, Subspaces
 from hooklearn.measure import DisruptionMeter, completion_probability
 from hooklearn.plugins import Shelf, named_class
 from hooklearn.types import Budget, Certificate, Cost, EditResult, InputError
@@ -85,8 +85,8 @@ def edit(
     disruption: Corpus,
     near: Corpus | None = None,
     reference: Corpus | None = None,
-    subspace: Subspaces | None = None,
-    sites: str | Sequence[str] = "mlp",
+    subspace: Subspaces | Subspace | None = None,
+    sites: str | Sequence[str] | None = None,
     layers: Iterable[int] | str | None = None,
     budget: float | Budget = 0.01,
     seed: int = 0,
@@ -101,7 +101,10 @@ def edit(
         forget: completions whose probability must fall.
         retain: good completions; ``disruption``: unrelated text on which far KL is measured; ``near``: held-out
             good neighbours; ``reference``: running text for the retain curvature.
-        subspace: confine the update to located subspaces (method ``confined``).
+        subspace: confine the update to located subspaces. ``confined`` projects the forget gradient, ``natural`` finds
+            the update of most effect per nat that lies in them, the direction of any other one-shot method is
+            projected; methods that take steps are refused. The certificate says how well it was kept.
+        sites: which weights may move; default: those of ``subspace`` where it is given, or all of the MLP.
         budget: far KL in nats per token, or a :class:`Budget` with a near one.
         site_batch: hold the retain curvature of so many sites at a time (less memory, more passes, the same edit).
 
@@ -113,13 +116,27 @@ def edit(
         >>> 0.95 <= result.disruption.used(result.budget) <= 1
         True
     """
-    chosen = method if isinstance(method, Method) else method_of(method, options)
+    chosen = _chosen(method, options)
+    if isinstance(subspace, Subspace):
+        subspace = Subspaces({(subspace.site.name, subspace.side): subspace})
+    if sites is None:
+        sites = "mlp" if subspace is None else [site.name for site in subspace.sites]
     problem = Problem(
         model, models.sites(model, sites, layers), forget, retain, reference,
         subspaces=subspace, seed=seed, precision=precision, keep=False, site_batch=site_batch,
     )  # fmt: skip
     meter = DisruptionMeter(model, disruption, near)
     return run_edit(problem, chosen, meter, budget if isinstance(budget, Budget) else Budget(budget))
+
+
+def _chosen(method: str | Method, options: Mapping[str, Any]) -> Method:
+    if isinstance(method, str):
+        return method_of(method, options)
+    if not isinstance(method, Method):  # its class, say
+        raise InputError(f"method: give a name or a Method, {method!r:.80} is neither (a class wants parentheses)")
+    if options:
+        raise InputError(f"method {method.name!r} is given as it is, so {', '.join(options)} would change nothing")
+    return method
 
 
 def run_edit(
@@ -134,6 +151,7 @@ def run_edit(
     """One method on one problem, to the budget; several methods may share problem and meter."""
     _check_separate(problem, meter)
     check_sharded(method, models.is_sharded(problem.model))
+    _check_confinable(method, problem)
     started, tokens_before = time.perf_counter(), problem.tokens
     problem.found.clear()
     model, evaluations = problem.model, 0
@@ -157,7 +175,7 @@ def run_edit(
     walk.begin(forget_score())
     weights = [models.weight(model, s).detach() for s in problem.sites]
     reference_norm = sum(float(parallel.whole(w.double().square().sum())) for w in weights) ** 0.5
-    path = (check_finite(u, method.name) for u in method.path(problem))
+    path = (check_finite(u, method.name) for u in _path(method, problem))
 
     def on_direction() -> None:
         path.close()  # with what the method still holds: its metric is as large as the edited weights
@@ -180,6 +198,33 @@ def run_edit(
     )
 
 
+def _check_confinable(method: Method, problem: Problem) -> None:
+    if problem.subspaces is None:
+        return
+    if not (method.ray or method.confines):
+        rays = ", ".join(name for name, m in METHODS.items() if m.ray or m.confines)
+        raise InputError(
+            f"method {method.name!r} takes steps, and steps are not confined to given subspaces; valid: {rays}"
+        )
+    if models.is_sharded(problem.model):
+        raise InputError("an edit of spread weights (model.shard) is not confined to subspaces; leave one of them out")
+
+
+def _path(method: Method, problem: Problem) -> Iterator[Updates]:
+    """The method's own; a direction that knows nothing of given subspaces is projected into them."""
+    spaces = None if method.confines else problem.subspaces
+    empty = True
+    for updates in method.path(problem):
+        empty = False
+        if spaces is not None:
+            updates = {name: linalg.project(update, *spaces.bases(name)) for name, update in updates.items()}
+            if all(float(u.norm()) == 0 for u in updates.values()):
+                raise InputError(f"{method.name}: nothing of its update lies in the given subspaces")
+        yield updates
+    if empty:
+        raise InputError(f"method {method.name!r} gave no update at all: its path is empty")
+
+
 def check_sharded(method: Method, sharded: bool) -> None:
     """Raises InputError for a method that takes whole matrices, on a model that nobody has whole."""
     if sharded and not method.sharded:
@@ -191,7 +236,7 @@ def check_sharded(method: Method, sharded: bool) -> None:
 
 def certify(method: Method, problem: Problem, landing: Landing) -> Certificate:
     """Containment of what was *applied*, in the subspaces that the method promised."""
-    spaces = method.promise(problem)
+    spaces = method.promise(problem) if method.confines or problem.subspaces is None else problem.subspaces
     if spaces is None:
         return Certificate("")
     escape = {name: linalg.escape(update, *spaces.bases(name)) for name, update in landing.updates.items()}

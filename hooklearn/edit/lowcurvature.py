@@ -203,6 +203,7 @@ class SSPU(Method):
 
     name: ClassVar[str] = "sspu"
     source: ClassVar[str] = "Wang et al. 2025, arXiv 2505.24428; PCA where no SAE is at hand"
+    confines: ClassVar[bool] = True
     forget_rank: int = 64
     """Forget-relevant directions a side."""
     retain_rank: int = 32

@@ -186,6 +186,8 @@ class Method(ABC):
     """Paper or origin of the formula."""
     ray: ClassVar[bool] = True
     """True: the path is one direction of free length. False: it is walked step by step."""
+    confines: ClassVar[bool] = False
+    """It works within given subspaces by itself. The direction of another is projected; a walk is refused."""
 
     @property
     def sharded(self) -> bool:

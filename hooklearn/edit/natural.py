@@ -21,6 +21,11 @@ does for the other stands for what it does for text that neither holds, and so u
 (4: pulling up both halves does twice that, and a half sees half of what ``G_r`` sees of bad going down.)
 ``contrast: balanced`` counts ``w`` in units of ``w_0``.
 
+Within given subspaces, orthonormal bases V_x and V_g of a site, the same reasoning gives the best update *there*, which
+is not the projection of ``D``:
+
+    D = V_g (V_g^T B' V_g)^-1 (V_g^T G V_x) (V_x^T A' V_x)^-1 V_x^T .
+
 With forget-side moments C_x, C_g the same update can be written in generalised eigenvectors of (C, A'), scaled to
 ``E^T A' E = I``: ``E_g E_g^T G E_x E_x^T`` with all vectors is exactly ``D`` since ``E E^T = A'^-1``; with the top
 ``rank`` of them (largest forget-to-retain ratio) the update lies in the located subspace.
@@ -55,6 +60,7 @@ class Natural(Method):
 
     name: ClassVar[str] = "natural"
     source: ClassVar[str] = "hooklearn; K-FAC (Martens & Grosse 2015, arXiv 1503.05671) under a KL budget"
+    confines: ClassVar[bool] = True
     forget_weight: float = 1.0
     """w: bad down this much for good up 1; 0 only pulls the good up."""
     damping: float = 0.01
@@ -97,6 +103,12 @@ class Natural(Method):
         return self.curvature == "kfac" and self.rank is None and not self.adversaries
 
     def path(self, problem: Problem) -> Iterator[Updates]:
+        own_directions = self.rank is not None and self.truncation == "directions"
+        if problem.subspaces is not None and (own_directions or self.curvature == "ekfac"):
+            raise InputError(
+                "natural: within given subspaces the curvature is 'kfac', and a rank needs truncation 'svd' (what "
+                "truncation 'directions' keeps are subspaces of its own)"
+            )
         if self.curvature == "ekfac":
             yield self._solved(problem, EigenMetric(problem, self.damping))
             return
@@ -184,6 +196,8 @@ class Natural(Method):
         return cache[key]
 
     def promise(self, problem: Problem) -> Subspaces | None:
+        if problem.subspaces is not None:
+            return problem.subspaces
         if self.rank is None or self.truncation == "svd":
             return None
         return self._directions(problem)
@@ -254,7 +268,8 @@ def _inner(a: Tensor, b: Tensor) -> float:
 
 
 class Metric(SiteMetric):
-    """The K-FAC metric of the retain text: A' and B' per site, factored when they are needed and not kept."""
+    """The K-FAC metric of the retain text: A' and B' per site, factored when they are needed and not kept. Within given
+    subspaces of those only."""
 
     def __init__(self, problem: Problem, damping: float, sides: Sides = "both") -> None:
         self.problem = problem
@@ -262,39 +277,60 @@ class Metric(SiteMetric):
         self.sides = sides
 
     def factors(self) -> Iterator[tuple[str, Tensor | None, Tensor | None]]:
-        """(site, Cholesky factor of A', of B'); gate and up share their inputs, and so their A'."""
-        last: tuple[Moments, Tensor] | None = None
+        """(site, Cholesky factor of A', of B'), in the coordinates of the subspaces where some are given; gate and up
+        share their inputs, and so their A'."""
+        last: tuple[Moments, Tensor | None, Tensor] | None = None
         for name, moments in self.problem.retain_moments_in_turn():
             x = g = None
+            x_basis, g_basis = self._bases(name)
             if self.sides != "g":
                 one = moments.side("x")
-                if last is None or last[0] is not one:
-                    last = (one, self._factor(one, f"{name} (x)"))
-                x = last[1]
+                if last is None or last[0] is not one or last[1] is not x_basis:
+                    last = (one, x_basis, self._factor(one, x_basis, f"{name} (x)"))
+                x = last[2]
             if self.sides != "x":
-                g = self._factor(moments.side("g"), f"{name} (g)")
+                g = self._factor(moments.side("g"), g_basis, f"{name} (g)")
             yield name, x, g
 
-    def _factor(self, moments: Moments, where: str) -> Tensor:
+    def _bases(self, name: str) -> tuple[Tensor | None, Tensor | None]:
+        spaces = self.problem.subspaces
+        return (None, None) if spaces is None else spaces.bases(name)
+
+    def _factor(self, moments: Moments, basis: Tensor | None, where: str) -> Tensor:
         if moments.n == 0:
             raise InputError(f"no retain token was sent to {where}: leave that expert out, or give more retain text")
         second = linalg.damped(moments.mean_second(), self.damping)
+        if basis is not None:
+            basis = basis.to(second)
+            second = basis.T @ second @ basis
         return linalg.cholesky(second, f"retain moments of {where}")
+
+    def _inside(self, name: str, update: Tensor) -> Tensor:
+        """In the coordinates of the subspaces."""
+        x, g = self._bases(name)
+        update = update if x is None else update @ x.to(update)
+        return update if g is None else g.to(update).T @ update
+
+    def _outside(self, name: str, update: Tensor) -> Tensor:
+        x, g = self._bases(name)
+        update = update if x is None else update @ x.to(update).T
+        return update if g is None else g.to(update) @ update
 
     def solved(self, *gradients: Updates) -> Iterator[tuple[str, list[Tensor]]]:
         """(site, ``F^-1 G`` of each), one site at a time."""
         for name, x, g in self.factors():
-            yield name, [linalg.precondition(gradient[name], x, g) for gradient in gradients]
+            inside = (self._inside(name, gradient[name]) for gradient in gradients)
+            yield name, [self._outside(name, linalg.precondition(one, x, g)) for one in inside]
 
     def truncated(self, gradient: Updates, rank: int) -> Updates:
         """Truncated SVD of ``L_B^-1 G L_A^-T``, mapped back: the best rank-k update per unit of KL."""
         out = {}
         for name, x, g in self.factors():
-            u, s, v = linalg.top_components(linalg.whitened(gradient[name], x, g), rank)
+            u, s, v = linalg.top_components(linalg.whitened(self._inside(name, gradient[name]), x, g), rank)
             kept = (u * s.to(u.dtype)) @ v.T
             if g is not None:
                 kept = torch.linalg.solve_triangular(g.T, kept, upper=True)
             if x is not None:
                 kept = torch.linalg.solve_triangular(x.T, kept.T, upper=True).T
-            out[name] = kept
+            out[name] = self._outside(name, kept)
         return out

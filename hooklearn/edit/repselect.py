@@ -91,6 +91,7 @@ class Confined(Method):
 
     name: ClassVar[str] = "confined"
     source: ClassVar[str] = "hooklearn; the selectivity idea of CIR (arXiv 2509.11816) turned round"
+    confines: ClassVar[bool] = True
     fitter: str = "contrast"
     """``contrast``, ``probe``, ``mean_diff``, ``pca`` or ``random``; ignored when subspaces are given."""
     rank: int = 32

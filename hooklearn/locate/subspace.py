@@ -180,7 +180,10 @@ class Subspaces(Mapping[tuple[str, Side], Subspace], Shareable):
         """(x basis, g basis) of a site; a site that was not located at all may not be edited: rank 0."""
         x, g = self.get(name, "x"), self.get(name, "g")
         if x is None and g is None:
-            raise InputError(f"no subspace was located at {name}; located: {self._names()}")
+            raise InputError(
+                f"no subspace was located at {name}; located: {self._names()} "
+                "(sites=[s.name for s in spaces.sites] edits those alone)"
+            )
         return (x.basis if x else None), (g.basis if g else None)
 
     def _names(self) -> str:
