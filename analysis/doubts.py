@@ -31,6 +31,7 @@ def collect(run: Run, judged: Sequence[Judgement], t: Thresholds, seeds_left_out
         *_budget(run),
         *_capability(run),
         *_controls(run, heldout),
+        *_heldout(run),
         *_attacks(heldout),
         *_metrics(heldout),
         *_close_calls(heldout, t),
@@ -108,6 +109,19 @@ def _controls(run: Run, heldout: Sequence[Judgement]) -> Iterator[str]:
     auc = number(referee.get("auc"))
     if auc < REFEREE_AUC:
         yield f"the referee that judges samples has AUC {auc:.2f}, below {REFEREE_AUC}"
+
+
+def _heldout(run: Run) -> Iterator[str]:
+    corpus = (run.record.get("corpora") or {}).get("heldout") or {}
+    for key, sentence in _KNOWN_BEFORE.items():
+        if number(corpus.get(key)) > 0:
+            yield f"{corpus[key]} of {corpus.get('n')} held-out items are {sentence}"
+
+
+_KNOWN_BEFORE = {
+    "in_attack_train": "in attack_train word for word: attacks that train on it were taught the very items measured",
+    "in_forget": "in forget word for word: what the edit does to the behaviour in other words was not measured",
+}
 
 
 def _attacks(heldout: Sequence[Judgement]) -> Iterator[str]:

@@ -46,6 +46,17 @@ class Corpus:
     def groups(self) -> list[str]:
         return [str(row.get("group", i)) for i, row in enumerate(self.rows)]
 
+    def shared_with(self, other: Corpus) -> int:
+        """How many of the other's rows are here too, by what they say.
+
+        Examples:
+            >>> mine = Corpus("mine", ({"prompt": "a", "completion": " b", "group": "1"},))
+            >>> mine.shared_with(Corpus("yours", ({"prompt": "a", "completion": " b"}, {"text": "c"})))
+            1
+        """
+        here = {_said(row) for row in self.rows}
+        return sum(_said(row) in here for row in other.rows)
+
     def take(self, n: int | None) -> Corpus:
         """The first ``n`` rows (all when None).
 
@@ -92,6 +103,10 @@ class Corpus:
 
     def __repr__(self) -> str:
         return f"Corpus({self.name!r}, {len(self)} rows, {self.hash[:12]})"
+
+
+def _said(row: Row) -> str:
+    return repr([row.get(k) for k in ("prompt", "completion", "text", "messages")])
 
 
 def _line(row: Row) -> str:

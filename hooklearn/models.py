@@ -293,6 +293,14 @@ def describe(model: TransformerBridge) -> dict[str, Any]:
     }
 
 
+def same_weights(a: TransformerBridge, b: TransformerBridge) -> bool:
+    """Bit for bit; models of other shapes are not the same."""
+    one, other = named_parameters(a), named_parameters(b)
+    return one.keys() == other.keys() and all(
+        p.shape == other[name].shape and bool(parallel.whole((p == other[name]).all())) for name, p in one.items()
+    )
+
+
 def is_finite(tensor: Tensor) -> bool:
     # one reading of the tensor, not five: what is not finite carries over into the sum
     total = parallel.whole(tensor.detach().sum(dtype=torch.promote_types(tensor.dtype, torch.float32)))

@@ -72,6 +72,7 @@ class Setup:
         progress("reading the corpora")
         corpora = _load_corpora(config, base, original)
         _check_attacks(config, original, corpora)
+        _check_never(config, original, never)
         if never_info is not None and never_info["kind"] == "surrogate":
             _check_surrogate(corpora["heldout"])
         return Setup(config, original, never, never_info, organism, corpora, checkpoint, delta)
@@ -111,10 +112,18 @@ class Setup:
             "never": self.never_info,
             "corpora": {
                 role: {"source": c.source, "hash": c.hash, "n": len(c)}
+                | self._known_before(role, c)
                 for role, c in self.corpora.items()
             },
             "seeds": list(self.config.seeds),
         }  # fmt: skip
+
+    def _known_before(self, role: str, corpus: Corpus) -> dict[str, int]:
+        """How many of the items that behaviour is measured on the edit or the attacker had, word for word."""
+        if role not in ("heldout", "ood"):
+            return {}
+        had = {f"in_{r}": self.corpora[r] for r in ("forget", "attack_train") if r in self.corpora}
+        return {name: other.shared_with(corpus) for name, other in had.items()}
 
     def watcher(self, progress: Progress) -> Watcher:
         """The eyes: likelihoods of held-out items, and a referee for samples."""
@@ -233,6 +242,14 @@ def check(config: RunConfig) -> None:
         raise InputError(f"seeds {config.seeds}: the same one twice")
     if config.model.shard:
         _check_sharded(config)
+
+
+def _check_never(config: RunConfig, original: Any, never: Any | None) -> None:
+    if never is not None and config.organism is None and models.same_weights(original, never):
+        raise InputError(
+            f"controls.never {config.controls.never and config.controls.never.name!r} has the very weights of model "
+            f"{config.model.name!r}: it is no model that never had the behaviour; give another, or leave it out"
+        )
 
 
 def _check_attacks(config: RunConfig, model: Any, corpora: Mapping[str, Corpus]) -> None:

@@ -250,18 +250,12 @@ def _check_separate(problem: Problem, meter: DisruptionMeter) -> None:
         corpus = getattr(problem, role)
         if corpus is None:
             continue
-        used = {_content(r) for r in corpus.rows}
         for name, measured in meter.corpora.items():
-            shared = sum(_content(r) in used for r in measured.rows)
-            if shared:
+            if shared := corpus.shared_with(measured):
                 raise InputError(
                     f"{shared} rows of the {name} disruption corpus {measured.name!r} are also in "
                     f"{role} ({corpus.name!r}); text that is trained on may not measure disruption"
                 )
-
-
-def _content(row: Mapping[str, Any]) -> str:
-    return repr([row.get(k) for k in ("prompt", "completion", "text", "messages")])
 
 
 def _bound(model: Any, updates: Updates) -> Delta:
