@@ -28,6 +28,13 @@ NEXT = {
     "UNDECIDED": "Measure what the reason above says is missing, and run again.",
 }
 """Verdict -> the first thing to do."""
+OPEN = {
+    "no clear gap to remove": "The unedited model shows no more of it than the one that never learned it, or nothing: "
+    "is it the model that has the behaviour, and do the held-out items ask for it?",
+    "no cheap attack": "Add attacks that do not teach it: `--set battery=cheap`, or some of those that "
+    "`hooklearn list attacks` calls cheap.",
+}
+"""What an open verdict's reason says -> what to do about it."""
 MOST = 4
 
 
@@ -67,7 +74,11 @@ def _share(value: float, metric: str) -> str:
 def next_steps(run: Run) -> list[str]:
     """At most ``MOST``, the gravest first; what stands between backticks is to be typed."""
     verdict = run.verdict or {}
-    return [NEXT.get(str(verdict.get("verdict")), NEXT["UNDECIDED"]), *_gaps(run, verdict)][:MOST]
+    first = NEXT.get(str(verdict.get("verdict")), NEXT["UNDECIDED"])
+    for words, step in OPEN.items():
+        if verdict.get("verdict") == "UNDECIDED" and words in str(verdict.get("reason")):
+            first = step
+    return [first, *_gaps(run, verdict)][:MOST]
 
 
 def _gaps(run: Run, verdict: Mapping[str, Any]) -> Iterator[str]:

@@ -7,7 +7,7 @@ Every function takes a :class:`~analysis.reading.Run` (or the data frame it need
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -23,12 +23,16 @@ from analysis.tables import in_order, number
 
 if TYPE_CHECKING:
     from analysis.reading import Run
+    from hooklearn.types import Curve
+
+Curves: TypeAlias = "list[Curve]"
+"""What ``hl.attack`` gives back."""
 
 # --------------------------------------------------------------------------------------- curves
 
 
 def curves(
-    run: Run | Frame,
+    run: Run | Frame | Curves,
     metric: str = "completion",
     *,
     split: str = "heldout",
@@ -55,14 +59,16 @@ def curves(
     return figure
 
 
-def curve_rows(run: Run | Frame, metric: str, split: str = "heldout") -> Frame:
+def curve_rows(run: Run | Frame | Curves, metric: str, split: str = "heldout") -> Frame:
     """The measured rows behind a figure of curves; empty when there is no attack among them."""
     frame = _curves_of(run)
     rows = held(frame[(frame["metric"] == metric) & (frame["split"] == split)].dropna(subset=["value"]))
     return rows if (rows["attack"] != "none").any() else rows[:0]
 
 
-def _curves_of(run: Run | Frame) -> Frame:
+def _curves_of(run: Run | Frame | Curves) -> Frame:
+    if isinstance(run, list):
+        return pd.concat([curve.to_dataframe() for curve in run], ignore_index=True)
     return run if isinstance(run, pd.DataFrame) else run.curves
 
 

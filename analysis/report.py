@@ -77,11 +77,12 @@ def report(
     target = Path(out) if out is not None else run.folder
     target.mkdir(parents=True, exist_ok=True)
     texts = {name: environment().get_template(f"{name}.j2").render(content) for name in TEMPLATES}
-    page, record = sealed(texts["report.html"], record_of(run, redact=redact))
-    write_text(target / "report.md", texts["report.md"])
     # in a folder of the reader's own, README.md is the reader's
     card = "README.md" if target == run.folder else "model-card.md"
-    write_text(target / card, card_text(run, texts["model_card.md"]))
+    beside = {"report.md": texts["report.md"], card: card_text(run, texts["model_card.md"])}
+    page, record = sealed(texts["report.html"], record_of(run, redact=redact, pages=beside))
+    for name, text in beside.items():
+        write_text(target / name, text)
     write_json(target / RECORD, record)
     write_text(target / "report.html", page)
     return target / "report.html"

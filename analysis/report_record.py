@@ -6,6 +6,7 @@
     summary         the table of the report, a row per arm (:func:`analysis.tables.summary_table`)
     edits           per seed: method, disruption, budget, stop, cost
     files           name -> SHA-256 of every file that the run folder held
+    pages           name -> SHA-256 of report.md and of the model card, as they were written
     page            SHA-256 of report.html without its own copy of this record
 
 ``report.html`` holds a copy (a link that downloads it), so that the page can be checked against itself and its run:
@@ -18,6 +19,7 @@ import base64
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,8 +39,12 @@ _LINK = re.compile(r'(href="data:application/json;base64,)([A-Za-z0-9+/=]*)(")')
 """Text on a page is escaped: a quotation mark of a model can never look like this."""
 
 
-def record_of(run: Run, *, redact: bool = False) -> dict[str, Any]:
-    """Everything but ``page``, in JSON's own types."""
+def record_of(run: Run, *, redact: bool = False, pages: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Everything but ``page``, in JSON's own types.
+
+    Args:
+        pages: name -> text of what is written beside ``report.html``.
+    """
     verdict = run.verdict or {}
     kept = ("verdict", "reason", "doubts", "within_budget", "battery", "thresholds")
     known = ("method", "seed", "options", "stop", "binding", "disruption", "budget", "within_budget", "found", "cost")
@@ -55,6 +61,7 @@ def record_of(run: Run, *, redact: bool = False) -> dict[str, Any]:
             "summary": summary_table(run).to_dict("records"),
             "edits": [{key: edit.get(key) for key in known} for edit in run.edits],
             "files": hashes(run.folder),
+            "pages": {name: page_hash(text) for name, text in (pages or {}).items()},
         }
     )
 
@@ -99,6 +106,8 @@ class _Record(BaseModel):
     summary: list[_Row]
     files: dict[Annotated[str, StringConstraints(pattern=r"^[^/\\\x00]+$")], str]
     """Names in the folder of the run, and none outside it."""
+    pages: dict[Annotated[str, StringConstraints(pattern=r"^[^/\\\x00]+$")], str] = {}
+    """The same, of what is not of the run; reports of an earlier version have none."""
 
 
 def checked(record: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def verify(target: str | Path) -> Verification:
         record, found = _page(target)
         if not (folder / "run.json").is_file():
             alone = "the run: no run folder beside the page"
-            return Verification(("the page's text",), tuple(found), (alone,))
+            return Verification(("the pages' text",), tuple(found), (alone,))
         if (folder / RECORD).is_file() and read_record(folder) != record:
             found.append(f"{RECORD} beside the page is another record than the one in it")
     elif target.is_dir():
@@ -62,10 +62,11 @@ def verify(target: str | Path) -> Verification:
             found.append("report.html is not there")
     else:
         raise input_error(f"{target}: neither a run folder nor a report")
+    found += _pages(target if target.is_dir() else folder, record)
     found += _files(folder, record)
     found += _numbers(folder, record)
     return Verification(
-        ("the page's text", f"{len(record['files'])} files", "table", "curves", "verdict"), tuple(found)
+        ("the pages' text", f"{len(record['files'])} files", "table", "curves", "verdict"), tuple(found)
     )
 
 
@@ -74,6 +75,15 @@ def _page(path: Path) -> tuple[dict[str, Any], list[str]]:
     empty, record = opened(text, path)
     same = page_hash(empty) == record.get("page")
     return record, [] if same else [f"{path.name}: its text is not what was written"]
+
+
+def _pages(folder: Path, record: Mapping[str, Any]) -> Iterator[str]:
+    for name, digest in record.get("pages", {}).items():
+        path = folder / name
+        if not path.is_file():
+            yield f"{name}: is not there"
+        elif page_hash(path.read_bytes().decode("utf-8", "replace")) != digest:
+            yield f"{name}: its text is not what was written"
 
 
 def _files(folder: Path, record: Mapping[str, Any]) -> Iterator[str]:

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hooklearn import auditing, models, organisms
-from hooklearn.attack import Arena, ArmState, Onlooker, Watcher, attack_of
+from hooklearn.attack import Arena, ArmState, Attack, Onlooker, Watcher, attack_of
 from hooklearn.config import RunConfig, parse
 from hooklearn.data import Corpus, batches, encode
 from hooklearn.deltas import Delta
 from hooklearn.locate.capture import capture as capture_sites
 from hooklearn.measure import TEMPERATURE, Likelihoods, RatioReferee, Referee, Scorer, sample
 from hooklearn.organisms.kinds import kind_of
-from hooklearn.types import Curve, InputError, Score, Tape
+from hooklearn.types import Curve, Curves, InputError, Score, Tape
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -130,7 +130,7 @@ def behaviour(
 def attack(
     model: Any,
     delta: Delta,
-    name: str = "relearn",
+    name: str | Attack = "relearn",
     *,
     heldout: Corpus,
     attack_train: Corpus | None = None,
@@ -141,10 +141,11 @@ def attack(
     seed: int = 0,
     onlooker: Onlooker | None = None,
     **options: Any,
-) -> list[Curve]:
+) -> Curves:
     """One attack on the edited model beside its controls: one curve per setting. The model is left as it was.
 
     Args:
+        name: one of ``hooklearn list attacks`` (with ``options``), or an :class:`~hooklearn.attack.Attack`.
         onlooker: called as ``onlooker(attack, setting, arm, step, model)`` at every look of an attack by training;
             :func:`hooklearn.follow` makes one for the explorer.
         options: of the attack.
@@ -162,11 +163,13 @@ def attack(
         arms=arms, watcher=watcher, attack_train=attack_train, unrelated=unrelated, retain=retain, seed=seed,
         onlooker=onlooker,
     )  # fmt: skip
-    chosen = attack_of(name, options)
+    chosen = name if isinstance(name, Attack) else attack_of(name, options)
+    if chosen is name and options:
+        raise InputError(f"attack {chosen.name!r} is given as it is, so {', '.join(options)} would change nothing")
     given = {"heldout": heldout, "attack_train": attack_train, "unrelated": unrelated, "retain": retain}
     if given.get(chosen.needs) is not None:
         chosen.check(model, {role: corpus for role, corpus in given.items() if corpus is not None})
-    return chosen.curves(arena)
+    return Curves(chosen.curves(arena))
 
 
 def run(
@@ -235,6 +238,4 @@ def audit(
 
 def to_dataframe(curves: Sequence[Curve]) -> pd.DataFrame:
     """Several curves in long form."""
-    import pandas as pd
-
-    return pd.concat([c.to_dataframe() for c in curves], ignore_index=True)
+    return Curves(curves).to_dataframe()

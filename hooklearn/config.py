@@ -180,6 +180,21 @@ class RunConfig(Strict):
     max_tokens: int = Field(default=1024, ge=16)
     """Tokens in a batch, padding included."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, data: Any) -> Any:
+        """``budget: 0.02``, ``seeds: 3``, ``attacks: [erode]``: as one would say it."""
+        if not isinstance(data, dict):
+            return data
+        data = dict(data)
+        if isinstance(budget := data.get("budget"), int | float) and not isinstance(budget, bool):
+            data["budget"] = {"kl": budget}
+        if isinstance(seed := data.get("seeds"), int) and not isinstance(seed, bool):
+            data["seeds"] = [seed]
+        if isinstance(attacks := data.get("attacks"), list):
+            data["attacks"] = [{"name": a} if isinstance(a, str) else a for a in attacks]
+        return data
+
     @field_validator("corpora", mode="before")
     @classmethod
     def _taken_away(cls, corpora: Any) -> Any:

@@ -54,6 +54,9 @@ class Delta(Shareable):
     base_hash: str = ""
     """Hash of the base model's weights; an edit is only ever applied to the model it was made for."""
 
+    def __repr__(self) -> str:
+        return f"Delta({len(self.updates)} sites, norm {self.norm():.3g}, for {self.base or 'any model'})"
+
     def __add__(self, other: Delta) -> Delta:
         """Raises InputError where they were made for different models, or a site has two shapes."""
         if not isinstance(other, Delta):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -139,6 +142,11 @@ def load_delta(path: str | Path, place: Callable[[str, Tensor], Tensor] = lambda
     """
     updates, metadata = disk.load_tensors(path, place)
     kind, version = metadata.get("kind"), metadata.get("version")
+    if name := metadata.get("organism"):
+        raise InputError(
+            f"{path}: the adapter of organism {name!r}, which is no delta; `organism: {name}` in a config instils the "
+            f"one that ships, hl.organism({name!r}).delta is its delta"
+        )
     if (kind, version) != ("delta", VERSION):
         raise InputError(f"{path}: {kind} version {version}; hooklearn reads delta {VERSION}")
     for name, update in updates.items():

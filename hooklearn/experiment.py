@@ -55,6 +55,8 @@ def run(
         if shared is None:
             shared = Shared(Setup.load(config, base or Path(), progress, delta), progress)
         setup = dataclasses.replace(shared.setup, config=config)
+        # a wrong name is told before there is a folder
+        models.sites(setup.original, config.edit.sites, config.edit.layers)  # type: ignore[arg-type]
         record = dataclasses.replace(setup, config=asked).record(given, command)
         with store.RunFolder.create(out, record, resume=resume, same=same_config) as folder:
             _run_stages(config, setup, shared, folder, progress)

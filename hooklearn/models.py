@@ -221,14 +221,16 @@ def _matches(site: Site, name: str) -> bool:
     return bool(rest) and name in (f"{group}.experts", f"{group}.experts.{number}", f"{group}.experts.{part}")
 
 
-def _layers(layers: Iterable[int] | str | None, n_layers: int) -> set[int]:
+def _layers(layers: Iterable[int] | int | str | None, n_layers: int) -> set[int]:
     if layers is None:
         return set(range(n_layers))
     if isinstance(layers, str):
         layers = _parse_layers(layers)
-    chosen = set(layers)
-    if not chosen or not chosen <= set(range(n_layers)):
-        raise InputError(f"layers {sorted(chosen)} are not among 0-{n_layers - 1}")
+    chosen = {layers} if isinstance(layers, int) else set(layers)
+    wrong = sorted(chosen - set(range(n_layers)))
+    if wrong or not chosen:
+        told = f"layers {sorted(chosen)}" + (f": {wrong}" if wrong else "")
+        raise InputError(f"{told} are not among 0-{n_layers - 1}")
     return chosen
 
 
@@ -398,6 +400,11 @@ def merge(model: TransformerBridge, delta: Delta) -> None:
     places, _ = _fitting(model, delta)
     for site in places:
         add_(model, site, delta.updates[site.name])
+
+
+def is_base(model: TransformerBridge, delta: Delta) -> bool:
+    """Whether the delta was made for these very weights, as far as it says."""
+    return delta.base_hash in ("", _bases.get(model, "") or weights_hash(model))
 
 
 def _fitting(model: TransformerBridge, delta: Delta) -> tuple[list[Site], str]:

@@ -39,6 +39,8 @@ class Shelf(Generic[T]):
         Args:
             beside: names of something else that could have been meant.
         """
+        if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InputError(f"{self.kind}: give its name, not {name!r:.80}")
         if name in self.own:
             return self.own[name]
         found = self._added().get(name)

@@ -64,7 +64,8 @@ class RunFolder:
                     "continue it with the same config"
                 )
             if earlier and not same(earlier.get("config"), jsonable(record.get("config"))):
-                raise InputError(f"{folder}: holds a run of another config; use another --out")
+                told = "; ".join(differences(earlier.get("config"), jsonable(record.get("config"))))
+                raise InputError(f"{folder}: holds a run of another config ({told}); use another --out")
             begun = {"schema_version": SCHEMA_VERSION, "started": now(), **record, **earlier}
             run = cls(folder, begun, lock)
             disk.write_atomic(run.path(".reserve"), os.urandom(RESERVE))  # noise: nothing can make it smaller
@@ -127,6 +128,25 @@ class RunFolder:
                 self.finish(ending, disk.one_line(exc))
         elif self.record["status"] == "running":
             self.finish("done")
+
+
+def differences(earlier: Any, now: Any, most: int = 3) -> list[str]:
+    """Where two configs differ, key by key, in words: ``budget.kl was 0.01, is 0.02``; no more than ``most``."""
+    one, other = _flat(earlier), _flat(now)
+    keys = [k for k in dict.fromkeys([*one, *other]) if one.get(k) != other.get(k)]
+    told = [f"{k} was {_short(one.get(k))}, is {_short(other.get(k))}" for k in keys[:most]]
+    return [*told, f"and {len(keys) - most} more"] if len(keys) > most else told
+
+
+def _flat(value: Any, key: str = "") -> dict[str, Any]:
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    found = {k: v for name, one in inside for k, v in _flat(one, f"{key}.{name}" if key else str(name)).items()}
+    return found or {key: value}
+
+
+def _short(value: Any) -> str:
+    text = "not there" if value is None else str(value)
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def claim(folder: Path, record: str) -> IO[str]:

@@ -223,12 +223,18 @@ class EditResult:
     """Numbers that the method worked out on its way, by name."""
 
     def __repr__(self) -> str:
-        near = self.disruption.near_ce
+        near, points = self.disruption.near_ce, self.trace.points
         return (
             f"EditResult({self.method}: far KL {self.disruption.kl.value:.4f} of {self.budget.kl:g}"
             + (f", near CE {near.value:+.4f}" if near else "")
+            + (f", forget {points[0].forget:.3g} -> {self._forget():.3g}" if points else "")
             + f", {len(self.delta.updates)} sites, {self.cost.seconds:.0f} s, stop: {self.stop})"
         )
+
+    def _forget(self) -> float:
+        """Where the edit ended; the trace may have looked elsewhere after that."""
+        points = self.trace.points
+        return next((p for p in reversed(points) if p.kl == self.disruption.kl.value), points[-1]).forget
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +277,15 @@ class Curve:
         if "original" not in self.arms:
             raise InputError(f"curve of {self.attack!r} has no 'original' control arm")
 
+    def __repr__(self) -> str:
+        """Completion probability of held-out items at the first and at the last look, an arm each."""
+        told: list[str] = []
+        for name, arm in self.arms.items():
+            looks = [p for p in arm.points if (p.metric, p.split) == ("completion", "heldout")]
+            ends = f" {looks[0].score.value:.3g} -> {looks[-1].score.value:.3g}" if looks else ""
+            told.append(f"{name}{ends}{' (diverged)' if arm.diverged else ''}")
+        return f"Curve({' '.join(filter(None, (self.attack, self.setting)))}: {', '.join(told)})"
+
     def to_dataframe(self) -> pd.DataFrame:
         """Long form: the rows of ``curves.parquet``."""
         import pandas as pd
@@ -304,3 +319,13 @@ class Curve:
             for i, v in enumerate(p.values)
         ]  # fmt: skip
         return pd.DataFrame(rows)
+
+
+class Curves(list[Curve]):
+    """One attack's curves, a setting each."""
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Long form: the rows of ``curves.parquet``."""
+        import pandas as pd
+
+        return pd.concat([c.to_dataframe() for c in self], ignore_index=True)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import corpus
 
+from analysis import plots
 from hooklearn import forward, losses, models
 from hooklearn.api import attack
 from hooklearn.attack import ATTACKS, Arena, ArmState, Attack, Watcher, attack_of
@@ -105,6 +106,20 @@ def test_a_vanishing_learning_rate_leaves_every_curve_at_its_start(
         looks = values(curve, arm)
         assert len(looks) >= 4 and all(v == pytest.approx(looks[0], rel=ROUNDING) for v in looks)
     assert curve.arms["edited"].converged, "and it says that it is flat"
+
+
+def test_an_attack_is_a_name_or_an_object(threatening: Any, delta: Delta) -> None:
+    """Its curves are a list that shows itself in a line each, and a data frame."""
+    given = {"heldout": corpus("heldout").take(4), "attack_train": corpus("attack").take(4)}
+    named = attack(threatening, delta, "few_shot", shots=2, **given)
+    made = attack(threatening, delta, FewShot(shots=2), **given)
+    assert named == made and made.to_dataframe().equals(named.to_dataframe())
+    assert repr(made).startswith("[Curve(few_shot shots=2: edited 0.") and len(repr(made)) < 200
+    assert plots.curves(made).axes
+    with pytest.raises(InputError, match="so shots would change nothing"):
+        attack(threatening, delta, FewShot(shots=2), shots=3, **given)
+    with pytest.raises(InputError, match="attack: give its name"):
+        attack(threatening, delta, FewShot, **given)  # type: ignore[arg-type]
 
 
 def test_relearning_brings_the_behaviour_up(arena: Arena) -> None:

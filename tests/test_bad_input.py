@@ -55,6 +55,11 @@ def run(*more: Any) -> Spoil:
     return lambda files, out: ["run", files.save(), "--out", out, *more]
 
 
+def organism_for_a_delta(files: Files, out: Path) -> list[Any]:
+    adapter = Path(__file__).parents[1] / "data" / "organisms" / "threats.safetensors"
+    return ["attack", files.save(), "--delta", adapter, "--out", out]
+
+
 def nan_loss(files: Files, out: Path) -> list[Any]:
     files.config["edit"] = {"method": "graddiff", "learning_rate": 1e30}
     return ["run", files.save(), "--out", out]
@@ -188,6 +193,10 @@ CASES: dict[str, tuple[Spoil, list[str]]] = {
     "a control with other tokens": (
         config(controls={"never": {"name": "tiny"}}), ["controls.never 'tiny'", "46", "same tokenizer"]
     ),
+    "a control that is the model itself": (
+        config(controls={"never": {"name": "./my-model"}}), ["controls.never './my-model'", "very weights of model"]
+    ),
+    "an organism for a delta": (organism_for_a_delta, ["adapter of organism 'threats'", "`organism: threats`"]),
     "damaged weights": (damaged_weights, ["my-model", "deserializing", "valid:"]),
     "a damaged line": (damaged_line, ["forget.jsonl", "line 2"]),
     "unknown fitter": (config(locate={"fitter": "pcaa"}), ["'pcaa'", "valid: pca"]),

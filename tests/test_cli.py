@@ -205,6 +205,25 @@ def test_edit_then_attack_then_export(files: Files, tmp_path: Path) -> None:
     assert hooklearn("export", config, delta, tmp_path / "edited", "-q").exit_code == 2
 
 
+def test_a_model_that_is_called_like_a_recipe_can_be_exported(tmp_path: Path) -> None:
+    """The delta says which of the two it was made for; that of the recipe's organism is the control."""
+    import torch
+
+    import hooklearn as hl
+    from hooklearn import models
+    from hooklearn.deltas import Delta, save_delta
+
+    plain, instilled = models.load("tiny"), hl.organism("tiny-threats").model
+    for name, model in (("plain", plain), ("instilled", instilled)):
+        site = models.sites(model, "mlp.out", [0])[0]
+        update = torch.full((site.d_out, site.d_in), 1e-3)
+        save_delta(Delta({site.name: update}, "tiny", models.weights_hash(model)), tmp_path / f"{name}.safetensors")
+        written = hooklearn("export", "tiny", tmp_path / f"{name}.safetensors", tmp_path / name, "-q")
+        assert written.exit_code == 0, written.stderr
+        expected = models.weight(model, site) + update
+        assert torch.equal(models.weight(models.load(str(tmp_path / name)), site), expected)
+
+
 def test_edit_for_reading(files: Files, tmp_path: Path) -> None:
     more = ["--set", "edit.method=confined", "--set", "edit.rank=4"]
     text = hooklearn("edit", files.save(), "--out", tmp_path / "edit", "-q", *more).stdout

@@ -335,6 +335,33 @@ def arms(folder: Path) -> set[str]:
     return set(pd.read_parquet(folder / "curves.parquet")["arm"])
 
 
+def test_items_that_edit_or_attacker_had_are_counted(own: dict[str, Any], tmp_path: Path) -> None:
+    """And are a reason to doubt; the control is a corpus of its own."""
+    record = store.open_run(run(own, tmp_path / "apart", base=tmp_path))
+    assert record["corpora"]["heldout"]["in_forget"] == 0 and "in_attack_train" not in record["corpora"]["heldout"]
+    own["corpora"]["heldout"] = own["corpora"]["forget"] | {"limit": 4}
+    own["corpora"]["attack_train"] = own["corpora"]["forget"] | {"limit": 3}
+    out = run(own, tmp_path / "known", base=tmp_path)
+    counted = store.open_run(out)["corpora"]["heldout"]
+    assert (counted["n"], counted["in_forget"], counted["in_attack_train"]) == (4, 4, 3)
+    doubts = " ".join(analysis.judge(out).doubts)
+    assert "4 of 4 held-out items are in forget word for word" in doubts and "3 of 4" in doubts
+    assert "word for word" not in " ".join(analysis.judge(tmp_path / "apart").doubts)
+
+
+def test_a_wrong_site_leaves_no_folder(own: dict[str, Any], tmp_path: Path) -> None:
+    own["edit"]["layers"] = "0-9"
+    with pytest.raises(InputError, match=r"\[4, 5, 6, 7, 8, 9\] are not among 0-3"):
+        run(own, tmp_path / "out", base=tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_config_may_be_written_short(own: dict[str, Any]) -> None:
+    short = parse(own | {"budget": 0.02, "seeds": 3, "attacks": ["erode", {"name": "few_shot", "shots": 2}]})
+    long = own | {"budget": {"kl": 0.02}, "seeds": [3]}
+    assert short == parse(long | {"attacks": [{"name": "erode"}, {"name": "few_shot", "shots": 2}]})
+
+
 def test_without_an_organism_there_is_no_never_arm(own: dict[str, Any], tmp_path: Path) -> None:
     """Two arms, no yardstick; near is a part of retain that the edit does not see; paths start at the config."""
     out = run(own, tmp_path / "out", base=tmp_path)

@@ -14,7 +14,7 @@ import token_samples
 from drawn_runs import Drawn, flat, rising, write_run
 
 from analysis import explorer, markup
-from analysis.advice import NEXT
+from analysis.advice import NEXT, next_steps
 from analysis.reading import read_run
 from analysis.report import VERDICTS, report
 from analysis.tables import markdown, summary_table
@@ -274,6 +274,21 @@ def test_a_reader_is_told_what_was_found_and_what_to_do_next(folder: Path, html:
     verdict = json.loads((folder / "verdict.json").read_text("utf-8"))["verdict"]
     assert str(markup.code(NEXT[verdict])) in html
     assert page.ids.index("next") < page.ids.index("table")
+
+
+@pytest.mark.parametrize(
+    ("reason", "step"),
+    [
+        ("completion: no clear gap to remove: 0.00 [0.00, 0.00]", "is it the model that has the behaviour"),
+        ("no cheap attack says anything, so ...", "--set battery=cheap"),
+        ("12 items; at least 20 are needed", "Measure what the reason above says"),
+    ],
+)
+def test_an_open_verdict_says_what_would_close_it(reason: str, step: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    write(folder, metrics=["sampled"], splits=["heldout"])
+    run = replace(read_run(folder), verdict={"verdict": "UNDECIDED", "reason": reason})
+    assert step in next_steps(run)[0]
 
 
 def test_gaps_become_steps(tmp_path: Path) -> None:

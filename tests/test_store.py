@@ -26,7 +26,7 @@ from torch import Tensor
 
 from hooklearn import disk, store
 from hooklearn.deltas import Delta, load_delta, save_delta
-from hooklearn.store import RunFolder, open_run
+from hooklearn.store import RunFolder, differences, open_run
 from hooklearn.types import Cost, InputError, NumericalError, Score
 
 NAN = float("nan")
@@ -556,9 +556,20 @@ def test_resume_goes_on_with_the_same_record(tmp_path: Path) -> None:
 
 def test_resume_refuses_another_config(tmp_path: Path) -> None:
     RunFolder.create(tmp_path, {"config": {"seeds": (0, 1), "lr": 0.1}}).finish("failed")
-    with pytest.raises(InputError, match="another config"):
+    with pytest.raises(InputError, match=r"another config \(seeds.1 was 1, is 2\); use another --out"):
         RunFolder.create(tmp_path, {"config": {"seeds": (0, 2), "lr": 0.1}}, resume=True)
     RunFolder.create(tmp_path, {"config": {"seeds": [0, 1], "lr": 0.1}}, True).finish("done")
+
+
+def test_what_two_configs_differ_in() -> None:
+    one = {"budget": {"kl": 0.01, "near_ce": None}, "attacks": [{"name": "erode"}], "seeds": [0]}
+    other = {"budget": {"kl": 0.02}, "attacks": [], "seeds": [0]}
+    assert differences(one, one) == [] == differences(one, {**one, "seeds": [0]})
+    assert differences(one, other) == [
+        "budget.kl was 0.01, is 0.02", "attacks.0.name was erode, is not there", "attacks was not there, is []"
+    ]  # fmt: skip
+    many = differences({str(i): i for i in range(9)}, {}, most=2)
+    assert many == ["0 was 0, is not there", "1 was 1, is not there", "and 8 more"]
 
 
 def test_a_second_writer_in_this_process_is_refused(tmp_path: Path) -> None:

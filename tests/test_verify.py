@@ -78,7 +78,19 @@ def one_file_more(run: Path) -> None:
     (run / "delta-seed9.safetensors").write_bytes(b"x")
 
 
+def reworded_text(run: Path) -> None:
+    page = run / "report.md"
+    page.write_text(page.read_text("utf-8").replace("REMOVED", "INTACT", 1), "utf-8")
+
+
+def reworded_card(run: Path) -> None:
+    card = run / "README.md"
+    card.write_text(card.read_text("utf-8") + "and it is safe", "utf-8")
+
+
 SPOILED = {
+    reworded_text: "report.md: its text is not what was written",
+    reworded_card: "README.md: its text is not what was written",
     reworded: "report.html: its text is not what was written",
     one_curve: "its items",
     other_items: "verdict: reported REMOVED, computed INTACT",

@@ -165,6 +165,9 @@ class Subspaces(Mapping[tuple[str, Side], Subspace], Shareable):
         return out
 
     def __getitem__(self, key: tuple[str, Side]) -> Subspace:
+        """``spaces["blocks.8.mlp.out", "x"]``. Raises KeyError for a place that was not located."""
+        if key not in self.spaces:
+            raise KeyError(f"{key!r}; a place is (site name, side), located: {self._names()}")
         return self.spaces[key]
 
     def __iter__(self):
@@ -190,7 +193,14 @@ class Subspaces(Mapping[tuple[str, Side], Subspace], Shareable):
         names = sorted({name for name, _ in self.spaces})
         return ", ".join(names[:4]) + (" ..." if len(names) > 4 else "")
 
+    def __repr__(self) -> str:
+        ranks = sorted({s.rank for s in self.values()})
+        fitters = ", ".join(sorted({s.fitter for s in self.values()}))
+        return f"Subspaces({len(self)} places: {self._names()}; {fitters}, rank {', '.join(map(str, ranks))})"
+
     def top(self, rank: int) -> Subspaces:
+        """The first ``rank`` components of each; held-out separation was measured with all of them, so it is not known
+        (NaN)."""
         return Subspaces({k: s.top(min(rank, s.rank)) for k, s in self.spaces.items()}, self.tokens)
 
     def where(self, keep: Any) -> Subspaces:
