@@ -19,7 +19,7 @@ from hooklearn.data import Corpus, Encoded, batches, encode, load_corpus
 from hooklearn.edit import method_of
 from hooklearn.forward import resolve_precision
 from hooklearn.measure import Likelihoods
-from hooklearn.setting import check
+from hooklearn.setting import check, check_measured
 from hooklearn.shapes import Quarters, Shape, copy_speed, gemm_speed, model_shape
 from hooklearn.train import log_spaced
 from hooklearn.types import InputError
@@ -139,6 +139,8 @@ def estimate(config: RunConfig, base: Path) -> Estimate:
     shape = model_shape(config.model.name, base, config.model.trust_remote_code)
     corpora = {role: _load(spec, base) for role, spec in config.corpora.items()}
     check(config)
+    check_measured(config, corpora)
+    models.chosen_layers(config.edit.layers, shape.layers)
     others = (config.edit.checkpoint, config.controls.never and config.controls.never.name)
     for name in filter(None, others):
         model_shape(name, base, config.model.trust_remote_code)

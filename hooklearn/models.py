@@ -180,10 +180,10 @@ def sites(
     every = _every_site(model)
     wanted = [which] if isinstance(which, str) else list(which)
     for name in wanted:
-        if not any(_matches(site, name) for site in every):
+        if not any(matches(site, name) for site in every):
             raise _no_site(name, every)
-    chosen = _layers(layers, model.cfg.n_layers)
-    return [s for s in every if s.layer in chosen and any(_matches(s, name) for name in wanted)]
+    chosen = chosen_layers(layers, model.cfg.n_layers)
+    return [s for s in every if s.layer in chosen and any(matches(s, name) for name in wanted)]
 
 
 def _no_site(name: str, every: list[Site]) -> InputError:
@@ -213,7 +213,8 @@ def _is_linear(component: Any) -> bool:
     return isinstance(component, LinearBridge) and not isinstance(component, MoERouterBridge)
 
 
-def _matches(site: Site, name: str) -> bool:
+def matches(site: Site, name: str) -> bool:
+    """Whether a name as in ``sites=`` means this site: all, its module, a part of that, or its whole name."""
     if name in ("all", site.module, site.name, site.module.split(".")[0]):
         return True
     group, _, rest = site.module.partition(".experts.")  # every expert, one expert, one matrix of every expert
@@ -221,7 +222,8 @@ def _matches(site: Site, name: str) -> bool:
     return bool(rest) and name in (f"{group}.experts", f"{group}.experts.{number}", f"{group}.experts.{part}")
 
 
-def _layers(layers: Iterable[int] | int | str | None, n_layers: int) -> set[int]:
+def chosen_layers(layers: Iterable[int] | int | str | None, n_layers: int) -> set[int]:
+    """``8-20``, ``3,8-10``, numbers, or None for all. Raises InputError where there are no such layers."""
     if layers is None:
         return set(range(n_layers))
     if isinstance(layers, str):

@@ -18,7 +18,7 @@ from hooklearn.config import CorpusConfig, RunConfig
 from hooklearn.corpora import EVERY_CORPUS
 from hooklearn.data import Corpus, load_corpus
 from hooklearn.deltas import Delta
-from hooklearn.edit import EVERY_METHOD, check_sharded, method_of
+from hooklearn.edit import EVERY_METHOD, check_separate, check_sharded, method_of
 from hooklearn.locate.fitters import EVERY_FITTER
 from hooklearn.measure import ContainsReferee, Likelihoods, RatioReferee, Referee, Scorer
 from hooklearn.organisms.instil import instil
@@ -340,6 +340,7 @@ def _load_corpora(config: RunConfig, base: Path, model: Any) -> dict[str, Corpus
         out[role] = _load_one(spec, base, options)
     if "capability" in out:
         check_panel(out["capability"])
+    check_measured(config, out)
     if "retain" in out:
         if out["retain"].hash == out["forget"].hash:
             raise InputError(
@@ -349,6 +350,12 @@ def _load_corpora(config: RunConfig, base: Path, model: Any) -> dict[str, Corpus
             parts = out["retain"].split(retain=3, near=1)
             out["retain"], out["near"] = parts["retain"], parts["near"]
     return out
+
+
+def check_measured(config: RunConfig, corpora: Mapping[str, Corpus]) -> None:
+    """Raises InputError where an edit would be given text that measures its disruption."""
+    if config.edit.method is not None and config.edit.checkpoint is None:
+        check_separate(corpora, {n: corpora[r] for n, r in (("far", "disruption"), ("near", "near")) if r in corpora})
 
 
 def _load_one(spec: CorpusConfig, base: Path, options: Mapping[str, Any]) -> Corpus:

@@ -114,6 +114,8 @@ def test_the_speeds_are_measured() -> None:
         ({"locate": {"fitter": "pcaa"}}, "'pcaa'"),
         ({"attacks": [{"name": "erode"}, {"name": "erode"}]}, "'erode' is asked for twice"),
         ({"edit": {"checkpoint": "nowhere"}}, "'nowhere'"),
+        ({"edit": {"layers": "2-9"}}, "are not among 0-3"),
+        ({"corpora": {"disruption": {"name": "tiny", "options": {"part": "text"}}}}, "may not measure disruption"),
         ({"organism": None, "controls": {"never": {"name": "nowhere"}}}, "'nowhere'"),
     ],
 )

@@ -390,6 +390,24 @@ def test_a_collection_of_subspaces_is_a_mapping_by_place(collected: Collected) -
     assert "blocks.1.mlp.gate" in Subspaces(spaces)._repr_html_()
 
 
+def test_places_are_chosen_as_sites_are(tiny: Any) -> None:
+    """By module, part of it or whole name, layers and side; what was not located is told."""
+    spaces = Subspaces({
+        (site.name, side): Subspace.of(site, side, "pca", torch.eye(site.width(side))[:, :2], torch.ones(2))
+        for site in models.sites(tiny, ["mlp.in", "mlp.out"]) for side in ("x", "g")
+    })  # fmt: skip
+    assert len(spaces) == 16 and set(spaces.at()) == set(spaces)
+    assert {k[0] for k in spaces.at("mlp.out", layers="1-2")} == {"blocks.1.mlp.out", "blocks.2.mlp.out"}
+    assert set(spaces.at("blocks.0.mlp.in", side="g")) == {("blocks.0.mlp.in", "g")}
+    assert len(spaces.at("mlp", layers="0")) == 4
+    with pytest.raises(InputError, match="nothing was located at attn"):
+        spaces.at("attn")
+    with pytest.raises(InputError, match="not among 0-3"):
+        spaces.at(layers="2-9")
+    with pytest.raises(KeyError, match="a place is .site name, side."):
+        spaces["blocks.0.mlp.in"]  # type: ignore[index]
+
+
 def test_labels_are_drawn_by_inversion() -> None:
     """By hand, also where the total is not 1; a label without probability is never drawn."""
     p = torch.tensor([0.2, 0.0, 0.3, 0.5])

@@ -60,7 +60,7 @@ METHODS: dict[str, type[Method]] = {
 EVERY_METHOD: Shelf[type[Method]] = Shelf("method", "hooklearn.methods", METHODS, named_class(Method))
 """These, and those of other packages."""
 
-__all__ = ["EVERY_METHOD", "LANDING", "METHODS", "Method", "Problem", "edit", "method_of", "run_edit"]
+__all__ = ["EVERY_METHOD", "LANDING", "METHODS", "Method", "Problem", "check_separate", "edit", "method_of", "run_edit"]
 
 
 def method_of(name: str, options: Mapping[str, Any] | None = None) -> Method:
@@ -149,7 +149,8 @@ def run_edit(
     forget_items: int = 12,
 ) -> EditResult:
     """One method on one problem, to the budget; several methods may share problem and meter."""
-    _check_separate(problem, meter)
+    given = {"forget": problem.forget, "retain": problem.retain, "reference": problem.reference}
+    check_separate({role: corpus for role, corpus in given.items() if corpus is not None}, meter.corpora)
     check_sharded(method, models.is_sharded(problem.model))
     _check_confinable(method, problem)
     started, tokens_before = time.perf_counter(), problem.tokens
@@ -244,17 +245,21 @@ def certify(method: Method, problem: Problem, landing: Landing) -> Certificate:
     return Certificate(f"{len(spaces)} located subspaces ({some.fitter}, rank {some.rank})", escape)
 
 
-def _check_separate(problem: Problem, meter: DisruptionMeter) -> None:
-    """Text that gave moments or gradients never measures disruption."""
+def check_separate(given: Mapping[str, Corpus], measured: Mapping[str, Corpus]) -> None:
+    """Text that gave moments or gradients never measures disruption.
+
+    Args:
+        given: by role; those that a method is given are looked at.
+        measured: what disruption is measured on, by name.
+    Raises:
+        InputError: a row is in both.
+    """
     for role in ("forget", "retain", "reference"):
-        corpus = getattr(problem, role)
-        if corpus is None:
-            continue
-        for name, measured in meter.corpora.items():
-            if shared := corpus.shared_with(measured):
+        for name, corpus in measured.items():
+            if role in given and (shared := given[role].shared_with(corpus)):
                 raise InputError(
-                    f"{shared} rows of the {name} disruption corpus {measured.name!r} are also in "
-                    f"{role} ({corpus.name!r}); text that is trained on may not measure disruption"
+                    f"{shared} rows of the {name} disruption corpus {corpus.name!r} are also in "
+                    f"{role} ({given[role].name!r}); text that is trained on may not measure disruption"
                 )
 
 

@@ -207,6 +207,28 @@ class Subspaces(Mapping[tuple[str, Side], Subspace], Shareable):
         """Those for which ``keep(subspace)`` is true."""
         return Subspaces({k: s for k, s in self.spaces.items() if keep(s)}, self.tokens)
 
+    def at(self, sites: str | None = None, layers: str | None = None, side: Side | None = None) -> Subspaces:
+        """Those at some places only: ``spaces.at("mlp.out", layers="8-20", side="x")``.
+
+        Raises InputError where nothing was located there.
+        """
+        from hooklearn import models  # reading subspaces needs no model
+
+        wanted = None if layers is None else models.chosen_layers(layers, 1 + max(s.layer for s in self.sites))
+        kept = self.where(
+            lambda s: (
+                (sites is None or models.matches(s.site, sites))
+                and (wanted is None or s.site.layer in wanted)
+                and (side is None or s.side == side)
+            )
+        )
+        if not kept:
+            raise InputError(
+                f"nothing was located at {sites or 'any site'}, layers {layers or 'all'}, side {side or 'any'}; "
+                f"located: {self._names()}"
+            )
+        return kept
+
     @property
     def sites(self) -> list[Site]:
         return list(dict.fromkeys(s.site for s in self.spaces.values()))
