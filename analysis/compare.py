@@ -255,6 +255,9 @@ def _equality_notes(entries: Sequence[_Entry]) -> list[str]:
     models = {(e.run.record.get("model") or {}).get("hash") for e in entries}
     if len(models) > 1:
         notes.append("the runs edited different models")
+    forgotten = {((e.run.record.get("corpora") or {}).get("forget") or {}).get("hash") for e in entries}
+    if len(forgotten) > 1:
+        notes.append("the runs forgot different text, so their forget scores, and equal unlearning, do not compare")
     return notes
 
 

@@ -130,6 +130,14 @@ def test_controls_meet_the_same_attacks(many: list[Path]) -> None:
     assert "| preference | worst, any attack | 0.9 | 0.4 |" in found.to_markdown()
 
 
+def test_runs_that_forgot_other_text_are_not_compared_by_it(many: list[Path], tmp_path: Path) -> None:
+    """It is noted; not so for runs that forgot the same (control)."""
+    other = walked(tmp_path / "other", FAST, corpora={"forget": {"hash": "another"}})
+    note = "the runs forgot different text"
+    assert not any(note in n for n in analysis.compare(many[:2]).notes)
+    assert any(note in n for n in analysis.compare([many[0], other]).notes)
+
+
 def test_many_runs_are_rows_and_only_differences_to_the_best_are_printed(many: list[Path]) -> None:
     found = analysis.compare(many)
     shown = found.to_the_best()
