@@ -288,6 +288,8 @@ def _first_problem(error: ValidationError, root: type[BaseModel] = RunConfig) ->
     if first["type"] == "extra_forbidden":
         return _unknown_key(path, str(first["loc"][-1]), _valid_keys(first["loc"], root))
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] in ("model_type", "dict_type"):
+        message = "a section is expected, keys with values"
     value = first.get("input")
     shown = f" (got {value!r:.80})" if isinstance(value, str | int | float | list | None) and path else ""
     return f"{path}: {message}{shown}" if path else message

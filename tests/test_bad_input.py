@@ -170,6 +170,7 @@ CASES: dict[str, tuple[Spoil, list[str]]] = {
     "an attack without its corpus": (
         config(attacks=[{"name": "low_mi"}], corpora={"attack_train": None}), ["'low_mi'", "corpora.attack_train"]
     ),
+    "a value where a section belongs": (config(attacks=[7]), ["attacks.0", "a section is expected", "got 7"]),
     "the same attack twice": (
         config(attacks=[{"name": "erode", "steps": 2}, {"name": "erode", "steps": 4}]),
         ["'erode' is asked for twice with lr=0.0001", "leave one out"],
