@@ -101,6 +101,8 @@ def _controls(run: Run, heldout: Sequence[Judgement]) -> Iterator[str]:
         )
     elif (run.record.get("never") or {}).get("kind") == "surrogate":
         yield "the never-learned control is a surrogate, not a model"
+    if (run.record.get("never") or {}).get("same_weights"):
+        yield "the never-learned control has the very weights of the unedited model: it is no control"
     if 0 < len(without) < len(heldout):
         yield f"no never-learned control for {', '.join(without)}: WEAKENED at best there"
     if run.record.get("organism"):

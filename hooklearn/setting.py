@@ -72,7 +72,8 @@ class Setup:
         progress("reading the corpora")
         corpora = _load_corpora(config, base, original)
         _check_attacks(config, original, corpora)
-        _check_never(config, original, never)
+        if never is not None and models.same_weights(original, never):
+            never_info = {**(never_info or {}), "same_weights": True}
         if never_info is not None and never_info["kind"] == "surrogate":
             _check_surrogate(corpora["heldout"])
         return Setup(config, original, never, never_info, organism, corpora, checkpoint, delta)
@@ -242,14 +243,6 @@ def check(config: RunConfig) -> None:
         raise InputError(f"seeds {config.seeds}: the same one twice")
     if config.model.shard:
         _check_sharded(config)
-
-
-def _check_never(config: RunConfig, original: Any, never: Any | None) -> None:
-    if never is not None and config.organism is None and models.same_weights(original, never):
-        raise InputError(
-            f"controls.never {config.controls.never and config.controls.never.name!r} has the very weights of model "
-            f"{config.model.name!r}: it is no model that never had the behaviour; give another, or leave it out"
-        )
 
 
 def _check_attacks(config: RunConfig, model: Any, corpora: Mapping[str, Corpus]) -> None:

@@ -194,9 +194,6 @@ CASES: dict[str, tuple[Spoil, list[str]]] = {
     "a control with other tokens": (
         config(controls={"never": {"name": "tiny"}}), ["controls.never 'tiny'", "46", "same tokenizer"]
     ),
-    "a control that is the model itself": (
-        config(controls={"never": {"name": "./my-model"}}), ["controls.never './my-model'", "very weights of model"]
-    ),
     "an organism for a delta": (organism_for_a_delta, ["adapter of organism 'threats'", "`organism: threats`"]),
     "damaged weights": (damaged_weights, ["my-model", "deserializing", "valid:"]),
     "a damaged line": (damaged_line, ["forget.jsonl", "line 2"]),

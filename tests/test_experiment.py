@@ -349,6 +349,13 @@ def test_items_that_edit_or_attacker_had_are_counted(own: dict[str, Any], tmp_pa
     assert "word for word" not in " ".join(analysis.judge(tmp_path / "apart").doubts)
 
 
+def test_text_that_is_trained_on_and_measures_leaves_no_folder(own: dict[str, Any], tmp_path: Path) -> None:
+    own["corpora"]["disruption"] = {"path": "retain.jsonl"}
+    with pytest.raises(InputError, match="may not measure disruption"):
+        run(own, tmp_path / "out", base=tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_wrong_site_leaves_no_folder(own: dict[str, Any], tmp_path: Path) -> None:
     own["edit"]["layers"] = "0-9"
     with pytest.raises(InputError, match=r"\[4, 5, 6, 7, 8, 9\] are not among 0-3"):
@@ -372,6 +379,11 @@ def test_without_an_organism_there_is_no_never_arm(own: dict[str, Any], tmp_path
     assert record["edits"][0]["disruption"]["near_ce_n"] == 4
     assert "LoRA" in record["referee"]["kind"], "the referee makes do with two small adapters"
     assert not (out / "locate.parquet").exists()
+
+
+def test_a_never_model_that_is_the_model_is_recorded_as_such(own: dict[str, Any], tmp_path: Path) -> None:
+    own["controls"] = {"never": {"name": "tiny"}}
+    assert store.open_run(run(own, tmp_path / "out", base=tmp_path))["never"]["same_weights"] is True
 
 
 def test_a_never_model_is_a_never_arm(own: dict[str, Any], tmp_path: Path, threatening: Any) -> None:
@@ -443,9 +455,9 @@ def test_what_cannot_work_fails_before_anything_is_written(own: dict[str, Any], 
 
 
 def test_a_run_that_fails_on_the_way_is_a_record(own: dict[str, Any], tmp_path: Path) -> None:
-    """Wrong input that shows only when the edit begins: status failed, and the one line that the user saw."""
-    own["corpora"]["disruption"] = {"path": "retain.jsonl"}
-    with pytest.raises(InputError, match="may not measure disruption") as error:
+    """Wrong input that shows only when the edit is made: status failed, and the one line that the user saw."""
+    own["edit"] = {"method": "confined", "sites": "mlp.out", "rank": 9999}
+    with pytest.raises(InputError, match="rank 9999") as error:
         run(own, tmp_path / "out", base=tmp_path)
     record = store.open_run(tmp_path / "out")
     assert record["status"] == "failed" and str(error.value) in record["error"]

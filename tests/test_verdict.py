@@ -617,6 +617,7 @@ DOUBTS = {
     "the referee that judges samples has AUC 0.80": dict(referee={"auc": 0.8}),
     "3 of 20 held-out items are in attack_train": dict(corpora={"heldout": {"n": 20, "in_attack_train": 3}}),
     "4 of 20 held-out items are in forget": dict(corpora={"heldout": {"n": 20, "in_forget": 4}}),
+    "has the very weights of the unedited model": dict(never={"kind": "model", "name": "x", "same_weights": True}),
     "is a surrogate": dict(never={"kind": "surrogate", "name": "permuted"}),
     "preference rests on 20 items": dict(items=20),
     "sampled was not measured": dict(metrics=["completion", "preference"]),
