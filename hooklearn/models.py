@@ -488,14 +488,18 @@ def is_sharded(model: TransformerBridge) -> bool:
     return parallel.is_sharded(next(model.parameters()))
 
 
+OWN_HOOKS = ("transformer_lens.", "transformers.")
+
+
 def is_hooked(model: TransformerBridge) -> bool:
-    """Whether anything would see, or change, a pass through the bridge; it has hooks of its own, which do not count."""
+    """Whether anything would see, or change, a pass through the bridge. Hooks of its own do not count, nor those of
+    transformers, which stay after ``run_with_cache`` and do nothing unless outputs are asked for."""
     for module in model.modules():
         hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
         if isinstance(module, HookPoint):
             if hooks:
                 return True
-        elif any(not getattr(hook, "__module__", "").startswith("transformer_lens.") for hook in hooks):
+        elif any(not getattr(hook, "__module__", "").startswith(OWN_HOOKS) for hook in hooks):
             return True
     return False
 

@@ -333,6 +333,17 @@ def test_a_reader_reads_what_the_bridge_reads(family, shared):
     assert seen == [(*batch.ids.shape, model.cfg.d_model)] and not is_hooked(model)
 
 
+def test_a_cache_taken_before_leaves_the_reader_as_it_was():
+    """transformers' own hooks stay after ``run_with_cache``; a user's counts (control)."""
+    model = tiny()
+    model.run_with_cache(torch.tensor([[1, 2, 3]]))
+    assert not is_hooked(model)
+    model.blocks[0].hook_out.add_hook(lambda value, hook: value)
+    assert is_hooked(model)
+    model.reset_hooks()
+    assert not is_hooked(model)
+
+
 def test_what_is_done_to_the_states_is_done_while_text_is_generated(family):
     """In every family: greedy text under an intervention follows the bridge's logits under it; afterwards it is as
     before. The intervention matters (control)."""
