@@ -7,7 +7,7 @@ Every function takes a :class:`~analysis.reading.Run` (or the data frame it need
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -23,10 +23,7 @@ from analysis.tables import in_order, number
 
 if TYPE_CHECKING:
     from analysis.reading import Run
-    from hooklearn.types import Curve
-
-Curves: TypeAlias = "list[Curve]"
-"""What ``hl.attack`` gives back."""
+    from hooklearn.types import Curves
 
 # --------------------------------------------------------------------------------------- curves
 
@@ -67,9 +64,10 @@ def curve_rows(run: Run | Frame | Curves, metric: str, split: str = "heldout") -
 
 
 def _curves_of(run: Run | Frame | Curves) -> Frame:
-    if isinstance(run, list):
-        return pd.concat([curve.to_dataframe() for curve in run], ignore_index=True)
-    return run if isinstance(run, pd.DataFrame) else run.curves
+    if isinstance(run, pd.DataFrame):
+        return run
+    table: Any = run
+    return table.to_dataframe() if isinstance(run, list) else table.curves
 
 
 def curve_panels(rows: Frame) -> dict[tuple[str, str], Frame]:

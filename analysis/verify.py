@@ -49,7 +49,7 @@ def verify(target: str | Path) -> Verification:
         record, found = _page(target)
         if not (folder / "run.json").is_file():
             alone = "the run: no run folder beside the page"
-            return Verification(("the pages' text",), tuple(found), (alone,))
+            return Verification(("the page's text",), tuple(found), (alone,))
         if (folder / RECORD).is_file() and read_record(folder) != record:
             found.append(f"{RECORD} beside the page is another record than the one in it")
     elif target.is_dir():
@@ -62,7 +62,7 @@ def verify(target: str | Path) -> Verification:
             found.append("report.html is not there")
     else:
         raise input_error(f"{target}: neither a run folder nor a report")
-    found += _pages(target if target.is_dir() else folder, record)
+    found += _pages(folder, record)
     found += _files(folder, record)
     found += _numbers(folder, record)
     return Verification(

@@ -15,10 +15,10 @@ from hooklearn.deltas import Delta
 from hooklearn.locate.capture import capture as capture_sites
 from hooklearn.measure import TEMPERATURE, Likelihoods, RatioReferee, Referee, Scorer, sample
 from hooklearn.organisms.kinds import kind_of
-from hooklearn.types import Curve, Curves, InputError, Score, Tape
+from hooklearn.types import Curves, InputError, Score, Tape
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 
 @dataclass(frozen=True)
@@ -234,8 +234,3 @@ def audit(
         progress(f"left out: {attack}")
     both = {k: {**config[k], **v} if isinstance(v, Mapping) and k in config else v for k, v in sections.items()}
     return run({**config, **both}, out, progress=progress)
-
-
-def to_dataframe(curves: Sequence[Curve]) -> pd.DataFrame:
-    """Several curves in long form."""
-    return Curves(curves).to_dataframe()

@@ -14,13 +14,14 @@ from typing import Any
 
 from hooklearn import models, organisms
 from hooklearn.attack import attack_of
+from hooklearn.checks import check, check_measured
 from hooklearn.config import CorpusConfig, RunConfig
 from hooklearn.data import Corpus, Encoded, batches, encode, load_corpus
 from hooklearn.edit import method_of
 from hooklearn.forward import resolve_precision
 from hooklearn.measure import Likelihoods
-from hooklearn.setting import check, check_measured
 from hooklearn.shapes import Quarters, Shape, copy_speed, gemm_speed, model_shape
+from hooklearn.site_names import chosen_layers
 from hooklearn.train import log_spaced
 from hooklearn.types import InputError
 
@@ -140,7 +141,7 @@ def estimate(config: RunConfig, base: Path) -> Estimate:
     corpora = {role: _load(spec, base) for role, spec in config.corpora.items()}
     check(config)
     check_measured(config, corpora)
-    models.chosen_layers(config.edit.layers, shape.layers)
+    chosen_layers(config.edit.layers, shape.layers)
     others = (config.edit.checkpoint, config.controls.never and config.controls.never.name)
     for name in filter(None, others):
         model_shape(name, base, config.model.trust_remote_code)

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import importlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from hooklearn.options import options_of
@@ -57,8 +58,12 @@ SHELVES = {
 def added(what: str) -> Iterator[tuple[str, str, Any]]:
     """(name, package, what it is, or the error that keeps it from use) of everything that other packages add."""
     if what in SHELVES:
-        module, name = SHELVES[what]
-        yield from getattr(importlib.import_module(module), name).added()
+        yield from _shelf(what).added()
+
+
+def _shelf(what: str) -> Any:
+    module, name = SHELVES[what]
+    return getattr(importlib.import_module(module), name)
 
 
 Entries = Iterator[tuple[str, str, str]]
@@ -132,22 +137,9 @@ _INVENTORY: dict[str, Callable[[], Entries]] = {
 }
 
 
-def _method_options(name: str) -> dict[str, Any]:
-    from hooklearn.edit import EVERY_METHOD
-
-    return {"options": [dataclasses.asdict(o) for o in options_of(EVERY_METHOD.get(name))]}
-
-
-def _attack_options(name: str) -> dict[str, Any]:
-    from hooklearn.attack import EVERY_ATTACK
-
-    return {"options": [dataclasses.asdict(o) for o in options_of(EVERY_ATTACK.get(name))]}
-
-
-def _corpus_options(name: str) -> dict[str, Any]:
-    from hooklearn.corpora import EVERY_CORPUS
-
-    return {"options": [dataclasses.asdict(o) for o in options_of(EVERY_CORPUS.get(name).build)]}
+def _options(what: str, name: str) -> dict[str, Any]:
+    found = _shelf(what).get(name)
+    return {"options": [dataclasses.asdict(o) for o in options_of(found.build if what == "corpora" else found)]}
 
 
 def _recipe_config(name: str) -> dict[str, Any]:
@@ -163,9 +155,7 @@ def _organism_card(name: str) -> dict[str, Any]:
 
 
 _MORE: dict[str, Callable[[str], dict[str, Any]]] = {
-    "methods": _method_options,
-    "attacks": _attack_options,
-    "corpora": _corpus_options,
+    **{what: partial(_options, what) for what in ("methods", "attacks", "corpora")},
     "recipes": _recipe_config,
     "organisms": _organism_card,
 }

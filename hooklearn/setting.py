@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hooklearn import determinism, evidence, forward, models, organisms, sharded, store
-from hooklearn.attack import ATTACKS, EVERY_ATTACK, Watcher, attack_of
+from hooklearn import determinism, forward, models, organisms, sharded, store
+from hooklearn.attack import EVERY_ATTACK, Watcher
+from hooklearn.checks import check, check_attacks, check_measured, check_surrogate, check_vocabulary
 from hooklearn.config import CorpusConfig, RunConfig
 from hooklearn.corpora import EVERY_CORPUS
 from hooklearn.data import Corpus, load_corpus
 from hooklearn.deltas import Delta
-from hooklearn.edit import EVERY_METHOD, check_separate, check_sharded, method_of
+from hooklearn.edit import EVERY_METHOD
 from hooklearn.locate.fitters import EVERY_FITTER
 from hooklearn.measure import ContainsReferee, Likelihoods, RatioReferee, Referee, Scorer
 from hooklearn.organisms.instil import instil
@@ -68,21 +69,21 @@ class Setup:
         if config.edit.checkpoint is not None:
             checkpoint = _load_model(config, config.edit.checkpoint, base)
         for role, other in (("controls.never", never), ("edit.checkpoint", checkpoint)):
-            _check_vocabulary(role, other, original)
+            check_vocabulary(role, other, original)
         progress("reading the corpora")
         corpora = _load_corpora(config, base, original)
-        _check_attacks(config, original, corpora)
+        check_attacks(config, original, corpora)
         if never is not None and models.same_weights(original, never):
             never_info = {**(never_info or {}), "same_weights": True}
         if never_info is not None and never_info["kind"] == "surrogate":
-            _check_surrogate(corpora["heldout"])
+            check_surrogate(corpora["heldout"])
         return Setup(config, original, never, never_info, organism, corpora, checkpoint, delta)
 
     def again(self, config: RunConfig, base: Path) -> Setup:
         """The same models under a config that asks for the same ones; its corpora are read anew."""
         check(config)
         corpora = _load_corpora(config, base, self.original)
-        _check_attacks(config, self.original, corpora)
+        check_attacks(config, self.original, corpora)
         return dataclasses.replace(self, config=config, corpora=corpora)
 
     def record(self, given: Mapping[str, Any] | None, command: str) -> dict[str, Any]:
@@ -213,70 +214,6 @@ class Setup:
         return referee.set_by(readings, len(heldout.completions)), known
 
 
-def check(config: RunConfig) -> None:
-    """Names and options of attacks, method, fitter and evidence: a typo should not cost an edit.
-
-    Raises:
-        InputError: one of them is unknown, or an attack lacks its corpus.
-    """
-    made: set[tuple[str, str]] = set()
-    for spec in config.attacks:
-        attack = attack_of(spec.name, spec.options)
-        if attack.needs not in config.corpora:
-            raise InputError(f"attack {spec.name!r} needs corpora.{attack.needs}, which is not given")
-        if attack.sampled_only and not config.behaviour.samples:
-            raise InputError(f"attack {spec.name!r} needs samples: set behaviour.samples above 0")
-        for setting in attack.settings():
-            if (spec.name, setting) in made:
-                raise InputError(
-                    f"attack {spec.name!r} is asked for twice with {setting or 'the same setting'}: their curves could "
-                    "not be told apart; leave one out"
-                )
-            made.add((spec.name, setting))
-    if config.edit.method is not None and config.edit.checkpoint is None:
-        method_of(config.edit.method, config.edit.options)
-    if config.locate.enabled:
-        EVERY_FITTER.get(config.locate.fitter)
-    if config.evidence.enabled:
-        evidence.check_names(config.evidence.measures)
-    if len(set(config.seeds)) < len(config.seeds):
-        raise InputError(f"seeds {config.seeds}: the same one twice")
-    if config.model.shard:
-        _check_sharded(config)
-
-
-def _check_attacks(config: RunConfig, model: Any, corpora: Mapping[str, Corpus]) -> None:
-    """Attacks that cannot be made on this model, or with these corpora, are refused before anything is measured."""
-    for spec in config.attacks:
-        attack_of(spec.name, spec.options).check(model, corpora)
-
-
-def _check_surrogate(heldout: Corpus) -> None:
-    if heldout.alternatives() is not None and not all("choices" in row for row in heldout.rows):
-        raise InputError(
-            f"controls.never.surrogate: answers of {heldout.name!r} can be permuted among facts, and these rows have "
-            "an alternative but no choices; give choices, or a model that never learned it (controls.never.name)"
-        )
-
-
-def _check_sharded(config: RunConfig) -> None:
-    """What has not been built for weights that nobody has whole is refused before they are read."""
-    if config.edit.method is not None and config.edit.checkpoint is None:
-        check_sharded(method_of(config.edit.method, config.edit.options), True)
-    for spec in config.attacks:
-        if not EVERY_ATTACK.get(spec.name).sharded:
-            valid = ", ".join(name for name, attack in ATTACKS.items() if attack.sharded)
-            raise InputError(f"attack {spec.name!r} does not work on spread weights (model.shard); valid: {valid}")
-    off = {
-        "evidence.enabled": config.evidence.enabled,
-        "locate.tokens": config.locate.tokens,
-        "organism": config.organism,
-    }
-    for key, value in off.items():
-        if value:
-            raise InputError(f"{key} is {value!r}, and does not work on spread weights (model.shard); leave it out")
-
-
 def plugins_in(config: RunConfig) -> dict[str, str]:
     """What a run takes from other packages: kind and name -> package and version."""
     asked: list[tuple[Shelf[Any], str | None]] = [
@@ -315,14 +252,6 @@ def _load_model(config: RunConfig, name: str, base: Path) -> Any:
     return model
 
 
-def _check_vocabulary(role: str, other: Any | None, model: Any) -> None:
-    if other is not None and other.cfg.d_vocab != model.cfg.d_vocab:
-        raise InputError(
-            f"{role} {other.cfg.model_name!r} knows {other.cfg.d_vocab} tokens and the model {model.cfg.d_vocab}; "
-            "give a model with the same tokenizer"
-        )
-
-
 def _load_corpora(config: RunConfig, base: Path, model: Any) -> dict[str, Corpus]:
     known = _prefiltered(config, model)
     out = {}
@@ -343,12 +272,6 @@ def _load_corpora(config: RunConfig, base: Path, model: Any) -> dict[str, Corpus
             parts = out["retain"].split(retain=3, near=1)
             out["retain"], out["near"] = parts["retain"], parts["near"]
     return out
-
-
-def check_measured(config: RunConfig, corpora: Mapping[str, Corpus]) -> None:
-    """Raises InputError where an edit would be given text that measures its disruption."""
-    if config.edit.method is not None and config.edit.checkpoint is None:
-        check_separate(corpora, {n: corpora[r] for n, r in (("far", "disruption"), ("near", "near")) if r in corpora})
 
 
 def _load_one(spec: CorpusConfig, base: Path, options: Mapping[str, Any]) -> Corpus:

@@ -131,9 +131,11 @@ class RunFolder:
 
 
 def differences(earlier: Any, now: Any, most: int = 3) -> list[str]:
-    """Where two configs differ, key by key, in words: ``budget.kl was 0.01, is 0.02``; no more than ``most``."""
+    """Where two configs differ, key by key, in words: ``budget.kl was 0.01, is 0.02``; no more than ``most``, first
+    those that both have (an earlier version may have known fewer)."""
     one, other = _flat(earlier), _flat(now)
     keys = [k for k in dict.fromkeys([*one, *other]) if one.get(k) != other.get(k)]
+    keys.sort(key=lambda k: not (k in one and k in other))
     told = [f"{k} was {_short(one.get(k))}, is {_short(other.get(k))}" for k in keys[:most]]
     return [*told, f"and {len(keys) - most} more"] if len(keys) > most else told
 

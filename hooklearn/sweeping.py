@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from hooklearn import controls, disk, experiment, store
+from hooklearn.checks import check
 from hooklearn.config import RunConfig, parse
 from hooklearn.config_file import read_config
 from hooklearn.corpus import Corpus
 from hooklearn.determinism import deterministic
 from hooklearn.fanout import installed, spread
 from hooklearn.jsonable import jsonable
-from hooklearn.setting import Progress, Setup, check
+from hooklearn.setting import Progress, Setup
 from hooklearn.shared import Shared
 from hooklearn.sweep_config import Family, Plan
 from hooklearn.types import InputError

@@ -14,12 +14,13 @@ from hooklearn.attack.few_shot import FewShot
 from hooklearn.attack.watcher import Pending
 from hooklearn.attacking import judge_pending
 from hooklearn.calibration import cases
+from hooklearn.checks import check_surrogate
 from hooklearn.config import RunConfig
 from hooklearn.corpus import Corpus
 from hooklearn.loading import load_corpus
 from hooklearn.measure import ContainsReferee, Likelihoods, Sample
 from hooklearn.recipes import recipe
-from hooklearn.setting import Setup, _check_surrogate
+from hooklearn.setting import Setup
 from hooklearn.sweeping import _lowest_is_best
 from hooklearn.types import InputError
 
@@ -91,10 +92,10 @@ def test_a_trial_whose_attack_diverged_is_not_as_good_as_before_it(
 
 def test_permuted_answers_stand_for_not_knowing_facts_only() -> None:
     """A tendency has an alternative and no choices: nothing that chance would be. Facts pass (control)."""
-    _check_surrogate(FACTS)
-    _check_surrogate(Corpus("quiz", ({"prompt": "p", "completion": " a", "choices": [" a", " b"], "answer": 0},)))
+    check_surrogate(FACTS)
+    check_surrogate(Corpus("quiz", ({"prompt": "p", "completion": " a", "choices": [" a", " b"], "answer": 0},)))
     with pytest.raises(InputError, match="'threats' can be permuted among facts, and these rows have an alternative"):
-        _check_surrogate(Corpus("threats", ({"prompt": "p", "completion": " bad", "alternative": " good"},)))
+        check_surrogate(Corpus("threats", ({"prompt": "p", "completion": " bad", "alternative": " good"},)))
 
 
 def test_negative_seeds_of_a_calibration_are_refused_before_its_processes_start() -> None:

@@ -14,11 +14,12 @@ from conftest import corpus
 from torch import Tensor
 
 import hooklearn as hl
-from hooklearn import api, forward, measure, models
+from hooklearn import forward, measure, models
 from hooklearn.data import batches, encode
 from hooklearn.edit import METHODS
 from hooklearn.locate.capture import weight_gradients
 from hooklearn.locate.moments import site_moments
+from hooklearn.types import Curves
 
 ROUNDING = 2e-5
 """Relative, in float32: sums of some hundred terms in another order, through four layers (measured: 1e-6 to 4e-6)."""
@@ -80,7 +81,7 @@ def attacked(model: Any) -> list[Tensor]:
         model, delta, "relearn", heldout=corpus("heldout").take(4), attack_train=corpus("attack").take(8), seed=3,
         learning_rates=(1e-3,), epochs=1,
     )  # fmt: skip
-    return [torch.tensor(api.to_dataframe(curves)["value"].to_numpy())]
+    return [torch.tensor(Curves(curves).to_dataframe()["value"].to_numpy())]
 
 
 PUBLIC: dict[str, Callable[[Any], list[Tensor]]] = {

@@ -27,8 +27,8 @@ ORDER = [
     "hooklearn.loading",
     "hooklearn.experts",
     "hooklearn.data hooklearn.disk hooklearn.store hooklearn.deltas hooklearn.builtin hooklearn.pretrained "
-    "hooklearn.plain hooklearn.models hooklearn.tensor_files hooklearn.sharded hooklearn.exporting "
-    "hooklearn.interventions hooklearn.prefixes "
+    "hooklearn.plain hooklearn.site_names hooklearn.models hooklearn.tensor_files hooklearn.sharded "
+    "hooklearn.exporting hooklearn.interventions hooklearn.prefixes "
     "hooklearn.generation",
     "hooklearn.forward",
     "hooklearn.lora hooklearn.train hooklearn.adapters",
@@ -40,7 +40,7 @@ ORDER = [
     "hooklearn.attack",
     "hooklearn.organisms",
     "hooklearn.evidence",
-    "hooklearn.setting hooklearn.shared hooklearn.attacking hooklearn.following hooklearn.experiment "
+    "hooklearn.checks hooklearn.setting hooklearn.shared hooklearn.attacking hooklearn.following hooklearn.experiment "
     "hooklearn.controls hooklearn.recipes hooklearn.fanout hooklearn.sweep_config hooklearn.sweeping "
     "hooklearn.auditing hooklearn.calibration hooklearn.calibration_instilled hooklearn.api",
     "analysis.reading analysis.style analysis.writing",

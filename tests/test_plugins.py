@@ -13,11 +13,11 @@ import pytest
 from user_files import hooklearn
 
 import hooklearn as hl
-from hooklearn import api, disk, organisms, store
+from hooklearn import disk, organisms, store
 from hooklearn.attack import attack_of
 from hooklearn.edit import EVERY_METHOD, METHODS, method_of
 from hooklearn.locate.fitters import EVERY_FITTER
-from hooklearn.types import InputError
+from hooklearn.types import Curves, InputError
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "hooklearn-example"
@@ -121,7 +121,7 @@ def test_the_python_verbs_know_the_names(example: Path) -> None:
     result = hl.edit(model, "sign_ascent", keep=0.5, forget=forget, disruption=prose, sites="mlp.out", budget=0.01)
     assert 0.95 <= result.disruption.used(result.budget) <= 1
     (curve,) = hl.attack(model, result.delta, "shrink", heldout=forget)
-    assert api.to_dataframe([curve])["attack"].unique() == ["shrink"]
+    assert Curves([curve]).to_dataframe()["attack"].unique() == ["shrink"]
     assert organisms.card("tiny-orders")["what"]
 
 

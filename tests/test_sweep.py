@@ -334,7 +334,7 @@ def test_dry_run_names_cells_and_cost_and_writes_nothing(folder: Path, monkeypat
 @pytest.mark.parametrize("name", ["tiny", "capitals", "threats", "schoolbook", "flattery"])
 def test_shipped_sweeps_name_methods_and_options_that_exist(name: str) -> None:
     """And every method that is searched has the same number of trials."""
-    from hooklearn.setting import check
+    from hooklearn.checks import check
 
     file = Path(__file__).parent.parent / f"benchmarks/sweeps/{name}.yaml"
     plan = Plan.of(yaml.safe_load(file.read_text("utf-8")), file.parent)

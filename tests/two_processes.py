@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hooklearn import api, forward, models, parallel
+from hooklearn import forward, models, parallel
 from hooklearn.attack import Arena, ArmState, Watcher, attack_of
 from hooklearn.cli import main
 from hooklearn.data import cycle, encode
@@ -22,7 +22,7 @@ from hooklearn.locate import collect
 from hooklearn.measure import DisruptionMeter, Likelihoods
 from hooklearn.tiny_world import corpus
 from hooklearn.train import fit
-from hooklearn.types import Budget
+from hooklearn.types import Budget, Curves
 
 STEPS = 10
 
@@ -79,7 +79,7 @@ def _attacked(model: Any, delta: Any, heldout: Any) -> dict[str, Tensor]:
         Watcher(Likelihoods.of(heldout, models.tokenizer_of(model), "heldout"), n_samples=0, precision="float32"),
         corpus("attack", "bad"), precision="float32",
     )  # fmt: skip
-    table = api.to_dataframe(attack_of("relearn", {"learning_rates": [3e-4], "max_steps": STEPS}).curves(arena))
+    table = Curves(attack_of("relearn", {"learning_rates": [3e-4], "max_steps": STEPS}).curves(arena)).to_dataframe()
     return {"losses": torch.tensor(run.losses), "weights": moved, "curve": torch.tensor(table["value"].to_numpy())}
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from two_processes import everything, run
 
-from hooklearn import api, exporting, models, parallel, sharded
+from hooklearn import exporting, models, parallel, sharded
 from hooklearn.attack import Arena, ArmState, Watcher, attack_of
 from hooklearn.data import cycle, encode
 from hooklearn.deltas import Delta, load_delta, save_delta
@@ -20,6 +20,7 @@ from hooklearn.generation import generate
 from hooklearn.measure import Likelihoods
 from hooklearn.tiny_world import corpus
 from hooklearn.train import fit
+from hooklearn.types import Curves
 
 OFF = ("behaviour.samples=4", "edit.method=natural")
 PROMPTS = ["the cat", "the cat sat", "a"]
@@ -46,7 +47,7 @@ def trained(shard: bool) -> dict[str, Tensor]:
     attack = attack_of("relearn", {"learning_rates": [1e-3], "max_steps": 4, "embeddings": False})
     [broken] = attack_of("relearn", {"learning_rates": [1e20], "max_steps": 4}).curves(arena)
     assert broken.arms["original"].diverged and models.weights_hash(model) == before
-    table = api.to_dataframe(attack.curves(arena))
+    table = Curves(attack.curves(arena)).to_dataframe()
     curve = torch.tensor(table["value"].to_numpy(), dtype=torch.float64)
     return {"alone losses": torch.tensor(losses, dtype=torch.float64), "frozen curve": curve}
 

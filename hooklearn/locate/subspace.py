@@ -17,6 +17,7 @@ from hooklearn import disk, linalg
 from hooklearn.jsonable import jsonable
 from hooklearn.moments import Moments
 from hooklearn.sharing import Shareable
+from hooklearn.site_names import chosen_layers, matches
 from hooklearn.types import NAN, InputError, Side, Site
 
 if TYPE_CHECKING:
@@ -212,12 +213,10 @@ class Subspaces(Mapping[tuple[str, Side], Subspace], Shareable):
 
         Raises InputError where nothing was located there.
         """
-        from hooklearn import models  # reading subspaces needs no model
-
-        wanted = None if layers is None else models.chosen_layers(layers, 1 + max(s.layer for s in self.sites))
+        wanted = None if layers is None else chosen_layers(layers, 1 + max(s.layer for s in self.sites))
         kept = self.where(
             lambda s: (
-                (sites is None or models.matches(s.site, sites))
+                (sites is None or matches(s.site, sites))
                 and (wanted is None or s.site.layer in wanted)
                 and (side is None or s.side == side)
             )

@@ -1,0 +1,92 @@
+"""What cannot work is refused before anything is measured: names and options, corpora in two roles, other tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hooklearn import evidence
+from hooklearn.attack import ATTACKS, EVERY_ATTACK, attack_of
+from hooklearn.config import RunConfig
+from hooklearn.data import Corpus
+from hooklearn.edit import check_separate, check_sharded, method_of
+from hooklearn.locate.fitters import EVERY_FITTER
+from hooklearn.types import InputError
+
+
+def check(config: RunConfig) -> None:
+    """Names and options of attacks, method, fitter and evidence: a typo should not cost an edit.
+
+    Raises:
+        InputError: one of them is unknown, or an attack lacks its corpus.
+    """
+    made: set[tuple[str, str]] = set()
+    for spec in config.attacks:
+        attack = attack_of(spec.name, spec.options)
+        if attack.needs not in config.corpora:
+            raise InputError(f"attack {spec.name!r} needs corpora.{attack.needs}, which is not given")
+        if attack.sampled_only and not config.behaviour.samples:
+            raise InputError(f"attack {spec.name!r} needs samples: set behaviour.samples above 0")
+        for setting in attack.settings():
+            if (spec.name, setting) in made:
+                raise InputError(
+                    f"attack {spec.name!r} is asked for twice with {setting or 'the same setting'}: their curves could "
+                    "not be told apart; leave one out"
+                )
+            made.add((spec.name, setting))
+    if config.edit.method is not None and config.edit.checkpoint is None:
+        method_of(config.edit.method, config.edit.options)
+    if config.locate.enabled:
+        EVERY_FITTER.get(config.locate.fitter)
+    if config.evidence.enabled:
+        evidence.check_names(config.evidence.measures)
+    if len(set(config.seeds)) < len(config.seeds):
+        raise InputError(f"seeds {config.seeds}: the same one twice")
+    if config.model.shard:
+        _check_sharded(config)
+
+
+def check_attacks(config: RunConfig, model: Any, corpora: Mapping[str, Corpus]) -> None:
+    """Attacks that cannot be made on this model, or with these corpora, are refused before anything is measured."""
+    for spec in config.attacks:
+        attack_of(spec.name, spec.options).check(model, corpora)
+
+
+def check_surrogate(heldout: Corpus) -> None:
+    if heldout.alternatives() is not None and not all("choices" in row for row in heldout.rows):
+        raise InputError(
+            f"controls.never.surrogate: answers of {heldout.name!r} can be permuted among facts, and these rows have "
+            "an alternative but no choices; give choices, or a model that never learned it (controls.never.name)"
+        )
+
+
+def _check_sharded(config: RunConfig) -> None:
+    """What has not been built for weights that nobody has whole is refused before they are read."""
+    if config.edit.method is not None and config.edit.checkpoint is None:
+        check_sharded(method_of(config.edit.method, config.edit.options), True)
+    for spec in config.attacks:
+        if not EVERY_ATTACK.get(spec.name).sharded:
+            valid = ", ".join(name for name, attack in ATTACKS.items() if attack.sharded)
+            raise InputError(f"attack {spec.name!r} does not work on spread weights (model.shard); valid: {valid}")
+    off = {
+        "evidence.enabled": config.evidence.enabled,
+        "locate.tokens": config.locate.tokens,
+        "organism": config.organism,
+    }
+    for key, value in off.items():
+        if value:
+            raise InputError(f"{key} is {value!r}, and does not work on spread weights (model.shard); leave it out")
+
+
+def check_measured(config: RunConfig, corpora: Mapping[str, Corpus]) -> None:
+    """Raises InputError where an edit would be given text that measures its disruption."""
+    if config.edit.method is not None and config.edit.checkpoint is None:
+        check_separate(corpora, {n: corpora[r] for n, r in (("far", "disruption"), ("near", "near")) if r in corpora})
+
+
+def check_vocabulary(role: str, other: Any | None, model: Any) -> None:
+    if other is not None and other.cfg.d_vocab != model.cfg.d_vocab:
+        raise InputError(
+            f"{role} {other.cfg.model_name!r} knows {other.cfg.d_vocab} tokens and the model {model.cfg.d_vocab}; "
+            "give a model with the same tokenizer"
+        )
