@@ -57,6 +57,7 @@ def without_ood(data: dict[str, Any]) -> dict[str, Any]:
     return data | {"base": data["base"] | {"corpora": corpora}}
 
 
+SHIPPED = Path(__file__).parents[1] / "benchmarks" / "sweeps"
 SMALL = without_ood(small())
 QUICK = {**SMALL, "methods": ["gradient_ascent", "repselect"], "seeds": [0], "tuning": None}
 
@@ -336,7 +337,7 @@ def test_shipped_sweeps_name_methods_and_options_that_exist(name: str) -> None:
     """And every method that is searched has the same number of trials."""
     from hooklearn.checks import check
 
-    file = Path(__file__).parent.parent / f"benchmarks/sweeps/{name}.yaml"
+    file = SHIPPED / f"{name}.yaml"
     plan = Plan.of(yaml.safe_load(file.read_text("utf-8")), file.parent)
     assert plan.config.tuning is not None
     for family in plan.families():
@@ -345,6 +346,17 @@ def test_shipped_sweeps_name_methods_and_options_that_exist(name: str) -> None:
         for options in settings:
             check(plan.cell(family, 0, options))
     check(plan.tuning())
+
+
+@pytest.mark.parametrize("file", sorted(SHIPPED.glob("*.yaml")), ids=lambda f: f.stem)
+def test_every_shipped_sweep_asks_for_what_there_is(file: Path) -> None:
+    from hooklearn.checks import check
+
+    plan = Plan.of(yaml.safe_load(file.read_text("utf-8")), file.parent)
+    assert plan.families()
+    for family in plan.families():
+        for options in family.spec.settings(1):
+            check(plan.cell(family, plan.config.seeds[0], options))
 
 
 def test_a_sweep_that_is_not_there_is_one_line(files: Files) -> None:
