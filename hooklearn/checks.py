@@ -36,6 +36,11 @@ def check(config: RunConfig) -> None:
             made.add((spec.name, setting))
     if config.edit.method is not None and config.edit.checkpoint is None:
         method_of(config.edit.method, config.edit.options)
+    if config.budget.forget == "never" and config.organism is None and config.controls.never is None:
+        raise InputError(
+            "budget.forget 'never' is the level of the never-learned control, and there is none; give "
+            "controls.never, an organism, or a number"
+        )
     if config.locate.enabled:
         EVERY_FITTER.get(config.locate.fitter)
     if config.evidence.enabled:

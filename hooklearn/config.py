@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
@@ -97,11 +97,17 @@ class AttackConfig(BaseModel):
 
 
 class BudgetConfig(Strict):
+    """``forget``: completion probability of the forget items at which an edit ends; ``never``: that which the
+    never-learned control gives them."""
+
     kl: float = 0.01
     near_ce: float | None = None
+    forget: float | Literal["never"] | None = None
 
-    def resolved(self) -> Budget:
-        return Budget(self.kl, self.near_ce)
+    def resolved(self, never: Callable[[], float] | None = None) -> Budget:
+        """Without ``never``, which reads the level of the never-learned control, a level of that name is left out."""
+        level = self.forget if self.forget != "never" else never and never()
+        return Budget(self.kl, self.near_ce, level)
 
 
 class NeverConfig(Strict):

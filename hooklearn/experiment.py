@@ -168,7 +168,8 @@ def _edit_stage(
         seed=seed, precision=config.model.precision, max_tokens=config.max_tokens, keep=False,  # type: ignore[arg-type]
         site_batch=config.edit.site_batch,
     )  # fmt: skip
-    result = run_edit(problem, method, meter, config.budget.resolved(), on_point=progress)
+    budget = config.budget.resolved(lambda: setup.never_level(problem.forget))
+    result = run_edit(problem, method, meter, budget, on_point=progress)
     record = _edit_record(method, result, seed)
     folder.save_frame(f"parts/trace-seed{seed}.parquet", result.trace.to_dataframe().assign(seed=seed))
     save_delta(result.delta, folder.path(name))
@@ -191,7 +192,7 @@ def _edit_record(method: Method, result: EditResult, seed: int) -> dict[str, Any
     return {
         "seed": seed, "method": result.method, "options": method.options(),
         "summary": type(method).summary(), "source": method.source, "stop": result.stop,
-        "binding": result.disruption.binding(result.budget),
+        "binding": result.binding,
         "disruption": _disruption_record(result.disruption),
         "budget": dataclasses.asdict(result.budget),
         "within_budget": result.disruption.used(result.budget) <= 1.0,

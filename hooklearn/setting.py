@@ -19,7 +19,7 @@ from hooklearn.config import CorpusConfig, RunConfig
 from hooklearn.corpora import EVERY_CORPUS
 from hooklearn.data import Corpus, load_corpus
 from hooklearn.deltas import Delta
-from hooklearn.edit import EVERY_METHOD
+from hooklearn.edit import EVERY_METHOD, forget_scorer
 from hooklearn.locate.fitters import EVERY_FITTER
 from hooklearn.measure import ContainsReferee, Likelihoods, RatioReferee, Referee, Scorer
 from hooklearn.organisms.instil import instil
@@ -127,14 +127,30 @@ class Setup:
         had = {f"in_{r}": self.corpora[r] for r in ("forget", "attack_train") if r in self.corpora}
         return {name: other.shared_with(corpus) for name, other in had.items()}
 
+    def never_level(self, forget: Corpus) -> float:
+        """The forget score of a model that never learned it: of the control, or of permuted answers (facts).
+
+        Raises:
+            InputError: there is no never-learned control.
+        """
+        model = self.original if self.never is None else self.never
+        if self.never is None:
+            if self.never_info is None:
+                raise InputError(
+                    "budget.forget 'never' is the level of the never-learned control, and there is none; give "
+                    "controls.never, an organism, or a number"
+                )
+            forget = permuted(forget)
+        return forget_scorer(model, forget, None, precision=self.config.model.precision)()  # type: ignore[arg-type]
+
     def watcher(self, progress: Progress) -> Watcher:
         """The eyes: likelihoods of held-out items, and a referee for samples."""
         tokenizer = models.tokenizer_of(self.original)
         heldout = Likelihoods.of(self.corpora["heldout"], tokenizer, "heldout")
         ood = self.corpora.get("ood")
-        permuted = None
+        surrogate = None
         if self.never_info is not None and self.never_info["kind"] == "surrogate":
-            permuted = Likelihoods.of(_permuted(self.corpora["heldout"]), tokenizer, "heldout")
+            surrogate = Likelihoods.of(permuted(self.corpora["heldout"]), tokenizer, "heldout")
         behaviour = self.config.behaviour
         referee = self._referee(heldout, progress) if behaviour.samples else None
         known = {}
@@ -143,7 +159,7 @@ class Setup:
         return Watcher(
             heldout=heldout,
             ood=Likelihoods.of(ood, tokenizer, "ood") if ood is not None else None,
-            permuted=permuted,
+            permuted=surrogate,
             referee=referee,
             known=known,
             n_samples=behaviour.samples,
@@ -304,7 +320,7 @@ def _prefiltered(config: RunConfig, model: Any) -> list[str] | None:
     return known
 
 
-def _permuted(corpus: Corpus) -> Corpus:
+def permuted(corpus: Corpus) -> Corpus:
     """Every item gets the answer of the next one of its relation: an answer of the right kind that is wrong.
 
     One that is a distractor of the item already is passed over: the same choice twice could not be chosen.

@@ -216,7 +216,8 @@ class Plan:
 
 
 def budget_name(budget: BudgetConfig) -> str:
-    return f"kl{budget.kl:g}" + (f"-near{budget.near_ce:g}" if budget.near_ce is not None else "")
+    near = f"-near{budget.near_ce:g}" if budget.near_ce is not None else ""
+    return f"kl{budget.kl:g}{near}" + (f"-forget{budget.forget}" if budget.forget is not None else "")
 
 
 def words(options: Mapping[str, Any]) -> str:

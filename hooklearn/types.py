@@ -113,9 +113,12 @@ class Score:
 class Budget:
     """How much an edit may disrupt: far KL in nats per token, near CE rise in nats per token.
 
+    ``forget``: a level that the completion probability of the forget items is not to fall below, such as that of a
+    model which never learned them; an edit that gets there first ends there, with disruption to spare.
+
     Examples:
         >>> Budget(kl=0.01, near_ce=0.02)
-        Budget(kl=0.01, near_ce=0.02)
+        Budget(kl=0.01, near_ce=0.02, forget=None)
         >>> Budget(kl=-1)
         Traceback (most recent call last):
         hooklearn.types.InputError: budget.kl must be a positive number, got -1
@@ -123,11 +126,25 @@ class Budget:
 
     kl: float = 0.01
     near_ce: float | None = None
+    forget: float | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("kl", self.kl), ("near_ce", self.near_ce)):
+        for name, value in (("kl", self.kl), ("near_ce", self.near_ce), ("forget", self.forget)):
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise InputError(f"budget.{name} must be a positive number, got {value}")
+        if self.forget is not None and self.forget >= 1:
+            raise InputError(f"budget.forget is a completion probability below 1, got {self.forget}")
+
+    def forgotten(self, before: float, now: float) -> float:
+        """Share of the way, in the logarithm, from what the forget score was to the level; 0 where none is set.
+
+        Examples:
+            >>> round(Budget(forget=0.01).forgotten(before=0.16, now=0.04), 3)
+            0.5
+        """
+        if self.forget is None or not now < before:
+            return 0.0
+        return math.log(before / now) / math.log(before / self.forget) if now > 0 else math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +234,9 @@ class EditResult:
     budget: Budget
     cost: Cost
     stop: str
-    """Why it ended: ``budget (kl)``, ``budget (near_ce)``, ``budget not reached: ...``."""
+    """Why it ended: ``budget (kl)``, ``budget (near_ce)``, ``budget (forget)``, ``budget not reached: ...``."""
+    binding: Literal["kl", "near_ce", "forget"] = "kl"
+    """What kept it from going further."""
     certificate: Certificate = Certificate("")
     found: Mapping[str, float] = field(default_factory=dict[str, float])
     """Numbers that the method worked out on its way, by name."""

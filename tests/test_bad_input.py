@@ -149,8 +149,14 @@ CASES: dict[str, tuple[Spoil, list[str]]] = {
     "rank above the dimension": (config(locate={"rank": 1000}), ["rank 1000", "between 1 and 32"]),
     "loss becomes NaN": (nan_loss, ["learning_rate 1e+30", "nan", "lower", "2e-05"]),
     "negative budget": (config(budget={"kl": -0.01}), ["budget.kl", "-0.01", "positive"]),
+    "a level above": (
+        config(budget={"kl": 0.01, "forget": 0.9}), ["budget.forget 0.9 is not below", "nothing to take away"]
+    ),
+    "a level of no one": (
+        config(budget={"kl": 0.01, "forget": "never"}, controls={"never": None}), ["budget.forget 'never'", "controls.never"]
+    ),
     "unknown key": (config(atacks=[]), ["'atacks'", "valid:", "did you mean 'attacks'"]),
-    "unknown key inside": (config(budget={"kll": 0.1}), ["'budget.kll'", "valid: kl, near_ce"]),
+    "unknown key inside": (config(budget={"kll": 0.1}), ["'budget.kll'", "valid: kl, near_ce, forget"]),
     "unknown role": (config(corpora={"forgot": {"path": "forget.jsonl"}}), ["'corpora.forgot'", "'forget'"]),
     "unknown method": (config(edit={"method": "repselct"}), ["'repselct'", "valid:", "'repselect'"]),
     "unknown method option": (

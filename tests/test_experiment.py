@@ -21,6 +21,7 @@ from analysis.report import VERDICTS
 from hooklearn import disk, experiment, exporting, forward, models, organisms, store
 from hooklearn.config import parse
 from hooklearn.deltas import Delta, load_delta
+from hooklearn.edit import forget_scorer
 from hooklearn.recipes import recipe
 from hooklearn.types import InputError
 
@@ -203,6 +204,25 @@ def test_the_matched_arm_starts_at_the_never_level(finished: Path) -> None:
             pd.testing.assert_frame_equal(*twins)
         else:
             assert level["matched"] == pytest.approx(level["never"], abs=0.01)
+
+
+def test_an_edit_may_end_at_the_never_level(tmp_path: Path, threatening: Any, tiny: Any) -> None:
+    """``budget.forget: never``: the forget items are as likely as to the control, within 5 % of the way (in the
+    logarithm), and not less; the record has the level as a number."""
+    config = small() | {"attacks": [], "seeds": [0], "budget": {"kl": 3.0, "forget": "never"}}
+    config["behaviour"] = {"samples": 0}
+    folder = run(config, tmp_path / "level")
+    (edit,) = store.open_run(folder)["edits"]
+    level = edit["budget"]["forget"]
+    items = corpus("forget").take(12)
+    assert level == pytest.approx(forget_scorer(tiny, items, None, precision="float32")(), rel=1e-6)
+    assert (edit["binding"], edit["stop"], edit["within_budget"]) == ("forget", "budget (forget)", True)
+    score = forget_scorer(threatening, items, None, precision="float32")
+    delta = load_delta(folder / "delta-seed0.safetensors")
+    before = score()
+    with models.edited(threatening, delta):
+        now = score()
+    assert level <= now * (1 + 1e-4) <= level * (before / level) ** 0.06
 
 
 def test_a_run_can_be_judged_without_a_model(finished: Path) -> None:

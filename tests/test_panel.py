@@ -26,7 +26,7 @@ from hooklearn.data import encode_choices, load_corpus
 from hooklearn.deltas import Delta
 from hooklearn.panel import Panel
 from hooklearn.recipes import recipe
-from hooklearn.setting import _permuted
+from hooklearn.setting import permuted
 from hooklearn.sweep_config import Plan
 from hooklearn.sweeping import Sweep
 from hooklearn.types import InputError
@@ -269,9 +269,9 @@ def test_permuted_answers_stay_in_their_relation_and_are_no_distractor() -> None
     """The never-learned surrogate: four choices stay four, and a city never stands for a writer."""
     facts = load_corpus(name="schoolbook", options={"part": "V", "phrasings": "heldout"})
     relation = {r["fact"]: r["relation"] for r in facts.rows}
-    for before, after in zip(facts.rows, _permuted(facts).rows, strict=True):
+    for before, after in zip(facts.rows, permuted(facts).rows, strict=True):
         assert after["fact"] != before["fact"] and relation[after["fact"]] == before["relation"]
         assert len(set(after["choices"])) == 4 and after["choices"][after["answer"]] == after["completion"]
     alone = Corpus("alone", facts.rows[:1])
     with pytest.raises(InputError, match="at least five facts of a relation"):
-        _permuted(alone)
+        permuted(alone)

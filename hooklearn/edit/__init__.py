@@ -60,7 +60,18 @@ METHODS: dict[str, type[Method]] = {
 EVERY_METHOD: Shelf[type[Method]] = Shelf("method", "hooklearn.methods", METHODS, named_class(Method))
 """These, and those of other packages."""
 
-__all__ = ["EVERY_METHOD", "LANDING", "METHODS", "Method", "Problem", "check_separate", "edit", "method_of", "run_edit"]
+__all__ = [
+    "EVERY_METHOD",
+    "LANDING",
+    "METHODS",
+    "Method",
+    "Problem",
+    "check_separate",
+    "edit",
+    "forget_scorer",
+    "method_of",
+    "run_edit",
+]
 
 
 def method_of(name: str, options: Mapping[str, Any] | None = None) -> Method:
@@ -146,7 +157,6 @@ def run_edit(
     budget: Budget,
     *,
     on_point: Callable[[str], None] | None = None,
-    forget_items: int = 12,
 ) -> EditResult:
     """One method on one problem, to the budget; several methods may share problem and meter."""
     given = {"forget": problem.forget, "retain": problem.retain, "reference": problem.reference}
@@ -156,11 +166,7 @@ def run_edit(
     started, tokens_before = time.perf_counter(), problem.tokens
     problem.found.clear()
     model, evaluations = problem.model, 0
-    some = encode(problem.forget.take(forget_items), models.tokenizer_of(model))
-
-    def forget_score() -> float:
-        scores = forward.sequence_logprobs(model, some, precision=problem.precision)
-        return float(completion_probability(scores).mean())
+    forget_score = forget_scorer(model, problem.forget, budget, precision=problem.precision)
 
     def read() -> float:
         nonlocal evaluations
@@ -194,9 +200,32 @@ def run_edit(
         budget=budget,
         cost=_cost(problem, started, walk.tokens()),
         stop=landing.stop,
+        binding=landing.binding,
         certificate=certify(method, problem, landing),
         found=dict(problem.found),
     )
+
+
+LEVEL_ITEMS = 64
+"""Forget items that are read for a level; where there is none, a dozen are enough for the trace."""
+
+
+def forget_scorer(
+    model: Any, forget: Corpus, budget: Budget | None, *, precision: Precision = "auto"
+) -> Callable[[], float]:
+    """Reads the forget score: the mean completion probability of some of the forget items, as the model is now.
+
+    Args:
+        budget: with a level, or None where one is to be read, more of the items are read.
+    """
+    n = 12 if budget is not None and budget.forget is None else LEVEL_ITEMS
+    some = encode(forget.take(n), models.tokenizer_of(model))
+
+    def score() -> float:
+        found = forward.sequence_logprobs(model, some, precision=precision)
+        return float(completion_probability(found).mean())
+
+    return score
 
 
 def _check_confinable(method: Method, problem: Problem) -> None:

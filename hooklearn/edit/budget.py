@@ -2,7 +2,7 @@
 
 Every method ends with its binding disruption in [0.95, 1] of the budget, so that methods are compared at *equal*
 disruption and never at whatever their last epoch gave. KL grows with the square of the scale near zero, which
-makes the search short.
+makes the search short. Where the budget has a level for the forget score too, what is reached first ends the edit.
 """
 
 from __future__ import annotations
@@ -11,18 +11,21 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from hooklearn import callbacks, models
 from hooklearn.edit.method import Updates, combine, delta_of, norm
 from hooklearn.measure import DisruptionMeter
-from hooklearn.types import Budget, Disruption, Trace, TracePoint
+from hooklearn.types import Budget, Disruption, InputError, Trace, TracePoint
 
 LANDING = (0.95, 1.0)
 """The share of the budget in which an edit must land."""
 ROUGH = (0.5, 1.5)
 """Near enough on a few texts for the search on all of them to begin there."""
 JUMPED = "the disruption jumps across it"
+
+
+Binding = Literal["kl", "near_ce", "forget"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Landing:
     updates: Updates
     disruption: Disruption
     stop: str
+    binding: Binding
 
 
 @dataclass
@@ -46,9 +50,16 @@ class Walk:
     started: float = field(default_factory=time.perf_counter)
     points: list[TracePoint] = field(default_factory=list)
     measured: Disruption | None = None
+    forgotten: float = 0.0
+    """Share of the way to the budget's level, as measured last."""
 
     def begin(self, forget: float) -> None:
         """The way starts at the unedited model, where by definition nothing is disrupted and nothing was spent."""
+        if self.budget.forget is not None and not self.budget.forget < forget:
+            raise InputError(
+                f"budget.forget {self.budget.forget:.4g} is not below what the unedited model gives the forget items, "
+                f"{forget:.4g}: there is nothing to take away"
+            )
         near = 0.0 if self.meter.has_near else math.nan
         self.points.append(TracePoint(step=0, scale=0.0, tokens=0, seconds=0.0, kl=0.0, near_ce=near, forget=forget))
 
@@ -67,7 +78,12 @@ class Walk:
         )  # fmt: skip
         last = self.points[-1]
         callbacks.evaluated(step, {"kl": last.kl, "near_ce": last.near_ce, "forget": forget}, model=self.model)
-        return self.measured.used(self.budget)
+        self.forgotten = self.budget.forgotten(self.points[0].forget, forget)
+        return self._share()
+
+    def _share(self) -> float:
+        assert self.measured is not None
+        return max(self.measured.used(self.budget), self.forgotten)
 
     def roughly_used(self, updates: Updates, scale: float) -> float:
         """The same on a few texts, to find where the search begins; leaves no trace."""
@@ -76,15 +92,21 @@ class Walk:
             return self.meter.rough.measure().used(self.budget)
 
     def well_inside(self, updates: Updates, scale: float) -> bool:
-        """Less than half of the budget, as far as a few texts can tell; False where there is no smaller meter."""
-        return self.meter.rough is not None and self.roughly_used(updates, scale) < ROUGH[0]
+        """Less than half of the budget, as far as a few texts can tell; False where there is no smaller meter, and
+        where they could not tell, as the forget score may end the edit."""
+        if self.meter.rough is None or self.budget.forget is not None:
+            return False
+        return self.roughly_used(updates, scale) < ROUGH[0]
 
     def landed(self, updates: Updates, why_not: str) -> Landing:
         """Where the walk ends, as measured last; it says so where that is not the budget."""
         assert self.measured is not None
-        reached = LANDING[0] <= self.measured.used(self.budget) <= LANDING[1]
-        stop = f"budget ({self.measured.binding(self.budget)})" if reached else f"budget not reached: {why_not}"
-        return Landing(updates, self.measured, stop)
+        reached = LANDING[0] <= self._share() <= LANDING[1]
+        level = self.forgotten > self.measured.used(self.budget)
+        binding: Binding = "forget" if level else self.measured.binding(self.budget)
+        return Landing(
+            updates, self.measured, f"budget ({binding})" if reached else f"budget not reached: {why_not}", binding
+        )
 
     @property
     def trace(self) -> Trace:
@@ -137,9 +159,9 @@ def _solve_ray(walk: Walk, direction: Updates, reference_norm: float) -> Landing
 
 def _first_crossing(used: Callable[[float], float], scale: float, walk: Walk, direction: Updates) -> float:
     """Near CE may rise, fall and rise again along a ray: take its first crossing from zero."""
-    keep = walk.measured
+    keep = walk.measured, walk.forgotten
     if walk.well_inside(direction, scale / 2) or used(scale / 2) <= LANDING[1]:
-        walk.measured = keep
+        walk.measured, walk.forgotten = keep
         return scale
     found = search(used, start=scale / 4, high=scale / 2)
     assert found is not None
