@@ -153,7 +153,8 @@ CASES: dict[str, tuple[Spoil, list[str]]] = {
         config(budget={"kl": 0.01, "forget": 0.9}), ["budget.forget 0.9 is not below", "nothing to take away"]
     ),
     "a level of no one": (
-        config(budget={"kl": 0.01, "forget": "never"}, controls={"never": None}), ["budget.forget 'never'", "controls.never"]
+        config(budget={"kl": 0.01, "forget": "never"}, controls={"never": None}),
+        ["budget.forget 'never'", "controls.never"],
     ),
     "unknown key": (config(atacks=[]), ["'atacks'", "valid:", "did you mean 'attacks'"]),
     "unknown key inside": (config(budget={"kll": 0.1}), ["'budget.kll'", "valid: kl, near_ce, forget"]),
