@@ -108,6 +108,11 @@ def scope(*names: str) -> Iterator[None]:
         _SCOPE.reset(before)
 
 
+def are_told() -> bool:
+    """Whether anybody observes what is done here."""
+    return _WATCH.get() is not None
+
+
 def step_ended(step: int, *, loss: float, model: Any = None) -> None:
     """``step`` steps of this loop are done; the last one's loss in nats per token."""
     if (watch := _WATCH.get()) is not None:

@@ -20,6 +20,7 @@ from hooklearn import models, parallel
 from hooklearn.data import Encoded, TokenBatch, batches
 from hooklearn.losses import sequence_sums, token_logprobs
 from hooklearn.plain import is_fused, plain_copy, read_once, with_fused_attention
+from hooklearn.transfer import onto, rows_at
 from hooklearn.types import InputError
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -75,18 +76,14 @@ def autocast(model: Any, precision: Precision) -> Iterator[None]:
 
 
 def _inputs(model: Any, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(ids, mask, keep, positions) on the model's device; rows of several sequences get a mask of who sees whom."""
+    """(ids, mask, keep, positions), all but ``keep`` on the model's device; rows of several sequences get a mask of
+    who sees whom."""
     device = models.device_of(model)
     mask = batch.mask.long()
     if batch.packed:
         # a large finite value, not -inf: a padding row sees nothing and must not become NaN
         mask = torch.where(batch.attention(), 0.0, torch.finfo(torch.float32).min / 2)
-    return (
-        batch.ids.to(device),
-        mask.to(device),
-        batch.keep.to(device),
-        batch.position.to(device),
-    )
+    return onto(batch.ids, device), onto(mask, device), batch.keep, onto(batch.position, device)
 
 
 def hidden(model: Any, batch: TokenBatch) -> Float[Tensor, "kept d_model"]:
@@ -140,9 +137,10 @@ def logits_at(
     Args:
         mask: ``[batch pos]``, 1 at tokens, or an additive ``[batch 1 pos pos]`` for packed rows
             (then with ``position_ids``).
+        keep: best on the CPU, whatever the model is on.
     """
     # whatever the architecture does to logits afterwards (Gemma's soft cap) it still does
-    return _forward(model, model.unembed, ids, mask, position_ids, lambda hidden: hidden[keep])
+    return _forward(model, model.unembed, ids, mask, position_ids, lambda hidden: rows_at(hidden, keep))
 
 
 def hidden_at(
@@ -179,7 +177,7 @@ def _kept_states(
     kept = []
 
     def take(hidden: Tensor) -> Tensor:
-        kept.append(hidden[keep])
+        kept.append(rows_at(hidden, keep))
         return hidden[:, :0]  # nothing left to unembed
 
     _forward(model, unembedding, ids, mask, position_ids, take, **cached)
@@ -209,7 +207,7 @@ def unembedded(
     model: Any, hidden: Float[Tensor, "kept d_model"], targets: Int[Tensor, " kept"], *, chunk: int = 512
 ) -> Iterator[tuple[Float[Tensor, "part vocab"], Int[Tensor, " part"]]]:
     """Logits a few hundred positions at a time, with their targets: all of a batch at once are its peak of memory."""
-    for part, answers in zip(hidden.split(chunk), targets.to(hidden.device).split(chunk), strict=True):
+    for part, answers in zip(hidden.split(chunk), onto(targets, hidden.device).split(chunk), strict=True):
         yield unembed(model, part), answers
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,6 +20,7 @@ from hooklearn import callbacks, forward, losses, models, parallel
 from hooklearn.data import TokenBatch
 from hooklearn.forward import Precision
 from hooklearn.losses import LossSum
+from hooklearn.transfer import Arriving, onto
 from hooklearn.types import NumericalError
 
 Objective = Callable[[Any, TokenBatch], LossSum]
@@ -47,7 +49,7 @@ class Fit:
 def nll(model: Any, batch: TokenBatch) -> LossSum:
     """Cross-entropy of the labelled tokens: ordinary language modelling."""
     scores = forward.logits(model, batch)
-    return losses.ce(scores, batch.targets.to(scores.device))
+    return losses.ce(scores, onto(batch.targets, scores.device))
 
 
 def fit(
@@ -73,16 +75,32 @@ def fit(
         split: every process takes its part of each batch (:mod:`hooklearn.parallel`). Only for an objective that is a
             sum over sequences; without, each takes the same steps by itself.
     Raises:
-        NumericalError: the loss, a gradient or a weight is NaN or infinite; names the step, and the parameter.
+        NumericalError: the loss, a gradient or a weight is NaN or infinite; names the step, and the parameter. On a CPU
+            the step is not taken; on a GPU it is found out a step later, as the loop does not wait for the device.
     """
     watched = list(params) or _parameters(model, rule)
+    behind = _behind(model)
     sharded = any(parallel.is_sharded(p) for p in watched)
     started, tokens, history, stop = time.perf_counter(), 0, [], "end of data"
-    step = 0
+    readings: deque[Arriving] = deque()
+    """Loss and norm of the gradient, of the steps that were not looked at yet."""
+
+    def read(most: int) -> None:
+        """Look at readings until no more than so many wait."""
+        while len(readings) > most:
+            (value, norm), number = readings.popleft().read(), first + len(history)
+            value = parallel.total(value) if split or sharded else value
+            if not math.isfinite(value):
+                raise NumericalError(f"loss is {value} at step {number}; lower the learning rate")
+            if not math.isfinite(norm):  # clipped, it would make every weight NaN; a step later, it has
+                raise _broken(model, watched, "weight" if behind else "gradient", number)
+            history.append(value)
+
     rule.zero_grad(set_to_none=True)
     for step, batch in enumerate(stream):
         # once in a while: look, and perhaps stop
         if observe is not None and (reason := observe(step, tokens)) is not None:
+            read(0)
             return Fit(step, tokens, time.perf_counter() - started, tuple(history), reason)
 
         # ---------------------------------------------------------------- a single training step
@@ -90,24 +108,22 @@ def fit(
             loss = _own_part(objective, model, batch) if split else objective(model, batch).mean
             if not split and sharded:
                 loss = loss / parallel.size()  # every process sends back the same, and it is added up
-        value = parallel.total(float(loss.detach())) if split or sharded else float(loss.detach())
-        if not math.isfinite(value):
-            raise NumericalError(f"loss is {value} at step {first + step}; lower the learning rate")
         loss.backward()
         if split:
             parallel.add_gradients(watched)
         # no name holds the gradients: they would still be there when the next step makes its own
         norm = parallel.whole(torch.nn.utils.get_total_norm([p.grad for p in watched if p.grad is not None]))
-        if not math.isfinite(float(norm)):  # clipped, it would make every weight NaN
-            raise _broken(model, watched, "gradient", first + step)
+        readings.append(Arriving(torch.stack([loss.detach(), norm.to(loss)])))
+        read(behind)
         if max_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(params, max_norm, norm)
         rule.step()
         rule.zero_grad(set_to_none=True)  # now: a look needs the memory
         # ----------------------------------------------------------------------------------------
-        history.append(value)
         tokens += batch.n_tokens
-        callbacks.step_ended(first + len(history), loss=value, model=model)
+        if not behind:
+            callbacks.step_ended(first + len(history), loss=history[-1], model=model)
+    read(0)
     done = len(history)
     # a weight that broke earlier broke the loss of the step after; only the last step has none after it
     if any(not models.is_finite(p) for p in watched):
@@ -115,6 +131,12 @@ def fit(
     if observe is not None and (reason := observe(done, tokens)) is not None:
         stop = reason
     return Fit(done, tokens, time.perf_counter() - started, tuple(history), stop)
+
+
+def _behind(model: Any) -> int:
+    """By how many steps the loop's look at loss and gradient comes late: a GPU is not waited for, unless somebody wants
+    to be told of every step, or several processes have to agree."""
+    return int(models.device_of(model).type == "cuda" and parallel.size() == 1 and not callbacks.are_told())
 
 
 def _own_part(objective: Objective, model: Any, batch: TokenBatch) -> Tensor:

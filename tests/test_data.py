@@ -32,6 +32,7 @@ from hooklearn.data import (
 )
 from hooklearn.losses import token_logprobs
 from hooklearn.organisms.tiny import tokenizer
+from hooklearn.transfer import rows_at
 from hooklearn.types import InputError
 
 WORDS = tokenizer()
@@ -427,3 +428,17 @@ def test_a_row_with_nothing_to_score_is_refused(completion: str) -> None:
     encode(rows({"prompt": "p", "completion": "red"}), WORDS)
     with pytest.raises(InputError, match="row 0: no token to score"):
         encode(rows({"prompt": "p", "completion": completion}), WORDS)
+
+
+@pytest.mark.parametrize("features", [(), (3,), (2, 4)])
+def test_rows_at_a_mask_of_the_host_are_those_of_indexing_by_it(features: tuple[int, ...]) -> None:
+    """Values and gradients to the bit, for any shape after [batch pos] and for values that are not contiguous."""
+    generator = torch.Generator().manual_seed(0)
+    where = torch.rand(4, 5, generator=generator) < 0.5
+    for stored in (torch.rand(4, 5, *features, generator=generator), torch.rand(5, 4, *features).transpose(0, 1)):
+        a, b = (stored.clone().requires_grad_() for _ in range(2))
+        found, expected = rows_at(a, where), b[where]
+        assert torch.equal(found, expected)
+        for rows in (found, expected):
+            (rows * torch.arange(1, rows.numel() + 1).view_as(rows)).sum().backward()
+        assert torch.equal(a.grad, b.grad)  # type: ignore[arg-type]

@@ -99,6 +99,33 @@ def test_a_loss_a_gradient_and_a_weight_stop_the_loop_and_are_named(
         train.fit(model, stream[:1], objective=big, rule=rule, params=params, first=10)
 
 
+def test_a_loop_that_looks_a_step_later_takes_the_same_steps(
+    model: Any, stream: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, which is not waited for: the same losses and weights to the bit; what breaks is still named by its
+    own step, after one more."""
+    params, _ = rule_of(model)
+    begun = [p.detach().clone() for p in params]
+    found = []
+    for behind in (0, 1):
+        monkeypatch.setattr(train, "_behind", lambda model, n=behind: n)
+        for p, start in zip(params, begun, strict=True):
+            p.data.copy_(start)
+        run = train.fit(model, stream[:4], rule=torch.optim.Adam(params, lr=1e-3), params=params, max_norm=1.0)
+        found.append((run.losses, [p.detach().clone() for p in params]))
+    assert found[0][0] == found[1][0] and len(found[0][0]) == 4
+    assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
+    rule = torch.optim.SGD(params, lr=1e-3)
+    with pytest.raises(NumericalError, match="loss is nan at step 1;"):
+        train.fit(model, stream, rule=rule, objective=breaking(1, lambda x: x * NAN), params=params, max_norm=1.0)
+    for p, start in zip(params, begun, strict=True):
+        p.data.copy_(start)
+    with pytest.raises(NumericalError, match=r"the weight of .*layers\.1\.mlp\.down_proj.* at step 2;"):
+        train.fit(model, stream, rule=rule, objective=breaking(2, InfiniteGradient.apply), params=params, max_norm=1.0)
+    with pytest.raises(NumericalError, match="loss is nan at step 0;"):  # the last one is looked at too
+        train.fit(model, stream[:1], rule=rule, objective=breaking(0, lambda x: x * NAN), params=params)
+
+
 def test_a_parameter_beside_the_model_is_named_by_its_number(model: Any, stream: list[Any]) -> None:
     """Adapters have no name in the model."""
     for p in models.all_parameters(model):

@@ -15,8 +15,8 @@ ROOT = Path(__file__).parent.parent
 
 # low to high; the modules of one line may import each other
 ORDER = [
-    "hooklearn.types hooklearn.sharing hooklearn.callable_module hooklearn.jsonable hooklearn.parquet hooklearn.memory "
-    "hooklearn.parallel",
+    "hooklearn.types hooklearn.transfer hooklearn.sharing hooklearn.callable_module hooklearn.jsonable "
+    "hooklearn.parquet hooklearn.memory hooklearn.parallel",
     "hooklearn.callbacks",
     # config knows the types only; methods and attacks have their options checked by it
     "hooklearn.linalg hooklearn.moments hooklearn.losses hooklearn.batteries hooklearn.config hooklearn.config_file "

@@ -24,6 +24,7 @@ from hooklearn.edit.steering import Positions, after_block, check_layers, states
 from hooklearn.losses import LossSum
 from hooklearn.moments import Moments, MomentSum
 from hooklearn.train import fit, nll
+from hooklearn.transfer import rows_at
 from hooklearn.types import InputError, Site, Tape
 
 NOTHING = 1e-4
@@ -212,9 +213,8 @@ class CIR(Method):
                 loss = confusion_loss(self._outputs(model, pair.forget, targets), pair.outputs)
         gradients = torch.autograd.grad(loss, list(outputs.values()), materialize_grads=True)
         problem.tokens += pair.forget.n_tokens
-        where = where.to(loss.device)
         return {
-            name: Tape(inputs[name][where].flatten(1).float(), g[where].flatten(1).float())
+            name: Tape(rows_at(inputs[name], where).flatten(1).float(), rows_at(g, where).flatten(1).float())
             for name, g in zip(outputs, gradients, strict=True)
         }
 

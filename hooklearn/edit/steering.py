@@ -25,6 +25,7 @@ from hooklearn.data import TokenBatch
 from hooklearn.edit.descent import Walked, descend, training_stream
 from hooklearn.edit.method import Problem, Updates
 from hooklearn.losses import LossSum
+from hooklearn.transfer import rows_at
 from hooklearn.types import InputError, Site
 
 Positions = Literal["labelled", "all"]
@@ -44,7 +45,7 @@ def states(
 
     def keep(name: str):
         def hook(value: Tensor, hook: Any) -> None:  # noqa: ARG001 (TransformerLens passes it by name)
-            found[name] = value[where.to(value.device)]
+            found[name] = rows_at(value, where)
 
         return hook
 

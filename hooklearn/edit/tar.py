@@ -40,6 +40,7 @@ from hooklearn.edit.descent import HandRule, advancing, blaming, confusion, nowh
 from hooklearn.edit.method import Method, Problem, Updates
 from hooklearn.losses import LossSum
 from hooklearn.train import Objective, nll
+from hooklearn.transfer import rows_at
 from hooklearn.types import InputError
 
 # ------------------------------------------------------------------------------------------------ TAR
@@ -179,7 +180,7 @@ def _recorded(model: Any, batch: TokenBatch) -> Iterator[list[Tensor]]:
     found: list[Tensor] = []
 
     def keep(value: Tensor, hook: Any) -> None:  # noqa: ARG001 (TransformerLens passes it by name)
-        found.append(value[batch.mask.to(value.device)])
+        found.append(rows_at(value, batch.mask))
 
     with model.hooks(fwd_hooks=[(f"blocks.{layer}.hook_out", keep) for layer in range(model.cfg.n_layers)]):
         yield found

@@ -19,6 +19,7 @@ from hooklearn import forward, losses, models, parallel
 from hooklearn.data import TokenBatch
 from hooklearn.forward import Precision
 from hooklearn.moments import add_product
+from hooklearn.transfer import onto, rows_at
 from hooklearn.types import InputError, NumericalError, Site, Tape
 
 Labels = Literal["given", "sampled"]
@@ -130,7 +131,7 @@ def _turns(
                 states = forward.hidden(model, batch)
                 if gradients:
                     _pull_back(model, states, batch, labels if own else "given", generator)
-            where = (batch.mask if positions == "all" else batch.labels).to(states.device)
+            where = batch.mask if positions == "all" else batch.labels
             yield batch, _taped(record, sites, where, gradients) if own else None
             record.clear()
 
@@ -182,7 +183,8 @@ def _taped(record: _Recorder, sites: Sequence[Site], where: Tensor, gradients: b
 
 def _rows(value: Tensor, where: Tensor) -> Float[Tensor, "token d"]:
     """Attention hooks hold ``[batch pos head d_head]``; those of a shared expert ``[batch*pos d]``."""
-    return value[where if value.shape[:2] == where.shape else where.flatten()].flatten(1)
+    rows = value if value.shape[:2] == where.shape else value[None]
+    return rows_at(rows, where.reshape(rows.shape[:2])).flatten(1)
 
 
 @dataclass
@@ -196,7 +198,7 @@ class _Sent:
 
     @staticmethod
     def of(chosen: Bool[Tensor, "every chosen"], where: Bool[Tensor, "batch pos"]) -> _Sent:
-        every = where.flatten()
+        every = onto(where.flatten(), chosen.device)
         given = chosen.any(1).nonzero().flatten()  # in the order in which the expert sees them
         kept = every[given]
         return _Sent(kept, (every.cumsum(0) - 1)[given[kept]])
