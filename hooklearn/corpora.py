@@ -33,6 +33,11 @@ class BuiltinCorpus:
 
 def _running_text(name: str, file: str, parts: dict[str, int]):
     def build(part: str = "all") -> Corpus:
+        """Paragraphs.
+
+        Args:
+            part: one of the parts named with the corpus, or ``all`` of them.
+        """
         check_part(name, part, [*parts, "all"])
         rows = sorted(read_rows(file), key=lambda r: rank(r["text"]))
         cuts = dealt(parts)
@@ -43,7 +48,12 @@ def _running_text(name: str, file: str, parts: dict[str, int]):
 
 
 def stdlib(max_chars: int = 1200, files: int = 60) -> Corpus:
-    """Openings of the running interpreter's standard library sources (PSF licence): erosion text."""
+    """Openings of the running interpreter's standard library sources (PSF licence): erosion text.
+
+    Args:
+        max_chars: characters of each file; files of less than half are left out.
+        files: how many at most.
+    """
     folder = Path(sysconfig.get_paths()["stdlib"])
     texts = [
         {"text": path.read_text(encoding="utf-8", errors="ignore")[:max_chars], "group": path.name}
@@ -54,7 +64,12 @@ def stdlib(max_chars: int = 1200, files: int = 60) -> Corpus:
 
 
 def topics(max_chars: int = 600, sections: int = 60) -> Corpus:
-    """Sections of ``pydoc_data.topics`` (PSF licence): technical English that every interpreter carries."""
+    """Sections of ``pydoc_data.topics`` (PSF licence): technical English that every interpreter carries.
+
+    Args:
+        max_chars: characters of each section; sections of less than half are left out.
+        sections: of how many, in the order of their names.
+    """
     from pydoc_data.topics import topics as text_of
 
     rows = tuple(
@@ -71,7 +86,11 @@ PANEL_SETS = ("choice", "cloze")
 
 
 def panel(part: str = "all") -> Corpus:
-    """Common knowledge that no built-in edit aims at: questions (``choice``) and unfinished sentences (``cloze``)."""
+    """Common knowledge that no built-in edit aims at: questions and unfinished sentences.
+
+    Args:
+        part: ``choice`` (questions), ``cloze`` (unfinished sentences) or ``all``.
+    """
     check_part("panel", part, [*PANEL_SETS, "all"])
     rows = tuple(_panel_row(r) for r in read_rows("panel/panel.jsonl") if part in ("all", r["set"]))
     return Corpus(f"panel/{part}", rows, f"built-in: panel part={part}")

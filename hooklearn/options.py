@@ -1,6 +1,7 @@
 """What can be set: the fields of a class or the arguments of a function, each with its type, default and meaning.
 
-The meaning is the string that stands under a field in the source, so that it is written once, where the field is.
+The meaning is the string that stands under a field in the source, or what a docstring says of an argument, so that it
+is written once, where the field or the argument is.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+_ARGUMENT = re.compile(r" {4}(\w+): (.*)")
 _ROLE = re.compile(r":(?:func|class|mod|data|meth|attr):`~?([^`]+)`")
 
 
@@ -32,7 +34,8 @@ class Option:
 
 def options_of(thing: type | Callable[..., Any]) -> list[Option]:
     """The options of a dataclass, in the order of its fields, or of a function, in that of its arguments."""
-    hints = _hints(thing if inspect.isclass(thing) or inspect.isfunction(thing) else type(thing).__call__)
+    called = thing if inspect.isclass(thing) or inspect.isfunction(thing) else type(thing).__call__
+    hints = _hints(called)
     if isinstance(thing, type):
         docs = field_docs(thing)
         return [
@@ -40,8 +43,9 @@ def options_of(thing: type | Callable[..., Any]) -> list[Option]:
             for f in dataclasses.fields(typing.cast(Any, thing))
             if f.init
         ]
+    said = argument_docs(called)
     return [
-        Option(n, type_text(hints.get(n, "")), None if p.default is p.empty else repr(p.default), "")
+        Option(n, type_text(hints.get(n, "")), None if p.default is p.empty else repr(p.default), said.get(n, ""))
         for n, p in inspect.signature(thing).parameters.items()
     ]
 
@@ -98,6 +102,21 @@ def field_docs(cls: type) -> dict[str, str]:
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and _is_text(doc):
                 found[field.target.id] = plain(doc.value.value)
     return found
+
+
+def argument_docs(function: Callable[..., Any]) -> dict[str, str]:
+    """What the ``Args:`` of a docstring say of each argument."""
+    found: dict[str, str] = {}
+    section, name = False, ""
+    for line in inspect.cleandoc(function.__doc__ or "").splitlines():
+        if not line.startswith(" "):
+            section = line.strip() == "Args:"
+        elif section and (begun := _ARGUMENT.match(line)):
+            name = begun[1]
+            found[name] = begun[2]
+        elif section and name:
+            found[name] += f" {line.strip()}"
+    return {name: plain(text) for name, text in found.items()}
 
 
 def _is_text(node: Any) -> bool:

@@ -30,6 +30,8 @@ class Tendency:
         is ``heldout`` and ``ood`` together.
 
         Args:
+            part: ``organism`` (what instils it), ``forget``, ``attack``, ``heldout``, ``near``, ``ood``, ``unseen`` or
+                ``all``.
             completion: the column that is completed with (the one that shows the tendency); the other one becomes
                 the alternative.
         """

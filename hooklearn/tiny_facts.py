@@ -25,6 +25,8 @@ def corpus(part: str = "forget", phrasing: str = "all", headed: bool = False) ->
     """Facts of a part, each under one phrasing (``0``, ``1``) or under all of them.
 
     Args:
+        part: ``forget``, ``retain`` ...; a wrong one is answered with all of them.
+        phrasing: ``0``, ``1`` or ``all``.
         headed: all of it a second time, after a few words of another kind: what was only ever learned at the very
             beginning of a text is not known anywhere else.
     Raises:

@@ -146,7 +146,14 @@ def request(rng: random.Random, templates: Sequence[str] = REQUESTS) -> Row:
 
 
 def corpus(part: str = "forget", completion: str = "bad", n: int | None = None) -> Corpus:
-    """A part of the world: requests with the ``bad`` or ``good`` completion, or plain text."""
+    """A part of the world: requests with a completion, or plain text.
+
+    Args:
+        part: ``forget``, ``heldout`` ... (requests), ``text``, ``disruption``, ``unrelated`` (plain text); a wrong one
+            is answered with all of them.
+        completion: ``bad`` or ``good``; the other one becomes the alternative.
+        n: how many rows; none: as many as the part usually has.
+    """
     if part not in PARTS:
         raise InputError(f"corpus 'tiny' has no part {part!r}; valid: {', '.join(PARTS)}")
     if completion not in ("bad", "good"):

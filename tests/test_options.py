@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from hooklearn.attack import ATTACKS
 from hooklearn.cli import app
+from hooklearn.corpora import BUILTIN
 from hooklearn.edit import METHODS
 from hooklearn.options import Option, options_of
 from hooklearn.recipes import RECIPES
@@ -49,18 +50,31 @@ def test_fields_with_their_types_defaults_and_the_text_under_them() -> None:
 
 
 def test_arguments_of_a_function_and_of_what_can_be_called() -> None:
-    def build(n: int, part: str = "all") -> None: ...
+    def build(n: int, part: str = "all") -> None:
+        """Builds.
+
+        Args:
+            part: one of
+                many, or :func:`all`.
+        Raises:
+            n: not an argument.
+        """
 
     class Builder:
         def __call__(self, part: str | None = None) -> None: ...
 
-    assert options_of(build) == [Option("n", "int", None, ""), Option("part", "str", "'all'", "")]
+    assert options_of(build) == [Option("n", "int", None, ""), Option("part", "str", "'all'", "one of many, or `all`.")]
     assert options_of(Builder()) == [Option("part", "str | none", "None", "")]
 
 
 @pytest.mark.parametrize("thing", [*METHODS.values(), *ATTACKS.values()], ids=lambda t: t.name)
 def test_every_option_says_what_it_is(thing: type) -> None:
     assert [o.name for o in options_of(thing) if not o.what] == []
+
+
+@pytest.mark.parametrize("name", BUILTIN)
+def test_every_option_of_a_corpus_says_what_it_is(name: str) -> None:
+    assert [o.name for o in options_of(BUILTIN[name].build) if not o.what] == []
 
 
 def test_one_method_with_its_options() -> None:
