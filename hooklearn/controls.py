@@ -25,11 +25,13 @@ def measure(
     """Attack the controls of one seed to the last step, or read what is there; a killed measurement is continued.
 
     Raises:
-        InputError: the folder holds something else, or controls of another config.
+        InputError: the folder holds something else, controls of another config, or of other models or texts.
     """
-    if not store.is_done(out):
-        config = without_edit(shared.setup.config, seed)
-        setup = dataclasses.replace(shared.setup, config=config)
+    config = without_edit(shared.setup.config, seed)
+    setup = dataclasses.replace(shared.setup, config=config)
+    if store.is_done(out):
+        store.check_inputs(out, store.open_run(out), setup.record(None, command))
+    else:
         arms = [ArmState("original", setup.original)]
         if setup.never is not None:
             arms.append(ArmState("never", setup.never))

@@ -20,6 +20,7 @@ from hooklearn import models, parallel
 from hooklearn.data import Encoded, TokenBatch, batches
 from hooklearn.losses import sequence_sums, token_logprobs
 from hooklearn.plain import is_fused, plain_copy, read_once, with_fused_attention
+from hooklearn.traits import packs, transformed
 from hooklearn.transfer import onto, rows_at
 from hooklearn.types import InputError
 
@@ -155,14 +156,9 @@ def hidden_at(
 
 
 def unembed(model: Any, hidden: Float[Tensor, "kept d_model"]) -> Float[Tensor, "kept vocab"]:
-    """Logits of final hidden states, with what Gemma, Cohere and Granite do to them afterwards."""
+    """Logits of final hidden states, with what some architectures do to them afterwards."""
     hf_model: Any = model.original_model
-    config = hf_model.config
-    logits = hf_model.get_output_embeddings()(hidden)
-    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
-        logits = cap * torch.tanh(logits / cap)
-    scale = getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
-    return logits if scale == 1 else logits * scale  # twice over the largest tensor of a pass, for nothing
+    return transformed(model, hf_model.get_output_embeddings()(hidden))
 
 
 def _kept_states(
@@ -224,7 +220,7 @@ def sequence_logprobs(
     where: dict[int, list[int]] = {}  # the same object may be asked for twice
     for i, s in enumerate(sequences):
         where.setdefault(id(s), []).append(i)
-    stream, found = batches(sequences, max_tokens=max_tokens, share=True), []
+    stream, found = batches(sequences, max_tokens=max_tokens, share=packs(model)), []
     with autocast(model, precision), reader(model) as read:  # around all batches: weights are cast once
         for batch in parallel.share(stream):
             parts = unembedded(model, read(batch), batch.targets)

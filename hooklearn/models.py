@@ -32,7 +32,7 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.pytorch_utils import Conv1D
 
-from hooklearn import parallel
+from hooklearn import parallel, traits
 from hooklearn.builtin import BUILTIN as BUILTIN
 from hooklearn.builtin import fetch as fetch
 from hooklearn.builtin import is_cached as is_cached
@@ -89,7 +89,7 @@ def wrap(hf_model: PreTrainedModel, tokenizer: Tokenizer, name: str = "wrapped")
     The parameters stay those of ``hf_model``, except for fused ones (see ``hooklearn.plain``).
 
     Raises:
-        InputError: if TransformerLens does not know the architecture.
+        InputError: if TransformerLens does not know the architecture, or hooklearn not what it does to its logits.
     """
     # a model that was never saved does not say so itself, and its kind alone is not enough for the bridge
     hf_model.config.architectures = hf_model.config.architectures or [type(hf_model).__name__]
@@ -106,7 +106,8 @@ def wrap(hf_model: PreTrainedModel, tokenizer: Tokenizer, name: str = "wrapped")
     _split_experts(model)
     for dead in fused_parameters(model):
         dead.requires_grad_(False)
-    return model.eval()
+    traits.examine(model.eval())
+    return model
 
 
 def _split_experts(model: TransformerBridge) -> None:

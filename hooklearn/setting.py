@@ -73,8 +73,10 @@ class Setup:
         progress("reading the corpora")
         corpora = _load_corpora(config, base, original)
         check_attacks(config, original, corpora)
-        if never is not None and models.same_weights(original, never):
-            never_info = {**(never_info or {}), "same_weights": True}
+        if never is not None:
+            never_info = {**(never_info or {}), "hash": models.weights_hash(never)}
+            if models.same_weights(original, never):
+                never_info["same_weights"] = True
         if never_info is not None and never_info["kind"] == "surrogate":
             check_surrogate(corpora["heldout"])
         return Setup(config, original, never, never_info, organism, corpora, checkpoint, delta)
@@ -112,6 +114,7 @@ class Setup:
             and {"name": organism.name, "kind": "instilled by LoRA", "truth": organism.truth,
                  "note": "what is fine-tuned in is easier to take out than what was pre-trained"},
             "never": self.never_info,
+            **self._checkpoint_record(),
             "corpora": {
                 role: {"source": c.source, "hash": c.hash, "n": len(c)}
                 | self._known_before(role, c)
@@ -119,6 +122,11 @@ class Setup:
             },
             "seeds": list(self.config.seeds),
         }  # fmt: skip
+
+    def _checkpoint_record(self) -> dict[str, Any]:
+        if self.checkpoint is None:
+            return {}
+        return {"checkpoint": {"name": self.config.edit.checkpoint, "hash": models.weights_hash(self.checkpoint)}}
 
     def _known_before(self, role: str, corpus: Corpus) -> dict[str, int]:
         """How many of the items that behaviour is measured on the edit or the attacker had, word for word."""

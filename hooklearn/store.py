@@ -66,6 +66,7 @@ class RunFolder:
             if earlier and not same(earlier.get("config"), jsonable(record.get("config"))):
                 told = "; ".join(differences(earlier.get("config"), jsonable(record.get("config"))))
                 raise InputError(f"{folder}: holds a run of another config ({told}); use another --out")
+            check_inputs(folder, earlier, record)
             begun = {"schema_version": SCHEMA_VERSION, "started": now(), **record, **earlier}
             run = cls(folder, begun, lock)
             disk.write_atomic(run.path(".reserve"), os.urandom(RESERVE))  # noise: nothing can make it smaller
@@ -128,6 +129,30 @@ class RunFolder:
                 self.finish(ending, disk.one_line(exc))
         elif self.record["status"] == "running":
             self.finish("done")
+
+
+def check_inputs(folder: Path, earlier: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    """Raises InputError where a model or a corpus is not the one that the run in this folder began with: a config
+    names files, and says nothing of what is in them."""
+    before, now = (_hashes(r) for r in (earlier, record))
+    changed = [what for what in before if what in now and before[what] != now[what]]
+    if changed:
+        what = changed[0]
+        raise InputError(
+            f"{folder}: holds a run that began with another {what} (hash {before[what][:8]}, now {now[what][:8]}), and "
+            "what was measured on the two cannot be mixed; put it back, or use another --out"
+        )
+
+
+def _hashes(record: Mapping[str, Any]) -> dict[str, str]:
+    """Of every model and corpus of a run, as far as its record has them."""
+    models = {name: record.get(name) for name in ("model", "never", "checkpoint")}
+    corpora = {f"corpora.{role}": about for role, about in (record.get("corpora") or {}).items()}
+    return {
+        what: about["hash"]
+        for what, about in {**models, **corpora}.items()
+        if isinstance(about, Mapping) and isinstance(about.get("hash"), str)
+    }
 
 
 def differences(earlier: Any, now: Any, most: int = 3) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -401,6 +402,30 @@ def test_without_an_organism_there_is_no_never_arm(own: dict[str, Any], tmp_path
     assert not (out / "locate.parquet").exists()
 
 
+@pytest.mark.parametrize("what", ["corpora.heldout", "never", "checkpoint"])
+def test_a_run_is_not_resumed_with_other_models_or_texts(
+    own: dict[str, Any], tmp_path: Path, threatening: Any, what: str
+) -> None:
+    """The config is the same, and what its files hold is not; unchanged (the control), a resume has nothing to do."""
+    exporting.export(threatening, Delta({}), tmp_path / "elsewhere")
+    own["controls"], own["attacks"], own["behaviour"] = {"never": {"name": "elsewhere"}}, [], {"samples": 0}
+    if what == "checkpoint":
+        own["controls"], own["edit"] = {}, {"checkpoint": "elsewhere"}
+    out = run(own, tmp_path / "out", base=tmp_path)
+    run(own, out, base=tmp_path, resume=True)
+    before = (out / "run.json").read_text()
+    if what == "corpora.heldout":
+        lines = (tmp_path / "heldout.jsonl").read_text().splitlines()
+        (tmp_path / "heldout.jsonl").write_text("\n".join(lines[::-1]))
+    else:
+        exporting.export(models.load("tiny"), organism_delta(True), tmp_path / "other")
+        shutil.rmtree(tmp_path / "elsewhere")
+        (tmp_path / "other").rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=rf"began with another {what} \(hash .*use another --out"):
+        run(own, out, base=tmp_path, resume=True)
+    assert (out / "run.json").read_text() == before
+
+
 def test_a_never_model_that_is_the_model_is_recorded_as_such(own: dict[str, Any], tmp_path: Path) -> None:
     own["controls"] = {"never": {"name": "tiny"}}
     assert store.open_run(run(own, tmp_path / "out", base=tmp_path))["never"]["same_weights"] is True
@@ -414,7 +439,8 @@ def test_a_never_model_is_a_never_arm(own: dict[str, Any], tmp_path: Path, threa
     out = run(own, tmp_path / "out", base=tmp_path)
     record = store.open_run(out)
     assert arms(out) == {"edited", "original", "never"}
-    assert record["never"] == {"kind": "model", "name": "tiny"} and record["yardsticks"]["never"]["kl"] > 0
+    about = {"kind": "model", "name": "tiny", "hash": models.weights_hash(models.load("tiny"))}
+    assert record["never"] == about and record["yardsticks"]["never"]["kl"] > 0
 
 
 def test_an_edit_made_elsewhere_is_judged_as_it_is(own: dict[str, Any], tmp_path: Path, threatening: Any) -> None:

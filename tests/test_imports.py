@@ -27,7 +27,7 @@ ORDER = [
     "hooklearn.loading",
     "hooklearn.experts",
     "hooklearn.data hooklearn.disk hooklearn.store hooklearn.deltas hooklearn.builtin hooklearn.pretrained "
-    "hooklearn.plain hooklearn.site_names hooklearn.models hooklearn.tensor_files hooklearn.sharded "
+    "hooklearn.plain hooklearn.site_names hooklearn.traits hooklearn.models hooklearn.tensor_files hooklearn.sharded "
     "hooklearn.exporting hooklearn.interventions hooklearn.prefixes "
     "hooklearn.generation",
     "hooklearn.forward",

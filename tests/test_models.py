@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers import PreTrainedModel as HfModel
 
-from hooklearn import forward
+from hooklearn import forward, traits
 from hooklearn.builtin import BUILTIN, fetch, is_cached
 from hooklearn.data import Encoded, batches
 from hooklearn.deltas import Delta
@@ -41,6 +41,7 @@ from hooklearn.models import (
     wrap,
 )
 from hooklearn.prefixes import shared_prefixes
+from hooklearn.traits import packs
 from hooklearn.types import InputError
 
 VOCAB = 64
@@ -278,6 +279,70 @@ def test_unembedded_hidden_states_are_the_logits(family):
         assert hidden.shape == (int(keep.sum()), 32)
         found, expected = unembed(model, hidden), model(ids, attention_mask=mask)[keep]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+CARRIES_ON: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
+    "convolutions": lambda: transformers.Lfm2Config(**GROUPED, layer_types=["conv", "full_attention"]),
+    "linear attention": lambda: transformers.Qwen3NextConfig(
+        **GROUPED, head_dim=8, linear_num_value_heads=4, linear_num_key_heads=2, linear_key_head_dim=8,
+        linear_value_head_dim=8, layer_types=["linear_attention", "full_attention"], num_experts=4,
+        num_experts_per_tok=2, moe_intermediate_size=16, shared_expert_intermediate_size=16,
+    ),
+    "state space beside attention, scaled logits": lambda: transformers.FalconH1Config(
+        **GROUPED, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8, mamba_n_groups=1,
+        lm_head_multiplier=0.1,
+    ),
+    "a short window": lambda: transformers.MistralConfig(**GROUPED, sliding_window=8),
+    "every other layer a short window": lambda: transformers.Gemma2Config(**GROUPED, head_dim=8, sliding_window=8),
+    "local attention": lambda: transformers.GPTNeoConfig(
+        vocab_size=VOCAB, hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]],
+        window_size=8,
+    ),
+    "recurrence, capped logits": lambda: transformers.RecurrentGemmaConfig(
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
+        lru_width=32,
+        logits_soft_cap=0.5,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CARRIES_ON)
+def test_where_rows_cannot_be_shared_every_sequence_scores_as_it_does_alone(kind: str) -> None:
+    """Against Hugging Face, one at a time, 1e-4 relative; and all of :data:`CONFIGS` share their rows."""
+    torch.manual_seed(0)
+    hf_model = AutoModelForCausalLM.from_config(CARRIES_ON[kind]()).eval()
+    with torch.no_grad():
+        for parameter in hf_model.parameters():
+            if parameter.ndim > 1:  # what a new model does to its states is hardly to be seen
+                parameter.mul_(8)
+    sequences = [Encoded(ids, torch.arange(21) > 8, i) for i, ids in enumerate(prompts(6, 21))]
+    with torch.no_grad():
+        logp = [hf_model(s.ids[None]).logits[0, :-1].log_softmax(-1) for s in sequences]
+    alone = torch.stack(
+        [p.gather(1, s.ids[1:, None])[s.labels[1:], 0].sum() for p, s in zip(logp, sequences, strict=True)]
+    )
+    model = wrap(hf_model, tiny_tokenizer(), kind)
+    assert not packs(model)
+    found = forward.sequence_logprobs(model, sequences, precision="float32")[:, 0].float()
+    torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_the_usual_families_share_their_rows(family):
+    """And it is not tried while somebody's hooks would see it."""
+    model = tiny(family)
+    assert packs(model)
+    traits._PACKS.pop(model)
+    with model.hooks(fwd_hooks=[("blocks.0.hook_in", lambda t, hook: t)]):
+        assert not packs(model)
+    assert packs(model)
+
+
+def test_logits_that_are_not_understood_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gemma 2's cap, were it not known: all that is read at single positions would be wrong."""
+    tiny("gemma2")  # the control
+    monkeypatch.setattr(traits, "transformed", lambda model, logits: logits)
+    with pytest.raises(InputError, match="does not know what 'gemma2' does to the logits"):
+        tiny("gemma2")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import ClassVar
 from hooklearn import models
 from hooklearn.attack.curve import Arena, Attack, Stream, Trained, all_but_embeddings, all_weights, training_curve
 from hooklearn.data import Encoded, cycle, encode
+from hooklearn.traits import packs
 from hooklearn.types import Curve, InputError
 
 
@@ -115,15 +116,20 @@ def demonstrations(arena: Arena, epochs: int, max_steps: int | None, trained: Tr
 def epochs_of(sequences: Sequence[Encoded], arena: Arena, epochs: int, *, max_tokens: int | None = None) -> Stream:
     """A stream of ``epochs`` passes."""
     return lambda: cycle(
-        sequences, max_tokens=max_tokens or arena.max_tokens, seed=arena.seed, epochs=epochs, share=True
+        sequences, max_tokens=max_tokens or arena.max_tokens, seed=arena.seed, epochs=epochs, share=_shared(arena)
     )
 
 
 def steps_of(sequences: Sequence[Encoded], arena: Arena, steps: int) -> Stream:
     """A stream of ``steps`` batches, in as many passes as that takes."""
     return lambda: itertools.islice(
-        cycle(sequences, max_tokens=arena.max_tokens, seed=arena.seed, epochs=steps, share=True), steps
+        cycle(sequences, max_tokens=arena.max_tokens, seed=arena.seed, epochs=steps, share=_shared(arena)), steps
     )
+
+
+def _shared(arena: Arena) -> bool:
+    """All arms get the same batches."""
+    return all(packs(arm.model) for arm in arena.arms)
 
 
 def length(stream: Stream) -> int:

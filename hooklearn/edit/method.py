@@ -24,6 +24,7 @@ from hooklearn.forward import Precision, count_tokens
 from hooklearn.locate.capture import weight_gradients
 from hooklearn.locate.moments import SiteMoments, site_moments
 from hooklearn.locate.subspace import Subspaces
+from hooklearn.traits import packs
 from hooklearn.types import InputError, Site
 
 Updates = dict[str, Tensor]
@@ -130,7 +131,7 @@ class Problem:
     def fresh_gradient(self, role: str) -> Updates:
         """The same, in whatever state the model is now (an adversary active, say); not kept."""
         # a sum over sequences: what they begin with goes through the model once
-        stream = batches(self.encoded(role), max_tokens=self.max_tokens, share=True)
+        stream = batches(self.encoded(role), max_tokens=self.max_tokens, share=packs(self.model))
         total, tokens = weight_gradients(self.model, stream, self.sites, precision=self.precision, seed=self.seed)
         self.tokens += tokens
         memory.give_back()

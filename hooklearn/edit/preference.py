@@ -27,6 +27,7 @@ from hooklearn.edit.method import Problem
 from hooklearn.edit.unedited import Teacher, reference_nlls, training_sequences
 from hooklearn.losses import LossSum
 from hooklearn.train import nll
+from hooklearn.traits import packs
 from hooklearn.types import InputError
 
 # ------------------------------------------------------------------------------- the losses themselves
@@ -79,9 +80,9 @@ def _rows_of(batch: TokenBatch) -> list[int]:
     return [s.item for s in batch.sequences]
 
 
-def _together(sequences: Sequence[Encoded]) -> TokenBatch:
-    """One batch of all of them; completions of the same prompt share its tokens."""
-    (batch,) = batches(sequences, max_tokens=sys.maxsize, share=True)
+def _together(model: Any, sequences: Sequence[Encoded]) -> TokenBatch:
+    """One batch of all of them; completions of the same prompt share its tokens, where the model's rows can."""
+    (batch,) = batches(sequences, max_tokens=sys.maxsize, share=packs(model))
     return batch
 
 
@@ -175,7 +176,7 @@ class DPO(BesideRetain):
 
         def loss(model: Any, batch: TokenBatch) -> Tensor:
             rows = _rows_of(batch)
-            both = _together([*(goods[i] for i in rows), *batch.sequences])
+            both = _together(model, [*(goods[i] for i in rows), *batch.sequences])
             problem.tokens += both.n_tokens - batch.n_tokens  # the walk counts the bad ones itself
             nlls, _ = sequence_nlls(model, both)
             place = {id(s): i for i, s in enumerate(both.sequences)}
@@ -238,7 +239,7 @@ class Refusal(BesideRetain):
         refusals = encode(refused(problem, self.text), models.tokenizer_of(problem.model), end=True)
 
         def loss(model: Any, batch: TokenBatch) -> Tensor:
-            instead = _together([refusals[i] for i in _rows_of(batch)])
+            instead = _together(model, [refusals[i] for i in _rows_of(batch)])
             problem.tokens += instead.n_tokens - batch.n_tokens  # the walk counts what it drew
             return nll(model, instead).mean
 

@@ -20,6 +20,7 @@ from hooklearn import disk, forward, models
 from hooklearn.data import Corpus, batches, encode
 from hooklearn.forward import Precision
 from hooklearn.locate.fit import held_out_groups, item_means
+from hooklearn.traits import packs
 from hooklearn.types import InputError
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ class Dictionary:
         def see(value: Tensor, hook: Any) -> None:  # noqa: ARG001 (TransformerLens passes it by name)
             seen[self.hook] = value
 
-        for batch in batches(sequences, share=True):
+        for batch in batches(sequences, share=packs(model)):
             with model.hooks(fwd_hooks=[(self.hook, see)]), forward.autocast(model, precision):
                 forward.hidden(model, batch)
             if not seen:
