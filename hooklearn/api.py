@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from hooklearn import auditing, models, organisms
 from hooklearn.attack import Arena, ArmState, Attack, Onlooker, Watcher, attack_of
 from hooklearn.config import RunConfig, parse
+from hooklearn.corpus import as_corpus
 from hooklearn.data import Corpus, batches, encode
 from hooklearn.deltas import Delta
 from hooklearn.locate.capture import capture as capture_sites
 from hooklearn.measure import TEMPERATURE, Likelihoods, RatioReferee, Referee, Scorer, sample
 from hooklearn.organisms.kinds import kind_of
 from hooklearn.types import Curves, InputError, Score, Tape
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -116,11 +117,9 @@ def behaviour(
     seed: int = 0,
 ) -> dict[str, Score]:
     """The behaviour measures of whatever state the model is in: completion, preference, and with a referee sampled."""
-    measured = Likelihoods.of(corpus, models.tokenizer_of(model), "heldout").measure(model)
+    measured = Likelihoods.of(as_corpus(corpus, "corpus"), models.tokenizer_of(model), "heldout").measure(model)
     out = {metric: Score.of(values) for metric, values in measured.items()}
     if referee is not None:
-        import torch
-
         drawn = sample(model, corpus, n=samples, new_tokens=new_tokens, temperature=temperature, seed=seed)
         judged = referee.judge(drawn, corpus.rows[: len(drawn)])
         out["sampled"] = Score.of(torch.tensor([float(found) for _, found in judged]))
@@ -149,7 +148,14 @@ def attack(
         onlooker: called as ``onlooker(attack, setting, arm, step, model)`` at every look of an attack by training;
             :func:`hooklearn.follow` makes one for the explorer.
         options: of the attack.
+    Raises:
+        InputError: unknown attack or option; something is no corpus, or a corpus is missing that the attack needs.
     """
+    roles = {"heldout": heldout, "attack_train": attack_train, "unrelated": unrelated, "retain": retain, "ood": ood}
+    for role, corpus in roles.items():
+        if corpus is not None or role == "heldout":
+            as_corpus(corpus, role)
+    _warn_of_short_weights(model)
     tokenizer = models.tokenizer_of(model)
     arms = [ArmState("edited", model, delta), ArmState("original", model)]
     if never is not None:
@@ -170,6 +176,17 @@ def attack(
     if given.get(chosen.needs) is not None:
         chosen.check(model, {role: corpus for role, corpus in given.items() if corpus is not None})
     return Curves(chosen.curves(arena))
+
+
+def _warn_of_short_weights(model: Any) -> None:
+    short = {p.dtype for p in models.all_parameters(model)} - {torch.float32, torch.float64}
+    if short:
+        warnings.warn(
+            f"the weights are held in {', '.join(str(t).removeprefix('torch.') for t in short)}, which rounds most "
+            "small steps away: attacks by training are weaker than they should be; load the model in float32 (its "
+            "products can be made in bfloat16 all the same)",
+            stacklevel=3,
+        )
 
 
 def run(

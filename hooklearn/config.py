@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
@@ -78,9 +78,16 @@ class EditConfig(BaseModel):
     method: str | None = "natural"
     checkpoint: str | None = None
     sites: str | list[str] = "mlp"
-    layers: str | list[int] | None = None
+    layers: int | str | list[int] | None = None
     site_batch: int | None = Field(default=None, ge=1)
     """Sites whose retain curvature is held at a time: less memory, more passes, the same edit. None: all."""
+
+    @field_validator("sites")
+    @classmethod
+    def _some_sites(cls, sites: Any) -> Any:
+        if not sites:
+            raise ValueError("none are given; say mlp, attn, all, or names of sites")
+        return sites
 
     @property
     def options(self) -> dict[str, Any]:
@@ -272,8 +279,12 @@ def build(cls: type[T], options: Mapping[str, Any], what: str) -> T:
     Raises:
         InputError: one line that begins with ``what``, or the dataclass's own.
     """
+    hints = get_type_hints(cls)
+    several_of = {n for n, hint in hints.items() if get_origin(hint) is tuple}
+    # one number where there may be several: as one would say it
+    given = {n: [v] if n in several_of and isinstance(v, int | float | str) else v for n, v in options.items()}
     try:
-        built = TypeAdapter(cls).validate_python(dict(options))
+        built = TypeAdapter(cls).validate_python(given)
     except ValidationError as error:
         own = error.errors()[0].get("ctx", {}).get("error")
         if isinstance(own, InputError):

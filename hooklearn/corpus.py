@@ -64,12 +64,14 @@ class Corpus:
         return sum(_said(row) in here for row in other.rows)
 
     def take(self, n: int | None) -> Corpus:
-        """The first ``n`` rows (all when None).
+        """The first ``n`` rows (all when None). Raises InputError for less than one.
 
         Examples:
             >>> len(Corpus("mine", ({"text": "one"}, {"text": "two"})).take(1))
             1
         """
+        if n is not None and n < 1:
+            raise InputError(f"corpus {self.name!r}: {n} rows were asked for; valid: 1 or more")
         return self if n is None else Corpus(self.name, self.rows[:n], self.source)
 
     def where(self, keep: Callable[[Row], bool]) -> Corpus:
@@ -87,11 +89,17 @@ class Corpus:
 
         The order of the rows does not matter, and another group moves at most one across each border.
 
+        Raises:
+            InputError: no shares, or one that is not positive.
         Examples:
             >>> rows = tuple({"text": f"{fact} {phrasing}", "group": fact} for fact in "abc" for phrasing in "xy")
             >>> {name: len(part) for name, part in Corpus("facts", rows).split(forget=2, heldout=1).items()}
             {'forget': 4, 'heldout': 2}
         """
+        if not shares or not all(share > 0 for share in shares.values()):
+            raise InputError(
+                f"corpus {self.name!r}: shares must be positive, as in split(forget=2, heldout=1); got {shares}"
+            )
         order = sorted(set(self.groups), key=lambda g: hashlib.sha256(f"split:{g}".encode()).hexdigest())
         total, parts, start = sum(shares.values()), {}, 0.0
         for name, share in shares.items():
@@ -144,6 +152,16 @@ def _check_row(name: str, i: int, row: Row) -> None:
             f"corpus {name!r}, row {i}: 'messages' must be a list of at least two "
             '{"role": ..., "content": ...}, the last of which is scored'
         )
+    if "messages" in row and "completion" not in row and (role := row["messages"][-1]["role"]) in ("user", "system"):
+        raise InputError(
+            f"corpus {name!r}, row {i}: the last of 'messages' is scored, and is said by {role!r}; end with the "
+            "assistant's, or give 'completion'"
+        )
+    if row.get("template", "chat") not in ("chat", "none", "applied"):
+        raise InputError(
+            f"corpus {name!r}, row {i}: 'template' is {row['template']!r:.40}; valid: 'chat' (the model's own, as "
+            "without it), 'none' (running text), 'applied' (a template wrote the prompt)"
+        )
     if "history" in row and not _are_turns(row["history"]):
         raise InputError(f"corpus {name!r}, row {i}: 'history' must be a list of {{'role': ..., 'content': ...}}")
     if "choices" in row:
@@ -152,10 +170,24 @@ def _check_row(name: str, i: int, row: Row) -> None:
         choices, answer = row["choices"], row.get("answer")
         if not isinstance(choices, list) or not all(isinstance(c, str) for c in choices):
             raise InputError(f"corpus {name!r}, row {i}: 'choices' must be a list of texts, got {choices!r:.60}")
+        if len(set(choices)) < max(2, len(choices)):
+            raise InputError(
+                f"corpus {name!r}, row {i}: 'choices' must be two or more, each different; got {choices!r:.60}"
+            )
         if not isinstance(answer, int) or not 0 <= answer < len(choices):
             raise InputError(
                 f"corpus {name!r}, row {i}: a choice item needs 'answer', an index below {len(choices)}; got {answer!r}"
             )
+
+
+def as_corpus(value: Any, role: str) -> Corpus:
+    """The value, where it is a corpus. Raises InputError for what one might take for one: a path, rows."""
+    if isinstance(value, Corpus):
+        return value
+    raise InputError(
+        f"{role} must be a hooklearn.Corpus, got {type(value).__name__} {value!r:.40}; load one with "
+        "hl.load_corpus(path=...), or make one of rows with hl.Corpus(name, rows)"
+    )
 
 
 def _is_conversation(messages: Any) -> bool:

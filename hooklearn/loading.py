@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -74,6 +75,7 @@ def load_corpus(
                 f"{SHAPES}; map your columns with columns: {{prompt: ..., completion: ...}}{nearest_layout(rows[0])}"
             )
         corpus = Corpus(called, rows, where)
+        _check_pairs(corpus)
     if split is not None and hub is None:
         found = sorted({str(r["split"]) for r in corpus.rows if "split" in r})
         if split not in found:
@@ -81,6 +83,22 @@ def load_corpus(
             raise InputError(f"corpus {corpus.name!r} has no split {split!r}; its column 'split' has {there}")
         corpus = corpus.where(lambda r: r.get("split") == split)
     return corpus.take(limit)
+
+
+def _check_pairs(corpus: Corpus) -> None:
+    """Rows that contradict themselves: a preference between a completion and itself, an answer that is not the one
+    chosen."""
+    for i, row in enumerate(corpus.rows):
+        if "alternative" in row and row["alternative"] == row.get("completion"):
+            raise InputError(
+                f"corpus {corpus.name!r}, row {i}: 'alternative' is the completion itself, {row['alternative']!r:.40}; "
+                "give another completion to the same prompt, or leave the column out"
+            )
+        if "choices" in row and row.get("completion", row["choices"][row["answer"]]) != row["choices"][row["answer"]]:
+            raise InputError(
+                f"corpus {corpus.name!r}, row {i}: 'completion' is {row['completion']!r:.40}, and the answer is choice "
+                f"{row['answer']}, {row['choices'][row['answer']]!r:.40}; they must be the same"
+            )
 
 
 def _json(line: str, number: int) -> Any:
@@ -99,10 +117,10 @@ def _read_local(path: Path) -> list[Row]:
         )
     try:
         if path.suffix == ".jsonl":
-            lines = path.read_text(encoding="utf-8").split("\n")  # a text may hold other line separators
+            lines = path.read_text(encoding="utf-8-sig").split("\n")  # a text may hold other line separators
             rows = [_json(line, i) for i, line in enumerate(lines, 1) if line.strip()]
         elif path.suffix == ".json":
-            rows = json.loads(path.read_text(encoding="utf-8"))
+            rows = json.loads(path.read_text(encoding="utf-8-sig"))  # editors put a mark at the beginning
         elif path.suffix == ".csv":
             import pandas as pd
 
@@ -149,7 +167,14 @@ def _from_hub(hub: str, config: str | None, split: str, revision: str | None) ->
 
 
 def _builtin(name: str, options: Mapping[str, Any]) -> Corpus:
-    corpus = EVERY_CORPUS.get(name).build(**options)
+    build = EVERY_CORPUS.get(name).build
+    valid = inspect.signature(build).parameters
+    for option in options:
+        if option not in valid:
+            near = difflib.get_close_matches(str(option), valid, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise InputError(f"corpus {name!r} has no option {option!r}; valid: {', '.join(valid) or 'none'}{hint}")
+    corpus = build(**options)
     if not isinstance(corpus, Corpus):
         raise InputError(
             f"corpus {name!r} of {EVERY_CORPUS.package(name)} gave {corpus!r:.60}, which is no hooklearn.Corpus"

@@ -162,7 +162,7 @@ def expert_of(site: Site) -> tuple[str, int] | None:
 def sites(
     model: TransformerBridge,
     which: str | Iterable[str] = "mlp",
-    layers: Iterable[int] | str | None = None,
+    layers: Iterable[int] | int | str | None = None,
 ) -> list[Site]:
     """Sites of a model, in forward order of their hook points.
 

@@ -74,9 +74,8 @@ class Setup:
         corpora = _load_corpora(config, base, original)
         check_attacks(config, original, corpora)
         if never is not None:
-            never_info = {**(never_info or {}), "hash": models.weights_hash(never)}
-            if models.same_weights(original, never):
-                never_info["same_weights"] = True
+            same = {"same_weights": True} if models.same_weights(original, never) else {}
+            never_info = {**(never_info or {}), "hash": models.weights_hash(never), **same}
         if never_info is not None and never_info["kind"] == "surrogate":
             check_surrogate(corpora["heldout"])
         return Setup(config, original, never, never_info, organism, corpora, checkpoint, delta)
@@ -299,13 +298,10 @@ def _load_corpora(config: RunConfig, base: Path, model: Any) -> dict[str, Corpus
 
 
 def _load_one(spec: CorpusConfig, base: Path, options: Mapping[str, Any]) -> Corpus:
-    try:
-        return load_corpus(
-            name=spec.name, path=spec.path, hub=spec.hub, columns=spec.columns, layout=spec.layout,
-            split=spec.split, config=spec.config, revision=spec.revision, limit=spec.limit, base=base, options=options,
-        )  # fmt: skip
-    except TypeError as error:  # an option that the built-in corpus does not have
-        raise InputError(f"corpus {spec.name!r}: {error}") from error
+    return load_corpus(
+        name=spec.name, path=spec.path, hub=spec.hub, columns=spec.columns, layout=spec.layout,
+        split=spec.split, config=spec.config, revision=spec.revision, limit=spec.limit, base=base, options=options,
+    )  # fmt: skip
 
 
 def _prefiltered(config: RunConfig, model: Any) -> list[str] | None:

@@ -26,8 +26,9 @@ def chosen_layers(layers: Iterable[int] | int | str | None, n_layers: int) -> se
     chosen = {layers} if isinstance(layers, int) else set(layers)
     wrong = sorted(chosen - set(range(n_layers)))
     if wrong or not chosen:
-        told = f"layers {sorted(chosen)}" + (f": {wrong}" if wrong else "")
-        raise InputError(f"{told} are not among 0-{n_layers - 1}")
+        if not chosen:
+            raise InputError(f"layers are none at all; write them as '8-20' or '3,8-10', among 0-{n_layers - 1}")
+        raise InputError(f"layers {sorted(chosen)}: {wrong} are not among 0-{n_layers - 1}")
     return chosen
 
 
@@ -38,5 +39,7 @@ def _parse_layers(text: str) -> list[int]:
         if match is None:
             raise InputError(f"layers {text!r}: write them as '8-20' or '3,8-10'")
         first, last = match.groups()
+        if last is not None and int(last) < int(first):
+            raise InputError(f"layers {text!r}: {first}-{last} ends before it begins; write the lower one first")
         layers += range(int(first), int(last or first) + 1)
     return layers

@@ -60,6 +60,13 @@ def organism_for_a_delta(files: Files, out: Path) -> list[Any]:
     return ["attack", files.save(), "--delta", adapter, "--out", out]
 
 
+def groups_in_both(files: Files, out: Path) -> list[Any]:
+    for name, said in (("heldout", "is"), ("relearn", "was")):
+        files.write(f"{name}.jsonl", [{"prompt": f"the town {said}", "completion": " there", "group": "paris"}])
+    files.config["attacks"] = [{"name": "low_mi"}]
+    return ["run", files.save(), "--out", out]
+
+
 def nan_loss(files: Files, out: Path) -> list[Any]:
     files.config["edit"] = {"method": "graddiff", "learning_rate": 1e30}
     return ["run", files.save(), "--out", out]
@@ -225,6 +232,36 @@ CASES: dict[str, tuple[Spoil, list[str]]] = {
     "unwritable folder": (folder_below_a_file, ["prose.jsonl", "is a file", "can be written"]),
     "only special tokens": (
         rows("prose.jsonl", {"text": "</s> </s>"}), ["'prose', row 0", "</s> </s>", "only special tokens"]
+    ),
+    "a single choice": (
+        rows("heldout.jsonl", {"prompt": "a", "completion": " b", "choices": [" b"], "answer": 0}),
+        ["'heldout', row 0", "'choices' must be two or more", "[' b']"],
+    ),
+    "an answer that is not the completion": (
+        rows("heldout.jsonl", {"prompt": "a", "completion": " b", "choices": [" c", " d"], "answer": 0}),
+        ["'heldout', row 0", "'completion' is ' b'", "choice 0, ' c'"],
+    ),
+    "an alternative that is the completion": (
+        rows("heldout.jsonl", {"prompt": "a", "completion": " b", "alternative": " b"}),
+        ["'heldout', row 0", "'alternative' is the completion itself", "' b'"],
+    ),
+    "a conversation that the user ends": (
+        rows("forget.jsonl", {"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]}),
+        ["'forget', row 0", "said by 'user'", "end with the assistant's"],
+    ),
+    "a template of another name": (
+        rows("forget.jsonl", {"prompt": "a", "completion": " b", "template": "chatml"}),
+        ["'forget', row 0", "'chatml'", "valid: 'chat'"],
+    ),
+    "an unknown option of a corpus": (
+        config(corpora={"unrelated": {"name": "tiny", "options": {"prt": "text"}}}),
+        ["corpus 'tiny' has no option 'prt'", "valid: part, completion, n", "did you mean 'part'"],
+    ),
+    "no sites at all": (config(edit={"sites": []}), ["edit.sites", "none are given", "mlp, attn, all"]),
+    "layers that end before they begin": (config(edit={"layers": "1-0"}), ["'1-0'", "ends before it begins"]),
+    "a rank below zero": (config(edit={"rank": -3}), ["repselect: rank must be 0 or more", "-3"]),
+    "facts that are not apart": (
+        groups_in_both, ["'low_mi'", "1 groups are in attack_train and in heldout", "'paris'", "use relearn"]
     ),
     "a choice item without answer": (
         rows("heldout.jsonl", CHOICE), ["'heldout', row 0", "'answer'", "below 2", "None"]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from hooklearn.corpora import BUILTIN, panel
+from hooklearn.corpus import as_corpus
 from hooklearn.data import Corpus, load_corpus
 from hooklearn.fact_sets import FactSet, capitals, schoolbook
 from hooklearn.shipped import data_folder
@@ -343,3 +344,25 @@ def test_unknown_parts_name_the_valid_ones(name: str, options: dict[str, str], m
     """An InputError with every valid value."""
     with pytest.raises(InputError, match=message):
         load_corpus(name=name, options=options)
+
+
+def test_a_mark_at_the_beginning_of_a_file_is_no_part_of_it(tmp_path: Path) -> None:
+    """As some editors write; csv files may begin with one too."""
+    for name, text in (
+        ("a.jsonl", '{"prompt": "a", "completion": " b"}\n'),
+        ("a.json", '[{"prompt": "a", "completion": " b"}]'),
+        ("a.csv", "prompt,completion\na, b\n"),
+    ):
+        (tmp_path / name).write_text(text, encoding="utf-8-sig")
+        assert load_corpus(path=tmp_path / name).rows == ({"prompt": "a", "completion": " b"},), name
+
+
+def test_what_is_no_corpus_is_refused_by_name() -> None:
+    """A path or a list of rows is what one would try first."""
+    assert as_corpus(Corpus("mine", ({"text": "a b"},)), "forget").name == "mine"
+    with pytest.raises(InputError, match=r"forget must be a hooklearn.Corpus, got str 'forget.jsonl'; load one with"):
+        as_corpus("forget.jsonl", "forget")
+    with pytest.raises(InputError, match="-2 rows were asked for"):
+        load_corpus(name="tiny", limit=-2)
+    with pytest.raises(InputError, match="shares must be positive"):
+        Corpus("mine", ({"text": "a b"},)).split(a=-1, b=1)

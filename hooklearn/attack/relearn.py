@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from hooklearn.attack.curve import Arena
 from hooklearn.attack.tuning import Plan, Tuning, demonstrations
+from hooklearn.data import Corpus
+from hooklearn.types import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,3 +43,13 @@ class LowMutualInformation(Relearn):
     name: ClassVar[str] = "low_mi"
     source: ClassVar[str] = "Deeb & Roger 2024, arXiv 2410.08827 (retraining on T)"
     cheap: ClassVar[bool] = True
+
+    def check(self, model: Any, corpora: Mapping[str, Corpus]) -> None:
+        """Raises InputError where the two say by their groups that they are about the same facts."""
+        super().check(model, corpora)
+        named = [{str(r["group"]) for r in corpora[role].rows if "group" in r} for role in ("attack_train", "heldout")]
+        if both := sorted(named[0] & named[1]):
+            raise InputError(
+                f"attack {self.name!r} trains on facts that say nothing about the held-out ones, and {len(both)} "
+                f"groups are in attack_train and in heldout ({both[0]!r:.40} is one); keep them apart, or use relearn"
+            )

@@ -8,6 +8,7 @@ from typing import Any
 
 from hooklearn import callbacks, forward, linalg, memory, models, parallel
 from hooklearn.callable_module import make_callable
+from hooklearn.corpus import as_corpus
 from hooklearn.data import Corpus, encode
 from hooklearn.deltas import Delta
 from hooklearn.edit.ascent import GoodOnly, GradDiff, GradientAscent
@@ -98,7 +99,7 @@ def edit(
     reference: Corpus | None = None,
     subspace: Subspaces | Subspace | None = None,
     sites: str | Sequence[str] | None = None,
-    layers: Iterable[int] | str | None = None,
+    layers: Iterable[int] | int | str | None = None,
     budget: float | Budget = 0.01,
     seed: int = 0,
     precision: Precision = "auto",
@@ -116,8 +117,11 @@ def edit(
             the update of most effect per nat that lies in them, the direction of any other one-shot method is
             projected; methods that take steps are refused. The certificate says how well it was kept.
         sites: which weights may move; default: those of ``subspace`` where it is given, or all of the MLP.
-        budget: far KL in nats per token, or a :class:`Budget` with a near one.
+        budget: far KL in nats per token, or a :class:`Budget` with a near one or a level of forgetting.
         site_batch: hold the retain curvature of so many sites at a time (less memory, more passes, the same edit).
+    Raises:
+        InputError: unknown method or option; something is no corpus, no budget, or no such site; the method needs a
+            corpus that is not given; text that is trained on measures disruption too.
 
     Examples:
         >>> from hooklearn.data import load_corpus
@@ -127,7 +131,11 @@ def edit(
         >>> 0.95 <= result.disruption.used(result.budget) <= 1
         True
     """
-    chosen = _chosen(method, options)
+    chosen, allowed = _chosen(method, options), _allowed(budget)
+    given = {"forget": forget, "disruption": disruption, "retain": retain, "near": near, "reference": reference}
+    for role, corpus in given.items():
+        if corpus is not None or role in ("forget", "disruption"):
+            as_corpus(corpus, role)
     if isinstance(subspace, Subspace):
         subspace = Subspaces({(subspace.site.name, subspace.side): subspace})
     if sites is None:
@@ -137,7 +145,17 @@ def edit(
         subspaces=subspace, seed=seed, precision=precision, keep=False, site_batch=site_batch,
     )  # fmt: skip
     meter = DisruptionMeter(model, disruption, near)
-    return run_edit(problem, chosen, meter, budget if isinstance(budget, Budget) else Budget(budget))
+    return run_edit(problem, chosen, meter, allowed)
+
+
+def _allowed(budget: Any) -> Budget:
+    if isinstance(budget, Budget):
+        return budget
+    if isinstance(budget, bool) or not isinstance(budget, int | float):
+        raise InputError(
+            f"budget must be far KL in nats per token (0.01, say) or a hooklearn.Budget, got {budget!r:.60}"
+        )
+    return Budget(budget)
 
 
 def _chosen(method: str | Method, options: Mapping[str, Any]) -> Method:

@@ -52,6 +52,12 @@ class RepSelect(Method):
     lora_lr: float = 0.01
     """Of that adversary, by SGD, one epoch."""
 
+    def __post_init__(self) -> None:
+        if self.rank < 0 or self.lora_rank < 1:
+            raise InputError(
+                f"{self.name}: rank must be 0 or more and lora_rank at least 1, got {self.rank} and {self.lora_rank}"
+            )
+
     def path(self, problem: Problem) -> Iterator[Updates]:
         if self.lora:
             forget = lora_gradient(problem, rank=self.lora_rank, learning_rate=self.lora_lr)
