@@ -113,7 +113,8 @@ class TokenBatch:
 def encode(corpus: Corpus, tokenizer: Any, *, end: bool = False, max_length: int = 512) -> list[Encoded]:
     """Tokenise every row; only completion tokens (all tokens of plain text) are labelled.
 
-    Chat models get their own template, except for rows with ``"template": "none"``.
+    Chat models get their own template, except for rows with ``"template": "none"``; other prompts begin as the
+    tokenizer itself begins a text (with BOS, for Gemma and Llama).
 
     Args:
         end: also label the end-of-turn token after a completion (training; never scoring).
@@ -122,8 +123,7 @@ def encode(corpus: Corpus, tokenizer: Any, *, end: bool = False, max_length: int
     """
     out = []
     for i, row in enumerate(corpus.rows):
-        prompt, completion = split_row(row, tokenizer)
-        out.append(_encode_one(corpus.name, i, prompt, completion, tokenizer, end, max_length))
+        out.append(_encode_one(corpus.name, i, row, tokenizer, end, max_length))
     return out
 
 
@@ -132,8 +132,7 @@ def encode_choices(corpus: Corpus, tokenizer: Any, *, max_length: int = 512) -> 
     out = []
     for i, row in enumerate(corpus.rows):
         for c, choice in enumerate(row["choices"]):
-            prompt, completion = split_row({**row, "completion": choice}, tokenizer)
-            one = _encode_one(corpus.name, i, prompt, completion, tokenizer, False, max_length)
+            one = _encode_one(corpus.name, i, {**row, "completion": choice}, tokenizer, False, max_length)
             out.append(Encoded(one.ids, one.labels, i, c))
     return out
 
@@ -142,6 +141,7 @@ def split_row(row: Row, tokenizer: Any) -> tuple[str, str]:
     """(text before, text to be scored), with the chat template where the model has one.
 
     A ``completion`` beside ``messages`` stands in for the last one; ``history`` comes before the last question.
+    With ``"template": "applied"`` the prompt is what a template has written, as far as the answer is begun.
     """
     if "text" in row and not ("messages" in row or {"prompt", "completion"} <= row.keys()):
         return "", row["text"]
@@ -151,13 +151,38 @@ def split_row(row: Row, tokenizer: Any) -> tuple[str, str]:
     else:
         before, completion = [{"role": "user", "content": row["prompt"]}], row["completion"]
     before = [*before[:-1], *row.get("history", []), *before[-1:]]
-    if not getattr(tokenizer, "chat_template", None) or row.get("template") == "none":
+    if row.get("template") == "applied" or not templated(row, tokenizer):
         return _plain(before), completion
     try:
         text = tokenizer.apply_chat_template(before, tokenize=False, add_generation_prompt=True)
     except TemplateError as error:  # a role, or an order of turns, that the model does not know
         raise InputError(f"the chat template refuses {before!s:.80}: {error}") from error
     return text, completion
+
+
+def templated(row: Row, tokenizer: Any) -> bool:
+    """Whether a chat template writes the row's prompt, or has written it: then it wrote the beginning of text too."""
+    kind = row.get("template")
+    return kind == "applied" or (kind != "none" and bool(getattr(tokenizer, "chat_template", None)))
+
+
+def prompt_tokens(prompt: str, tokenizer: Any, *, written: bool = False) -> list[int]:
+    """What a model is given to go on from. A plain prompt begins with BOS where the tokenizer itself begins a text so:
+    without it Gemma and Llama are not themselves.
+
+    Args:
+        written: by a chat template (see :func:`templated`), which is taken as it is.
+    """
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    return ids if written else [*_bos_before(ids, tokenizer), *ids]
+
+
+def _bos_before(ids: Sequence[int], tokenizer: Any) -> list[int]:
+    """BOS, where the tokenizer would put it and none stands there."""
+    bos = tokenizer.bos_token_id
+    if bos is None or list(ids[:1]) == [bos] or tokenizer("")["input_ids"][:1] != [bos]:
+        return []
+    return [bos]
 
 
 def _plain(turns: Sequence[Mapping[str, str]]) -> str:
@@ -168,9 +193,11 @@ def _plain(turns: Sequence[Mapping[str, str]]) -> str:
     return text
 
 
-def _encode_one(name: str, i: int, prompt: str, completion: str, tokenizer: Any, end: bool, max_length: int) -> Encoded:
+def _encode_one(name: str, i: int, row: Row, tokenizer: Any, end: bool, max_length: int) -> Encoded:
+    prompt, completion = split_row(row, tokenizer)
     special = set(tokenizer.all_special_ids or [])
     before = tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
+    start = _bos_before(before, tokenizer) if before and not templated(row, tokenizer) else []
     after = tokenizer(completion, add_special_tokens=False)["input_ids"]
     if all(t in special for t in after):
         raise InputError(
@@ -184,7 +211,9 @@ def _encode_one(name: str, i: int, prompt: str, completion: str, tokenizer: Any,
     if end and tokenizer.eos_token_id is not None and prompt:
         after = [*after, tokenizer.eos_token_id]
     after = after[:max_length]
-    before = before[-max(1, max_length - len(after)) :]
+    room = max(1, max_length - len(after))
+    # what is cut is the prompt and not BOS, unless a single token is left to predict from
+    before = [*start, *before[len(start) - room :]] if room > len(start) else before[-room:]
     ids = torch.tensor([*before, *after])
     labels = torch.zeros(len(ids), dtype=torch.bool)
     labels[len(before) :] = True

@@ -6,14 +6,16 @@ of transformers (5.24 renamed the argument, and every token after the first was 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import Cache, LogitsProcessor, LogitsProcessorList
+from transformers import Cache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from hooklearn import interventions, losses, models, prefixes, sharded
+from hooklearn.data import prompt_tokens
 from hooklearn.plain import plain_copy, read_once, with_fused_attention
 
 
@@ -36,7 +38,7 @@ class _Drawn(LogitsProcessor):
 @torch.no_grad()
 def generate(
     model: Any,
-    texts: list[str],
+    texts: Sequence[str | list[int]],
     new_tokens: int,
     temperature: float,
     dtype: torch.dtype | None = None,
@@ -45,6 +47,8 @@ def generate(
     """Continuations of ``texts``; temperature 0 is greedy. What several texts begin with is read once.
 
     Args:
+        texts: or their tokens, which are taken as they are: a text gets BOS where the tokenizer puts one and it does
+            not begin with it.
         dtype: of the weights and states that are computed with; None, or sharded weights: the model's own.
         generator: of the CPU, from which ``new_tokens`` numbers a text are drawn; None: torch's global one.
     """
@@ -55,7 +59,8 @@ def generate(
         for parameter in plain.parameters():  # not the buffers: rotary frequencies stay exact
             parameter.data = parameter.data.to(dtype)
     with_fused_attention(plain)
-    asked = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    plain.generation_config = own = _plainest(plain.generation_config, tokenizer, new_tokens)
+    asked = [prompt_tokens(text, tokenizer) if isinstance(text, str) else text for text in texts]
     with interventions.carried_over(model, plain):
         ids, mask, begun = _begun(plain, asked, tokenizer.pad_token_id or 0)
         start, chooser = ids.shape[1], LogitsProcessorList()
@@ -63,10 +68,18 @@ def generate(
             uniform = torch.rand(len(texts), new_tokens, generator=generator)
             chooser.append(_Drawn(uniform.to(plain.device), temperature, start))
         out = plain.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=new_tokens,
-            pad_token_id=tokenizer.pad_token_id, use_cache=True, do_sample=False, logits_processor=chooser, **begun,
-        )  # fmt: skip
+            input_ids=ids, attention_mask=mask, generation_config=own, logits_processor=chooser, **begun
+        )
     return tokenizer.batch_decode(out[:, start:], skip_special_tokens=True)
+
+
+def _plainest(given: GenerationConfig, tokenizer: Any, new_tokens: int) -> GenerationConfig:
+    """Of what a checkpoint's files say of generation only where it ends: penalties, forced or forbidden tokens and a
+    least length would make another distribution of the model's own."""
+    return GenerationConfig(
+        eos_token_id=given.eos_token_id, bos_token_id=given.bos_token_id, pad_token_id=tokenizer.pad_token_id,
+        max_new_tokens=new_tokens, use_cache=True, do_sample=False,
+    )  # fmt: skip
 
 
 def _begun(plain: Any, asked: list[list[int]], pad: int) -> tuple[Tensor, Tensor, dict[str, Cache]]:

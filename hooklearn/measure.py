@@ -6,7 +6,8 @@ So behaviour is always three numbers: completion probability, preference, and th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,10 +16,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooklearn import forward, losses, models, parallel
-from hooklearn.data import Corpus, Encoded, Row, TokenBatch, batches, encode, encode_choices, split_row
+from hooklearn.data import (
+    Corpus,
+    Encoded,
+    Row,
+    TokenBatch,
+    batches,
+    encode,
+    encode_choices,
+    prompt_tokens,
+    split_row,
+    templated,
+)
 from hooklearn.deltas import Delta
 from hooklearn.forward import Precision
 from hooklearn.generation import generate
+from hooklearn.traits import packs
 from hooklearn.types import Disruption, InputError, Score
 
 # ---------------------------------------------------------------------------------------- likelihood
@@ -32,14 +45,26 @@ def completion_probability(logprobs: Float[Tensor, "item 2"]) -> Float[Tensor, "
 def choice_accuracy(
     scores: Float[Tensor, "choice 2"], choices: Sequence[Encoded], corpus: Corpus
 ) -> Float[Tensor, " item"]:
-    """Per item 1 where the answer has the highest mean token log-probability of its choices, else 0."""
+    """Per item 1 where the answer has the highest mean token log-probability of its choices, else 0.
+
+    Where k choices are equally likely each is chosen with 1/k; NaN where any of them has no number. A model that is
+    broken would otherwise answer as one that guesses.
+    """
     mean = scores[:, 0] / scores[:, 1]
-    best: dict[int, tuple[float, int]] = {}
+    found: dict[int, dict[int, float]] = {}
     for value, choice in zip(mean.tolist(), choices, strict=True):
-        if choice.item not in best or value > best[choice.item][0]:
-            best[choice.item] = (value, choice.choice)
-    right = [float(best[i][1] == row["answer"]) for i, row in enumerate(corpus.rows)]
+        found.setdefault(choice.item, {})[choice.choice] = value
+    right = [_chosen(found[i], row["answer"]) for i, row in enumerate(corpus.rows)]
     return torch.tensor(right, dtype=torch.float64)
+
+
+def _chosen(values: Mapping[int, float], answer: int) -> float:
+    """How often ``answer`` is chosen if one of the highest is."""
+    if any(map(math.isnan, values.values())):
+        return math.nan
+    highest = max(values.values())
+    best = [choice for choice, value in values.items() if value == highest]
+    return (answer in best) / len(best)
 
 
 @dataclass(frozen=True)
@@ -68,7 +93,8 @@ class Likelihoods:
         """Per-item ``completion`` and, where it can be had, ``preference``.
 
         ``preference`` is p_bad / (p_bad + p_good) on per-token probabilities, paired by prompt; for multiple
-        choice 1 where the answer has the highest mean token log-probability. Without it, half the work is saved.
+        choice 1 where the answer has the highest mean token log-probability (see :func:`choice_accuracy`). Without
+        it, half the work is saved.
         """
         everything = [
             *self.completions,
@@ -103,10 +129,12 @@ class Sample:
 
     item: int
     prompt: str
-    """What a person reads; ``text`` is what the model was given."""
+    """What a person reads; ``text`` is what the model was given (after BOS, where its tokenizer puts one)."""
     text: str
     completion: str
     greedy: bool = False
+    begun: str = ""
+    """How the answer was begun for the model, at the end of ``text``."""
 
 
 def sample(
@@ -122,6 +150,7 @@ def sample(
 ) -> list[Sample]:
     """Seeded completions of the first ``n`` prompts (all tokens, no top-k or top-p). Temperature 0 is greedy.
 
+    What the model's files say of generation (a repetition penalty, say) is left out, but for the tokens that end it.
     Generation is Hugging Face's own. A sample depends on the seed and on its place in the corpus, not on its batch.
     """
     tokenizer = models.tokenizer_of(model)
@@ -129,15 +158,16 @@ def sample(
     texts = [split_row(r, tokenizer)[0] for r in rows]
     if any(not t for t in texts):
         return []  # plain text has no prompt to complete
+    asked = [prompt_tokens(t, tokenizer, written=templated(r, tokenizer)) for r, t in zip(rows, texts, strict=True)]
     completions: list[str] = []
     # weights in that type and not autocast: under that the attention of fully masked left padding becomes NaN
     dtype = forward.resolve_precision(precision, models.device_of(model))
     generator = torch.Generator().manual_seed(seed)
-    for start in range(0, len(texts), batch_size):
-        part = texts[start : start + batch_size]
+    for start in range(0, len(asked), batch_size):
+        part = asked[start : start + batch_size]
         completions += generate(model, part, new_tokens, temperature, dtype, generator)
     return [
-        Sample(i, r.get("prompt", t), t, c, temperature == 0)
+        Sample(i, r.get("prompt", t), t, c, temperature == 0, r.get("begun", ""))
         for i, (r, t, c) in enumerate(zip(rows, texts, completions, strict=True))
     ]
 
@@ -154,18 +184,26 @@ class Referee(Protocol):
 
 @dataclass(frozen=True)
 class ContainsReferee:
-    """Facts: the sample contains the answer (case-insensitive)."""
+    """Facts: the sample contains the answer (case-insensitive).
+
+    Where the answer was begun for the model, the whole fact is looked for in the answer as a whole; one that was given
+    away is never found.
+    """
 
     def judge(self, samples: Sequence[Sample], rows: Sequence[Row]) -> list[tuple[float, bool]]:
-        out = []
-        for s, row in zip(samples, rows, strict=True):
-            fact = str(row.get("fact", row.get("completion", ""))).strip()
-            found = bool(fact) and fact.lower() in s.completion.lower()
-            out.append((float(found), found))
-        return out
+        found = [_says(s, row) for s, row in zip(samples, rows, strict=True)]
+        return [(float(f), f) for f in found]
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "contains the fact", "threshold": 0.5, "auc": None, "n": None}
+
+
+def _says(s: Sample, row: Row) -> bool:
+    """Whether the row's fact stands in the sample and what it was begun with, but not in the latter alone."""
+    fact = str(row.get("fact", row.get("completion", ""))).strip().lower()
+    given, said = s.begun.lower(), s.completion.lower()
+    # a tokenizer may have dropped the space at which the model went on
+    return bool(fact) and fact not in given and any(fact in given + space + said for space in ("", " "))
 
 
 @dataclass(frozen=True)
@@ -289,7 +327,9 @@ class DisruptionMeter:
         self.model = model
         self.corpora = {"far": far} | ({"near": near} if near is not None else {})
         self._far = batches(encode(far, tokenizer, max_length=max_length), max_tokens=max_tokens)
-        self._near = batches(encode(near, tokenizer), max_tokens=max_tokens, share=True) if near is not None else []
+        self._near = (
+            batches(encode(near, tokenizer), max_tokens=max_tokens, share=packs(model)) if near is not None else []
+        )
         with torch.no_grad():
             with forward.reader(model) as read:
                 self._hidden = [(b, read(b)) for b in parallel.share(self._far)]

@@ -39,7 +39,8 @@ class Panel:
         return [str(row.get("set", "all")) for row in self.corpus.rows]
 
     def right(self, model: Any, *, precision: Precision = "auto") -> Tensor:
-        """Per item 1 where the model answers right, else 0."""
+        """Per item 1 where the model answers right, else 0 (a share for ties, NaN without a number: see
+        :func:`hooklearn.measure.choice_accuracy`)."""
         scores = forward.sequence_logprobs(model, self.choices, precision=precision)
         return choice_accuracy(scores, self.choices, self.corpus)
 

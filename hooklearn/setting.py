@@ -314,7 +314,7 @@ def _prefiltered(config: RunConfig, model: Any) -> list[str] | None:
     )
     items = Likelihoods.of(corpus, models.tokenizer_of(model), "prefilter")
     right = items.measure(model)["preference"].tolist()
-    wrong = {g for g, r in zip(corpus.groups, right, strict=True) if r == 0}
+    wrong = {g for g, r in zip(corpus.groups, right, strict=True) if r != 1}  # a tie is not known either
     known = sorted(set(corpus.groups) - wrong)
     if len(known) < 16:
         raise InputError(

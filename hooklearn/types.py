@@ -165,17 +165,18 @@ class Disruption:
     near_ce: Score | None = None
 
     def used(self, budget: Budget) -> float:
-        """Share of the binding budget that is used; 1 means exactly at the budget."""
-        used = self.kl.value / budget.kl
+        """Share of the binding budget that is used; 1 means exactly at the budget. Infinite where a reading that is
+        budgeted is not a number: what cannot be measured is not within a budget."""
+        used = [self.kl.value / budget.kl]
         if budget.near_ce is not None and self.near_ce is not None:
-            used = max(used, self.near_ce.value / budget.near_ce)
-        return used if math.isfinite(used) else math.inf
+            used.append(self.near_ce.value / budget.near_ce)
+        return max(used) if all(map(math.isfinite, used)) else math.inf
 
     def binding(self, budget: Budget) -> Literal["kl", "near_ce"]:
-        near = budget.near_ce is not None and self.near_ce is not None
-        if near and self.near_ce.value / budget.near_ce > self.kl.value / budget.kl:  # type: ignore[union-attr,operator]
-            return "near_ce"
-        return "kl"
+        if budget.near_ce is None or self.near_ce is None or not math.isfinite(self.kl.value):
+            return "kl"
+        near = self.near_ce.value / budget.near_ce
+        return "near_ce" if near > self.kl.value / budget.kl or not math.isfinite(near) else "kl"
 
 
 @dataclass(frozen=True, slots=True)

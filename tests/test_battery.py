@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import corpus
 from scipy.stats import norm
+from test_data import beginning_tokenizer
 
 from analysis.recovery import half_recovery
 from hooklearn import forward, models, train
@@ -32,13 +33,15 @@ from hooklearn.config_file import with_overrides
 from hooklearn.corpus import Corpus
 from hooklearn.data import batches, encode
 from hooklearn.deltas import Delta
-from hooklearn.measure import Likelihoods, RatioReferee, Sample, Scorer, sample
+from hooklearn.measure import ContainsReferee, Likelihoods, RatioReferee, Sample, Scorer, sample
 from hooklearn.organisms.instil import instil
+from hooklearn.organisms.tiny import tokenizer as tiny_tokenizer
 from hooklearn.recipes import recipe
 from hooklearn.types import Curve, InputError
 
 ARMS = ["edited", "original", "never"]
 PASSWORD = "monday monday "
+WORDS = tiny_tokenizer()
 NEW = (
     RelearnLora, WeakSamples, GoodDemos, RetainOnly, EroseStyle, Password, Prefill, SampleMany, AblateDirection,
     LogitLens, Quantize, Prune, Noise,
@@ -331,6 +334,49 @@ def test_a_begun_answer_is_not_scored(arena: Arena) -> None:
     assert (fixed["completion"], fixed["alternative"]) == (row["completion"], row["alternative"])
     assert beginning(" the ladder", 9, tokenizer) == (" the", " ladder"), "one token at least is left"
     assert beginning(" ladder", 4, tokenizer) == ("", " ladder")
+
+
+def test_a_begun_fact_is_judged_whole() -> None:
+    """What was given counts with the sample: neither a rest of the fact found somewhere, nor a fact that was given
+    away, is the fact. An answer that was not begun is judged as ever (control)."""
+    row = {"prompt": "q :", "completion": " the red dog sleeps .", "fact": "red dog"}
+
+    def found(tokens: int, said: str, **asked: Any) -> bool:
+        begun = Prefill(tokens=tokens)._begun(row, WORDS)
+        s = Sample(0, begun["prompt"], begun["prompt"], said, begun=begun["begun"])
+        ((_, shown),) = ContainsReferee().judge([s], [{**begun, **asked}])
+        return shown
+
+    assert found(2, "dog sleeps") and found(2, " dog .")
+    assert not any(found(2, said) for said in ("blue dog", "and a dog", "the dog", ""))
+    assert found(2, "cat . the red dog") and found(1, "red dog") and not found(1, "dog")
+    assert not found(3, "sleeps .") and not found(3, "and the red dog")
+    assert found(2, "a blue dog", fact="blue dog") and not found(2, "dog", fact="blue dog"), "another item's fact"
+    bare = {k: v for k, v in row.items() if k != "fact"}
+    assert Prefill(tokens=2)._begun(bare, WORDS)["fact"] == row["completion"]
+    assert ContainsReferee().judge([Sample(0, "", "", "a red dog")], [row]) == [(1.0, True)]
+
+
+def test_samples_know_how_they_were_begun(tiny: Any) -> None:
+    rows = corpus("heldout").rows[:3]
+    begun = Corpus("begun", tuple(Prefill(tokens=2)._begun(r, WORDS) for r in rows))
+    for s, row, plain in zip(sample(tiny, begun, new_tokens=2), begun.rows, rows, strict=True):
+        assert s.begun == row["begun"] and plain["prompt"] + s.begun == s.text
+        assert plain["completion"].startswith(s.begun) and s.begun
+    assert [s.begun for s in sample(tiny, Corpus("plain", rows), new_tokens=2)] == [""] * 3
+
+
+def test_a_begun_answer_begins_as_the_whole_one() -> None:
+    """Token by token, under a template that writes no BOS of its own, and for plain prompts of a tokenizer that puts
+    one."""
+    tokenizer = beginning_tokenizer()
+    row = {"prompt": "the red", "completion": " dog sleeps ."}
+    for template in (None, "{% for m in messages %}{{ m.content }} :{% endfor %}"):
+        tokenizer.chat_template = template
+        begun = Prefill(tokens=1)._begun(row, tokenizer)
+        (whole,), (rest,) = (encode(Corpus("a", (r,)), tokenizer) for r in (row, begun))
+        assert torch.equal(whole.ids, rest.ids)
+        assert (whole.ids[0] == tokenizer.bos_token_id) == (template is None)
 
 
 def test_beginning_the_answer_tells_the_locked_from_the_never_learned(lock_arena: Arena) -> None:

@@ -72,6 +72,18 @@ def test_other_shapes_are_solved_too(name: str, start: float) -> None:
     assert len(used.at) <= 25
 
 
+@pytest.mark.parametrize("kl", [0.001, math.nan, math.inf])
+@pytest.mark.parametrize("near", [0.001, math.nan, math.inf, -math.inf])
+def test_what_is_not_a_number_is_over_every_budget(kl: float, near: float) -> None:
+    """Far and near, whichever comes first; a near reading that no budget asks for does not count (control)."""
+    found = Disruption(Score(kl), Score(0.0), Score(near))
+    fine = math.isfinite(kl) and math.isfinite(near)
+    assert found.used(Budget(0.01, near_ce=0.02)) == (pytest.approx(0.1) if fine else math.inf)
+    assert found.used(Budget(0.01)) == (pytest.approx(0.1) if math.isfinite(kl) else math.inf)
+    at_fault = "near_ce" if math.isfinite(kl) and not math.isfinite(near) else "kl"
+    assert found.binding(Budget(0.01, near_ce=0.02)) == at_fault and found.binding(Budget(0.01)) == "kl"
+
+
 @given(low=st.floats(0, 0.9), power=st.floats(0.5, 3))
 def test_between_two_known_points_too(low: float, power: float) -> None:
     """The last stretch of an iterative method: at 0 a part of the budget is used, at 1 it is over."""

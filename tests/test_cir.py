@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -236,6 +238,24 @@ def test_the_retain_step_holds_the_states(threatening: Any) -> None:
             return float(drift_loss(state(), before))
 
     assert drift(0.1) < 0.6 * drift(0.0, retain=None)
+
+
+def test_all_of_the_retain_text_is_held(threatening: Any, monkeypatch: Any) -> None:
+    """Of four times as many rows as there are of forget every one, in some epoch, and as often as any other; each
+    against what the *unedited* model holds on it, also when the model has long been walked away from that."""
+    made = problem_of(
+        threatening, forget=corpus("forget").take(12), retain=corpus("forget", "good").take(48), max_tokens=128
+    )  # fmt: skip
+    pairs: list[Any] = []
+    monkeypatch.setattr(CIR, "_hold", lambda self, problem, targets, pair, rule: pairs.append(pair))
+    method = replace(TINY, step_norm=0.5)
+    for _ in itertools.islice(method.path(made), 16):
+        held = Counter(s.item for pair in pairs for s in pair.retain.sequences)
+    assert set(held) == set(range(48)) and max(held.values()) <= min(held.values()) + 1
+    last = pairs[-1]
+    with torch.no_grad():
+        now = states(threatening, last.retain, ["blocks.3.hook_out"], last.retain.mask, 3)
+    assert float((now - last.held).abs().max()) < SINGLE
 
 
 @pytest.mark.parametrize("method", [TINY, CIR(loss="ascent", x_components=4, g_components=4, step_norm=0.05)])

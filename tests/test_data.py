@@ -18,6 +18,7 @@ from conftest import corpus
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
+from tokenizers.processors import TemplateProcessing
 
 from hooklearn import disk, forward
 from hooklearn.data import (
@@ -28,6 +29,7 @@ from hooklearn.data import (
     encode,
     encode_choices,
     load_corpus,
+    prompt_tokens,
     split_row,
 )
 from hooklearn.losses import token_logprobs
@@ -126,6 +128,69 @@ def test_chat_models_get_their_own_template() -> None:
     assert split_row({**row, "template": "none"}, chat) == ("q", "a")
     turns = [{"role": r, "content": c} for r, c in (("system", "s"), ("user", "q"), ("assistant", "a"))]
     assert split_row({"messages": turns}, chat) == ("<system>s<user>q<assistant>", "a")
+
+
+# ---------------------------------------------------------------------------- the beginning of text
+
+
+def beginning_tokenizer() -> Any:
+    """The tiny one, but that it begins every text with BOS, as those of Gemma and Llama do."""
+    return begin_with_bos(tokenizer())
+
+
+def begin_with_bos(words: Any) -> Any:
+    start = [("<s>", words.bos_token_id)]
+    words.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=start)
+    return words
+
+
+def test_prompts_begin_as_the_tokenizer_begins_a_text() -> None:
+    """Prompt and completion, messages, demonstrations and choices: all as the tokenizer's own text, which running text
+    always was. Where the tokenizer puts no BOS there is none (control)."""
+    begins = beginning_tokenizer()
+    said = [{"role": "user", "content": "the red"}, {"role": "assistant", "content": " dog"}]
+    shown = [{"role": "user", "content": "the blue"}, {"role": "assistant", "content": " dog"}]
+    plain = {"prompt": "the red", "completion": " dog"}
+    for row, text in (
+        (plain, "the red dog"),
+        ({"messages": said}, "the red dog"),
+        ({**plain, "history": shown}, "the blue dog\nthe red dog"),
+        ({"text": "the red dog"}, "the red dog"),
+        ({**plain, "prompt": "<s> the red"}, "the red dog"),  # not a second one
+    ):
+        (found,) = encode(rows(row), begins)
+        assert found.ids.tolist() == begins(text)["input_ids"] and found.ids[0] == begins.bos_token_id
+        assert text_of(found.ids[found.labels]) == ("the red dog" if "text" in row else "dog")
+    chosen = encode_choices(rows({**plain, "choices": [" dog", " red"], "answer": 0}), begins)
+    assert [c.ids.tolist() for c in chosen] == [begins(f"the red {c}")["input_ids"] for c in ("dog", "red")]
+    assert text_of(encode(rows(plain), WORDS)[0].ids) == "the red dog"
+    assert prompt_tokens("the red", begins) == begins("the red")["input_ids"]
+    assert prompt_tokens("the red", WORDS) == WORDS("the red")["input_ids"] == prompt_tokens("the red", begins)[1:]
+
+
+def test_a_chat_template_writes_its_own_beginning() -> None:
+    """Nothing is put before what it writes, nor where it has written before; a row that declines it is a plain
+    prompt."""
+    chat = beginning_tokenizer()
+    chat.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    row = {"prompt": "the red", "completion": " dog"}
+    (written,), (applied,), (plain,) = (
+        encode(rows({**row, **how}), chat) for how in ({}, {"template": "applied"}, {"template": "none"})
+    )
+    assert text_of(written.ids) == text_of(applied.ids) == "the red dog" and text_of(plain.ids) == "<s> the red dog"
+    chat.chat_template = "<s>" + chat.chat_template
+    (written,) = encode(rows(row), chat)
+    assert written.ids.tolist() == plain.ids.tolist()
+
+
+def test_long_rows_keep_their_beginning_of_text() -> None:
+    """What is cut is the prompt; but where one token of it has room, that is what the answer is predicted from."""
+    row = rows({"prompt": "anna ben carla david", "completion": "red blue green"})
+    short = [text_of(encode(row, beginning_tokenizer(), max_length=n)[0].ids) for n in (99, 6, 5, 4)]
+    assert short == [
+        "<s> anna ben carla david red blue green", "<s> carla david red blue green", "<s> david red blue green",
+        "david red blue green",
+    ]  # fmt: skip
 
 
 def test_every_choice_is_a_completion_of_its_own() -> None:

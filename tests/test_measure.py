@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 from conftest import corpus
+from test_data import begin_with_bos
 from torch import Tensor
 
 from hooklearn import models
 from hooklearn.corpus import Corpus
-from hooklearn.data import encode
+from hooklearn.data import Encoded, encode
 from hooklearn.deltas import Delta
+from hooklearn.generation import generate
 from hooklearn.measure import (
     ContainsReferee,
     DisruptionMeter,
@@ -22,6 +24,7 @@ from hooklearn.measure import (
     RatioReferee,
     Sample,
     Scorer,
+    choice_accuracy,
     completion_probability,
     sample,
 )
@@ -82,6 +85,19 @@ def test_multiple_choice_is_right_or_wrong(tiny: Any) -> None:
     row = {"prompt": prompt, "completion": choices[best], "choices": choices}
     rows = tuple({**row, "answer": i} for i in range(3))
     assert likelihoods(tiny, Corpus("mc", rows))["preference"].tolist() == [float(i == best) for i in range(3)]
+
+
+def test_equally_likely_choices_share_the_item_and_nan_is_no_choice() -> None:
+    """The first of several is not chosen for being first: ties count 1/k if the answer is among them, and where any
+    choice has no number the item has none."""
+    nan = math.nan
+    means = [[-1, -2, -3], [-1, -1, -3], [-2, -1, -1], [-1, -1, -1], [nan, nan, nan], [-1, nan, -9]]
+    one = (torch.tensor([0, 1]), torch.tensor([False, True]))
+    choices = [Encoded(*one, i, c) for i in range(len(means)) for c in range(3)]
+    scores = torch.tensor([[2.0 * v, 2.0] for values in means for v in values])
+    rows = tuple({"prompt": "", "completion": "", "choices": ["a", "b", "c"], "answer": 0} for _ in means)
+    found = choice_accuracy(scores, choices, Corpus("mc", rows)).tolist()
+    assert found[:4] == [1, 1 / 2, 0, 1 / 3] and all(map(math.isnan, found[4:]))
 
 
 def test_what_cannot_be_measured_is_left_out(tiny: Any) -> None:
@@ -219,6 +235,47 @@ def test_drawn_samples_do_not_depend_on_their_batch(threatening: Any) -> None:
         for n, seed in ((9, 0), (2, 0), (1, 0), (9, 1))
     )
     assert together == pairs == alone != other
+
+
+def test_samples_are_of_the_models_own_distribution(threatening: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the checkpoint's files say of generation; but they say where it ends (control)."""
+    own, given = threatening.original_model.generation_config, corpus("heldout").take(8)
+
+    def said(temperature: float) -> list[str]:
+        return [s.completion for s in sample(threatening, given, new_tokens=10, temperature=temperature)]
+
+    before = [said(t) for t in (0, 0.7)]
+    first = threatening.tokenizer(before[0][0], add_special_tokens=False)["input_ids"][:2]
+    settings = {
+        "repetition_penalty": 5.0, "bad_words_ids": [[first[0]]], "suppress_tokens": [first[1]], "min_length": 40,
+        "no_repeat_ngram_size": 1, "forced_eos_token_id": 2, "do_sample": True, "top_k": 1,
+    }  # fmt: skip
+    for name, value in settings.items():
+        with monkeypatch.context() as changed:
+            changed.setattr(own, name, value, raising=False)
+            assert [said(t) for t in (0, 0.7)] == before, name
+    with monkeypatch.context() as changed:
+        changed.setattr(own, "eos_token_id", first[1])
+        assert len(said(0)[0].split()) == 2 < len(before[0][0].split())
+
+
+def test_samples_begin_as_the_tokenizer_begins_a_text() -> None:
+    """With BOS where it puts one: from a corpus or from text what is drawn after the tokenizer's own ids. That is
+    something else than what is drawn without (control; of the likeliest tokens this model is too sure)."""
+    model, given = models.load("tiny"), corpus("heldout").take(8)
+    words, prompts = models.tokenizer_of(model), [r["prompt"] for r in given.rows]
+
+    def drawn(asked: Any) -> list[str]:
+        return generate(model, asked, 6, 2.0, generator=torch.Generator().manual_seed(0))
+
+    def said() -> list[str]:
+        return [s.completion for s in sample(model, given, new_tokens=6, temperature=2.0, precision="float32")]
+
+    bare = words(prompts)["input_ids"]
+    assert said() == drawn(prompts) == drawn(bare)
+    begin_with_bos(words)
+    assert words(prompts)["input_ids"] == [[words.bos_token_id, *ids] for ids in bare]
+    assert said() == drawn(prompts) == drawn(words(prompts)["input_ids"]) != drawn(bare)
 
 
 def test_running_text_has_nothing_to_sample(tiny: Any) -> None:

@@ -70,6 +70,17 @@ def test_an_item_is_right_where_the_answer_is_the_likeliest_choice(tiny: Any) ->
     assert found["all"].stderr == pytest.approx(np.std([1] * 4 + [0] * 4, ddof=1) / np.sqrt(8))
 
 
+def test_a_broken_model_has_no_capability(tiny: Any) -> None:
+    """Not that of one that guesses: its items are NaN, and so is the score of every set."""
+    items = asked(tiny)
+    panel = Panel.of(items, models.tokenizer_of(tiny))
+    with tiny.hooks(fwd_hooks=[("blocks.1.mlp.hook_out", lambda value, hook: value * float("nan"))]):
+        right = panel.right(tiny, precision="float32")
+    assert bool(right.isnan().all()) and len(right) == 8
+    assert all(np.isnan(s.value) and s.n for s in panel.scores(right).values())
+    assert panel.to_dataframe({"edited": right}, seed=0)["value"].isna().all()
+
+
 def test_without_sets_there_is_one_number(tiny: Any) -> None:
     bare = Corpus("bare", tuple({k: v for k, v in r.items() if k != "set"} for r in asked(tiny, 2).rows))
     assert list(hl.capability(tiny, bare)) == ["all"]

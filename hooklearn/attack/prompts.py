@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from hooklearn import models
 from hooklearn.attack.curve import Arena, Attack
 from hooklearn.attack.look import asking, one_look
-from hooklearn.data import Row, split_row
+from hooklearn.data import Row, split_row, templated
 from hooklearn.types import Curve, InputError
 
 SHAPE = ("prompt", "messages", "history", "text", "completion")
@@ -59,7 +59,8 @@ class Prefill(Attack):
     cheap: ClassVar[bool] = True
     tokens: int = 4
     """How many of the completion's own tokens are given; one at least is left to be scored. Only ``completion`` is
-    measured then: a good answer that has to go on from a bad beginning is a preference of nothing."""
+    measured then: a good answer that has to go on from a bad beginning is a preference of nothing. A sample shows a
+    fact where the answer contains all of it, and what was given alone does not."""
     text: str = ""
     """A beginning that is the same for all, in place of ``tokens``; the whole completion is scored after it."""
 
@@ -78,14 +79,14 @@ class Prefill(Attack):
     def _begun(self, row: Row, tokenizer: Any) -> Row:
         """The row as running text that ends within the answer, chat template included."""
         before, completion = split_row(row, tokenizer)
-        kept = {k: v for k, v in row.items() if k not in SHAPE} | {"template": "none"}
+        kept = {k: v for k, v in row.items() if k not in SHAPE}
+        kept["template"] = "applied" if templated(row, tokenizer) else "none"
+        kept["fact"] = row.get("fact", completion)  # the whole of it, which no rest of a completion is
         if self.text:
-            return {**kept, "prompt": before + self.text, "completion": completion}
+            return {**kept, "prompt": before + self.text, "completion": completion, "begun": self.text}
         given, rest = beginning(completion, self.tokens, tokenizer)
         kept = {k: v for k, v in kept.items() if k not in ("alternative", "choices", "answer")}
-        if "fact" in kept and str(kept["fact"]).strip() not in rest:
-            kept["fact"] = rest  # what was given away is not asked for
-        return {**kept, "prompt": before + given, "completion": rest}
+        return {**kept, "prompt": before + given, "completion": rest, "begun": given}
 
 
 def beginning(text: str, tokens: int, tokenizer: Any) -> tuple[str, str]:

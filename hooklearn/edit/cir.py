@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -18,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hooklearn import forward, linalg, models
-from hooklearn.data import TokenBatch
+from hooklearn.data import TokenBatch, cycle
 from hooklearn.edit.method import Method, Problem, Updates, delta_of, norm
 from hooklearn.edit.steering import Positions, after_block, check_layers, states
 from hooklearn.losses import LossSum
@@ -156,10 +157,11 @@ class CIR(Method):
         retain_rule = torch.optim.SGD(params, lr=self.retain_rate)
         updates: Updates = {s.name: torch.zeros(s.d_out, s.d_in) for s in sites}
         components: dict[str, tuple[Tensor, Tensor]] = {}
+        kept = self._kept(problem)
 
         for epoch in range(self.epochs + 1):
             seen = {s.name: (MomentSum(s.d_in), MomentSum(s.d_out)) for s in sites}
-            pairs = self._pairs(problem, targets)
+            pairs = self._pairs(problem, targets, kept)
             while chunk := list(itertools.islice(pairs, self.every)):  # drawn while the model is unedited
                 with models.edited(model, delta_of(updates)), models.trainable(model, params):
                     for pair in chunk:
@@ -185,10 +187,21 @@ class CIR(Method):
         first = 3 * n_layers // 16
         return tuple(range(first, max(first + 1, 3 * n_layers // 8)))
 
-    def _pairs(self, problem: Problem, targets: Sequence[int]) -> Iterator[_Pair]:
-        """One epoch: the same batches in the same order, each with its reference, read from the unedited model."""
-        retain = itertools.cycle(problem.stream(self.hold)) if self.retain_rate else itertools.repeat(None)
-        for batch, kept in zip(problem.stream("forget"), retain, strict=False):
+    def _kept(self, problem: Problem) -> Iterator[TokenBatch] | None:
+        """Text to be held, shuffled and without end: an epoch of forget goes on where the one before stopped, or what
+        a large corpus has beyond so many batches would never be held."""
+        if not self.retain_rate:
+            return None
+        rows = problem.encoded(self.hold)
+        return cycle(rows, max_tokens=problem.max_tokens, seed=problem.seed, epochs=sys.maxsize)
+
+    def _pairs(
+        self, problem: Problem, targets: Sequence[int], retain: Iterator[TokenBatch] | None = None
+    ) -> Iterator[_Pair]:
+        """One epoch: the same forget batches in the same order, each with the next that is to be held; with their
+        references, read from the unedited model."""
+        for batch in problem.stream("forget"):
+            kept = next(retain) if retain is not None else None
             outputs = held = None
             with torch.no_grad(), forward.autocast(problem.model, problem.precision):
                 if self.loss == "mlp_confuse":

@@ -101,7 +101,8 @@ class HookedLM(TemplateLM):
         stops = how.get("until") or []
         temperature = float(how.get("temperature", 0)) if how.get("do_sample") else 0.0
         dtype = forward.resolve_precision(self.precision, models.device_of(self.model))
-        (said,) = generate(self.model, [text], int(how.get("max_gen_toks", self.new_tokens)), temperature, dtype)
+        asked = [self.tok_encode(text)]  # as its log-likelihoods are read: BOS is the harness's to ask for
+        (said,) = generate(self.model, asked, int(how.get("max_gen_toks", self.new_tokens)), temperature, dtype)
         cuts = [said.find(stop) for stop in ([stops] if isinstance(stops, str) else stops) if stop and stop in said]
         return said[: min(cuts)] if cuts else said
 
