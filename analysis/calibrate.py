@@ -250,10 +250,12 @@ def _mechanistic(records: Sequence[Mapping[str, Any]]) -> Iterable[tuple[str, fl
     for r in records:
         removed, intact = (number(v) for v in r.get("anchors") or (None, None))
         value = number(r["value"])
+        sign = -1 if r["direction"] == "low" else 1
         if np.isfinite(removed) and np.isfinite(intact) and removed != intact:
-            value = (value - removed) / (intact - removed)
-        elif r["direction"] == "low":
-            value = -value
+            # the wrong way round they say nothing (analysis.evidence.judge)
+            value = (value - removed) / (intact - removed) if sign * (intact - removed) > 0 else float("nan")
+        else:
+            value *= sign
         yield f"{r['name']} ({r['role']})", value
 
 

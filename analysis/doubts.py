@@ -137,7 +137,7 @@ def _attacks(heldout: Sequence[Judgement]) -> Iterator[str]:
         elif any(not (a.settled or a.past_best) and (a.informative or not a.cheap) for a in of_name):
             yield f"{name} did not converge: a longer attack may bring back more"
     for name, of_name in attackers.items():
-        if not any(a.informative for a in of_name):
+        if not any(a.tells for a in of_name):
             yield f"{name} says nothing: under it original and never do not differ"
 
 
@@ -150,6 +150,8 @@ def _metrics(heldout: Sequence[Judgement]) -> Iterator[str]:
     if len({j.verdict for j in clear}) > 1:
         each = ", ".join(f"{j.measures.metric} {j.verdict}" for j in clear)
         yield f"the metrics disagree: {each}"
+    for m in (j.measures for j in heldout if j.measures.unseen):
+        yield f"{m.metric} was not measured after the start of {', '.join(m.unseen)}: what they bring back is unknown"
     for metric in ("completion", "preference", "sampled"):
         if heldout and metric not in {j.measures.metric for j in heldout}:
             yield f"{metric} was not measured"

@@ -5,7 +5,9 @@ Besides equal disruption there are two more ways to be fair:
 **Equal unlearning.** The forget score (completion probability of items that were trained on) that *every* run and
 seed reached within its budget, the largest of their lowest scores. Per run: the far KL at which its way first meets
 that score, sqrt(KL) interpolated between the two points around it (KL grows with the square of the length of an
-update), and what had been spent by then: tokens and seconds until a point at or below the score was seen.
+update), and what had been spent by then: tokens and seconds until a point at or below the score was seen. A run that
+never lowered the score (in some seed) was never there: its numbers are NaN, and it does not hold the others to where
+they began.
 
 **Equal compute.** The fewest tokens after which every run and seed had been looked at once. Per run: the lowest
 forget score within its budget by then.
@@ -39,17 +41,19 @@ def equal_unlearning(runs: Mapping[str, Run]) -> pd.DataFrame:
     ways = ways_of(runs)
     if not ways:
         return pd.DataFrame()
-    target = max(float(w["forget"].min()) for of_run in ways.values() for w in of_run)
+    target = shared_score(ways)
     rows = []
     for name, of_run in ways.items():
         found = [_at_score(way, target) for way in of_run]
         columns = {key: [f[key] for f in found] for key in found[0]}
         rows.append(
             {"run": name, "forget score": target}
-            | {key: mean(values) for key, values in columns.items()}
+            | {key: float(np.mean(values)) for key, values in columns.items()}  # NaN where one seed never got there
             | {"far KL stderr": _stderr(columns["far KL"]), "seeds": len(found)}
         )
-    frame = pd.DataFrame(rows).astype({"tokens": int})
+    frame = pd.DataFrame(rows)
+    if bool(frame["tokens"].notna().all()):
+        frame = frame.astype({"tokens": int})
     frame["times the least"] = frame["tokens"] / frame["tokens"].min()
     return frame
 
@@ -86,9 +90,26 @@ def ways_of(runs: Mapping[str, Run]) -> dict[str, list[Way]]:
     return ways
 
 
+def shared_score(ways: Mapping[str, Sequence[Way]]) -> float:
+    """The forget score that every way reached that lowered it at all; NaN where none did."""
+    lowest = [float(way["forget"].min()) for of_run in ways.values() for way in of_run if _lowered(way)]
+    return max(lowest, default=float("nan"))
+
+
+def _lowered(way: Way) -> bool:
+    """The edit had an effect within its budget: some point is below the first, the unedited model."""
+    return bool(way["forget"].min() < way["forget"].iloc[0]) or bool(way["tokens"].iloc[0] > 0)
+
+
 def _at_score(way: Way, target: float) -> dict[str, float]:
-    """Where a way first meets a score: its disruption there, and what had been spent when such a point was seen."""
-    seen = way[(way["forget"] <= target) & (way["tokens"] > 0)].iloc[0]
+    """Where a way first meets a score: its disruption there, and what had been spent when such a point was seen.
+
+    NaN where it never does, or did nothing.
+    """
+    there = way[(way["forget"] <= target) & (way["tokens"] > 0)]
+    if there.empty or not _lowered(way):
+        return dict.fromkeys(("far KL", "near CE", "tokens", "seconds"), float("nan"))
+    seen = there.iloc[0]
     by_kl = way.sort_values("kl", kind="stable")
     at = int(np.argmax(by_kl["forget"].to_numpy() <= target))
     after, before = by_kl.iloc[at], by_kl.iloc[max(at - 1, 0)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis.scores import Array, Attacker, Estimate, Resampler, Scores, highest, interval
+from analysis.scores import Array, Attacker, Estimate, Resampler, Scores, attacker_name, highest, interval
 
 NAN = float("nan")
 
@@ -64,6 +64,8 @@ class AttackResult:
     half_life_original: float
     half_life_never: float
     informative_steps: int
+    last_informative: float
+    """The last of them; NaN without any."""
     last_step: float
     converged: bool
     """The edited arm was flat at the end, as the run recorded it."""
@@ -80,11 +82,16 @@ class AttackResult:
 
     @property
     def name(self) -> str:
-        return f"{self.attack} ({self.setting})" if self.setting else self.attack
+        return attacker_name(self.attack, self.setting)
 
     @property
     def informative(self) -> bool:
         return self.informative_steps > 0
+
+    @property
+    def tells(self) -> bool:
+        """Informative on what the attack does: one by training also past its start, which is the model before it."""
+        return self.informative and (self.last_informative > 0 or self.last_step == 0)
 
 
 @dataclass(frozen=True)
@@ -102,6 +109,8 @@ class Measures:
     n_items: int
     n_seeds: int
     attackers: tuple[AttackResult, ...]
+    unseen: tuple[str, ...] = ()
+    """Attackers after whose start nothing was measured."""
 
     @property
     def known(self) -> bool:
@@ -123,7 +132,9 @@ def measure(scores: Scores, thresholds: Thresholds | None = None, *, seed: int =
     has_never = "never" in scores.before and not np.isnan(scores.before["never"]).all()
     before = {arm: _mean(y) for arm, y in scores.before.items()}
     nothing = Estimate(NAN, NAN, NAN)
-    empty = Measures(scores.metric, scores.split, nothing, nothing, before, has_never, n_items, n_seeds, ())
+    empty = Measures(
+        scores.metric, scores.split, nothing, nothing, before, has_never, n_items, n_seeds, (), scores.unseen
+    )
     if n_seeds == 0 or n_items < t.min_items:
         return empty
     draw = Resampler(scores.shape, resamples=t.resamples, seed=seed, share=scores.is_share)
@@ -174,14 +185,14 @@ def _result(
     one_look = len(a.steps) == 1 and a.steps[0] == 0
     of_gap = (y["edited"] - y["never"]) / _scale(y, gaps, t) if one_look else above["edited"]
     R = np.maximum(0, np.where(np.isnan(y["original"]), NAN, of_gap))[:, informative]
-    nothing = Estimate(NAN, NAN, NAN)
+    steps, nothing = a.steps[informative], Estimate(NAN, NAN, NAN)
     removal = max_R = returned = rise = nothing
-    if informative.any():
-        u = np.log2(1 + a.steps[informative])
+    if len(steps):
+        u = np.log2(1 + steps)
         removal = interval(1 - R @ _trapezoid(u), t.confidence)
         max_R = highest(R, t.confidence)
         returned = highest((R - R0) / np.maximum(1 - R0, 1 - t.intact), t.confidence)
-        rise = interval(R[:, -1] - R[:, _half_way(a.steps[informative])], t.confidence)
+        rise = interval(R[:, -1] - R[:, _half_way(steps)], t.confidence)
     edited = highest(above["edited"], t.confidence)
     matched = highest(above["matched"], t.confidence) if "matched" in above else nothing
     half = {arm: half_life(a.steps, y[arm][0], level) for arm in ("edited", "original", "never")}
@@ -195,7 +206,8 @@ def _result(
         matched_above_never=matched.value, matched_above_never_high=matched.high,
         half_life=half["edited"], half_life_original=half["original"],
         half_life_never=half["never"],
-        informative_steps=int(informative.sum()), last_step=float(a.steps[-1]),
+        informative_steps=int(informative.sum()), last_informative=float(steps[-1]) if len(steps) else NAN,
+        last_step=float(a.steps[-1]),
         converged=a.converged, rise=rise.value, rise_high=rise.high,
         settled=a.converged or rise.high <= t.settled,
         diverged=a.diverged, dropped=_dropped(a, scores.attackers), past_best=a.past_best,

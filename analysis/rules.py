@@ -90,7 +90,7 @@ def _robustly_removed(m: Measures, t: Thresholds) -> str:
 def _removed(m: Measures, t: Thresholds) -> str:
     if _not_removed(m, t):
         return ""
-    told = [a for a in m.cheap() if a.informative]
+    told = [a for a in m.cheap() if a.tells]
     return (
         f"under {len(told)} cheap attack{'s' * (len(told) > 1)} removal stays at "
         f"{min(a.removal_low for a in told):.2f} or more (lower bound) and R at "
@@ -127,13 +127,13 @@ def _not_removed(m: Measures, t: Thresholds) -> str:
         if a.informative and not a.max_R_high <= t.max_R:
             r = range_text(a.max_R, a.max_R_low, a.max_R_high, t.max_R)
             return f"R under {a.name} reaches {r}, and its upper bound must be {t.max_R:g} or less"
-    return "" if any(a.informative for a in m.cheap()) else _NO_ATTACK
+    return "" if any(a.tells for a in m.cheap()) else _NO_ATTACK
 
 
 def _not_robust(m: Measures, t: Thresholds) -> str:
     """What stands between REMOVED and ROBUSTLY REMOVED; empty when nothing does."""
     adversarial = m.adversarial()
-    settings = [a.attack for a in m.attackers if not a.cheap]
+    settings = [a.attack for a in adversarial]  # a setting that was dropped has shown nothing
     if not any(settings.count(name) >= t.sweep for name in settings):
         return f"no attack with demonstrations was swept over {t.sweep} or more settings"
     if all(math.isnan(a.half_life_never) for a in adversarial):
@@ -155,7 +155,7 @@ def _not_robust(m: Measures, t: Thresholds) -> str:
 def _open_question(m: Measures, t: Thresholds) -> str:
     """Why not even WEAKENED can be said; empty when it can."""
     told = [a for a in m.cheap() if a.informative and not a.diverged]
-    if not told:
+    if not any(a.tells for a in told):
         return _NO_ATTACK
     if _half(m.start.low, m.start.high) > t.half_width:
         return f"R before any attack is only known as {m.start}"

@@ -6,6 +6,14 @@ arm, step and attacker has, seeds likewise; an arm that was measured once (a con
 on the seed of the edit) is repeated for every seed. NaN stays NaN and reaches every number that
 depends on it.
 
+**Ends.** An attack by training may stop at another step in every seed (when the edited arm is flat), and the dearer
+measures are taken at its end only. So last looks are matched by their role and not by their number: the last step of
+``steps`` is where the longest seed ended, and there every seed has its own last look. A seed that came to rest keeps
+it from where it stopped. A last look counts as one only if it was taken where the attack ended, at the same step in
+all arms of the seed. Where fine-tuning went on and nothing but its start was measured, nobody looked: the attacker is
+left out (``Scores.unseen``) like one that was not asked for; where looks were taken and the arms share none of them,
+the last step is NaN.
+
 **Bootstrap.** A resample is one draw of items and one draw of seeds with replacement, as counts
 ``c_i`` and ``k_s``, the same in all arms, steps and attackers:
 
@@ -95,6 +103,8 @@ class Scores:
     """Seeds that not every arm and attacker has."""
     items: tuple[int, ...] = ()
     """Numbers of the items, where they come from a run."""
+    unseen: tuple[str, ...] = ()
+    """Attackers by training of which only the start was measured: they say nothing of what the attack does."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -103,9 +113,13 @@ class Scores:
 
     @property
     def is_share(self) -> bool:
-        """Scores are yes or no (or means of few such)."""
-        values = [*self.before.values(), *(y for a in self.attackers for y in a.y.values())]
-        return self.metric == "sampled" or all(np.isin(v, (0.0, 1.0)).all() for v in values)
+        """Scores are yes or no (or means of few such).
+
+        Asked of the models before any attack: a surrogate has its chance level, and NaN is neither.
+        """
+        values = np.concatenate([self.before[a].ravel() for a in ("edited", "original") if a in self.before] or [[]])
+        known = values[~np.isnan(values)]
+        return self.metric == "sampled" or (len(known) > 0 and bool(np.isin(known, (0.0, 1.0)).all()))
 
 
 # --------------------------------------------------------------------------------- the bootstrap
@@ -179,11 +193,13 @@ def read_scores(run: Run) -> list[Scores]:
 
 def _scores(run: Run, metric: str, split: str, rows: pd.DataFrame) -> Scores:
     rows = rows.loc[np.isin(rows["item"], _common_items(rows))]
-    groups = grouped(rows, "attack", "setting")
-    seeds = _common_seeds(groups.values())
-    items = np.unique(rows["item"].to_numpy())
     flags = grouped(run.curves, "attack", "setting")
     no_curves = run.curves.head(0)
+    groups = grouped(rows, "attack", "setting")
+    unseen = [key for key, group in groups.items() if _only_its_start(group, flags.get(key, no_curves))]
+    groups = {key: group for key, group in groups.items() if key not in unseen}
+    seeds = _common_seeds(groups.values())
+    items = np.unique(rows["item"].to_numpy())
     before: dict[str, Array] = {}
     attackers = []
     for (attack, setting), group in groups.items():
@@ -194,7 +210,18 @@ def _scores(run: Run, metric: str, split: str, rows: pd.DataFrame) -> Scores:
         else:
             attackers.append(Attacker(attack, steps, y, setting, **_flags(curves)))
     left_out = rows.loc[rows["arm"] == "edited", "seed"].nunique() - len(seeds)
-    return Scores(metric, split, before, tuple(attackers), left_out, tuple(items.tolist()))
+    names = tuple(attacker_name(*key) for key in unseen)
+    return Scores(metric, split, before, tuple(attackers), left_out, tuple(items.tolist()), names)
+
+
+def attacker_name(attack: str, setting: str) -> str:
+    """As the reader sees it: ``relearn (lr=0.001)``."""
+    return f"{attack} ({setting})" if setting else attack
+
+
+def _only_its_start(rows: pd.DataFrame, curves: pd.DataFrame) -> bool:
+    """Fine-tuning of which this metric saw nothing but step 0, which is the model before the attack."""
+    return bool((rows["step"] == 0).all()) and bool((curves["step"] > 0).any())
 
 
 def _common_items(rows: pd.DataFrame) -> NDArray:
@@ -248,24 +275,77 @@ def past_best(steps: Array, y: Array) -> bool:
     return bool(y[0] <= below and steps[-1] >= 2 * steps[k] > 0 and (y[k + 1 :] <= below).all())
 
 
+class _Arm(NamedTuple):
+    """One arm under one attacker, a row per seed."""
+
+    y: Array
+    """``[seed, step, item]``"""
+    seen: NDArray[np.bool_]
+    """``[seed, step]``: there is a look, or one to stand for it."""
+    last: NDArray[np.intp]
+    """``[seed]`` index of the last look; -1 where the attack went on after it."""
+
+
 def _arrays(rows: pd.DataFrame, curves: pd.DataFrame, seeds: Array, items: Array) -> tuple[Array, dict[str, Array]]:
     """Steps that all arms and seeds share, and arm -> ``[seed, step, item]``."""
     steps = np.unique(rows["step"].to_numpy())
     flat = curves.groupby(["arm", "seed"])["converged"].all().to_dict()
-    y, present = {}, np.ones(len(steps), bool)
-    for arm, of_arm in rows.groupby("arm"):
-        own = np.unique(of_arm["seed"].to_numpy())
-        cube = _cube(of_arm, own, steps, items)
-        measured = _cube(of_arm.assign(value=1.0), own, steps, items)[..., 0] == 1
-        for s, seed in enumerate(own):
-            if flat.get((arm, seed), False):
-                _hold(cube[s], measured[s])
-        pick = np.searchsorted(own, seeds) if len(own) > 1 else np.zeros(len(seeds), int)
-        y[str(arm)] = cube[pick]
-        present &= measured[pick].all(axis=0)
+    last: Any = curves.groupby(["arm", "seed"])["step"].max()
+    ended = last.to_dict()
+    arms = {str(arm): _arm(str(arm), of_arm, steps, seeds, items, flat, ended) for arm, of_arm in rows.groupby("arm")}
+    _match_ends(arms, np.array([flat.get(("edited", seed), False) for seed in seeds], bool))
+    y = {name: arm.y for name, arm in arms.items()}
+    present = np.logical_and.reduce([arm.seen.all(axis=0) for arm in arms.values()])
     if not present.any():  # the arms share no step: nothing can be said, and NaN says it
         return np.zeros(1), {arm: np.full_like(v[:, :1], np.nan) for arm, v in y.items()}
+    if not steps[present].any() and steps.any():  # nor can anything where they share their start alone
+        present[-1] = True
+        for values in y.values():
+            values[:, -1] = np.nan
     return steps[present].astype(float), {arm: v[:, present] for arm, v in y.items()}
+
+
+def _arm(
+    name: str, rows: pd.DataFrame, steps: Array, seeds: Array, items: Array, flat: Mapping[Any, bool],
+    ended: Mapping[Any, float],
+) -> _Arm:  # fmt: skip
+    """Rows of one arm on the steps of all; one that came to rest where its attack ended keeps its last value."""
+    own = np.unique(rows["seed"].to_numpy())
+    cube = _cube(rows, own, steps, items)
+    seen = _cube(rows.assign(value=1.0), own, steps, items)[..., 0] == 1
+    last = np.full(len(own), -1)
+    for s, seed in enumerate(own):
+        at = int(np.flatnonzero(seen[s])[-1])
+        if steps[at] < ended.get((name, seed), 0):
+            continue
+        last[s] = at
+        if flat.get((name, seed), False):
+            _hold(cube[s], seen[s], at)
+    pick = np.searchsorted(own, seeds) if len(own) > 1 else np.zeros(len(seeds), int)
+    return _Arm(cube[pick], seen[pick], last[pick])
+
+
+def _match_ends(arms: Mapping[str, _Arm], at_rest: NDArray[np.bool_]) -> None:
+    """Every seed's last look becomes its look where the longest seed ended, in place.
+
+    Only where every seed has one. A seed that came to rest keeps it from where it stopped; of another it is the end
+    and nothing else, so that a curve that was still rising does not look flat.
+    """
+    last = np.stack([arm.last for arm in arms.values()])
+    ends = last.max(axis=0)
+    seeds = np.arange(len(ends))
+    if (last < 0).any() or not all(arm.seen[seeds, ends].all() for arm in arms.values()):
+        return
+    longest = ends.max(initial=0)
+    for arm in arms.values():
+        for s, end in enumerate(ends):
+            look = arm.y[s, end].copy()
+            if at_rest[s]:
+                _hold(arm.y[s], arm.seen[s], end)
+            else:
+                arm.seen[s, end] = False
+            arm.y[s, longest], arm.seen[s, longest] = look, True
+        arm.seen[:, longest + 1 :] = False  # steps of seeds that are left out
 
 
 def _cube(rows: pd.DataFrame, seeds: NDArray, steps: Array, items: Array) -> Array:
@@ -285,9 +365,7 @@ def _cube(rows: pd.DataFrame, seeds: NDArray, steps: Array, items: Array) -> Arr
     return np.where(count > 0, total / np.maximum(count, 1), np.nan).reshape(shape)
 
 
-def _hold(y: Array, measured: NDArray[np.bool_]) -> None:
-    """Arms stop when they are flat: one that ended before the others keeps its last value."""
-    ends = np.flatnonzero(measured)
-    if len(ends):
-        y[ends[-1] + 1 :] = y[ends[-1]]
-        measured[ends[-1] + 1 :] = True
+def _hold(y: Array, seen: NDArray[np.bool_], end: int) -> None:
+    """The look at ``end`` stands for all that would have come after it."""
+    y[end + 1 :] = y[end]
+    seen[end + 1 :] = True

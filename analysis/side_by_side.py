@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from analysis import style
-from analysis.equal import ways_of
+from analysis.equal import shared_score, ways_of
 from analysis.plots import worst
 from analysis.reading import Run, input_error, read_run
 from analysis.style import INK, MUTED, PAPER
@@ -55,7 +55,7 @@ def ways(runs: Sequence[Run | str | Path]) -> Figure:
         _line(left, by_kl["kl"], by_kl["forget"], colour[name])
         by_then = way.sort_values("tokens")
         _line(right, by_then["tokens"], by_then["forget"].cummin(), colour[name], drawstyle="steps-post")
-    reached = max(float(way["forget"].min()) for _, way in lines)
+    reached = shared_score(found)
     left.axhline(reached, **DASHED)
     _mark(left, max(float(way["kl"].max()) for _, way in lines), "equal disruption")
     _mark(right, max(int(way["tokens"][way["tokens"] > 0].min()) for _, way in lines), "equal compute")
@@ -69,7 +69,7 @@ def ways(runs: Sequence[Run | str | Path]) -> Figure:
     right.xaxis.set_major_formatter(lambda v, _: f"{v:,.0f}")
     style.title(left, "What it cost elsewhere", "a line per run: unedited at the left, the edit at the right end")
     style.title(right, "What it cost to make", "lowest score within the budget by then")
-    _ends(left, lines, colour, {"equal unlearning": reached})
+    _ends(left, lines, colour, {"equal unlearning": reached} if np.isfinite(reached) else {})
     _ends(right, lines, colour, {})
     return figure
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from user_files import hooklearn
 
-from analysis.calibrate import GOLD, auc, auc_error, calibrate
+from analysis.calibrate import GOLD, _mechanistic, auc, auc_error, calibrate
 from analysis.confusion import confusion
 from hooklearn import calibration, forward, models
 from hooklearn.calibration import HELDOUT_KINDS, SEEDS, SEEN_SEEDS, cases, native
@@ -248,6 +248,17 @@ def test_a_run_that_is_no_case_is_refused(tmp_path: Path) -> None:
         calibrate([write_run(tmp_path / "run")])
     with pytest.raises(InputError, match="no case"):
         calibrate([])
+
+
+def test_evidence_whose_scale_runs_backwards_is_not_ranked() -> None:
+    """The share that was kept, of either direction; where never lies beyond the unedited model there is no share."""
+    record = {"name": "a", "role": "decides", "direction": "high", "value": 0.1}
+    for direction, anchors, kept in (
+        ("high", [0.0, 0.2], 0.5), ("high", [0.3, 0.25], np.nan), ("low", [0.3, 0.0], 2 / 3),
+        ("low", [0.0, 0.2], np.nan), ("low", [None, 1.0], -0.1), ("high", [None, None], 0.1),
+    ):  # fmt: skip
+        [(name, value)] = _mechanistic([{**record, "direction": direction, "anchors": anchors}])
+        assert (name, value) == ("a (decides)", pytest.approx(kept, nan_ok=True))
 
 
 @given(st.lists(st.integers(0, 5), min_size=1), st.lists(st.integers(0, 5), min_size=1))

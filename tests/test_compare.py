@@ -82,6 +82,24 @@ def test_points_past_the_budget_do_not_count(tmp_path: Path) -> None:
     assert early["tokens"].tolist() == [2000, 2000] and early["forget score"].tolist() == [0.3, 0.3]
 
 
+def test_an_edit_that_never_lowered_the_score_has_no_place_at_equal_unlearning(tmp_path: Path) -> None:
+    """In one seed or in all: NaN, a dash in the table, and the other runs are compared as if it were not there."""
+    idle = walked(tmp_path / "idle", [(0.0, 0.5, 0), (0.005, 0.52, 100), (0.01, 0.51, 200)])
+    half = walked(tmp_path / "half", FAST, seeds=(0, 1))
+    trace = pd.read_parquet(half / "trace.parquet")
+    trace.loc[trace["seed"] == 1, "forget"] = [0.5, 0.5, 0.6]
+    trace.to_parquet(half / "trace.parquet", index=False)
+    ways = {"slow": walked(tmp_path / "slow", SLOW), "fast": walked(tmp_path / "fast", FAST)}
+    runs = {name: read_run(folder) for name, folder in ways.items()}
+    alone = equal_unlearning(runs).set_index("run")
+    table = equal_unlearning(runs | {"idle": read_run(idle), "half": read_run(half)}).set_index("run")
+    pd.testing.assert_frame_equal(table.loc[["slow", "fast"]], alone, check_dtype=False)
+    assert table.loc[["idle", "half"], ["far KL", "near CE", "tokens", "seconds"]].isna().all(axis=None)
+    assert equal_unlearning({"idle": read_run(idle)})["tokens"].isna().all()
+    found = analysis.compare([idle, *ways.values()])
+    assert "| idle | 0.3 | - |" in found.to_markdown()
+
+
 def test_equal_compute_is_the_first_moment_at_which_all_had_something_to_show(tmp_path: Path) -> None:
     runs = {name: read_run(walked(tmp_path / name, way)) for name, way in (("slow", SLOW), ("fast", FAST))}
     table = equal_compute(runs).set_index("run")

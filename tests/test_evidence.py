@@ -29,7 +29,7 @@ from hooklearn.evidence import alarms, bench, connectivity, fisher, geometry, le
 from hooklearn.evidence.types import Evidence, detail
 from hooklearn.locate.capture import weight_gradients
 from hooklearn.locate.moments import site_moments
-from hooklearn.types import NAN, InputError
+from hooklearn.types import NAN, InputError, NumericalError
 
 EXACT = 1e-9
 """float64 arithmetic on numbers of order one."""
@@ -113,6 +113,18 @@ def test_auc_is_scikit_learns(seed: int) -> None:
     expected = [roc_auc_score(labels, row) for row in scores]
     assert nulls.auc(scores, labels).tolist() == pytest.approx(expected, abs=EXACT)
     assert np.isnan(nulls.auc(scores, np.ones(12, bool))).all()
+
+
+@given(seeds)
+def test_swapping_before_the_sort_is_sorting_after_the_swap(seed: int) -> None:
+    """Two layers, ties, folds of unequal size, one of them without a class: the same numbers to the last bit."""
+    rng = np.random.default_rng(seed)
+    labels, folds = rng.random(30) < 0.5, np.r_[np.zeros(12, int), np.ones(14, int), np.full(4, 2)]
+    labels[26:] = True
+    one, two = rng.integers(0, 5, (2, 2, 30)) / 5
+    masks = rng.random((7, 30)) < 0.5
+    slow = nulls.auc_by_fold(np.where(masks[:, None], two, one), labels, folds)
+    assert np.array_equal(nulls.swapped_auc_by_fold(one, two, labels, folds, masks), slow)
 
 
 def test_groups_move_as_a_whole() -> None:
@@ -596,6 +608,47 @@ def test_without_a_never_learned_model_it_is_said_what_is_missing(threatening: A
     assert len(judge.doubts(evidence.to_records(found))) == 3
 
 
+def idle(tiny: Any, threatening: Any, **more: Any) -> bench.Bench:
+    """An edited arm that is the original: it has no weight that an update could be compared with."""
+    return benched(arm("edited", threatening), tiny, threatening, n=8, **more)
+
+
+def test_what_would_have_decided_is_missed(tiny: Any, threatening: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A measure that could not be taken keeps its role, so that the doubts name it; what only reports is not named."""
+    few = {"heldout": corpus("heldout").take(3)}
+    o = np.zeros((2, 8))
+    unscored = lens.scored(
+        "logit_lens", {"original": o, "never": o, "edited": o}, (0, 1), list("abcdefgh"), draws=19,
+        rng=np.random.default_rng(0), meaning="",
+    )  # fmt: skip
+    assert (unscored.role, unscored.direction) == ("decides", "low")
+    moved = benched(arm("edited", threatening, reversed_organism(0.5)), tiny, threatening, n=4)
+    cases = (
+        (["logit lens"], [unscored]),
+        (["probe retrained", "probe transfer"], probes.content(idle(tiny, threatening, corpora=few))),
+        (["overlap attack", "reemergence"], updates.updates(idle(tiny, threatening))),
+        (["overlap attack", "reemergence"], updates.updates(moved)),  # no attack is given
+    )
+    for names, found in cases:
+        doubts = judge.doubts(evidence.to_records(found))
+        assert [d.split(":")[0] for d in doubts] == names
+        assert all("not measured" in d for d in doubts)
+    no_never = idle(tiny, threatening, corpora=few)
+    no_never.arms = {name: state for name, state in no_never.arms.items() if name != "never"}
+    roles = {e.name: e.role for e in (*probes.content(no_never), *updates.updates(no_never))}
+    assert [name for name, role in roles.items() if role == "decides"] == ["probe_retrained"]
+
+    def broken(_: bench.Bench) -> list[Evidence]:
+        raise NumericalError("a state is not finite")
+
+    for name in evidence.MEASURES:
+        monkeypatch.setitem(evidence.MEASURES, name, broken)
+    found = evidence.collect(list(idle(tiny, threatening).arms.values()), {"heldout": corpus("heldout").take(4)})
+    missed = [d.split(":")[0] for d in judge.doubts(evidence.to_records(found))]
+    assert missed == ["logit lens", "patching", "tendency", "content", "updates"]
+    assert {e.name for e in found if e.role == "alarm"} == {"alarms"}
+
+
 def test_wrong_input_says_what_would_work(threatening: Any) -> None:
     arms = [arm("edited", threatening), arm("original", threatening)]
     with pytest.raises(InputError, match="did you mean 'patching'"):
@@ -609,9 +662,13 @@ def test_wrong_input_says_what_would_work(threatening: Any) -> None:
 # ------------------------------------------------------------------------------------------------ judge
 
 
-def record(value: float, *, role: str = "decides", stderr: float = 0.01, anchors: Any = (0.0, 1.0)) -> dict[str, Any]:
-    null = tuple(np.linspace(-0.2, 0.2, 199).tolist())
-    e = Evidence("probe", value, null, stderr, 20, "high", "meaning", detail([]), role=role, anchors=anchors)  # type: ignore[arg-type]
+def record(
+    value: float, *, role: Any = "decides", stderr: float = 0.01, anchors: Any = (0.0, 1.0), direction: Any = "high",
+    draws: int = 199,
+) -> dict[str, Any]:  # fmt: skip
+    null = tuple(np.linspace(-0.2, 0.2, draws).tolist())
+    e = Evidence("probe", value, null, stderr, 20, direction, "meaning", detail([]), role=role, anchors=anchors)
+    assert math.isnan(e.kept) == math.isnan(judge.findings(evidence.to_records([e]))[0].kept)
     return evidence.to_records([e])[0]
 
 
@@ -624,6 +681,10 @@ def record(value: float, *, role: str = "decides", stderr: float = 0.01, anchors
         (record(0.3), judge.NOT_AGAINST),
         (record(0.1, anchors=(0.0, 0.1), stderr=0.001), judge.OPEN),
         (record(0.9, anchors=(0.5, 0.5)), judge.NOTHING),
+        (record(0.1, anchors=(0.3, 0.25)), judge.NOTHING),
+        (record(0.9, anchors=(0.3, 0.25)), judge.NOTHING),
+        (record(-0.9, anchors=(1.0, 0.0), direction="low"), judge.AGAINST),
+        (record(-0.9, anchors=(-1.0, 0.0), direction="low"), judge.NOTHING),
         (record(NAN), judge.NOT_MEASURED),
         (record(0.9, role="reports"), judge.ABOVE),
         (record(-0.9, role="reports"), judge.BELOW),
@@ -637,6 +698,17 @@ def test_readings(given_: dict[str, Any], reading: str) -> None:
     (found,) = judge.findings([given_])
     assert found.reading == reading
     assert (judge.against([given_]) != []) == (reading == judge.AGAINST)
+
+
+def test_evidence_of_many_seeds_can_still_speak() -> None:
+    """As many draws as are taken when nothing is asked for: seven deciding measures, in eight seeds, of which one alone
+    still has what was to be removed. With fewer draws chance could not be ruled out, which is a doubt."""
+    assert bench.Bench.__dataclass_fields__["draws"].default == nulls.DRAWS
+    for draws, reading in ((nulls.DRAWS, judge.AGAINST), (499, judge.OPEN)):
+        kept, gone = record(0.99, draws=draws), record(0.0, draws=draws)
+        rows = [{**(kept if (s, i) == (3, 0) else gone), "seed": s} for s in range(8) for i in range(7)]
+        assert [f.seed for f in judge.findings(rows) if f.reading == reading] == [3]
+        assert len(judge.against(rows)) + len(judge.doubts(rows)) == 1
 
 
 def test_p_values_by_hand() -> None:

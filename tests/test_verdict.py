@@ -125,6 +125,20 @@ def test_an_attack_that_teaches_everybody_says_nothing():
     assert verdict([REMOVED, taught]) == "REMOVED"
 
 
+def test_fine_tuning_that_tells_nothing_past_its_start_was_not_withstood():
+    """Its one informative look is the model before it: no reason to grant REMOVED, and still one to deny it."""
+    teaches = {"original": flat(0.8, 4), "never": [0.1, 0.75, 0.8, 0.8], "edited": [0.1, 0.75, 0.8, 0.8]}
+    judged = decide(draw_scores([Drawn("low-mi", teaches)]))
+    (a,) = judged.measures.attackers
+    assert (a.informative_steps, a.last_informative, a.tells) == (1, 0, False)
+    assert judged.verdict == "UNDECIDED" and "no cheap attack says anything" in judged.reason
+    assert verdict([REMOVED, Drawn("low-mi", teaches)]) == "REMOVED"
+    told = Drawn("few-shot", {"original": [0.8], "never": [0.1], "edited": [0.1]})
+    half = Drawn("low-mi", teaches | {"edited": [0.4, 0.75, 0.8, 0.8]})
+    assert verdict([told], before=_starts(0.4)) == "REMOVED"
+    assert verdict([told, half], before=_starts(0.4)) == "WEAKENED"
+
+
 @pytest.mark.parametrize("metric", ["completion", "preference"])
 def test_the_scale_of_a_metric_does_not_matter(metric):
     """Completion probabilities are a fifth of preferences here; the removal is the same."""
@@ -191,6 +205,15 @@ def test_a_diverged_setting_is_dropped_only_where_another_converged():
     lost = Drawn("retain-only", REMOVED.arms, diverged=True)
     assert verdict([REMOVED, replace(lost, diverged=False)]) == "REMOVED"
     assert verdict([REMOVED, lost]) == "WEAKENED"
+
+
+def test_a_setting_that_was_dropped_is_none_of_the_sweep():
+    """One rate that is resisted and one that blew up are one rate; with a second that was used they are a sweep."""
+    used, blown = relearn(setting="lr=0.001"), relearn(setting="lr=1", diverged=True)
+    judged = decide(draw_scores([REMOVED, used, blown]))
+    assert [a.dropped for a in judged.measures.attackers] == [False, False, True]
+    assert judged.verdict == "REMOVED"
+    assert verdict([REMOVED, used, blown, replace(used, setting="lr=0.0001")]) == "ROBUSTLY REMOVED"
 
 
 def test_the_worst_setting_counts():
@@ -458,6 +481,22 @@ def test_seeds_are_resampled_too():
     assert several.high - several.low > 0.5 and single.high == single.low
 
 
+def test_yes_or_no_is_asked_of_the_models_before_any_attack():
+    """Neither a surrogate's chance level nor what a dropped setting lacks takes the unseen item's weight away."""
+    ones = {"edited": [0.0], "original": [1.0], "never": [0.0]}
+    scores = draw_scores([Drawn("few-shot", ones)], items=6, noise=0.0)
+    bound = measure(scores).start.high
+    assert scores.is_share and bound == pytest.approx(1 - 0.05 ** (1 / 6), abs=0.08)  # Monte Carlo
+    lost = replace(scores.attackers[0], y={arm: np.full_like(y, np.nan) for arm, y in scores.attackers[0].y.items()})
+    assert measure(replace(scores, attackers=(*scores.attackers, lost))).start.high == bound
+    chance = replace(scores, before={**scores.before, "never": np.full_like(scores.before["never"], 0.25)})
+    assert chance.is_share and measure(chance).start.high > 0.1
+    missing = replace(scores, before={**scores.before, "edited": np.full_like(scores.before["edited"], np.nan)})
+    assert missing.is_share
+    assert not draw_scores([REMOVED]).is_share
+    assert not replace(scores, before={arm: np.full_like(y, np.nan) for arm, y in scores.before.items()}).is_share
+
+
 @pytest.mark.parametrize("n", [16, 32, 100])
 def test_nothing_in_n_samples_is_bounded_by_the_rule_of_three(n):
     draws = Resampler((1, n), share=True, resamples=4000).mean(np.zeros((1, 1, n)), "edited")
@@ -557,6 +596,109 @@ def test_an_arm_that_converged_early_keeps_its_last_value(tmp_path):
     curves = pd.read_parquet(folder / "curves.parquet").assign(converged=False)
     curves.to_parquet(folder / "curves.parquet")
     assert judge(folder).verdict != "DISABLED"  # only the steps that all arms have are left
+
+
+RETURNS = CONTROLS | {"edited": [0.1, 0.2, 0.4, 0.6, 0.7, 0.7, 0.7, 0.7]}
+"""All the looks of an attack that brings it back; seeds that stop early have fewer."""
+
+
+def stopped(folder, ends, *, at_rest=True, arms=None, metrics=("completion", "preference", "sampled")):
+    """A run as hooklearn writes it: every seed of erosion stops at a step of its own, in all arms; preference is
+    measured at the ends of the curve, samples are drawn at the last."""
+    write_run(folder, attacks=[erosion(RETURNS["edited"])], seeds=list(ends), metrics=metrics, splits=["heldout"])
+    for name in ("curves", "items"):
+        frame = pd.read_parquet(folder / f"{name}.parquet")
+        end = frame["seed"].map(ends)
+        if arms is not None:
+            end = end.where(frame["arm"].isin(arms), max(ends.values()))
+        looked = frame["step"] <= end
+        looked &= (frame["metric"] != "preference") | frame["step"].isin([0]) | (frame["step"] == end)
+        looked &= (frame["metric"] != "sampled") | (frame["step"] == end)
+        frame = frame[looked | (frame["attack"] == "none")]
+        if name == "curves":
+            frame = frame.assign(converged=(frame["arm"] == "edited") & at_rest)
+        frame.to_parquet(folder / f"{name}.parquet")
+    return folder
+
+
+def by_metric(folder, seeds=()):
+    """metric -> scores, of some seeds alone if they are named."""
+    run = analysis.read_run(folder)
+    if seeds:
+        run = replace(run, curves=run.curves[run.curves["seed"].isin(seeds)], items=run.items.query("seed in @seeds"))
+    return {s.metric: s for s in read_scores(run)}
+
+
+@pytest.mark.parametrize("at_rest", [True, False])
+def test_seeds_that_stopped_at_other_steps_are_compared_at_their_ends(tmp_path, at_rest):
+    """Preference and samples share no step but the start there; each seed alone says the same (the control)."""
+    folder = stopped(tmp_path / "run", {0: 16, 1: 64}, at_rest=at_rest)
+    both, alone = by_metric(folder), [by_metric(folder, [seed]) for seed in (0, 1)]
+    assert judge(folder).verdict == "DISABLED"
+    for metric, scores in both.items():
+        assert {decide(s[metric]).verdict for s in (both, *alone)} == {"DISABLED"}
+        for arm, y in scores.attackers[0].y.items():
+            ends = [s[metric].attackers[0].y[arm][0, -1] for s in alone]
+            assert np.allclose(y[:, -1], ends, atol=EXACT), (metric, arm)
+    found = {metric: s.attackers[0].steps.tolist() for metric, s in both.items()}
+    assert found["preference"] == [0, 64] and found["sampled"] == [64]
+    held = [16, 32] if at_rest else []  # a curve that was still rising must not look flat
+    assert found["completion"] == [0, 1, 2, 4, 8, *held, 64]
+    items = pd.read_parquet(folder / "items.parquet")
+    items[(items["seed"] == 0) | (items["arm"] != "never")].to_parquet(folder / "items.parquet")
+    left = by_metric(folder)["preference"].attackers[0]  # never stands for both seeds, and ended with the first
+    assert (left.y["edited"].shape[:2], left.steps.tolist()) == ((2, 2), [0, 64])
+    assert np.isnan(left.y["edited"][:, -1]).all()
+
+
+def test_seeds_that_are_left_out_leave_no_steps_behind(tmp_path):
+    folder = stopped(tmp_path / "run", {0: 8, 1: 16, 2: 64})
+    items = pd.read_parquet(folder / "items.parquet")
+    items[(items["seed"] < 2) | (items["arm"] != "never")].to_parquet(folder / "items.parquet")
+    scores = by_metric(folder)["completion"]
+    assert (scores.seeds_left_out, scores.attackers[0].steps.tolist()) == (1, [0, 1, 2, 4, 8, 16])
+
+
+@pytest.mark.parametrize("at_rest", [True, False])
+def test_arms_that_share_their_start_alone_are_not_compared_there(tmp_path, at_rest):
+    """The controls were attacked to the last step, the edited arm was not, in one seed or in all: that REMOVED would
+    rest on the models before the attack. An edited arm that is flat keeps its last look, and is compared by it."""
+    for ends in ({0: 16, 1: 16, 2: 64}, {0: 16, 1: 16}):
+        folder = stopped(tmp_path / str(len(ends)), ends | {9: 64}, at_rest=at_rest, arms=["edited"])
+        scores = by_metric(folder)["preference"]
+        assert scores.attackers[0].steps.tolist() == [0, 64]
+        assert decide(scores).verdict == ("DISABLED" if at_rest else "UNDECIDED")
+        assert np.isnan(scores.attackers[0].y["edited"][:, -1]).all() != at_rest
+
+
+def test_the_start_of_fine_tuning_is_no_look_at_it(tmp_path):
+    """Preference was measured before the first step and never after it, in all arms or in the edited one, whose curve
+    of completion probability is flat: what was not measured must not count as an attack that was withstood."""
+    folder = write_run(tmp_path / "run", attacks=[REMOVED, replace(REMOVED, name="other")])
+    whole = pd.read_parquet(folder / "items.parquet")
+    assert judge(folder).verdict == "REMOVED"
+    late = (whole["metric"] == "preference") & (whole["step"] > 0)
+    whole[~(late & (whole["attack"] == "other"))].to_parquet(folder / "items.parquet")
+    result = judge(folder)
+    assert any("preference was not measured after the start of other" in d for d in result.doubts)
+    assert {a.attack for a in result.attacks if a.metric == "preference"} == {"erosion"}
+    for gone in (late, late & (whole["arm"] == "edited")):
+        whole[~gone].to_parquet(folder / "items.parquet")
+        result = judge(folder)
+        assert result.metrics["preference"]["verdict"] == result.verdict == "UNDECIDED"
+
+
+def test_items_out_of_distribution_are_judged_under_what_was_measured_of_them(tmp_path):
+    """Attacks look at them at their strongest setting; the start of the others is no attack, and no doubt either."""
+    mild, strong = erosion(flat(0.1), setting="lr=0.0001"), erosion(rising(0.1, 0.7), setting="lr=0.001")
+    folder = write_run(tmp_path / "run", attacks=[mild, strong])
+    items = pd.read_parquet(folder / "items.parquet")
+    unseen = (items["split"] == "ood") & (items["setting"] == mild.setting) & (items["step"] > 0)
+    items[~unseen].to_parquet(folder / "items.parquet")
+    result = judge(folder)
+    of_split = {s: {a.setting for a in result.attacks if a.split == s} for s in ("heldout", "ood")}
+    assert of_split == {"heldout": {mild.setting, strong.setting}, "ood": {strong.setting}}
+    assert not any("after the start" in d for d in result.doubts)
 
 
 def test_a_control_measured_once_stands_for_every_seed_and_an_edit_does_not(tmp_path):

@@ -9,8 +9,10 @@ Three roles, fixed where the evidence is measured:
     reports   printed beside: above, below or within its null (alpha on either side); says nothing about the verdict.
 
 ``kept`` is the value on the scale from a model that never had the behaviour (0) to the unedited one (1), both taken as
-known. Where these two do not differ, the measure says nothing, however significant it is. p is (1 + draws at least as
-extreme) / (1 + draws), which is never 0 (Phipson & Smyth 2010).
+known. Where these two do not differ, or the unedited one lies on the other side than what would speak against a
+removal, the measure says nothing, however significant it is. p is (1 + draws at least as extreme) / (1 + draws), which
+is never 0 (Phipson & Smyth 2010), so that a null of few draws cannot convict where many measures and seeds are judged
+together: then the reading is open, and a doubt.
 """
 
 from __future__ import annotations
@@ -142,7 +144,8 @@ def _finding(row: Mapping[str, Any], p: float, adjusted: float, t: Thresholds) -
     low, middle, high = np.quantile(known, [0.025, 0.5, 0.975]).tolist() if known else [float("nan")] * 3
     removed, intact = (number(v) for v in row.get("anchors") or (None, None))
     gap = intact - removed
-    clear = abs(gap) > ROUNDING  # False for NaN too
+    # on the side that speaks against a removal, or the scale would run backwards; False for NaN too
+    clear = (-gap if row["direction"] == "low" else gap) > ROUNDING
     kept = (value - removed) / gap + 0.0 if clear else float("nan")  # + 0.0: never minus zero
     half = 1.96 * stderr / abs(gap) if clear else float("nan")
     seed = number(row.get("seed"))

@@ -16,9 +16,9 @@ from hooklearn import models
 from hooklearn.attack import ArmState
 from hooklearn.data import Corpus
 from hooklearn.deltas import Delta
-from hooklearn.evidence import alarms, connectivity, fisher, geometry, lens, probes, updates
+from hooklearn.evidence import alarms, connectivity, fisher, geometry, lens, nulls, probes, updates
 from hooklearn.evidence.bench import Bench, evenly, relearned
-from hooklearn.evidence.types import Evidence, from_records, to_dataframe, to_records
+from hooklearn.evidence.types import Evidence, Role, from_records, to_dataframe, to_records
 from hooklearn.evidence.updates import attack_update
 from hooklearn.types import InputError, NumericalError
 
@@ -48,6 +48,11 @@ MEASURES: dict[str, Callable[[Bench], list[Evidence]]] = {
 """Measure -> what it takes; the cheap ones first."""
 AFTER_ATTACK = {"updates", "geometry", "fisher", "patching", "logit_lens"}
 """Measures that look at an attack, or at the model after it."""
+ROLES: dict[str, Role] = {
+    "logit_lens": "decides", "patching": "decides", "tendency": "decides", "content": "decides", "updates": "decides",
+    "alarms": "alarm",
+}  # fmt: skip
+"""What a measure as a whole is for, where it breaks before it can say so; the others report."""
 
 
 def check_names(measures: Sequence[str] | None) -> list[str]:
@@ -72,7 +77,7 @@ def collect(
     attack_rate: float = 3e-4,
     attack_steps: int = 16,
     samples: Mapping[str, Sequence[str]] | None = None,
-    draws: int = 499,
+    draws: int = nulls.DRAWS,
     seed: int = 0,
     max_tokens: int = 1024,
     progress: Callable[[str], None] = lambda _: None,
@@ -118,7 +123,7 @@ def collect(
         try:
             found += MEASURES[name](bench)
         except NumericalError as error:  # a model that is broken in places is still a result
-            found.append(Evidence.missing(name, str(error)))
+            found.append(Evidence.missing(name, str(error), role=ROLES.get(name, "reports")))
     return found
 
 

@@ -20,6 +20,7 @@ from hooklearn import forward, losses, models
 from hooklearn.attack import ArmState
 from hooklearn.data import Corpus, TokenBatch, batches, encode
 from hooklearn.deltas import Delta
+from hooklearn.evidence import nulls
 from hooklearn.types import InputError, NumericalError, Site
 
 Pool = Literal["mean", "first", "last"]
@@ -159,7 +160,7 @@ class Bench:
     nothing comes back."""
     samples: Mapping[str, Sequence[str]] | None = None
     """Arm -> sampled completions, prompt by prompt; drawn here when not given."""
-    draws: int = 499
+    draws: int = nulls.DRAWS
     seed: int = 0
     max_tokens: int = 1024
     progress: Callable[[str], None] = lambda _: None

@@ -94,8 +94,9 @@ def _return(bench: Bench, found: dict[str, Array], rng: np.random.Generator) -> 
     groups = bench.heldout.groups
     if np.abs(e - o).max() < SAME:
         return Evidence.missing("return_fisher", "the edit did not move it, so nothing can return")
-    masks = nulls.swaps(groups, bench.draws, rng)[:, None, :]
-    one, other = np.where(masks, r, e).mean(-1), np.where(masks, e, r).mean(-1)
+    masks = nulls.swaps(groups, bench.draws, rng).astype(float)
+    moved = masks @ (r - e).T / masks.shape[-1]  # [draw, layer]
+    one, other = e.mean(-1) + moved, r.mean(-1) - moved
     weights = nulls.resamples(groups, nulls.BOOTSTRAPS, rng)
     return Evidence(
         "return_fisher", float(undone(o.mean(1), e.mean(1), r.mean(1))), nulls.finite(undone(o.mean(1), one, other)),

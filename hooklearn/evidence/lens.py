@@ -102,7 +102,8 @@ def scored(
     again = depth_score(weights @ o.T, weights @ n.T, weights @ e.T)
     null = _swapped(o, n, e, nulls.swaps(groups, draws, rng))
     if np.isnan(value):
-        return Evidence.missing(name, f"no layer of the original says more than the never-learned model (tau {TAU})")
+        why = f"no layer of the original says more than the never-learned model (tau {TAU})"
+        return Evidence.missing(name, why, direction="low", role=role)
     return Evidence(
         name, value, nulls.finite(null), nulls.spread(again), len(set(groups)), "low", meaning,
         detail=by_layer(profiles, layers, groups, rng), role=role, anchors=(1.0, 0.0),
@@ -112,9 +113,8 @@ def scored(
 
 def _swapped(original: Array, never: Array, edited: Array, masks: Mask) -> Array:
     """Scores as they would be if the edited model were one more model that never had the behaviour."""
-    one = np.where(masks[:, None, :], edited, never).mean(-1)
-    other = np.where(masks[:, None, :], never, edited).mean(-1)
-    return depth_score(original.mean(-1), one, other)
+    moved = masks.astype(float) @ (edited - never).T / masks.shape[-1]  # [draw, layer]: a product, for many draws
+    return depth_score(original.mean(-1), never.mean(-1) + moved, edited.mean(-1) - moved)
 
 
 def by_layer(profiles: dict[str, Array], layers: Sequence[int], groups: Sequence[str], rng: np.random.Generator):

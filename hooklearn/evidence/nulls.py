@@ -28,6 +28,11 @@ def _codes(groups: Sequence[str]) -> tuple[NDArray[np.intp], int]:
     return codes, len(names)
 
 
+DRAWS = 2499
+"""Behind each null. All deciding measures (seven) of all seeds are judged together: this many can show p = .05 after
+Holm's correction of up to 17 seeds."""
+
+
 def swaps(groups: Sequence[str], draws: int, rng: np.random.Generator) -> Mask:
     """``[draws, item]``: True where the arms (or labels) of an item change places; a group moves as a whole."""
     codes, n = _codes(groups)
@@ -135,11 +140,37 @@ def auc(scores: Array, labels: Mask) -> Array:
 
 def auc_by_fold(scores: Array, labels: Mask, folds: NDArray[np.intp]) -> Array:
     """Mean AUC within folds, weighted by their size: scores of different probes are never compared."""
-    parts, sizes = [], []
-    for fold in np.unique(folds):
-        inside = folds == fold
-        parts.append(auc(scores[..., inside], labels[inside]))
-        sizes.append(inside.sum())
+    inside = [folds == fold for fold in np.unique(folds)]
+    return _mean_over([auc(scores[..., i], labels[i]) for i in inside], [int(i.sum()) for i in inside])
+
+
+def swapped_auc_by_fold(scores: Array, others: Array, labels: Mask, folds: NDArray[np.intp], masks: Mask) -> Array:
+    """``[draw, layer]``: :func:`auc_by_fold` of ``[layer, item]`` scores that give way to ``others`` where ``masks``
+    ``[draw, item]`` says so.
+
+    The same numbers without a sort for every draw: all pairs are compared once, for either source of both scores, and
+    a draw adds up those that it holds.
+    """
+    inside = [np.flatnonzero(folds == fold) for fold in np.unique(folds)]
+    parts = [_swapped_auc(scores[:, i], others[:, i], labels[i], masks[:, i]) for i in inside]
+    return _mean_over(parts, [len(i) for i in inside])
+
+
+def _swapped_auc(scores: Array, others: Array, labels: Mask, masks: Mask) -> Array:
+    n1, n0 = int(labels.sum()), int((~labels).sum())
+    if n1 == 0 or n0 == 0:
+        return np.full((len(masks), len(scores)), np.nan)
+    held = [np.concatenate([~masks[:, own], masks[:, own]], 1).astype(float) for own in (labels, ~labels)]
+    wins = []
+    for one, other in zip(scores, others, strict=True):  # layer by layer
+        high, low = (np.concatenate([one[own], other[own]]) for own in (labels, ~labels))
+        above = (high[:, None] > low) + 0.5 * (high[:, None] == low)
+        wins.append(((held[0] @ above) * held[1]).sum(-1))
+    return np.stack(wins, -1) / (n1 * n0)
+
+
+def _mean_over(parts: Sequence[Array], sizes: Sequence[int]) -> Array:
+    """Weighted by size, leaving out what is NaN."""
     values = np.stack(parts)
     weights = np.array(sizes, float).reshape(-1, *[1] * (values.ndim - 1)) * np.isfinite(values)
     with np.errstate(invalid="ignore"):

@@ -146,13 +146,21 @@ def advantage(edited: Array, control: Array, content: Content, items: NDArray[np
     return best - other
 
 
+def _swapped(edited: Array, other: Array, content: Content, masks: Mask) -> Array:
+    """``[draw]`` advantages with the two arms' scores swapped where ``masks`` ``[draw, item]`` says so."""
+    one, two = (
+        nulls.swapped_auc_by_fold(edited, other, content.labels, content.folds, swapped).max(-1)
+        for swapped in (masks, ~masks)
+    )
+    return one - two
+
+
 def _compared(
     name: str, scores: Mapping[str, Array], control: str, content: Content, bench: Bench, meaning: str, role: Role
 ) -> Evidence:
     """How much better than the control the edited model can be read, at each one's best layer."""
     edited, other = scores["edited"], scores[control]
-    masks = nulls.swaps(content.groups, bench.draws, bench.rng(name))[:, None, :]
-    null = advantage(np.where(masks, other, edited), np.where(masks, edited, other), content)
+    null = _swapped(edited, other, content, nulls.swaps(content.groups, bench.draws, bench.rng(name)))
     again = [float(advantage(edited, other, content, items)) for items in nulls.left_out(content.groups)]
     intact = float(advantage(scores["original"], other, content))
     return Evidence(
@@ -200,19 +208,25 @@ def contrasted(heldout: Corpus, near: Corpus | None) -> tuple[Corpus, Corpus] | 
 def content(bench: Bench) -> list[Evidence]:
     """Probes that tell the behaviour's texts from good ones: readable at all, retrained, transfer."""
     names = ("probe_readable", "probe_retrained", "probe_transfer")
+    control = "never" if "never" in bench.arms else "random"
+    # any probe fails on random weights
+    roles: tuple[Role, ...] = ("reports", "decides", "decides" if control == "never" else "reports")
+
+    def missing(why: str) -> list[Evidence]:
+        return [Evidence.missing(name, why, role=role) for name, role in zip(names, roles, strict=True)]
+
     classes = contrasted(bench.heldout, bench.corpora.get("near"))
     if classes is None:
         why = "the held-out items have neither an alternative nor choices, and there is no corpus 'near'"
-        return [Evidence.missing(name, why) for name in names]
+        return missing(why)
     labels = np.array([c is classes[0] for c in classes for _ in range(len(c))])
     groups = [g for c in classes for g in c.groups]
     if len(set(groups)) < FOLDS:
-        return [Evidence.missing(name, _few(groups)) for name in names]
+        return missing(_few(groups))
     arms = [*bench.arms, "random"]
     states = {arm: np.concatenate([bench.states(arm, c, "mean") for c in classes], 1) for arm in arms}
     bench.progress(f"evidence: {len(bench.layers) * (len(arms) + 1 + SHUFFLES) * FOLDS} probes")
     found = read_content(states, labels, groups, bench.rng("shuffled"))
-    control = "never" if "never" in bench.arms else "random"
     best = float(auc_by_fold(found.retrained["edited"], labels, found.folds).max())
     readable = Evidence(
         names[0], best, nulls.finite(found.shuffled.max(1)), NAN, len(set(groups)), "high",
@@ -224,13 +238,13 @@ def content(bench: Bench) -> list[Evidence]:
     retrained = _compared(
         names[1], found.retrained, control, found, bench,
         f"above 0, the edited model's states tell the behaviour from its alternative better than those of a "
-        f"{_name(control)} model: something of it is still represented", "decides",
+        f"{_name(control)} model: something of it is still represented", roles[1],
     )  # fmt: skip
     transfer = _compared(
         names[2], found.transfer, control, found, bench,
         f"above 0, the original's own probe still works on the edited model better than on a {_name(control)} one: "
         "the direction was kept, and only what follows from it was changed",
-        "decides" if control == "never" else "reports",  # any probe fails on random weights
+        roles[2],
     )  # fmt: skip
     return [readable, retrained, transfer]
 

@@ -68,9 +68,13 @@ class Evidence:
 
     @property
     def kept(self) -> float:
-        """Where the value lies between the anchors: 0 as if never learned, 1 as if never edited."""
+        """Where the value lies between the anchors: 0 as if never learned, 1 as if never edited.
+
+        NaN where they do not differ, or the unedited model lies on the wrong side of the never-learned one.
+        """
         removed, intact = self.anchors
-        return (self.value - removed) / (intact - removed) if intact != removed else NAN
+        right = intact < removed if self.direction == "low" else intact > removed
+        return (self.value - removed) / (intact - removed) if right else NAN
 
 
 def to_records(evidence: Sequence[Evidence]) -> list[dict[str, Any]]:

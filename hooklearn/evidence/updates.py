@@ -28,7 +28,7 @@ from hooklearn.deltas import Delta
 from hooklearn.evidence import nulls
 from hooklearn.evidence.bench import Bench, difference
 from hooklearn.evidence.nulls import Array
-from hooklearn.evidence.types import Evidence, detail
+from hooklearn.evidence.types import Evidence, Role, detail
 from hooklearn.locate.moments import site_moments
 from hooklearn.train import fit
 from hooklearn.types import NAN, Site
@@ -147,10 +147,12 @@ def _layer(name: str) -> int:
 def updates(bench: Bench) -> list[Evidence]:
     """Spectrum and overlaps of the edit, and re-emergence along it."""
     edit = difference(bench.original, bench.arms["edited"], bench.sites)
-    names = ("spectrum", "overlap_retain", "overlap_attack", "reemergence")
     if not _moved(edit):
         why = "the edit changes no weight at these sites"
-        return [Evidence.missing(name, why) for name in names]
+        return [
+            Evidence.missing("spectrum", why, direction="low"), Evidence.missing("overlap_retain", why),
+            *(Evidence.missing(name, why, role=_role(bench)) for name in ("overlap_attack", "reemergence")),
+        ]  # fmt: skip
     bench.progress("evidence: spectrum of the edit")
     spectra = {name: Spectrum.of(edit.updates[name]) for name in _moved(edit)}
     return [
@@ -159,6 +161,11 @@ def updates(bench: Bench) -> list[Evidence]:
         _attack(bench, edit, bench.attacks),
         _reemergence(bench, edit, spectra, bench.attacks),
     ]
+
+
+def _role(bench: Bench) -> Role:
+    """Of what compares the attack with the same one on a never-learned model, where it could not be measured."""
+    return "decides" if "never" in bench.arms else "reports"
 
 
 def _spectrum(bench: Bench, edit: Delta, spectra: dict[str, Spectrum]) -> Evidence:
@@ -215,7 +222,7 @@ def _attack(bench: Bench, edit: Delta, attacks: Mapping[str, Delta]) -> Evidence
     """Cosine of the attack with the *reversed* edit."""
     name = "overlap_attack"
     if "edited" not in attacks:
-        return Evidence.missing(name, NEEDS_ATTACK)
+        return Evidence.missing(name, NEEDS_ATTACK, role=_role(bench))
     attack = attacks["edited"]
     shared = _moved(edit, attack.updates)
     size = (edit.norm() * attack.norm()) ** 2
@@ -247,7 +254,7 @@ def _reemergence(bench: Bench, edit: Delta, spectra: dict[str, Spectrum], attack
     """Share of what the attacker added that lies in the directions that the edit changed, both sides averaged."""
     name = "reemergence"
     if "edited" not in attacks:
-        return Evidence.missing(name, NEEDS_ATTACK)
+        return Evidence.missing(name, NEEDS_ATTACK, role=_role(bench))
 
     def parts(delta: Delta) -> list[dict[str, Any]]:
         return [
