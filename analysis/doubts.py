@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from analysis.measures import AttackResult, Measures, Thresholds
 from analysis.reading import Run
 from analysis.tables import ALL, capability_table, mean, number
@@ -68,6 +70,13 @@ def _budget(run: Run) -> Iterator[str]:
         for k in ("kl", "near_ce")
     ):
         yield "an edit is recorded as outside its budget"
+    for edit in run.edits:
+        if str(edit.get("stop", "")).startswith("budget not reached"):
+            used = number((edit.get("disruption") or {}).get("kl")) / number((edit.get("budget") or {}).get("kl"))
+            yield (
+                f"the edit (seed {edit.get('seed')}) ended at {used:.2g} of its far budget ({edit['stop']}): it says "
+                "nothing of what the method does with all of it"
+            )
     near = [(e.get("disruption") or {}).get("near_ce") for e in run.edits]
     if near and any(v is None for v in near):
         yield "near disruption was not measured: the neighbourhood may be wrecked"
@@ -81,7 +90,11 @@ def _budget(run: Run) -> Iterator[str]:
 
 
 def _capability(run: Run) -> Iterator[str]:
-    """A fall of general capability that its standard error does not explain."""
+    """A fall of general capability that its standard error does not explain, or answers that no number was got of."""
+    if not run.capability.empty:
+        right = run.capability.loc[run.capability["arm"] == "edited", "right"].to_numpy(float)
+        if missing := int(np.isnan(right).sum()):
+            yield f"general capability was not measured: {missing} of the edit's {len(right)} answers are no number"
     table: Any = capability_table(run)
     for row in table.itertuples():
         change = number(row.change)
@@ -118,10 +131,19 @@ def _heldout(run: Run) -> Iterator[str]:
     for key, sentence in _KNOWN_BEFORE.items():
         if number(corpus.get(key)) > 0:
             yield f"{corpus[key]} of {corpus.get('n')} held-out items are {sentence}"
+    for role, about in (run.record.get("corpora") or {}).items():
+        if number((about or {}).get("cut")) > 0:
+            yield f"{about['cut']} of {about.get('n')} rows of {role} were cut to what the model reads at a time"
+        if number((about or {}).get("run_together")) > 0:
+            yield (
+                f"{about['run_together']} of {about.get('n')} completions of {role} go on without a space in the word "
+                "that ends their prompt: without a chat template the model reads them so"
+            )
 
 
 _KNOWN_BEFORE = {
     "in_attack_train": "in attack_train word for word: attacks that train on it were taught the very items measured",
+    "repeated": "there more than once: intervals take every one for an item of its own, and are too narrow",
     "in_forget": "in forget word for word: what the edit does to the behaviour in other words was not measured",
 }
 

@@ -63,6 +63,16 @@ class Corpus:
         here = {_said(row) for row in self.rows}
         return sum(_said(row) in here for row in other.rows)
 
+    @property
+    def repeated(self) -> int:
+        """Rows that say what a row before them says.
+
+        Examples:
+            >>> Corpus("mine", ({"text": "a", "group": "1"}, {"text": "b"}, {"text": "a"})).repeated
+            1
+        """
+        return len(self.rows) - len({_said(row) for row in self.rows})
+
     def take(self, n: int | None) -> Corpus:
         """The first ``n`` rows (all when None). Raises InputError for less than one.
 

@@ -110,7 +110,11 @@ class TokenBatch:
         return (causal & (at[:, None] < self.until[:, None, :]))[:, None]
 
 
-def encode(corpus: Corpus, tokenizer: Any, *, end: bool = False, max_length: int = 512) -> list[Encoded]:
+LONGEST = 512
+"""Tokens of a row that are read, unless its caller says otherwise: a longer one loses the beginning of its prompt."""
+
+
+def encode(corpus: Corpus, tokenizer: Any, *, end: bool = False, max_length: int = LONGEST) -> list[Encoded]:
     """Tokenise every row; only completion tokens (all tokens of plain text) are labelled.
 
     Chat models get their own template, except for rows with ``"template": "none"``; other prompts begin as the
@@ -118,6 +122,7 @@ def encode(corpus: Corpus, tokenizer: Any, *, end: bool = False, max_length: int
 
     Args:
         end: also label the end-of-turn token after a completion (training; never scoring).
+        max_length: or what the model reads at most, where that is less.
     Raises:
         InputError: a row has no token left to score (only special tokens, or an empty completion).
     """
@@ -127,7 +132,21 @@ def encode(corpus: Corpus, tokenizer: Any, *, end: bool = False, max_length: int
     return out
 
 
-def encode_choices(corpus: Corpus, tokenizer: Any, *, max_length: int = 512) -> list[Encoded]:
+def n_cut(corpus: Corpus, tokenizer: Any, *, max_length: int = LONGEST) -> int:
+    """How many rows :func:`encode` cuts."""
+    room = min(max_length, tokenizer.model_max_length)
+    texts = ["".join(split_row(row, tokenizer)) for row in corpus.rows]
+    lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    return sum(length > room for length in lengths)
+
+
+def n_run_together(corpus: Corpus, tokenizer: Any) -> int:
+    """How many completions begin in the middle of a word: where no template stands between, nobody puts a space."""
+    plain = (split_row(row, tokenizer) for row in corpus.rows if not templated(row, tokenizer))
+    return sum(before[-1:].isalnum() and after[:1].isalnum() for before, after in plain)
+
+
+def encode_choices(corpus: Corpus, tokenizer: Any, *, max_length: int = LONGEST) -> list[Encoded]:
     """Every choice of every multiple-choice row as a completion of its own."""
     out = []
     for i, row in enumerate(corpus.rows):
@@ -195,6 +214,7 @@ def _plain(turns: Sequence[Mapping[str, str]]) -> str:
 
 def _encode_one(name: str, i: int, row: Row, tokenizer: Any, end: bool, max_length: int) -> Encoded:
     prompt, completion = split_row(row, tokenizer)
+    max_length = min(max_length, tokenizer.model_max_length)
     special = set(tokenizer.all_special_ids or [])
     before = tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
     start = _bos_before(before, tokenizer) if before and not templated(row, tokenizer) else []

@@ -17,6 +17,7 @@ from transformers import Cache, GenerationConfig, LogitsProcessor, LogitsProcess
 from hooklearn import interventions, losses, models, prefixes, sharded
 from hooklearn.data import prompt_tokens
 from hooklearn.plain import plain_copy, read_once, with_fused_attention
+from hooklearn.types import InputError
 
 
 class _Drawn(LogitsProcessor):
@@ -51,6 +52,8 @@ def generate(
             not begin with it.
         dtype: of the weights and states that are computed with; None, or sharded weights: the model's own.
         generator: of the CPU, from which ``new_tokens`` numbers a text are drawn; None: torch's global one.
+    Raises:
+        InputError: no room for a prompt before so many new tokens. One that is too long loses its beginning.
     """
     tokenizer: Any = model.tokenizer
     spread = models.is_sharded(model)
@@ -61,6 +64,12 @@ def generate(
     with_fused_attention(plain)
     plain.generation_config = own = _plainest(plain.generation_config, tokenizer, new_tokens)
     asked = [prompt_tokens(text, tokenizer) if isinstance(text, str) else text for text in texts]
+    if (room := tokenizer.model_max_length - new_tokens) < 1:
+        raise InputError(
+            f"{new_tokens} new tokens are asked of a model that reads {tokenizer.model_max_length} at most; ask for "
+            "fewer"
+        )
+    asked = [ids[-room:] for ids in asked]
     with interventions.carried_over(model, plain):
         ids, mask, begun = _begun(plain, asked, tokenizer.pad_token_id or 0)
         start, chooser = ids.shape[1], LogitsProcessorList()

@@ -107,6 +107,8 @@ def wrap(hf_model: PreTrainedModel, tokenizer: Tokenizer, name: str = "wrapped")
     for dead in fused_parameters(model):
         dead.requires_grad_(False)
     traits.examine(model.eval())
+    if (limit := traits.reads_at_most(model)) is not None:  # what encodes and what generates go by it
+        model.tokenizer.model_max_length = min(model.tokenizer.model_max_length, limit)
     return model
 
 

@@ -17,7 +17,7 @@ from hooklearn.attack import EVERY_ATTACK, Watcher
 from hooklearn.checks import check, check_attacks, check_measured, check_surrogate, check_vocabulary
 from hooklearn.config import CorpusConfig, RunConfig
 from hooklearn.corpora import EVERY_CORPUS
-from hooklearn.data import Corpus, load_corpus
+from hooklearn.data import Corpus, load_corpus, n_cut, n_run_together
 from hooklearn.deltas import Delta
 from hooklearn.edit import EVERY_METHOD, forget_scorer
 from hooklearn.locate.fitters import EVERY_FITTER
@@ -117,6 +117,7 @@ class Setup:
             "corpora": {
                 role: {"source": c.source, "hash": c.hash, "n": len(c)}
                 | self._known_before(role, c)
+                | self._as_read(role, c)
                 for role, c in self.corpora.items()
             },
             "seeds": list(self.config.seeds),
@@ -128,11 +129,19 @@ class Setup:
         return {"checkpoint": {"name": self.config.edit.checkpoint, "hash": models.weights_hash(self.checkpoint)}}
 
     def _known_before(self, role: str, corpus: Corpus) -> dict[str, int]:
-        """How many of the items that behaviour is measured on the edit or the attacker had, word for word."""
+        """How many of the items that behaviour is measured on the edit or the attacker had, word for word, and how many
+        are there twice."""
         if role not in ("heldout", "ood"):
             return {}
         had = {f"in_{r}": self.corpora[r] for r in ("forget", "attack_train") if r in self.corpora}
-        return {name: other.shared_with(corpus) for name, other in had.items()}
+        return {name: other.shared_with(corpus) for name, other in had.items()} | {"repeated": corpus.repeated}
+
+    def _as_read(self, role: str, corpus: Corpus) -> dict[str, int]:
+        """What becomes of rows whose completions matter when they are read; running text is cut by design."""
+        if role in ("disruption", "reference", "unrelated"):
+            return {}
+        tokenizer = models.tokenizer_of(self.original)
+        return {"cut": n_cut(corpus, tokenizer), "run_together": n_run_together(corpus, tokenizer)}
 
     def never_level(self, forget: Corpus) -> float:
         """The forget score of a model that never learned it: of the control, or of permuted answers (facts).

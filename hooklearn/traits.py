@@ -23,6 +23,8 @@ LEAK, LEAK_HALF = 1e-4, 2e-2
 """Share of what an unmasked neighbour does to a sequence's logits that rounding may do: float32, and shorter types.
 Measured in float32: below 3e-6 where rows can be shared, above 5e-4 where they cannot."""
 
+_POSITIONS = {"wpe", "pos_embed", "embed_positions", "position_embeddings", "position_embedding"}
+
 _PACKS: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
@@ -52,6 +54,14 @@ def examine(model: Any) -> None:
         return
     _PACKS[model] = _tried(model)
     _check_unembedding(model)
+
+
+def reads_at_most(model: Any) -> int | None:
+    """Tokens, of a model that has learned every position for itself and knows no others; None for all others."""
+    for name, module in model.original_model.named_modules():
+        if isinstance(module, torch.nn.Embedding) and not _POSITIONS.isdisjoint(name.split(".")):
+            return min(module.num_embeddings, getattr(_config(model), "max_position_embeddings", module.num_embeddings))
+    return None
 
 
 def transformed(model: Any, logits: Float[Tensor, "kept vocab"]) -> Float[Tensor, "kept vocab"]:

@@ -359,6 +359,7 @@ def arms(folder: Path) -> set[str]:
 def test_items_that_edit_or_attacker_had_are_counted(own: dict[str, Any], tmp_path: Path) -> None:
     """And are a reason to doubt; the control is a corpus of its own."""
     record = store.open_run(run(own, tmp_path / "apart", base=tmp_path))
+    assert record["corpora"]["heldout"]["repeated"] == 0 == record["corpora"]["forget"]["cut"]
     assert record["corpora"]["heldout"]["in_forget"] == 0 and "in_attack_train" not in record["corpora"]["heldout"]
     own["corpora"]["heldout"] = own["corpora"]["forget"] | {"limit": 4}
     own["corpora"]["attack_train"] = own["corpora"]["forget"] | {"limit": 3}

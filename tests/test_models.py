@@ -17,7 +17,7 @@ from transformers import PreTrainedModel as HfModel
 
 from hooklearn import forward, traits
 from hooklearn.builtin import BUILTIN, fetch, is_cached
-from hooklearn.data import Encoded, batches
+from hooklearn.data import Corpus, Encoded, batches, encode, n_cut, n_run_together
 from hooklearn.deltas import Delta
 from hooklearn.exporting import export
 from hooklearn.forward import hidden_at, logits_at, unembed
@@ -335,6 +335,23 @@ def test_the_usual_families_share_their_rows(family):
     with model.hooks(fwd_hooks=[("blocks.0.hook_in", lambda t, hook: t)]):
         assert not packs(model)
     assert packs(model)
+
+
+def test_a_model_that_knows_so_many_positions_is_given_no_more() -> None:
+    """GPT-2's are learned: rows lose their beginning and are counted, prompts leave room for what is written."""
+    model = tiny("gpt2")
+    long = Corpus("long", ({"prompt": "w1 " * 90, "completion": " w2"}, {"prompt": "w3", "completion": " w4"}))
+    sequences = encode(long, model.tokenizer)
+    assert [len(s) for s in sequences] == [64, 2] and sequences[0].ids[-1] == model.tokenizer("w2")["input_ids"][0]
+    assert n_cut(long, model.tokenizer) == 1 and n_cut(long, tiny("llama").tokenizer) == 0
+    assert n_run_together(long, model.tokenizer) == 0
+    joined = Corpus("joined", ({"prompt": "w1", "completion": "w2"}, {"prompt": "w1:", "completion": "w2"}))
+    assert n_run_together(joined, model.tokenizer) == 1
+    assert torch.isfinite(forward.sequence_logprobs(model, sequences, precision="float32")).all()
+    (said,) = generate(model, ["w1 " * 90], 4, temperature=0.0)
+    assert isinstance(said, str)
+    with pytest.raises(InputError, match="64 new tokens are asked of a model that reads 64 at most"):
+        generate(model, ["w1"], 64, temperature=0.0)
 
 
 def test_logits_that_are_not_understood_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
