@@ -263,6 +263,16 @@ def same_config(earlier: Any, now: Any) -> bool:
         return bool(earlier == now)
 
 
+def more_seeds(earlier: Any, now: Any) -> bool:
+    """Whether ``now`` asks for the same as ``earlier``, an old record's config, or for that and further seeds."""
+    try:
+        one, other = parse(earlier), parse(now)
+    except InputError:
+        return bool(earlier == now)
+    begun = one.seeds
+    return other.seeds[: len(begun)] == begun and other.model_copy(update={"seeds": begun}) == one
+
+
 def validated(cls: type[M], data: Any, where: str) -> M:
     """:func:`parse` for any kind of config."""
     if not isinstance(data, dict):

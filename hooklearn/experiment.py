@@ -16,7 +16,7 @@ from torch import Tensor
 from hooklearn import disk, evidence, following, memory, models, parallel, sharded, store
 from hooklearn.attack import Arena, ArmState, Watcher
 from hooklearn.attacking import arena_of, attack_records, attack_stages, attack_tokens, collect_parts
-from hooklearn.config import RunConfig, same_config
+from hooklearn.config import RunConfig, more_seeds
 from hooklearn.deltas import Delta, load_delta, save_delta
 from hooklearn.determinism import deterministic
 from hooklearn.edit import Method, Problem, method_of, run_edit
@@ -58,7 +58,7 @@ def run(
         # a wrong name is told before there is a folder
         models.sites(setup.original, config.edit.sites, config.edit.layers)  # type: ignore[arg-type]
         record = dataclasses.replace(setup, config=asked).record(given, command)
-        with store.RunFolder.create(out, record, resume=resume, same=same_config) as folder:
+        with store.RunFolder.create(out, record, resume=resume, same=more_seeds) as folder:
             _run_stages(config, setup, shared, folder, progress)
     return out
 

@@ -134,7 +134,8 @@ class Setup:
         if role not in ("heldout", "ood"):
             return {}
         had = {f"in_{r}": self.corpora[r] for r in ("forget", "attack_train") if r in self.corpora}
-        return {name: other.shared_with(corpus) for name, other in had.items()} | {"repeated": corpus.repeated}
+        found = {name: other.shared_with(corpus) for name, other in had.items()}
+        return found | {"repeated": corpus.repeated, "groups": len(set(corpus.groups))}
 
     def _as_read(self, role: str, corpus: Corpus) -> dict[str, int]:
         """What becomes of rows whose completions matter when they are read; running text is cut by design."""

@@ -49,7 +49,7 @@ class RunFolder:
         """Locks the folder and writes run.json; ``resume`` continues the run that is there, if any.
 
         Args:
-            same: whether two configs ask for the same.
+            same: whether what a config asks for can go on in the folder of an earlier one: the same, or more of it.
 
         Raises InputError where the folder holds something else, a run (without ``resume``) or a run
         of another config, or where another process is writing it.
@@ -67,7 +67,8 @@ class RunFolder:
                 told = "; ".join(differences(earlier.get("config"), jsonable(record.get("config"))))
                 raise InputError(f"{folder}: holds a run of another config ({told}); use another --out")
             check_inputs(folder, earlier, record)
-            begun = {"schema_version": SCHEMA_VERSION, "started": now(), **record, **earlier}
+            asked = {key: record[key] for key in ("config", "config_given", "seeds") if key in record}
+            begun = {"schema_version": SCHEMA_VERSION, "started": now(), **record, **earlier, **asked}
             run = cls(folder, begun, lock)
             disk.write_atomic(run.path(".reserve"), os.urandom(RESERVE))  # noise: nothing can make it smaller
             run.update(status="running", error=None, finished=None)

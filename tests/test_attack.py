@@ -335,7 +335,12 @@ def test_flat_means_the_last_three_looks_agree() -> None:
     """Within 5 % of the largest, or within .002 near zero; three looks are not enough to tell."""
     for flat in ([0.1, 0.5, 0.50, 0.515, 0.51], [0, 0, 0.001, 0.0015], [0, 0.9, 0.9, 0.94]):
         assert is_flat(flat)
-    for moving in ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5, 0.56], [0.013, 0.017, 0.020, 0.0225]):
+    for moving in (
+        [0.0003, 0.0005, 0.0009, 0.0021],
+        [0.5, 0.5, 0.5],
+        [0.5, 0.5, 0.5, 0.56],
+        [0.013, 0.017, 0.020, 0.0225],
+    ):
         assert not is_flat(moving)
 
 

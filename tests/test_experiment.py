@@ -403,6 +403,22 @@ def test_without_an_organism_there_is_no_never_arm(own: dict[str, Any], tmp_path
     assert not (out / "locate.parquet").exists()
 
 
+def test_seeds_may_be_added_to_a_run(own: dict[str, Any], tmp_path: Path) -> None:
+    """What was measured stays to the bit, and what comes is what a run with both seeds has; none may be taken away."""
+    own["attacks"] = own["attacks"] + [{"name": "few_shot", "shots": 1}]
+    own["corpora"]["attack_train"] = own["corpora"]["forget"] | {"limit": 3}
+    both = run(own | {"seeds": [0, 1]}, tmp_path / "both", base=tmp_path)
+    out = run(own | {"seeds": [0]}, tmp_path / "out", base=tmp_path)
+    delta = (out / "delta-seed0.safetensors").read_bytes()
+    assert run(own | {"seeds": [0, 1]}, out, base=tmp_path, resume=True) == out
+    assert store.open_run(out)["seeds"] == [0, 1] == store.open_run(out)["config"]["seeds"]
+    assert (out / "delta-seed0.safetensors").read_bytes() == delta
+    for table in ("curves.parquet", "items.parquet"):
+        pd.testing.assert_frame_equal(pd.read_parquet(out / table), pd.read_parquet(both / table))
+    with pytest.raises(InputError, match=r"holds a run of another config \(seeds.1 was 1, is not there\)"):
+        run(own | {"seeds": [0]}, out, base=tmp_path, resume=True)
+
+
 @pytest.mark.parametrize("what", ["corpora.heldout", "never", "checkpoint"])
 def test_a_run_is_not_resumed_with_other_models_or_texts(
     own: dict[str, Any], tmp_path: Path, threatening: Any, what: str

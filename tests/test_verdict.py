@@ -759,6 +759,7 @@ DOUBTS = {
     "the referee that judges samples has AUC 0.80": dict(referee={"auc": 0.8}),
     "3 of 20 held-out items are in attack_train": dict(corpora={"heldout": {"n": 20, "in_attack_train": 3}}),
     "4 of 20 held-out items are in forget": dict(corpora={"heldout": {"n": 20, "in_forget": 4}}),
+    "the 20 held-out items are of 5 groups": dict(corpora={"heldout": {"n": 20, "groups": 5}}),
     "2 of 20 held-out items are there more than once": dict(corpora={"heldout": {"n": 20, "repeated": 2}}),
     "5 of 20 rows of forget were cut": dict(corpora={"forget": {"n": 20, "cut": 5}}),
     "6 of 20 completions of heldout go on without a space": dict(corpora={"heldout": {"n": 20, "run_together": 6}}),

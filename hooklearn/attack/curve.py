@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -146,12 +147,17 @@ class Attack(ABC):
         return build(cls, options, f"attack {cls.name!r}")
 
 
+GROWS = 1.5
+"""... but not while it grows by this factor from look to look: what comes back begins small, and by doubling."""
+
+
 def is_flat(values: Sequence[float]) -> bool:
-    """The last three looks agree."""
+    """The last three looks agree, and are not the beginning of something."""
     if len(values) < 4:
         return False
     last = values[-3:]
-    return max(last) - min(last) <= max(FLAT, FLAT_SHARE * max(last))
+    grows = all(later > GROWS * earlier for earlier, later in itertools.pairwise(last))
+    return max(last) - min(last) <= max(FLAT, FLAT_SHARE * max(last)) and not grows
 
 
 Stream = Callable[[], Iterable[TokenBatch]]
