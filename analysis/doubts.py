@@ -133,8 +133,8 @@ def _heldout(run: Run) -> Iterator[str]:
             yield f"{corpus[key]} of {corpus.get('n')} held-out items are {sentence}"
     if number(corpus.get("groups")) < number(corpus.get("n")):
         yield (
-            f"the {corpus['n']} held-out items are of {corpus['groups']} groups: intervals take every item for one of its "
-            "own, and are too narrow where those of a group go together"
+            f"the {corpus['n']} held-out items are of {corpus['groups']} groups: intervals take every item for one of "
+            "its own, and are too narrow where those of a group go together"
         )
     for role, about in (run.record.get("corpora") or {}).items():
         if number((about or {}).get("cut")) > 0:
