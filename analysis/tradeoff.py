@@ -126,14 +126,19 @@ def _controls(ax: Axes, levels: dict[str, float]) -> None:
         )
 
 
+def check_metric(metric: str) -> None:
+    """Raises InputError for one that is not known."""
+    if metric not in METRICS:
+        raise input_error(f"--metric {metric!r}; valid: {', '.join(METRICS)}")
+
+
 def picture(found: Comparison, metric: str, suffix: str) -> bytes:
     """The figure as a file of the kind that the suffix names.
 
     Raises:
         InputError: an unknown metric or suffix.
     """
-    if metric not in METRICS:
-        raise input_error(f"--metric {metric!r}; valid: {', '.join(METRICS)}")
+    check_metric(metric)
     if suffix not in SUFFIXES:
         raise input_error(f"a figure's file cannot end in {suffix!r}; valid: {', '.join(SUFFIXES)}")
     out = io.BytesIO()

@@ -8,12 +8,15 @@ import os
 from pathlib import Path
 from typing import Any
 
+from analysis.reading import input_error
 from hooklearn.jsonable import jsonable
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """On the disk when this returns, and so is the folder that says where."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if not path.parent.is_dir():  # the error would name the temporary file
+        raise input_error(f"{path} cannot be written: there is no folder {path.parent}")
     try:
         with temporary.open("wb") as handle:
             handle.write(content)

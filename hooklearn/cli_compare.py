@@ -69,9 +69,10 @@ def write(
     Raises:
         InputError: an unknown metric, or a kind of picture that cannot be drawn; before anything is written.
     """
-    from analysis.tradeoff import picture
+    from analysis.tradeoff import check_metric, picture
     from analysis.writing import write_bytes, write_text
 
+    check_metric(metric)
     drawn = picture(found, metric, figure.suffix) if figure is not None else b""
     for path, text in ((csv, found.to_csv), (latex, found.to_latex), (markdown, found.to_markdown)):
         if path is not None:

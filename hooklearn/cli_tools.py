@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,20 +15,12 @@ organisms_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 tools.add_typer(organisms_app, name="organism", help="Models whose truth is known: list, show, build.")
 
 
-class What(StrEnum):
-    methods = "methods"
-    attacks = "attacks"
-    fitters = "fitters"
-    corpora = "corpora"
-    layouts = "layouts"
-    organisms = "organisms"
-    recipes = "recipes"
-    models = "models"
-
-
 @tools.command("list")
 def list_(
-    what: Annotated[What, typer.Argument(help="Of what.")],
+    what: Annotated[
+        str,
+        typer.Argument(help="methods, attacks, fitters, corpora, layouts, organisms, recipes or models."),
+    ],
     name: Annotated[str | None, typer.Argument(help="One of them, with everything that can be set.")] = None,
     json_: Json = False,
 ) -> None:
@@ -46,10 +37,10 @@ def list_(
     with work(quiet=True):
         from hooklearn.inventory import described, inventory
 
-        rows = inventory(what.value, say) if name is None else []
-        one = described(what.value, name) if name is not None else {}
+        rows = inventory(what, say) if name is None else []
+        one = described(what, name) if name is not None else {}
     if name is None:
-        print_json({what.value: rows}) if json_ else print_rows(rows)
+        print_json({what: rows}) if json_ else print_rows(rows)
     elif json_:
         print_json(one)
     else:
@@ -183,7 +174,7 @@ def export(
 @organisms_app.command("list")
 def organism_list(json_: Json = False) -> None:
     """Which organisms there are."""
-    list_(What.organisms, json_=json_)
+    list_("organisms", json_=json_)
 
 
 @organisms_app.command("show")

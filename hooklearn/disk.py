@@ -33,7 +33,8 @@ _BAD_JSON = (ValueError, RecursionError)
 
 def clear_os_error(exc: OSError, path: StrPath) -> InputError:
     """The one line a user needs when the disk refuses ``path``, e.g. because it is full."""
-    return InputError(f"{path}: {exc.strerror or one_line(exc)}")
+    missing = "there is no such file" if isinstance(exc, FileNotFoundError) else None  # safetensors' has no strerror
+    return InputError(f"{path}: {exc.strerror or missing or one_line(exc)}")
 
 
 @contextmanager

@@ -18,7 +18,13 @@ def inventory(what: str, warn: Callable[[str], None] = lambda _: None) -> list[d
 
     Args:
         warn: told, in one line each, of what another package adds and nobody can use.
+    Raises:
+        InputError: there is no such kind.
     """
+    if what not in _INVENTORY:
+        near = difflib.get_close_matches(what, _INVENTORY, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"there is no list of {what!r}; valid: {', '.join(_INVENTORY)}{hint}")
     rows = [{"name": name, "what": text, "source": source} for name, text, source in _INVENTORY[what]()]
     for name, package, found in added(what):
         if isinstance(found, Exception):

@@ -15,6 +15,8 @@ import analysis
 from analysis import style
 from analysis.equal import equal_compute, equal_unlearning
 from analysis.reading import read_run
+from hooklearn.cli_compare import write
+from hooklearn.types import InputError
 
 EXACT = 1e-9
 """Means and interpolation of a handful of doubles."""
@@ -80,6 +82,17 @@ def test_points_past_the_budget_do_not_count(tmp_path: Path) -> None:
     assert table.loc["tried", ["forget score", "tokens"]].tolist() == [0.3, 900]
     early = equal_compute(runs).set_index("run")
     assert early["tokens"].tolist() == [2000, 2000] and early["forget score"].tolist() == [0.3, 0.3]
+
+
+def test_files_that_cannot_be_written_and_metrics_that_are_not_known_are_named(tmp_path: Path) -> None:
+    found = analysis.compare([write_run(tmp_path / "run")])
+    with pytest.raises(InputError, match=r"nowhere/t.csv cannot be written: there is no folder .*nowhere$"):
+        write(found, csv=tmp_path / "nowhere" / "t.csv")
+    with pytest.raises(InputError, match="--metric 'foo'; valid: completion"):
+        write(found, csv=tmp_path / "t.csv", metric="foo")
+    assert not (tmp_path / "t.csv").exists()
+    write(found, csv=tmp_path / "t.csv")
+    assert (tmp_path / "t.csv").read_text()
 
 
 def test_an_edit_that_never_lowered_the_score_has_no_place_at_equal_unlearning(tmp_path: Path) -> None:

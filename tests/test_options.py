@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pytest
+import user_files
 import yaml
 from typer.testing import CliRunner
 
@@ -84,6 +85,13 @@ def test_one_method_with_its_options() -> None:
     for option in told["options"]:
         assert option["name"] in shown and option["type"] in shown
     assert "``" not in shown
+
+
+def test_a_kind_that_there_is_no_list_of() -> None:
+    told = user_files.hooklearn("list", "metods")
+    assert told.exit_code == 2 and told.stdout == ""
+    assert told.stderr.startswith("error: there is no list of 'metods'; valid: methods, attacks")
+    assert "did you mean 'methods'?" in told.stderr
 
 
 @pytest.mark.parametrize(

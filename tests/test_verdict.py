@@ -788,6 +788,16 @@ def test_each_reason_to_doubt_is_said_where_it_holds_and_only_there(doubt, tmp_p
     assert any(doubt in d for d in result.doubts), result.doubts
 
 
+def test_an_edit_that_unlearned_nothing_says_so(tmp_path):
+    """All its disruption, and the forget items as likely as before: its end is no end of unlearning."""
+    folder = write_run(tmp_path / "run", attacks=[REMOVED], seeds=[0])
+    assert not any("no less likely" in d for d in judge(folder).doubts)
+    way = pd.read_parquet(folder / "trace.parquet")
+    way["forget"] = 0.16 + 0.001 * way["step"]
+    way.to_parquet(folder / "trace.parquet", index=False)
+    assert any("(seed 0) made the forget items no less likely: 0.16 before, 0.161" in d for d in judge(folder).doubts)
+
+
 def scored(folder, scores):
     """Every held-out sample of the run, with the score that ``scores`` gives to (arm, is it the behaviour)."""
     items = pd.read_parquet(folder / "items.parquet").query("metric == 'sampled' and split == 'heldout'")
