@@ -80,7 +80,8 @@ def _budget(run: Run) -> Iterator[str]:
     for seed, way in run.trace.groupby("seed") if not run.trace.empty else ():
         start, lowest = (number(v) for v in (way["forget"].iloc[0], way["forget"].iloc[1:].min()))
         if lowest >= start:
-            yield f"the edit (seed {seed}) made the forget items no less likely: {start:.3g} before, {lowest:.3g} at best"
+            told = f"{start:.3g} before, {lowest:.3g} at best"
+            yield f"the edit (seed {seed}) made the forget items no less likely: {told}"
     near = [(e.get("disruption") or {}).get("near_ce") for e in run.edits]
     if near and any(v is None for v in near):
         yield "near disruption was not measured: the neighbourhood may be wrecked"
