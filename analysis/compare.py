@@ -119,7 +119,7 @@ def _shared_attackers(entries: Sequence[_Entry], metric: str) -> set[tuple[str, 
 
 
 def _resampler(scores: Scores, seed: int, resamples: int) -> Resampler:
-    return Resampler(scores.shape, resamples=resamples, seed=seed, share=scores.is_share)
+    return Resampler(scores.shape, resamples=resamples, seed=seed, share=scores.is_share, groups=scores.groups)
 
 
 def _cells(scores: Scores, arm: str, shared: set[tuple[str, str]], draw: Resampler) -> dict[tuple[str, str], _Cell]:

@@ -136,11 +136,6 @@ def _heldout(run: Run) -> Iterator[str]:
     for key, sentence in _KNOWN_BEFORE.items():
         if number(corpus.get(key)) > 0:
             yield f"{corpus[key]} of {corpus.get('n')} held-out items are {sentence}"
-    if number(corpus.get("groups")) < number(corpus.get("n")):
-        yield (
-            f"the {corpus['n']} held-out items are of {corpus['groups']} groups: intervals take every item for one of "
-            "its own, and are too narrow where those of a group go together"
-        )
     for role, about in (run.record.get("corpora") or {}).items():
         if number((about or {}).get("cut")) > 0:
             yield f"{about['cut']} of {about.get('n')} rows of {role} were cut to what the model reads at a time"

@@ -137,7 +137,7 @@ def measure(scores: Scores, thresholds: Thresholds | None = None, *, seed: int =
     )
     if n_seeds == 0 or n_items < t.min_items:
         return empty
-    draw = Resampler(scores.shape, resamples=t.resamples, seed=seed, share=scores.is_share)
+    draw = Resampler(scores.shape, resamples=t.resamples, seed=seed, share=scores.is_share, groups=scores.groups)
     arms = _Arms(draw, has_never)
     start = arms.means({arm: y[:, None] for arm, y in scores.before.items()})
     raw_gap = (start["original"] - start["never"])[:, 0]

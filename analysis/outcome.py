@@ -40,14 +40,13 @@ def outcome(run: Run | str | Path) -> dict[str, Any]:
 
 
 def _disruption(run: Run) -> dict[str, Any]:
-    """Means over seeds, the budget that all of them had, and why the edits ended."""
+    """Means over seeds, and the budget that all of them had."""
     found = [edit.get("disruption") or {} for edit in run.edits]
     budget = next((edit.get("budget") or {} for edit in run.edits), {})
     return {
         "kl": mean(d.get("kl") for d in found),
         "near_ce": mean(d.get("near_ce") for d in found),
         "budget": {key: budget.get(key) for key in ("kl", "near_ce")},
-        "stop": list(dict.fromkeys(str(edit.get("stop")) for edit in run.edits)),
     }
 
 

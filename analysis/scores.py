@@ -17,7 +17,10 @@ the last step is NaN.
 **Bootstrap.** A resample is one draw of items and one draw of seeds with replacement, as counts
 ``c_i`` and ``k_s``, the same in all arms, steps and attackers:
 
-    mean_b = sum_s sum_i k_s c_i y[s, i] / (n_seeds n_items)
+    mean_b = sum_s sum_i k_s c_i y[s, i] / (n_seeds sum_i c_i)
+
+Items of one group (the phrasings of one fact) are drawn together, as many groups as there are: what happens to one of
+them happens to the others, and they are no further evidence.
 
 so that what arms share (an item that is easy for all of them) cancels in differences; intervals are
 percentiles (Efron and Tibshirani 1993, ch. 13 and 16). With few seeds this understates their spread
@@ -32,7 +35,7 @@ unseen item). For 0 of n the upper bound is then 1 - .05^(1/n): the rule of thre
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, NamedTuple
@@ -103,6 +106,8 @@ class Scores:
     """Seeds that not every arm and attacker has."""
     items: tuple[int, ...] = ()
     """Numbers of the items, where they come from a run."""
+    groups: tuple[int, ...] = ()
+    """Of each item, the number of its group; empty where every item is one of its own."""
     unseen: tuple[str, ...] = ()
     """Attackers by training of which only the start was measured: they say nothing of what the attack does."""
 
@@ -132,12 +137,20 @@ class Resampler:
     seeds: so runs with different methods are compared on the same resampled items.
     """
 
-    def __init__(self, shape: tuple[int, int], *, resamples: int = 1000, seed: int = 0, share: bool = False) -> None:
+    def __init__(
+        self, shape: tuple[int, int], *, resamples: int = 1000, seed: int = 0, share: bool = False,
+        groups: Sequence[int] = (),
+    ) -> None:  # fmt: skip
         n_seeds, n_items = shape
         rng = np.random.default_rng(seed)
-        self.items = _weights(rng, resamples, n_items)
+        _, group = np.unique(groups if len(groups) else np.arange(n_items), return_inverse=True)
+        n_groups = int(group.max(initial=-1)) + 1
+        self.items = _weights(rng, resamples, n_groups)
+        if n_groups < n_items:
+            self.items = self.items[:, group]
+            self.items /= self.items.sum(axis=1, keepdims=True)
         self.seeds = _weights(rng, resamples, n_seeds)
-        self._resamples, self._n_items, self._seed, self._share = resamples, n_items, seed, share
+        self._resamples, self._n_groups, self._seed, self._share = resamples, n_groups, seed, share
 
     def mean(self, y: Array, arm: str) -> Array:
         """``[seed, step, item]`` -> ``[1 + resamples, step]``."""
@@ -151,7 +164,7 @@ class Resampler:
     def _unseen(self, arm: str) -> tuple[Array, Array]:
         """Weight and value of the unseen item: the same along all of an arm's curves."""
         rng = np.random.default_rng([self._seed, *arm.encode()])
-        weight = rng.beta(1, self._n_items, (1 + self._resamples, 1))
+        weight = rng.beta(1, self._n_groups, (1 + self._resamples, 1))
         weight[0] = 0
         return weight, rng.integers(0, 2, weight.shape).astype(float)
 
@@ -211,7 +224,17 @@ def _scores(run: Run, metric: str, split: str, rows: pd.DataFrame) -> Scores:
             attackers.append(Attacker(attack, steps, y, setting, **_flags(curves)))
     left_out = rows.loc[rows["arm"] == "edited", "seed"].nunique() - len(seeds)
     names = tuple(attacker_name(*key) for key in unseen)
-    return Scores(metric, split, before, tuple(attackers), left_out, tuple(items.tolist()), names)
+    groups = _groups(run, split, items)
+    return Scores(metric, split, before, tuple(attackers), left_out, tuple(items.tolist()), groups, names)
+
+
+def _groups(run: Run, split: str, items: NDArray) -> tuple[int, ...]:
+    """Of every item, as the record has it where some go together (``corpora``, ``item_groups``)."""
+    corpus = (run.record.get("corpora") or {}).get(split) or {}
+    known: Any = corpus.get("item_groups")
+    if not isinstance(known, list) or not all(isinstance(group, int) for group in known) or not len(items):
+        return ()
+    return tuple(known[i] for i in items) if 0 <= items.min() <= items.max() < len(known) else ()
 
 
 def attacker_name(attack: str, setting: str) -> str:

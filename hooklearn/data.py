@@ -132,9 +132,14 @@ def encode(corpus: Corpus, tokenizer: Any, *, end: bool = False, max_length: int
     return out
 
 
+def _room(tokenizer: Any, max_length: int) -> int:
+    """What is asked for, or what the model reads at most, as its tokenizer says where it is one of a model."""
+    return min(max_length, getattr(tokenizer, "model_max_length", max_length))
+
+
 def n_cut(corpus: Corpus, tokenizer: Any, *, max_length: int = LONGEST) -> int:
     """How many rows :func:`encode` cuts."""
-    room = min(max_length, tokenizer.model_max_length)
+    room = _room(tokenizer, max_length)
     texts = ["".join(split_row(row, tokenizer)) for row in corpus.rows]
     lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
     return sum(length > room for length in lengths)
@@ -214,7 +219,7 @@ def _plain(turns: Sequence[Mapping[str, str]]) -> str:
 
 def _encode_one(name: str, i: int, row: Row, tokenizer: Any, end: bool, max_length: int) -> Encoded:
     prompt, completion = split_row(row, tokenizer)
-    max_length = min(max_length, tokenizer.model_max_length)
+    max_length = _room(tokenizer, max_length)
     special = set(tokenizer.all_special_ids or [])
     before = tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
     start = _bos_before(before, tokenizer) if before and not templated(row, tokenizer) else []

@@ -128,14 +128,14 @@ class Setup:
             return {}
         return {"checkpoint": {"name": self.config.edit.checkpoint, "hash": models.weights_hash(self.checkpoint)}}
 
-    def _known_before(self, role: str, corpus: Corpus) -> dict[str, int]:
+    def _known_before(self, role: str, corpus: Corpus) -> dict[str, Any]:
         """How many of the items that behaviour is measured on the edit or the attacker had, word for word, and how many
         are there twice."""
         if role not in ("heldout", "ood"):
             return {}
         had = {f"in_{r}": self.corpora[r] for r in ("forget", "attack_train") if r in self.corpora}
         found = {name: other.shared_with(corpus) for name, other in had.items()}
-        return found | {"repeated": corpus.repeated, "groups": len(set(corpus.groups))}
+        return found | {"repeated": corpus.repeated, **_grouped(corpus)}
 
     def _as_read(self, role: str, corpus: Corpus) -> dict[str, int]:
         """What becomes of rows whose completions matter when they are read; running text is cut by design."""
@@ -245,6 +245,12 @@ class Setup:
             if scorer.model is model and scorer.delta is None
         }
         return referee.set_by(readings, len(heldout.completions)), known
+
+
+def _grouped(corpus: Corpus) -> dict[str, list[int]]:
+    """Which items go together, by number; nothing where each is a group of its own."""
+    numbers = {group: i for i, group in enumerate(dict.fromkeys(corpus.groups))}
+    return {"item_groups": [numbers[g] for g in corpus.groups]} if len(numbers) < len(corpus) else {}
 
 
 def plugins_in(config: RunConfig) -> dict[str, str]:

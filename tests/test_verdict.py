@@ -19,6 +19,7 @@ import analysis
 from analysis.doubts import _attacks as attack_doubts
 from analysis.leniency import at_threshold
 from analysis.measures import Thresholds, half_life, measure
+from analysis.reading import read_run
 from analysis.rules import VERDICTS, decide, overall
 from analysis.scores import Resampler, highest, interval, read_scores
 from analysis.verdict import judge
@@ -759,7 +760,6 @@ DOUBTS = {
     "the referee that judges samples has AUC 0.80": dict(referee={"auc": 0.8}),
     "3 of 20 held-out items are in attack_train": dict(corpora={"heldout": {"n": 20, "in_attack_train": 3}}),
     "4 of 20 held-out items are in forget": dict(corpora={"heldout": {"n": 20, "in_forget": 4}}),
-    "the 20 held-out items are of 5 groups": dict(corpora={"heldout": {"n": 20, "groups": 5}}),
     "2 of 20 held-out items are there more than once": dict(corpora={"heldout": {"n": 20, "repeated": 2}}),
     "5 of 20 rows of forget were cut": dict(corpora={"forget": {"n": 20, "cut": 5}}),
     "6 of 20 completions of heldout go on without a space": dict(corpora={"heldout": {"n": 20, "run_together": 6}}),
@@ -786,6 +786,34 @@ def test_each_reason_to_doubt_is_said_where_it_holds_and_only_there(doubt, tmp_p
     run = write_run(tmp_path / "run", **({"attacks": [REMOVED]} | DOUBTS[doubt]))
     result = judge(run, thresholds=CHEAP)
     assert any(doubt in d for d in result.doubts), result.doubts
+
+
+def test_items_of_one_group_are_drawn_together(tmp_path):
+    """Twenty groups of four that are all alike are twenty items: the same interval for both, to the resampling error,
+    where eighty items on their own have one of half the width. A record that holds nonsense is none."""
+    rng = np.random.default_rng(1)
+    facts = rng.random((1, 20))
+    groups = tuple(np.repeat(np.arange(20), 4).tolist())
+    y = {"one each": facts, "together": np.repeat(facts, 4, axis=1), "apart": np.repeat(facts, 4, axis=1)}
+    how = {"together": {"groups": groups}}
+    width = {}
+    for name, values in y.items():
+        draw = Resampler(values.shape, resamples=4000, seed=0, **how.get(name, {}))
+        found = interval(draw.mean(values[:, None], "edited")[:, 0])
+        assert found.value == pytest.approx(facts.mean())
+        width[name] = found.high - found.low
+    assert width["together"] == pytest.approx(width["one each"], rel=0.05)
+    assert width["apart"] == pytest.approx(width["one each"] / 2, rel=0.1)
+    each = Resampler((1, 20), resamples=50, groups=tuple(range(20)))
+    assert np.array_equal(each.items, Resampler((1, 20), resamples=50).items), "each of its own: the same to the bit"
+
+    def read(known):
+        folder = write_run(tmp_path / str(hash(str(known))), items=8, corpora={"heldout": {"item_groups": known}})
+        return {s.split: s.groups for s in read_scores(read_run(folder))}
+
+    assert read([0, 0, 1, 1, 2, 2, 3, 3]) == {"heldout": (0, 0, 1, 1, 2, 2, 3, 3), "ood": ()}
+    for nonsense in ([0, 0], "00112233", ["a"] * 8, None):
+        assert read(nonsense)["heldout"] == ()
 
 
 def test_an_edit_that_unlearned_nothing_says_so(tmp_path):
