@@ -97,7 +97,7 @@ def _budget(run: Run) -> Iterator[str]:
 def _capability(run: Run) -> Iterator[str]:
     """A fall of general capability that its standard error does not explain, or answers that no number was got of."""
     if not run.capability.empty:
-        right = run.capability.loc[run.capability["arm"] == "edited", "right"].to_numpy(float)
+        right = run.capability.loc[run.capability["arm"] == "edited", "value"].to_numpy(float)
         if missing := int(np.isnan(right).sum()):
             yield f"general capability was not measured: {missing} of the edit's {len(right)} answers are no number"
     table: Any = capability_table(run)

@@ -33,7 +33,9 @@ _BAD_JSON = (ValueError, RecursionError)
 
 def clear_os_error(exc: OSError, path: StrPath) -> InputError:
     """The one line a user needs when the disk refuses ``path``, e.g. because it is full."""
-    missing = "there is no such file" if isinstance(exc, FileNotFoundError) else None  # safetensors' has no strerror
+    missing = (
+        "No such file or directory" if isinstance(exc, FileNotFoundError) else None
+    )  # safetensors' has no strerror
     return InputError(f"{path}: {exc.strerror or missing or one_line(exc)}")
 
 

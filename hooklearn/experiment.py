@@ -170,7 +170,7 @@ def _edit_stage(
     )  # fmt: skip
     budget = config.budget.resolved(lambda: setup.never_level(problem.forget))
     result = run_edit(problem, method, meter, budget, on_point=progress)
-    progress(f"edit (seed {seed}): far KL {result.disruption.kl.value:.3g} of {budget.kl:g}; {result.stop}")
+    progress(f"{method.name}: far KL {result.disruption.kl.value:.3g} of {budget.kl:g}; {result.stop}")
     record = _edit_record(method, result, seed)
     folder.save_frame(f"parts/trace-seed{seed}.parquet", result.trace.to_dataframe().assign(seed=seed))
     save_delta(result.delta, folder.path(name))

@@ -259,6 +259,15 @@ def test_only_a_clear_fall_is_a_reason_to_doubt(edited: list[int], doubted: bool
     assert doubted or not any("general capability" in d for d in doubts)
 
 
+def test_answers_without_a_number_are_a_reason_to_doubt(tmp_path: Path) -> None:
+    """A broken model is not one that guesses, and an arm without a mean is no arm that did not fall."""
+    run = drawn(tmp_path / "run", {"original": SOUND, "edited": SOUND})
+    frame = pd.read_parquet(run / "capability.parquet")
+    frame["value"] = frame["value"].astype(float).mask((frame["arm"] == "edited") & (frame["item"] < 3))
+    frame.to_parquet(run / "capability.parquet", index=False)
+    assert any("was not measured: 3 of the edit's 40 answers" in d for d in analysis.judge(run).doubts)
+
+
 def test_the_report_shows_it_and_verify_recomputes_it(tmp_path: Path) -> None:
     run = drawn(tmp_path / "run", {"original": SOUND, "edited": RUINED})
     page = report(run).read_text("utf-8")
