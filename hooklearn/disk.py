@@ -33,10 +33,10 @@ _BAD_JSON = (ValueError, RecursionError)
 
 def clear_os_error(exc: OSError, path: StrPath) -> InputError:
     """The one line a user needs when the disk refuses ``path``, e.g. because it is full."""
-    missing = (
-        "No such file or directory" if isinstance(exc, FileNotFoundError) else None
-    )  # safetensors' has no strerror
-    return InputError(f"{path}: {exc.strerror or missing or one_line(exc)}")
+    words = exc.strerror
+    if words is None and isinstance(exc, FileNotFoundError):  # safetensors' own
+        words = os.strerror(errno.ENOENT)
+    return InputError(f"{path}: {words or one_line(exc)}")
 
 
 @contextmanager
