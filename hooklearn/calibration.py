@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from hooklearn import controls, disk, experiment, models, store
 from hooklearn.auditing import audit
@@ -231,6 +232,7 @@ def _beside_each_other(
 
 def _in_process(names: Sequence[str], seed: int, out: Path, battery_name: str, said: Any) -> None:
     torch.set_num_threads(1)
+    threadpool_limits(1)  # NumPy's as well: its SVDs take half of a case where two processes want both cores
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # libraries'; the command line is silent about them too
         run_group(names, seed, out, battery_name, said.put)
