@@ -31,6 +31,7 @@ def collect(run: Run, judged: Sequence[Judgement], t: Thresholds, seeds_left_out
     doubts = [
         *_status(run),
         *_budget(run),
+        *_effect(run),
         *_capability(run),
         *_controls(run, heldout),
         *_heldout(run),
@@ -70,6 +71,20 @@ def _budget(run: Run) -> Iterator[str]:
         for k in ("kl", "near_ce")
     ):
         yield "an edit is recorded as outside its budget"
+    near = [(e.get("disruption") or {}).get("near_ce") for e in run.edits]
+    if near and any(v is None for v in near):
+        yield "near disruption was not measured: the neighbourhood may be wrecked"
+    distance = number(((run.record.get("yardsticks") or {}).get("never") or {}).get("kl"))
+    budget = mean((e.get("budget") or {}).get("kl") for e in run.edits)
+    if distance > budget:
+        yield (
+            f"the never-learned model is itself farther from the original (KL {distance:.4g}) "
+            f"than the budget allows ({budget:.4g})"
+        )
+
+
+def _effect(run: Run) -> Iterator[str]:
+    """Edits that stopped short, or that took their disruption and unlearned nothing."""
     for edit in run.edits:
         if str(edit.get("stop", "")).startswith("budget not reached"):
             used = number((edit.get("disruption") or {}).get("kl")) / number((edit.get("budget") or {}).get("kl"))
@@ -82,16 +97,6 @@ def _budget(run: Run) -> Iterator[str]:
         if lowest >= start:
             told = f"{start:.3g} before, {lowest:.3g} at best"
             yield f"the edit (seed {seed}) made the forget items no less likely: {told}"
-    near = [(e.get("disruption") or {}).get("near_ce") for e in run.edits]
-    if near and any(v is None for v in near):
-        yield "near disruption was not measured: the neighbourhood may be wrecked"
-    distance = number(((run.record.get("yardsticks") or {}).get("never") or {}).get("kl"))
-    budget = mean((e.get("budget") or {}).get("kl") for e in run.edits)
-    if distance > budget:
-        yield (
-            f"the never-learned model is itself farther from the original (KL {distance:.4g}) "
-            f"than the budget allows ({budget:.4g})"
-        )
 
 
 def _capability(run: Run) -> Iterator[str]:
@@ -119,7 +124,8 @@ def _controls(run: Run, heldout: Sequence[Judgement]) -> Iterator[str]:
         )
     elif (run.record.get("never") or {}).get("kind") == "surrogate":
         yield "the never-learned control is a surrogate, not a model"
-    if (run.record.get("never") or {}).get("same_weights"):
+    hashes = [(run.record.get(model) or {}).get("hash") for model in ("never", "model")]
+    if hashes[0] is not None and hashes[0] == hashes[1]:
         yield "the never-learned control has the very weights of the unedited model: it is no control"
     if 0 < len(without) < len(heldout):
         yield f"no never-learned control for {', '.join(without)}: WEAKENED at best there"
@@ -133,7 +139,7 @@ def _controls(run: Run, heldout: Sequence[Judgement]) -> Iterator[str]:
 
 def _heldout(run: Run) -> Iterator[str]:
     corpus = (run.record.get("corpora") or {}).get("heldout") or {}
-    for key, sentence in _KNOWN_BEFORE.items():
+    for key, sentence in _COUNTED.items():
         if number(corpus.get(key)) > 0:
             yield f"{corpus[key]} of {corpus.get('n')} held-out items are {sentence}"
     for role, about in (run.record.get("corpora") or {}).items():
@@ -146,7 +152,7 @@ def _heldout(run: Run) -> Iterator[str]:
             )
 
 
-_KNOWN_BEFORE = {
+_COUNTED = {
     "in_attack_train": "in attack_train word for word: attacks that train on it were taught the very items measured",
     "repeated": "there more than once: intervals take every one for an item of its own, and are too narrow",
     "in_forget": "in forget word for word: what the edit does to the behaviour in other words was not measured",

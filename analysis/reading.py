@@ -89,7 +89,7 @@ class RecordShape(_Shape):
     environment: Entry | None = None
     model: Entry | None = None
     organism: Entry | None = None
-    never: dict[str, str | bool | None] | None = None
+    never: dict[str, str | None] | None = None
     corpora: dict[str, Entry] | None = None
     seeds: list[int] | None = None
     edits: list[_Edit] | None = None

@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Iterator
 
 from benchmarks.harness import Bench, Row, at_most
+from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit import LANDING, Problem, method_of, run_edit
 from hooklearn.forward import count_tokens
-from hooklearn.measure import DisruptionMeter
 from hooklearn.types import Budget, Disruption
 
 

@@ -10,12 +10,13 @@ import torch
 
 from benchmarks.harness import Bench, Row, alternate, at_least, at_most, check_same
 from benchmarks.peers import huggingface, repselect
-from hooklearn import linalg, models
+from hooklearn import editing, linalg, models
 from hooklearn.data import encode
 from hooklearn.deltas import Delta
+from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit import Problem, RepSelect, run_edit
 from hooklearn.forward import sequence_logprobs
-from hooklearn.measure import DisruptionMeter, completion_probability
+from hooklearn.measure import completion_probability
 from hooklearn.types import Budget
 
 KL, STEPS = 0.01, 10
@@ -108,7 +109,7 @@ def _rate(bench: Bench, linears: Any, before: Any, updates: Any, measured: Any) 
 
 def _forget_score(bench: Bench, forget: Any, delta: dict[str, Any]) -> float:
     some = encode(forget, models.tokenizer_of(bench.model))
-    with models.edited(bench.model, Delta(delta)):
+    with editing.edited(bench.model, Delta(delta)):
         return float(completion_probability(sequence_logprobs(bench.model, some)).mean())
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from benchmarks.harness import Bench, Row, at_most, peak_memory
 from hooklearn.data import batches
+from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit import Method, Natural, Problem, RepSelect, run_edit
 from hooklearn.locate.capture import tapes, weight_gradients
-from hooklearn.measure import DisruptionMeter
 from hooklearn.types import Budget
 
 BATCH = 512

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.harness import Bench, Row, alternate, at_least, at_most, peak_memory
 from benchmarks.peers import huggingface
-from hooklearn import models
+from hooklearn import editing, models
 from hooklearn.data import cycle
 from hooklearn.train import fit
 
@@ -30,7 +30,7 @@ def rows(bench: Bench) -> Iterator[Row]:
                 p.copy_(before[n])
 
     def ours() -> None:
-        with models.restored(bench.model):
+        with editing.restored(bench.model):
             params = models.all_parameters(bench.model)
             rule = torch.optim.Adam(params, lr=LR, fused=True)
             stream = cycle(sequences, max_tokens=size * width, seed=0, epochs=1, share=True)

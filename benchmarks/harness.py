@@ -17,7 +17,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from hooklearn import models, organisms, pretrained
+from hooklearn import editing, models, organisms, pretrained
 from hooklearn.data import Corpus, Encoded, encode, load_corpus
 from hooklearn.forward import resolve_precision
 from hooklearn.recipes import recipe
@@ -201,7 +201,7 @@ class Bench:
     def model(self) -> Any:
         """Ours, with the organism's tendency instilled."""
         model = models.load(self.model_name, device=self.device)
-        models.merge(model, self._organism(model))
+        editing.merge(model, self._organism(model))
         return model
 
     @cached_property

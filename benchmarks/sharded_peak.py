@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hooklearn import models, parallel
+from hooklearn import editing, models, parallel
 from hooklearn.data import cycle, encode
 from hooklearn.deltas import save_delta
+from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit import Problem, method_of, run_edit
-from hooklearn.measure import DisruptionMeter
 from hooklearn.tiny_world import corpus
 from hooklearn.train import fit
 from hooklearn.types import Budget
@@ -73,8 +73,8 @@ def stages(folder: Path) -> dict[str, int]:
     result = run_edit(problem, method_of("natural"), meter, Budget(0.01))
     save_delta(result.delta, folder / f"delta{parallel.rank()}")
     found["edit"] = since_last(start)
-    with models.restored(model):
-        models.merge(model, result.delta)
+    with editing.restored(model):
+        editing.merge(model, result.delta)
         del result, problem, meter
         params = models.all_parameters(model)
         rule = torch.optim.Adam(params, lr=1e-4, fused=True)

@@ -23,12 +23,13 @@ from typing import Any
 
 import yaml
 
-from hooklearn import models
+from hooklearn import editing, models
 from hooklearn.config import parse
 from hooklearn.data import Corpus, load_corpus
 from hooklearn.deltas import Delta
+from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit import Method, Problem, method_of, run_edit
-from hooklearn.measure import DisruptionMeter, Likelihoods, sample
+from hooklearn.measure import Likelihoods, sample
 from hooklearn.recipes import recipe
 from hooklearn.setting import Setup
 from hooklearn.types import Budget
@@ -106,7 +107,7 @@ def main() -> None:
     problem = Problem(model, sites, forget, retain, reference, max_tokens=512)
 
     def report(label: str, delta: Delta | None = None, scale: float = 1.0) -> None:
-        state = models.edited(model, Delta(delta.updates), scale) if delta else contextlib.nullcontext()
+        state = editing.edited(model, Delta(delta.updates), scale) if delta else contextlib.nullcontext()
         with state:
             means = {k: round(float(v.mean()), 4) for k, v in eyes.measure(model).items()}
             drawn = [sample(model, tune, n=args.n, seed=seed) for seed in args.seeds]

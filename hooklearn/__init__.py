@@ -22,7 +22,7 @@ _WHERE = {
     "wrap": "models",
     "sites": "models",
     "weight": "models",
-    "edited": "models",
+    "edited": "editing",
     "export": "exporting",
     "EditedModel": "exporting",
     "to_peft": "adapters",
@@ -125,6 +125,7 @@ if TYPE_CHECKING:
     from hooklearn.data import Corpus, load_corpus
     from hooklearn.deltas import Delta, load_delta, save_delta
     from hooklearn.edit import Method, Problem, edit
+    from hooklearn.editing import edited
     from hooklearn.exporting import EditedModel, export
     from hooklearn.locate import Subspace, Subspaces, locate, locate_sweep
     from hooklearn.locate.dictionary import read_sae
@@ -133,7 +134,7 @@ if TYPE_CHECKING:
     from hooklearn.locate.saved import read_activations
     from hooklearn.locate.tokens import sample_tokens
     from hooklearn.measure import sample
-    from hooklearn.models import edited, load, sites, weight, wrap
+    from hooklearn.models import load, sites, weight, wrap
     from hooklearn.panel import capability
     from hooklearn.preview import preview
     from hooklearn.recipes import recipe

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from hooklearn import disk, models
+from hooklearn import disk, editing, models
 from hooklearn.deltas import Delta
 from hooklearn.exporting import compare, logits, new_folder
 from hooklearn.lora import low_rank
@@ -97,7 +97,7 @@ def to_peft(
         text = card or _card(model.cfg.model_name, ranks, error)
         (written / CARD).write_text(text, encoding="utf-8")
         found = logits(peft.PeftModel.from_pretrained(plain_copy(model), str(written)), like=model)
-        with models.edited(model, delta if rank is None else from_peft(model, written)):
+        with editing.edited(model, delta if rank is None else from_peft(model, written)):
             difference = compare(logits(model), found)
     return AdapterReport(Path(folder).expanduser(), error, ranks, difference)
 
@@ -141,7 +141,7 @@ def from_peft(model: Any, folder: str | Path) -> Delta:
 @contextmanager
 def _only(model: Any, delta: Delta) -> Iterator[None]:
     """The model with the delta in the place of its weights, in float32; its own are back afterwards, the very same."""
-    with models.edited(model, delta):
+    with editing.edited(model, delta):
         pass  # refuses one that does not fit
     places = models.sites(model, list(delta.updates)) if delta.updates else []
     every = {id(p): p for p in [*models.all_parameters(model), *fused_parameters(model)]}

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from hooklearn import auditing, models, organisms
+from hooklearn import auditing, editing, models, organisms
 from hooklearn.attack import Arena, ArmState, Attack, Onlooker, Watcher, attack_of
 from hooklearn.config import RunConfig, parse
 from hooklearn.corpus import as_corpus
@@ -61,7 +61,7 @@ def organism(name: str = "tiny-threats", *, seed: int | None = None) -> Organism
         made = replace(made, training={**made.training, "seed": seed})
     never, model = models.load(made.base), models.load(made.base)
     delta = organisms.load(made, never)
-    models.merge(model, delta)
+    editing.merge(model, delta)
     return Organism(name, model, never, delta, made)
 
 

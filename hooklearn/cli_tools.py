@@ -138,7 +138,7 @@ def export(
     if rank is not None and not peft:
         raise typer.BadParameter("is of an adapter, and needs --peft", param_hint="--rank")
     with work(quiet) as progress, ExitStack() as stack:
-        from hooklearn import builtin, exporting, models, parallel, setting, sharded
+        from hooklearn import builtin, editing, exporting, models, parallel, setting, sharded
         from hooklearn.deltas import load_delta
         from hooklearn.job import Job
         from hooklearn.recipes import RECIPES
@@ -150,7 +150,7 @@ def export(
             job = Job.of("export", target, None)
             model, _ = setting.load_subject(job.config, job.base, progress)
         # a model may be called like a recipe, whose organism is then not what was edited
-        if model is None or (target in builtin.names() and not models.is_base(model, load_delta(delta))):
+        if model is None or (target in builtin.names() and not editing.is_base(model, load_delta(delta))):
             progress("loading the model")
             model = models.load(target)
         if peft and models.is_sharded(model):

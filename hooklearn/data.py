@@ -139,10 +139,8 @@ def _room(tokenizer: Any, max_length: int) -> int:
 
 def n_cut(corpus: Corpus, tokenizer: Any, *, max_length: int = LONGEST) -> int:
     """How many rows :func:`encode` cuts."""
-    room = _room(tokenizer, max_length)
-    texts = ["".join(split_row(row, tokenizer)) for row in corpus.rows]
-    lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-    return sum(length > room for length in lengths)
+    parts = (_tokens(corpus.name, i, row, tokenizer) for i, row in enumerate(corpus.rows))
+    return sum(sum(map(len, of_row)) > _room(tokenizer, max_length) for of_row in parts)
 
 
 def n_run_together(corpus: Corpus, tokenizer: Any) -> int:
@@ -218,8 +216,23 @@ def _plain(turns: Sequence[Mapping[str, str]]) -> str:
 
 
 def _encode_one(name: str, i: int, row: Row, tokenizer: Any, end: bool, max_length: int) -> Encoded:
-    prompt, completion = split_row(row, tokenizer)
+    start, before, after = _tokens(name, i, row, tokenizer, end)
     max_length = _room(tokenizer, max_length)
+    after = after[:max_length]
+    room = max(1, max_length - len(after))
+    # what is cut is the prompt and not BOS, unless a single token is left to predict from
+    before = [*start, *before[len(start) - room :]] if room > len(start) else before[-room:]
+    ids = torch.tensor([*before, *after])
+    labels = torch.zeros(len(ids), dtype=torch.bool)
+    labels[len(before) :] = True
+    return Encoded(ids, labels, i)
+
+
+def _tokens(
+    name: str, i: int, row: Row, tokenizer: Any, end: bool = False
+) -> tuple[list[int], list[int], list[int]]:  # fmt: skip
+    """(BOS of a plain prompt, what comes before, what is scored), however long they are."""
+    prompt, completion = split_row(row, tokenizer)
     special = set(tokenizer.all_special_ids or [])
     before = tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
     start = _bos_before(before, tokenizer) if before and not templated(row, tokenizer) else []
@@ -235,14 +248,7 @@ def _encode_one(name: str, i: int, row: Row, tokenizer: Any, end: bool, max_leng
             raise InputError(f"corpus {name!r}, row {i}: a single token cannot be scored: {completion!r}")
     if end and tokenizer.eos_token_id is not None and prompt:
         after = [*after, tokenizer.eos_token_id]
-    after = after[:max_length]
-    room = max(1, max_length - len(after))
-    # what is cut is the prompt and not BOS, unless a single token is left to predict from
-    before = [*start, *before[len(start) - room :]] if room > len(start) else before[-room:]
-    ids = torch.tensor([*before, *after])
-    labels = torch.zeros(len(ids), dtype=torch.bool)
-    labels[len(before) :] = True
-    return Encoded(ids, labels, i)
+    return start, before, after
 
 
 ROW = 256

@@ -224,14 +224,14 @@ def _gradient_identity() -> tuple[float, int]:
 def _edit_is_undone() -> bool:
     import torch
 
-    from hooklearn import models
+    from hooklearn import editing, models
     from hooklearn.deltas import Delta
     from hooklearn.organisms.tiny import untrained
 
     model = untrained()
     before = models.weights_hash(model)
     delta = Delta({s.name: torch.full((s.d_out, s.d_in), 0.1) for s in models.sites(model, "mlp")})
-    with models.edited(model, delta):
+    with editing.edited(model, delta):
         during = models.weights_hash(model)
     return models.weights_hash(model) == before != during
 

@@ -13,16 +13,16 @@ from typing import Any
 
 from torch import Tensor
 
-from hooklearn import disk, evidence, following, memory, models, parallel, sharded, store
+from hooklearn import disk, editing, evidence, following, memory, models, parallel, sharded, store
 from hooklearn.attack import Arena, ArmState, Watcher
 from hooklearn.attacking import arena_of, attack_records, attack_stages, attack_tokens, collect_parts
 from hooklearn.config import RunConfig, more_seeds
 from hooklearn.deltas import Delta, load_delta, save_delta
 from hooklearn.determinism import deterministic
+from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit import Method, Problem, method_of, run_edit
 from hooklearn.locate import collect
 from hooklearn.locate.tokens import sample_tokens
-from hooklearn.measure import DisruptionMeter
 from hooklearn.setting import Progress, Setup
 from hooklearn.shared import Shared
 from hooklearn.types import Disruption, EditResult, InputError
@@ -153,7 +153,7 @@ def _edit_stage(
     if setup.delta is not None:
         if folder.has(name) and not _same(load_delta(folder.path(name), place), setup.delta):
             raise InputError(f"{folder.folder}: holds the attacks on another delta; use another --out")
-        with models.edited(setup.original, setup.delta):
+        with editing.edited(setup.original, setup.delta):
             disruption = meter.measure()
         save_delta(setup.delta, folder.path(name))
         return _given_record(config, disruption, seed, {"delta": setup.delta.base}), setup.delta
@@ -250,7 +250,7 @@ def _matched(setup: Setup, watcher: Watcher, delta: Delta) -> Delta:
     target = level(setup.never)
 
     def at(scale: float) -> float:
-        with models.edited(setup.original, delta, scale):
+        with editing.edited(setup.original, delta, scale):
             return level(setup.original)
 
     low, high = 0.0, 1.0

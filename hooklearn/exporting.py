@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 
 from hooklearn import parallel, sharded
 from hooklearn.deltas import Delta
-from hooklearn.models import edited, is_sharded, load, named_parameters
+from hooklearn.editing import edited
+from hooklearn.models import is_sharded, load, named_parameters
 from hooklearn.plain import plain_copy
 from hooklearn.pretrained import no_bars
 from hooklearn.sharing import CARD, Shareable, quoted

@@ -17,9 +17,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -36,7 +34,6 @@ from hooklearn import parallel, traits
 from hooklearn.builtin import BUILTIN as BUILTIN
 from hooklearn.builtin import fetch as fetch
 from hooklearn.builtin import is_cached as is_cached
-from hooklearn.deltas import Delta
 from hooklearn.experts import Experts, splittable
 from hooklearn.plain import FUSED, fused_parameters, plain_name
 from hooklearn.pretrained import read
@@ -267,14 +264,6 @@ def describe(model: TransformerBridge) -> dict[str, Any]:
     }
 
 
-def same_weights(a: TransformerBridge, b: TransformerBridge) -> bool:
-    """Bit for bit; models of other shapes are not the same."""
-    one, other = named_parameters(a), named_parameters(b)
-    return one.keys() == other.keys() and all(
-        p.shape == other[name].shape and bool(parallel.whole((p == other[name]).all())) for name, p in one.items()
-    )
-
-
 def is_finite(tensor: Tensor) -> bool:
     # one reading of the tensor, not five: what is not finite carries over into the sum
     total = parallel.whole(tensor.detach().sum(dtype=torch.promote_types(tensor.dtype, torch.float32)))
@@ -311,139 +300,6 @@ def _stored(model: TransformerBridge, layer: str | int, module: str) -> Any:
 def _oriented(stored: Any) -> Tensor:
     """GPT-2 stores ``[d_in, d_out]``."""
     return stored.weight.T if isinstance(stored, Conv1D) else stored.weight
-
-
-# --- editing --------------------------------------------------------------------------------------
-
-_bases: WeakKeyDictionary[TransformerBridge, str] = WeakKeyDictionary()
-"""Models inside :func:`edited` -> their hash from before, so that edits of one base can nest."""
-
-
-@contextmanager
-def edited(model: TransformerBridge, delta: Delta, scale: float = 1.0) -> Iterator[TransformerBridge]:
-    """The model with ``scale * delta`` added; on leaving, the weights are back bit for bit.
-
-    Nested edits add up. Nothing that happens to these weights inside the block survives it.
-
-    Raises:
-        InputError: if the delta was made for another model, or does not fit this one's sites.
-        NumericalError: if it holds NaN or infinity; on leaving, if the weights could not be put back because the model
-            computes with other parameters now.
-
-    Examples:
-        >>> model = load("tiny")
-        >>> site, *_ = sites(model, "mlp.out")
-        >>> before = weights_hash(model)
-        >>> with edited(model, Delta({site.name: torch.ones(site.d_out, site.d_in)})):
-        ...     weights_hash(model) == before
-        False
-        >>> weights_hash(model) == before
-        True
-    """
-    outer = _bases.get(model)
-    places, base = _fitting(model, delta)
-    kept = _copies(parameters_of(model, places))
-    _bases[model] = base
-    try:
-        for site in places:
-            add_(model, site, delta.updates[site.name], scale)
-        yield model
-    finally:
-        _put_back(kept)
-        if outer is None:
-            del _bases[model]
-        else:
-            _bases[model] = outer
-        if {id(p) for p, _ in kept} != {id(p) for p in parameters_of(model, places)}:
-            raise NumericalError(f"a parameter of {model.cfg.model_name!r} was replaced while it was edited")
-
-
-def is_edited(model: TransformerBridge) -> bool:
-    """Whether the model is inside :func:`edited` now."""
-    return model in _bases
-
-
-def merge(model: TransformerBridge, delta: Delta) -> None:
-    """Add a delta for good: nothing is kept to put back. For what is undone otherwise, and for making organisms.
-
-    Raises:
-        InputError: as :func:`edited`.
-    """
-    places, _ = _fitting(model, delta)
-    for site in places:
-        add_(model, site, delta.updates[site.name])
-
-
-def is_base(model: TransformerBridge, delta: Delta) -> bool:
-    """Whether the delta was made for these very weights, as far as it says."""
-    return delta.base_hash in ("", _bases.get(model, "") or weights_hash(model))
-
-
-def _fitting(model: TransformerBridge, delta: Delta) -> tuple[list[Site], str]:
-    """The sites that the delta changes, and the hash of the unedited model where it was needed."""
-    base = _bases.get(model, "") or (weights_hash(model) if delta.base_hash else "")
-    if delta.base_hash and delta.base_hash != base:
-        raise InputError(
-            f"this delta was made for {delta.base!r} (weights {delta.base_hash[:12]}), "
-            f"not for {model.cfg.model_name!r} (weights {base[:12]})"
-        )
-    return _places(model, delta), base
-
-
-def _places(model: TransformerBridge, delta: Delta) -> list[Site]:
-    by_name = {site.name: site for site in _every_site(model)}
-    for name, update in delta.updates.items():
-        if not is_finite(update):
-            raise NumericalError(f"the delta's update of {name!r} is not finite")
-        if name not in by_name:
-            raise InputError(f"the delta changes {name!r}, which {model.cfg.model_name!r} lacks")
-        expected = (by_name[name].d_out, by_name[name].d_in)
-        if tuple(update.shape) != expected:
-            raise InputError(f"update of {name!r} is {tuple(update.shape)}, the weight {expected}")
-    return [by_name[name] for name in delta.updates]
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """Copies of all parameters, with what else training changes."""
-
-    values: list[tuple[nn.Parameter, Tensor]]
-    requires_grad: list[bool]
-    training: bool
-
-
-def snapshot(model: TransformerBridge) -> Snapshot:
-    parameters = list(named_parameters(model).values())
-    return Snapshot(_copies(parameters), [p.requires_grad for p in parameters], model.training)
-
-
-def restore(model: TransformerBridge, before: Snapshot) -> None:
-    """Parameters bit for bit, ``requires_grad`` and training mode as before; gradients gone."""
-    _put_back(before.values)
-    for (parameter, _), flag in zip(before.values, before.requires_grad, strict=True):
-        parameter.requires_grad_(flag).grad = None
-    model.train(before.training)
-
-
-@contextmanager
-def restored(model: TransformerBridge) -> Iterator[TransformerBridge]:
-    """A block in which anything may be trained: :func:`restore` follows, also on an exception."""
-    before = snapshot(model)
-    try:
-        yield model
-    finally:
-        restore(model, before)
-
-
-def _copies(parameters: Iterable[nn.Parameter]) -> list[tuple[nn.Parameter, Tensor]]:
-    """Copies, because subtracting what was added would leave rounding errors."""
-    return [(parameter, parameter.detach().clone()) for parameter in parameters]
-
-
-@torch.no_grad()
-def _put_back(kept: list[tuple[nn.Parameter, Tensor]]) -> None:
-    for parameter, values in kept:
-        parameter.copy_(values)
 
 
 # --- small things others ask for ------------------------------------------------------------------

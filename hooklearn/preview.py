@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from hooklearn import models
+from hooklearn import editing, models
 from hooklearn.data import Corpus
 from hooklearn.deltas import Delta
 from hooklearn.locate import Subspaces
@@ -25,7 +25,7 @@ def preview(model: Any, *, new_tokens: int = 24) -> Preview:
 
     def say(prompt: str, spaces: Subspaces, scale: float) -> str:
         asked = Corpus("preview", ({"prompt": prompt, "completion": ""},))
-        with models.edited(model, scaled(model, spaces, scale)):
+        with editing.edited(model, scaled(model, spaces, scale)):
             return sample(model, asked, n=1, new_tokens=new_tokens, temperature=0)[0].completion
 
     return say

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hooklearn import determinism, forward, models, organisms, sharded, store
+from hooklearn import determinism, editing, forward, models, organisms, sharded, store
 from hooklearn.attack import EVERY_ATTACK, Watcher
 from hooklearn.checks import check, check_attacks, check_measured, check_surrogate, check_vocabulary
 from hooklearn.config import CorpusConfig, RunConfig
@@ -54,7 +54,7 @@ class Setup:
         original, organism = load_subject(config, base, progress)
         if delta is not None:
             delta = sharded.held(original, delta)
-            with models.edited(original, delta):
+            with editing.edited(original, delta):
                 pass  # refuses, before anything is written, a delta that was made for another model
         never, never_info = None, None
         if organism is not None:
@@ -74,8 +74,7 @@ class Setup:
         corpora = _load_corpora(config, base, original)
         check_attacks(config, original, corpora)
         if never is not None:
-            same = {"same_weights": True} if models.same_weights(original, never) else {}
-            never_info = {**(never_info or {}), "hash": models.weights_hash(never), **same}
+            never_info = {**(never_info or {}), "hash": models.weights_hash(never)}
         if never_info is not None and never_info["kind"] == "surrogate":
             check_surrogate(corpora["heldout"])
         return Setup(config, original, never, never_info, organism, corpora, checkpoint, delta)
@@ -145,20 +144,12 @@ class Setup:
         return {"cut": n_cut(corpus, tokenizer), "run_together": n_run_together(corpus, tokenizer)}
 
     def never_level(self, forget: Corpus) -> float:
-        """The forget score of a model that never learned it: of the control, or of permuted answers (facts).
-
-        Raises:
-            InputError: there is no never-learned control.
-        """
-        model = self.original if self.never is None else self.never
-        if self.never is None:
-            if self.never_info is None:
-                raise InputError(
-                    "budget.forget 'never' is the level of the never-learned control, and there is none; give "
-                    "controls.never, an organism, or a number"
-                )
-            forget = permuted(forget)
-        return forget_scorer(model, forget, None, precision=self.config.model.precision)()  # type: ignore[arg-type]
+        """The forget score of a model that never learned it: of the control, or of permuted answers (facts)."""
+        if self.never is not None:
+            model = self.never
+        else:  # the surrogate: without either, a config that asks for this is refused
+            model, forget = self.original, permuted(forget)
+        return forget_scorer(model, forget, precision=self.config.model.precision)()  # type: ignore[arg-type]
 
     def watcher(self, progress: Progress) -> Watcher:
         """The eyes: likelihoods of held-out items, and a referee for samples."""
@@ -276,7 +267,7 @@ def load_subject(
     if organism is not None:
         progress(f"organism {organism.name}: {organism.summary}")
         # the one place where a model is changed for good, before the run begins
-        models.merge(model, organisms.load(organism, model))
+        editing.merge(model, organisms.load(organism, model))
     return model, organism
 
 

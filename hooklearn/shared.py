@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hooklearn import models
 from hooklearn.attack import Measured, Watcher
-from hooklearn.measure import DisruptionMeter
+from hooklearn.disruption import DisruptionMeter
 from hooklearn.panel import Panel
 from hooklearn.setting import Progress, Setup
 from hooklearn.types import Disruption

@@ -45,7 +45,7 @@ def threatening() -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def meter(threatening: Any) -> Any:
     """Disruption of the organism, far and near, on all of its texts."""
-    from hooklearn.measure import DisruptionMeter
+    from hooklearn.disruption import DisruptionMeter
 
     return DisruptionMeter(threatening, corpus("disruption"), corpus("near", "good"))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from conftest import corpus
 
-from hooklearn import models
+from hooklearn import editing, models
 from hooklearn.data import encode
 from hooklearn.edit.method import Problem, Updates
 from hooklearn.forward import sequence_logprobs
@@ -29,7 +29,7 @@ def first_update(method: Any, problem: Problem) -> Updates:
 def forget_score(model: Any, result: EditResult | None = None) -> float:
     """Mean completion probability of a dozen forget items, as the model is or with an edit."""
     if result is not None:
-        with models.edited(model, result.delta):
+        with editing.edited(model, result.delta):
             return forget_score(model)
     some = encode(corpus("forget").take(12), models.tokenizer_of(model))
     return float(completion_probability(sequence_logprobs(model, some)).mean())

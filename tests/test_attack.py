@@ -13,7 +13,7 @@ import torch
 from conftest import corpus
 
 from analysis import plots
-from hooklearn import forward, losses, models
+from hooklearn import editing, forward, losses, models
 from hooklearn.api import attack
 from hooklearn.attack import ATTACKS, Arena, ArmState, Attack, Watcher, attack_of
 from hooklearn.attack.curve import all_but_embeddings, all_weights, is_flat
@@ -24,8 +24,9 @@ from hooklearn.attack.relearn_lora import RelearnLora
 from hooklearn.corpus import Corpus
 from hooklearn.data import split_row
 from hooklearn.deltas import Delta
+from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit import Problem, method_of, run_edit
-from hooklearn.measure import ContainsReferee, DisruptionMeter, Likelihoods, RatioReferee, Scorer
+from hooklearn.measure import ContainsReferee, Likelihoods, RatioReferee, Scorer
 from hooklearn.train import log_spaced
 from hooklearn.types import ArmCurve, Budget, Curve, CurvePoint, InputError
 
@@ -393,7 +394,7 @@ def test_embeddings_stay_where_they_are_when_told_so(arena: Arena) -> None:
     before = [p.detach().clone() for p in table]
     others = [p for p in models.all_parameters(model) if all(p is not t for t in table)]
     for full, moves in ((all_but_embeddings, False), (all_weights, True)):
-        with models.restored(model), full(model) as params:
+        with editing.restored(model), full(model) as params:
             assert sum(p.numel() for p in params) == sum(p.numel() for p in [*others, *(table if moves else [])])
             rule = torch.optim.SGD(params, lr=1.0)
             batch = next(iter(Relearn(epochs=1).plan(arena).stream()))

@@ -16,7 +16,7 @@ from scipy.stats import norm
 from test_data import beginning_tokenizer
 
 from analysis.recovery import half_recovery
-from hooklearn import forward, models, train
+from hooklearn import editing, forward, models, train
 from hooklearn.attack import ATTACKS, Arena, ArmState, Attack, Watcher
 from hooklearn.attack.ablate_direction import AblateDirection
 from hooklearn.attack.erosion import EroseStyle, RetainOnly
@@ -254,7 +254,7 @@ def test_an_adapter_is_trained_and_merged(arena: Arena) -> None:
     """While a model wears one its weights stay as they are; afterwards they hold what it computed, of its rank."""
     made, model = RelearnLora(learning_rates=(1e-2,), rank=2), arena.arms[2].model
     plan = made.plan(arena)
-    with models.restored(model):
+    with editing.restored(model):
         before = {s: models.weight(model, s).detach().clone() for s in models.sites(model, "all")}
         with plan.trained(model) as parameters:
             rule = torch.optim.Adam(parameters, lr=1e-2)
@@ -605,7 +605,7 @@ def test_an_edit_in_the_fine_print_is_wiped_out(arena: Arena, threatening: Any, 
 def _uphill(model: Any) -> Iterator[tuple[Any, torch.Tensor, torch.Tensor]]:
     """Every site with its weight and the sign of the loss's gradient on the behaviour."""
     sites = models.sites(model, "all")
-    with models.restored(model):
+    with editing.restored(model):
         for p in models.all_parameters(model):
             p.requires_grad_(True)
         for batch in batches(encode(corpus("forget"), models.tokenizer_of(model))):

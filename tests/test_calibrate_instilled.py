@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from user_files import hooklearn
 
-from hooklearn import calibration_instilled, models
+from hooklearn import calibration_instilled, editing, models
 from hooklearn.organisms import ORGANISMS
 from hooklearn.organisms.suppressed import PASSWORD, SUPPRESSED, Bench, organism_on, suppressed
 from hooklearn.recipes import recipe
@@ -50,7 +50,7 @@ def test_every_edit_leaves_the_organism_as_it_was(tmp_path: Path) -> None:
     for kind in SUPPRESSED.values():
         delta = kind.delta(bench)
         assert models.weights_hash(setup.original) == before, kind.name
-        with models.edited(setup.original, delta):
+        with editing.edited(setup.original, delta):
             changed = models.weights_hash(setup.original) != before
         assert changed == (kind.name != "original")
         if kind.name == "rmu":

@@ -8,15 +8,16 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
-import editing
 import pytest
 import torch
 from conftest import corpus
 from editing import first_update
+from editing import problem_of as any_problem_of
 from torch import Tensor
 
-from hooklearn import forward, linalg, models
+from hooklearn import editing, forward, linalg, models
 from hooklearn.data import batches, encode
+from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit import LANDING, run_edit
 from hooklearn.edit.ascent import GradientAscent
 from hooklearn.edit.cir import CIR, collapsed, confusion_loss, drift_loss, inner_tokens, irrelevant
@@ -24,7 +25,7 @@ from hooklearn.edit.method import delta_of, inner, norm
 from hooklearn.edit.steering import states
 from hooklearn.forward import sequence_logprobs
 from hooklearn.locate.capture import tapes
-from hooklearn.measure import DisruptionMeter, completion_probability
+from hooklearn.measure import completion_probability
 from hooklearn.moments import Moments
 from hooklearn.types import Budget, InputError
 
@@ -39,7 +40,7 @@ TINY = CIR(target_layers=(2, 3), x_components=4, g_components=4, step_norm=0.05)
 
 
 # one batch: the by-hand loops see all tokens at once
-problem_of = functools.partial(editing.problem_of, reference=None, max_tokens=ALL)
+problem_of = functools.partial(any_problem_of, reference=None, max_tokens=ALL)
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -134,7 +135,7 @@ def test_tapes_are_the_gradient_of_the_loss(threatening: Any, monkeypatch: Any) 
 
     with torch.no_grad():
         before = torch.stack(outputs())
-    with models.edited(threatening, delta_of(elsewhere)), models.trainable(threatening, params):
+    with editing.edited(threatening, delta_of(elsewhere)), models.trainable(threatening, params):
         taped = method._tapes(made, sites, (1, 2), pair)
         confusion_loss(torch.stack(outputs()), before).backward()
         for site, p in zip(sites, params, strict=True):
@@ -234,7 +235,7 @@ def test_the_retain_step_holds_the_states(threatening: Any) -> None:
     def drift(retain_rate: float, **changed: Any) -> float:
         method = replace(TINY, target_layers=(3,), step_norm=0.1, retain_rate=retain_rate, epochs=4, every=99)
         *_, last = method.path(problem_of(threatening, max_tokens=512, **changed))
-        with models.edited(threatening, delta_of(last)):
+        with editing.edited(threatening, delta_of(last)):
             return float(drift_loss(state(), before))
 
     assert drift(0.1) < 0.6 * drift(0.0, retain=None)
@@ -269,7 +270,7 @@ def test_it_lands_on_the_budget(threatening: Any, meter: DisruptionMeter, method
     assert models.weights_hash(threatening) == before == result.delta.base_hash
     assert LANDING[0] <= result.disruption.used(budget) <= LANDING[1]
     assert result.stop == f"budget ({result.disruption.binding(budget)})"
-    with models.edited(threatening, result.delta):
+    with editing.edited(threatening, result.delta):
         assert float(completion_probability(sequence_logprobs(threatening, some)).mean()) < known - 0.002
     if near_ce is None:
         again = run_edit(problem_of(threatening, max_tokens=512), method, meter, budget)

@@ -11,10 +11,11 @@ from conftest import corpus
 from editing import alike, first_update, problem_of
 from torch import Tensor
 
-from hooklearn import linalg, models
+from hooklearn import editing, linalg, models
 from hooklearn.corpus import Corpus
 from hooklearn.data import encode
 from hooklearn.deltas import Delta
+from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit import LANDING, METHODS, Problem, edit, forget_scorer, method_of, run_edit
 from hooklearn.edit.ascent import GradientAscent
 from hooklearn.edit.elicited import Adversary, elicited_gradient, lora_gradient
@@ -25,7 +26,7 @@ from hooklearn.forward import sequence_logprobs
 from hooklearn.locate.fit import fit_subspaces
 from hooklearn.locate.subspace import Subspace, Subspaces
 from hooklearn.lora import Lora, low_rank
-from hooklearn.measure import DisruptionMeter, completion_probability
+from hooklearn.measure import completion_probability
 from hooklearn.train import nll
 from hooklearn.types import Budget, EditResult, InputError, NumericalError
 
@@ -89,7 +90,7 @@ def test_every_method_lands_on_the_budget(
     assert result.stop == f"budget ({result.disruption.binding(budget)})"
     spared = name == "good_only" or (name == "circuit_breakers" and result.binding == "near_ce")
     assert spared or result.trace.points[-1].forget < known
-    with models.edited(threatening, result.delta):
+    with editing.edited(threatening, result.delta):
         again = meter.measure()
     # the delta is rounded once more than the trials on its way were
     assert again.used(budget) == pytest.approx(share, rel=SINGLE), "what is reported is what the delta does"
@@ -103,7 +104,7 @@ def test_an_edit_ends_at_the_level_that_comes_first(threatening: Any, meter: Dis
     disruption to spare. With a level that the budget does not get to, it is the edit without one, bit for bit."""
     method, free = method_of(name, OPTIONS.get(name)), Budget(0.01)
     whole = run_edit(problem_of(threatening), method, meter, free)
-    score = forget_scorer(threatening, corpus("forget"), None)
+    score = forget_scorer(threatening, corpus("forget"))
     before, after = score(), at(threatening, whole, score)
     level = math.sqrt(before * after)
     result = run_edit(problem_of(threatening), method, meter, Budget(0.01, forget=level))
@@ -115,13 +116,13 @@ def test_an_edit_ends_at_the_level_that_comes_first(threatening: Any, meter: Dis
 
 
 def at(model: Any, result: EditResult, score: Any) -> float:
-    with models.edited(model, result.delta):
+    with editing.edited(model, result.delta):
         return score()
 
 
 def test_a_level_that_is_there_already_is_refused(threatening: Any, meter: DisruptionMeter) -> None:
     """Nothing is to be taken away then; a level is a probability."""
-    before = forget_scorer(threatening, corpus("forget"), None)()
+    before = forget_scorer(threatening, corpus("forget"))()
     with pytest.raises(InputError, match=r"budget.forget 0.9 is not below what .* nothing to take away"):
         run_edit(problem_of(threatening), GradientAscent(), meter, Budget(0.01, forget=0.9))
     assert before < 0.9
@@ -321,7 +322,7 @@ def test_fisher_contrast_holds_what_is_retained(threatening: Any) -> None:
 
     def measured(d: Updates, scale: float = 1e-3) -> float:
         def loss(at: float) -> float:
-            with torch.no_grad(), models.edited(threatening, Delta(d), at / norm(d)):
+            with torch.no_grad(), editing.edited(threatening, Delta(d), at / norm(d)):
                 return sum(float(nll(threatening, b).total) for b in made.stream("retain"))
 
         return (loss(scale) - loss(-scale)) / (2 * scale)
@@ -415,7 +416,7 @@ def test_an_active_adapter_computes_what_its_delta_computes(tiny: Any) -> None:
             b.copy_(0.1 * torch.randn(b.shape, generator=torch.Generator().manual_seed(0)))
         with lora.active(tiny):
             active = tiny(ids)
-        with models.edited(tiny, lora.delta()):
+        with editing.edited(tiny, lora.delta()):
             merged = tiny(ids)
         assert torch.equal(tiny(ids), before)
     assert float((active - before).abs().max()) > 0.1
@@ -580,7 +581,7 @@ def test_walking_methods_follow_their_loss(threatening: Any) -> None:
         batch = made.stream(role)[0]
         with torch.no_grad():
             before = float(nll(threatening, batch).mean)
-            with models.edited(threatening, Delta(update)):
+            with editing.edited(threatening, Delta(update)):
                 after = float(nll(threatening, batch).mean)
         assert after < before if name == "good_only" else after > before, name
         assert made.tokens > 0

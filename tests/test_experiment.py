@@ -19,7 +19,7 @@ from safetensors import safe_open
 import analysis
 from analysis.explorer import load
 from analysis.report import VERDICTS
-from hooklearn import disk, experiment, exporting, forward, models, organisms, store
+from hooklearn import disk, editing, experiment, exporting, forward, models, organisms, store
 from hooklearn.config import parse
 from hooklearn.deltas import Delta, load_delta
 from hooklearn.edit import forget_scorer
@@ -177,12 +177,12 @@ def test_every_seed_starts_from_its_own_edit(finished: Path) -> None:
 def test_the_delta_in_the_folder_is_the_edit(finished: Path, threatening: Any, tiny: Any) -> None:
     """Bound to the organism and refused elsewhere; applied, it has the behaviour that the curves begin with."""
     delta = load_delta(finished / "delta-seed1.safetensors")
-    with pytest.raises(InputError, match="this delta was made for"), models.edited(tiny, delta):
+    with pytest.raises(InputError, match="this delta was made for"), editing.edited(tiny, delta):
         pass
     from hooklearn.measure import Likelihoods
 
     heldout = Likelihoods.of(corpus("heldout").take(8), models.tokenizer_of(tiny), "heldout")
-    with models.edited(threatening, delta):
+    with editing.edited(threatening, delta):
         value = float(heldout.measure(threatening, precision="float32")["completion"].mean())
     curves = pd.read_parquet(finished / "curves.parquet")
     row = curves[
@@ -216,12 +216,12 @@ def test_an_edit_may_end_at_the_never_level(tmp_path: Path, threatening: Any, ti
     (edit,) = store.open_run(folder)["edits"]
     level = edit["budget"]["forget"]
     items = corpus("forget").take(12)
-    assert level == pytest.approx(forget_scorer(tiny, items, None, precision="float32")(), rel=1e-6)
+    assert level == pytest.approx(forget_scorer(tiny, items, precision="float32")(), rel=1e-6)
     assert (edit["binding"], edit["stop"], edit["within_budget"]) == ("forget", "budget (forget)", True)
-    score = forget_scorer(threatening, items, None, precision="float32")
+    score = forget_scorer(threatening, items, precision="float32")
     delta = load_delta(folder / "delta-seed0.safetensors")
     before = score()
-    with models.edited(threatening, delta):
+    with editing.edited(threatening, delta):
         now = score()
     assert level <= now * (1 + 1e-4) <= level * (before / level) ** 0.06
 
@@ -445,7 +445,10 @@ def test_a_run_is_not_resumed_with_other_models_or_texts(
 
 def test_a_never_model_that_is_the_model_is_recorded_as_such(own: dict[str, Any], tmp_path: Path) -> None:
     own["controls"] = {"never": {"name": "tiny"}}
-    assert store.open_run(run(own, tmp_path / "out", base=tmp_path))["never"]["same_weights"] is True
+    out = run(own, tmp_path / "out", base=tmp_path)
+    record = store.open_run(out)
+    assert record["never"]["hash"] == record["model"]["hash"]
+    assert any("has the very weights of the unedited model" in d for d in analysis.judge(out).doubts)
 
 
 def test_a_never_model_is_a_never_arm(own: dict[str, Any], tmp_path: Path, threatening: Any) -> None:

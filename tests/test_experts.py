@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from test_models import GROUPED, LLAMA_LIKE, copies, prompts, random_delta, same_weights, tiny_tokenizer
 
 import hooklearn as hl
-from hooklearn import models
+from hooklearn import editing, models
 from hooklearn.corpus import Corpus
 from hooklearn.data import batches, encode
 from hooklearn.deltas import Delta
@@ -124,7 +124,7 @@ def test_an_edit_of_experts_comes_off_bit_for_bit(family: str, tmp_path: Any) ->
     before, logits = copies(model), model(ids).detach()
     stacked = [p.clone() for _, experts in experts_of(model) for p in experts.stacked()]
     delta = random_delta(model, "mlp.experts", models.weights_hash(model)) * 0.1
-    with models.edited(model, delta):
+    with editing.edited(model, delta):
         assert float((model(ids) - logits).abs().max()) > 0.01
         now = [p for _, experts in experts_of(model) for p in experts.stacked()]
         assert not any(torch.equal(a, b) for a, b in zip(now, stacked, strict=True))
@@ -248,7 +248,7 @@ def test_adapters_on_experts_are_their_merged_delta() -> None:
     with torch.no_grad():
         with adapter.active(model):
             found = model(ids)
-        with models.edited(model, adapter.delta()):
+        with editing.edited(model, adapter.delta()):
             torch.testing.assert_close(found, model(ids), rtol=1e-4, atol=1e-4)
         assert float((found - model(ids)).abs().max()) > 0.01
 

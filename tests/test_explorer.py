@@ -24,7 +24,7 @@ from token_samples import HOSTILE, HUGE
 from analysis.explorer import csp, fragment, load, numbers, pack, save, static, unpack
 from analysis.explorer.packing import LIMIT, Packing, interleaved
 from analysis.explorer.payload import Packed, plain_json
-from hooklearn import forward, linalg, losses, models
+from hooklearn import editing, forward, linalg, losses, models
 from hooklearn.data import Corpus, batches, encode
 from hooklearn.deltas import Delta
 from hooklearn.locate import Subspace, Subspaces, locate
@@ -88,7 +88,7 @@ def follower(tiny: Any, real: TokenSample, shrink: Delta) -> Follower:
     states = [("edited", 0, shrink), ("edited", 4, 0.5 * shrink), ("never", 0, 0 * shrink), ("never", 4, 1.5 * shrink)]
     for setting in ("lr=1", "lr=2"):
         for arm, step, delta in states:
-            with models.edited(tiny, delta):
+            with editing.edited(tiny, delta):
                 eyes("relearn", setting, arm, step, tiny)
     return eyes
 
@@ -568,7 +568,7 @@ def test_disruption_is_predicted(real: TokenSample, found: Subspaces, tiny: Any)
     for p, space in enumerate(found.values()):
         weight, q = models.weight(tiny, space.site).detach(), space.basis
         out = weight @ q @ q.T if space.side == "x" else q @ q.T @ weight
-        with models.edited(tiny, Delta({space.site.name: -0.1 * out})), torch.no_grad():
+        with editing.edited(tiny, Delta({space.site.name: -0.1 * out})), torch.no_grad():
             after = [forward.logits(tiny, b) for b in stream]
         kl = sum((losses.kl(a, b) for a, b in zip(before, after, strict=True)), losses.LossSum(torch.zeros(()), 0))
         predictions.append(float(real.disruption[p].sum()) / 2)
@@ -644,7 +644,7 @@ def test_what_diverged_is_left_out(tiny: Any, real: TokenSample) -> None:
     with pytest.raises(InputError, match="onlooker"):
         eyes.followed()
     eyes("relearn", "", "edited", 0, tiny)
-    with models.restored(tiny), torch.no_grad():
+    with editing.restored(tiny), torch.no_grad():
         models.weight(tiny, real.spaces.sites[0]).fill_(torch.nan)
         eyes("relearn", "", "edited", 2, tiny)
     assert eyes.followed().time["step"].tolist() == [0, 0]

@@ -16,7 +16,7 @@ import torch
 from conftest import corpus
 from torch import Tensor
 
-from hooklearn import experiment, linalg, models, train
+from hooklearn import editing, experiment, linalg, models, train
 from hooklearn.config import parse
 from hooklearn.data import batches, cycle, encode
 from hooklearn.deltas import Delta
@@ -34,7 +34,7 @@ PLACE = "blocks.1.mlp.out"
 
 @pytest.fixture
 def model(tiny: Any) -> Iterator[Any]:
-    with models.restored(tiny):
+    with editing.restored(tiny):
         yield tiny
 
 
@@ -221,19 +221,19 @@ def test_an_edit_that_cannot_be_put_back_is_noticed(model: Any) -> None:
     site = models.sites(model, PLACE)[0]
     delta = Delta({site.name: torch.ones(site.d_out, site.d_in)})
     before = models.weights_hash(model)
-    with models.edited(model, delta):
+    with editing.edited(model, delta):
         pass
     models.check_unchanged(model, before, "after an edit")
     (parameter,) = models.parameters_of(model, [site])
     linear = next(
         m for m in model.modules() if getattr(m, "weight", None) is parameter and "Bridge" not in str(type(m))
     )
-    with pytest.raises(NumericalError, match="was replaced while it was edited"), models.edited(model, delta):
+    with pytest.raises(NumericalError, match="was replaced while it was edited"), editing.edited(model, delta):
         linear.weight = torch.nn.Parameter(parameter.detach().clone())
     linear.weight = parameter
     with (
         pytest.raises(NumericalError, match="is not finite"),
-        models.edited(model, Delta({site.name: torch.full((site.d_out, site.d_in), NAN)})),
+        editing.edited(model, Delta({site.name: torch.full((site.d_out, site.d_in), NAN)})),
     ):
         pass
     models.check_unchanged(model, before, "after all")

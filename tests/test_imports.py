@@ -27,12 +27,12 @@ ORDER = [
     "hooklearn.loading",
     "hooklearn.experts",
     "hooklearn.data hooklearn.disk hooklearn.store hooklearn.deltas hooklearn.builtin hooklearn.pretrained "
-    "hooklearn.plain hooklearn.site_names hooklearn.traits hooklearn.models hooklearn.tensor_files hooklearn.sharded "
-    "hooklearn.exporting hooklearn.interventions hooklearn.prefixes "
+    "hooklearn.plain hooklearn.site_names hooklearn.traits hooklearn.models hooklearn.editing hooklearn.tensor_files "
+    "hooklearn.sharded hooklearn.exporting hooklearn.interventions hooklearn.prefixes "
     "hooklearn.generation",
     "hooklearn.forward",
     "hooklearn.lora hooklearn.train hooklearn.adapters",
-    "hooklearn.measure hooklearn.panel",
+    "hooklearn.measure hooklearn.disruption hooklearn.panel",
     "hooklearn.evals",
     "hooklearn.locate",
     "hooklearn.preview",

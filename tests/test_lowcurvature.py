@@ -11,8 +11,9 @@ from conftest import corpus
 from editing import alike, first_update, problem_of
 from torch import Tensor
 
-from hooklearn import linalg, models
+from hooklearn import editing, linalg, models
 from hooklearn.data import encode
+from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit import LANDING, Problem, run_edit
 from hooklearn.edit.lowcurvature import (
     KFAC,
@@ -31,7 +32,7 @@ from hooklearn.edit.repselect import RepSelect
 from hooklearn.forward import sequence_logprobs
 from hooklearn.locate.capture import capture
 from hooklearn.locate.subspace import Subspace, Subspaces
-from hooklearn.measure import DisruptionMeter, completion_probability
+from hooklearn.measure import completion_probability
 from hooklearn.types import Budget, InputError
 
 SINGLE = 1e-4
@@ -255,7 +256,7 @@ def test_they_land_on_the_budget(threatening: Any, meter: DisruptionMeter, metho
     assert models.weights_hash(threatening) == before == result.delta.base_hash
     assert LANDING[0] <= result.disruption.used(budget) <= LANDING[1]
     assert result.stop == f"budget ({result.disruption.binding(budget)})"
-    with models.edited(threatening, result.delta):
+    with editing.edited(threatening, result.delta):
         assert float(completion_probability(sequence_logprobs(threatening, some)).mean()) < known - 0.01
     if near_ce is None:
         again = run_edit(problem_of(threatening), method, meter, budget)

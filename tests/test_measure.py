@@ -12,14 +12,14 @@ from conftest import corpus
 from test_data import begin_with_bos
 from torch import Tensor
 
-from hooklearn import models
+from hooklearn import editing, models
 from hooklearn.corpus import Corpus
 from hooklearn.data import Encoded, encode
 from hooklearn.deltas import Delta
+from hooklearn.disruption import DisruptionMeter
 from hooklearn.generation import generate
 from hooklearn.measure import (
     ContainsReferee,
-    DisruptionMeter,
     Likelihoods,
     RatioReferee,
     Sample,
@@ -129,7 +129,7 @@ def test_the_unedited_model_disrupts_nothing(threatening: Any, meter: Disruption
         read = meter.measure()
         assert read.kl.value == 0 and read.ce.value == 0 and read.near_ce.value == 0
         assert read.used(Budget(0.01, 0.02)) == 0
-        with models.edited(threatening, direction):
+        with editing.edited(threatening, direction):
             assert meter.measure().kl.value > 0
 
 
@@ -137,7 +137,7 @@ def test_kl_grows_with_the_square_of_the_scale(threatening: Any, meter: Disrupti
     """Twice the update, four times the KL (its second-order term dominates below a hundredth of a nat)."""
 
     def kl(scale: float) -> float:
-        with models.edited(threatening, direction, scale):
+        with editing.edited(threatening, direction, scale):
             return meter.measure(near=False).kl.value
 
     assert kl(0.02) / kl(0.01) == pytest.approx(4, rel=0.05)
@@ -156,7 +156,7 @@ def test_far_kl_is_the_mean_over_tokens_of_kl_original_edited(
             return [threatening(s.ids[None])[0, :-1].log_softmax(-1)[s.labels[1:]].double() for s in sequences]
 
     before = logp()
-    with models.edited(threatening, direction, 10.0):
+    with editing.edited(threatening, direction, 10.0):
         after, read = logp(), meter.measure()
     forward = torch.cat([(p.exp() * (p - q)).sum(-1) for p, q in zip(before, after, strict=True)])
     backward = torch.cat([(q.exp() * (q - p)).sum(-1) for p, q in zip(before, after, strict=True)])
@@ -334,7 +334,7 @@ def test_an_edited_model_does_not_judge_itself(referee: RatioReferee, threatenin
     apart = RatioReferee(Scorer(tiny, habit), referee.references, "on another model")
     sequences = encode(corpus("heldout").take(6), models.tokenizer_of(tiny))
     before = referee.scores(sequences)
-    with models.edited(threatening, habit, -0.5):
+    with editing.edited(threatening, habit, -0.5):
         with pytest.raises(InputError, match="judge them outside"):
             referee.scores(sequences)
         assert torch.allclose(apart.scores(sequences), before, atol=10 * ROUNDING)

@@ -19,6 +19,7 @@ from hooklearn import forward, traits
 from hooklearn.builtin import BUILTIN, fetch, is_cached
 from hooklearn.data import Corpus, Encoded, batches, encode, n_cut, n_run_together
 from hooklearn.deltas import Delta
+from hooklearn.editing import edited, restored
 from hooklearn.exporting import export
 from hooklearn.forward import hidden_at, logits_at, unembed
 from hooklearn.generation import generate
@@ -27,13 +28,11 @@ from hooklearn.models import (
     add_,
     all_parameters,
     describe,
-    edited,
     hook_names,
     is_hooked,
     load,
     named_parameters,
     parameters_of,
-    restored,
     sites,
     trainable,
     weight,

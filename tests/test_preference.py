@@ -12,10 +12,11 @@ from conftest import corpus
 from editing import problem_of
 from torch import Tensor
 
-from hooklearn import forward, losses, models
+from hooklearn import editing, forward, losses, models
 from hooklearn.corpus import Corpus
 from hooklearn.data import TokenBatch, batches, encode, split_row
 from hooklearn.deltas import Delta
+from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit import LANDING, Problem, run_edit
 from hooklearn.edit.descent import training_stream
 from hooklearn.edit.preference import (
@@ -33,7 +34,7 @@ from hooklearn.edit.preference import (
     undial_loss,
 )
 from hooklearn.edit.unedited import Teacher, training_sequences
-from hooklearn.measure import DisruptionMeter, completion_probability
+from hooklearn.measure import completion_probability
 from hooklearn.train import nll
 from hooklearn.types import Budget, InputError
 
@@ -170,7 +171,7 @@ def test_objectives_of_a_moved_model_are_those_of_its_scores(threatening: Any, m
     sequences = [*training_sequences(problem, "retain"), *training_sequences(problem, "forget")]
     before = forward.sequence_logprobs(threatening, sequences, precision="float32")
     n = len(problem.forget)
-    with models.edited(threatening, moved), torch.no_grad():
+    with editing.edited(threatening, moved), torch.no_grad():
         after = forward.sequence_logprobs(threatening, sequences, precision="float32")
         rises = (before - after)[:, 0]
         assert rises[n:].abs().max() > 0.3 and rises[n:].min() < 0 < rises[n:].max(), "it has really moved"
@@ -197,7 +198,7 @@ def test_the_teacher_is_the_unedited_model(threatening: Any, moved: Delta) -> No
         with torch.no_grad():
             own = forward.logits(threatening, batch)
             assert float(teacher.kl(threatening, batch).mean) < 1e-6
-            with models.edited(threatening, moved):
+            with editing.edited(threatening, moved):
                 kept, now = teacher.logits(threatening, batch), forward.logits(threatening, batch)
                 assert float(teacher.kl(threatening, batch).total) == pytest.approx(
                     float(losses.kl(own, now).total), rel=1e-3
@@ -247,7 +248,7 @@ def test_npo_becomes_gradient_ascent(threatening: Any, moved: Delta) -> None:
         return float((gradient_of(threatening, npo[beta], batch) - plain).norm() / plain.norm())
 
     assert difference(1.0) < 1e-4, "no sequence has moved yet"
-    with models.edited(threatening, moved):
+    with editing.edited(threatening, moved):
         far, near, nearest = (difference(beta) for beta in npo)
     assert far > 0.05
     # at beta 1e-3 the logarithm's argument has three digits less: float32 leaves it a thousandth
@@ -284,7 +285,7 @@ def test_walking_methods_follow_their_loss(threatening: Any, name: str) -> None:
             return sum(float(loss(threatening, b)) for b in stream_of(problem))
 
     before = total()
-    with models.edited(threatening, Delta(update)):
+    with editing.edited(threatening, Delta(update)):
         assert total() < before
 
 
@@ -365,7 +366,7 @@ def test_refusal_training_makes_refusals_likely(threatening: Any, meter: Disrupt
         result = run_edit(problem_of(threatening), method, meter, Budget(0.01))
         assert result.disruption.near_ce is not None
         near.append(result.disruption.near_ce.value)
-        with models.edited(threatening, result.delta):
+        with editing.edited(threatening, result.delta):
             learned = completion_probability(forward.sequence_logprobs(threatening, refusals)).mean()
         assert learned > 1.1 * known
     assert near[1] < near[0]

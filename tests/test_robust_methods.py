@@ -13,10 +13,11 @@ import torch
 from conftest import corpus
 from torch import Tensor
 
-from hooklearn import forward, linalg, losses, models
+from hooklearn import editing, forward, linalg, losses, models
 from hooklearn.corpus import Corpus
 from hooklearn.data import TokenBatch, batches, encode
 from hooklearn.deltas import Delta
+from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit import LANDING, Method, Problem, run_edit
 from hooklearn.edit.descent import advancing, confusion, nowhere, training_stream
 from hooklearn.edit.method import Updates, inner, norm
@@ -27,7 +28,7 @@ from hooklearn.edit.undo import Undo, imitation, mean_loss, xavier
 from hooklearn.forward import sequence_logprobs
 from hooklearn.locate.capture import weight_gradients
 from hooklearn.lora import Lora
-from hooklearn.measure import DisruptionMeter, completion_probability
+from hooklearn.measure import completion_probability
 from hooklearn.train import fit, nll
 from hooklearn.types import Budget, InputError
 
@@ -183,7 +184,7 @@ def test_two_steps_of_mudman_by_hand(threatening: Any, problem: Problem) -> None
     """Two sets of weights and plain autograd give the same walk; without the adversary's steps another one."""
     method = Mudman(learning_rate=0.05, steps=2, every=1, adversary_rate=0.5, fork_every=2, retain_rate=0.01)
     kept, forget = ([*itertools.islice(training_stream(problem, role, 9), 2)] for role in ("retain", "forget"))
-    with models.restored(threatening) as model:
+    with editing.restored(threatening) as model:
         params = models.parameters_of(model, problem.sites)
         original = [p.detach().clone() for p in params]
 
@@ -221,7 +222,7 @@ def test_the_tamper_gradient_is_first_order(threatening: Any, problem: Problem) 
     method = Tar(inner_steps=2, look_every=1, adversary="sgd", growth=0.5)
     attack, judge = ([*itertools.islice(training_stream(problem, role, 9), 2)] for role in ("forget", "retain"))
     params = models.parameters_of(threatening, problem.sites)
-    with models.restored(threatening) as model:
+    with editing.restored(threatening) as model:
         by_hand, idle = [torch.zeros_like(p) for p in params], [torch.zeros_like(p) for p in params]
         for weight, other in zip((4 * math.exp(-0.5), 4.0), judge, strict=True):
             for total, g in zip(idle, gradients(model, confusion, other, params), strict=True):
@@ -274,7 +275,7 @@ def test_the_retain_loss_of_tar_by_hand(threatening: Any, problem: Problem) -> N
 
     with torch.no_grad():
         before = stream()
-        with models.edited(threatening, Delta(moved)):
+        with editing.edited(threatening, Delta(moved)):
             now, ce = stream(), float(nll(threatening, batch).mean)
             got = float(retention(original)(threatening, batch).mean)
     per_block = [float((a - b)[batch.mask].norm(dim=-1).mean()) for a, b in zip(now, before, strict=True)]
@@ -337,11 +338,11 @@ def test_a_student_learns_from_its_teacher(threatening: Any, problem: Problem) -
     student = method.noised(problem, teacher)
     finished = method.distilled(problem, teacher, student)
     text = method._text(problem)
-    with torch.no_grad(), models.edited(threatening, Delta(teacher)):
+    with torch.no_grad(), editing.edited(threatening, Delta(teacher)):
         imitate = imitation(text, [forward.hidden_at(threatening, b.ids, b.mask.long(), b.keep) for b in text])
 
     def off(updates: Updates) -> float:
-        with models.edited(threatening, Delta(updates)):
+        with editing.edited(threatening, Delta(updates)):
             return mean_loss(problem, text, imitate)
 
     at_teacher, at_noised, at_end = off(teacher), off(student), off(finished)
@@ -358,7 +359,7 @@ def test_the_teacher_is_suppressed(threatening: Any, problem: Problem, kind: Any
             return sum(float(nll(threatening, b).total) for b in problem.stream(role))
 
     before = {role: loss(role) for role in ("forget", "retain")}
-    with models.edited(threatening, Delta(teacher)):
+    with editing.edited(threatening, Delta(teacher)):
         assert loss("forget") > before["forget"] and loss("retain") < before["retain"]
 
 
@@ -435,7 +436,7 @@ def test_the_collapsed_gradient_is_that_of_npo(threatening: Any, problem: Proble
         now = losses.sequence_sums(per_token, batch.owner, len(batch.sequences))
         return losses.LossSum(-torch.nn.functional.logsigmoid(0.5 * (now - initial)).sum() / 0.5, len(initial))
 
-    with models.edited(threatening, Delta(moved)):
+    with editing.edited(threatening, Delta(moved)):
         pressure = npo_pressure(problem, batch, start, 0.5)
         assert float(pressure.max()) < 0.5 and float(pressure.max()) > 1.5 * float(pressure.min())
         got = method._gradient(problem, batch, start, none)

@@ -23,7 +23,7 @@ from transformers import (
     MixtralConfig,
 )
 
-from hooklearn import disk, exporting, models, parallel, store
+from hooklearn import disk, editing, exporting, models, parallel, store
 from hooklearn.tensor_files import INDEX, TensorFiles
 from hooklearn.types import InputError
 
@@ -116,7 +116,7 @@ def test_what_is_written_tensor_by_tensor_is_what_transformers_reads(launched: A
     assert json.loads((folder / "exported/config.json").read_text()) == json.loads(
         (folder / "by-one/config.json").read_text()
     )
-    with models.edited(model, small_edit(model)):
+    with editing.edited(model, small_edit(model)):
         assert models.weights_hash(models.load(str(folder / "exported"))) == models.weights_hash(model)
     several = {p.name for p in (folder / "several").glob("*.safetensors")}
     assert len(several) > 2 and max(p.stat().st_size for p in (folder / "several").glob("*.safetensors")) < 40_000

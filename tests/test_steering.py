@@ -12,8 +12,9 @@ from conftest import corpus
 from editing import first_update, forget_score, problem_of
 from torch import Tensor
 
-from hooklearn import models
+from hooklearn import editing, models
 from hooklearn.data import TokenBatch, batches, encode
+from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit import LANDING, run_edit
 from hooklearn.edit.method import delta_of
 from hooklearn.edit.steering import (
@@ -26,7 +27,6 @@ from hooklearn.edit.steering import (
     rerouting_loss,
     residual,
 )  # fmt: skip
-from hooklearn.measure import DisruptionMeter
 from hooklearn.types import Budget, InputError
 
 SINGLE = 1e-5
@@ -140,7 +140,7 @@ def test_the_loss_is_what_the_papers_say(threatening: Any, monkeypatch: Any, nam
         )
 
     before = look()
-    with models.edited(threatening, delta_of(first)):
+    with editing.edited(threatening, delta_of(first)):
         after = look()
     if name == "rmu":
         c_u = 20.0 * random_direction(64, 0)
@@ -259,7 +259,7 @@ def test_rmu_sends_forget_states_where_it_says(threatening: Any, relative: bool)
         method = RMU(layer=2, steering=1.0 if relative else 20.0, relative=relative, alpha=alpha, learning_rate=1e-3)
         method = replace(method, epochs=5, every=15)
         *_, last = method.path(problem_of(threatening))
-        with torch.no_grad(), models.edited(threatening, delta_of(last)):
+        with torch.no_grad(), editing.edited(threatening, delta_of(last)):
             return tuple(residual(threatening, b, [2], "labelled")[0] for b in (bad, good))  # type: ignore[return-value]
 
     def along(states: Tensor) -> float:
@@ -284,7 +284,7 @@ def test_circuit_breakers_turn_forget_states_away(threatening: Any) -> None:
     def turned(batch: TokenBatch) -> float:
         with torch.no_grad():
             before = residual(threatening, batch, [1, 2], "labelled")
-            with models.edited(threatening, delta_of(last)):
+            with editing.edited(threatening, delta_of(last)):
                 return float(rerouting_loss(residual(threatening, batch, [1, 2], "labelled"), before))
 
     bad, good = map(turned, both(threatening))

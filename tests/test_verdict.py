@@ -766,7 +766,9 @@ DOUBTS = {
     "the edit (seed 0) ended at 0.2 of its far budget": dict(
         edits=[edit(0, kl=0.002) | {"stop": "budget not reached: the method ended before"}]
     ),
-    "has the very weights of the unedited model": dict(never={"kind": "model", "name": "x", "same_weights": True}),
+    "has the very weights of the unedited model": dict(
+        never={"kind": "model", "name": "x", "hash": "ab"}, model={"name": "m", "hash": "ab"}
+    ),
     "is a surrogate": dict(never={"kind": "surrogate", "name": "permuted"}),
     "preference rests on 20 items": dict(items=20),
     "sampled was not measured": dict(metrics=["completion", "preference"]),

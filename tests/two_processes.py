@@ -12,14 +12,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hooklearn import forward, models, parallel
+from hooklearn import editing, forward, models, parallel
 from hooklearn.attack import Arena, ArmState, Watcher, attack_of
 from hooklearn.cli import main
 from hooklearn.data import cycle, encode
+from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit import method_of, run_edit
 from hooklearn.edit.method import Problem
 from hooklearn.locate import collect
-from hooklearn.measure import DisruptionMeter, Likelihoods
+from hooklearn.measure import Likelihoods
 from hooklearn.tiny_world import corpus
 from hooklearn.train import fit
 from hooklearn.types import Budget, Curves
@@ -67,8 +68,8 @@ def _agreed() -> float:
 
 def _attacked(model: Any, delta: Any, heldout: Any) -> dict[str, Tensor]:
     sequences = encode(corpus("attack", "bad"), models.tokenizer_of(model), end=True)
-    with models.restored(model):
-        models.merge(model, delta)
+    with editing.restored(model):
+        editing.merge(model, delta)
         params = models.all_parameters(model)
         rule = torch.optim.Adam(params, lr=3e-4)
         stream = [b for b, _ in zip(cycle(sequences, max_tokens=300, seed=0, epochs=9, share=True), range(STEPS))]  # noqa: B905

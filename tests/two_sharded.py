@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from two_processes import everything, run
 
-from hooklearn import exporting, models, parallel, sharded
+from hooklearn import editing, exporting, models, parallel, sharded
 from hooklearn.attack import Arena, ArmState, Watcher, attack_of
 from hooklearn.data import cycle, encode
 from hooklearn.deltas import Delta, load_delta, save_delta
@@ -31,7 +31,7 @@ def trained(shard: bool) -> dict[str, Tensor]:
     model = models.load("tiny", shard=shard)
     before = models.weights_hash(model)
     sequences = encode(corpus("attack", "bad"), models.tokenizer_of(model), end=True)
-    with models.restored(model):
+    with editing.restored(model):
         params = models.all_parameters(model)
         rule = torch.optim.Adam(params, lr=3e-4)
         stream = [b for b, _ in zip(cycle(sequences, max_tokens=300, seed=0, epochs=9), range(3))]  # noqa: B905
@@ -65,7 +65,7 @@ def looked_at(model: Any, folder: Path | None = None) -> dict[str, Any]:
         save_delta(delta, folder / f"delta{parallel.rank()}")
         delta = load_delta(folder / f"delta{parallel.rank()}", sharded.placing(model))
     out: dict[str, Any] = {"before": models.weights_hash(model), "text": generate(model, PROMPTS, 8, 0)}
-    with models.edited(model, delta):
+    with editing.edited(model, delta):
         out |= {"edited": models.weights_hash(model), "edited text": generate(model, PROMPTS, 8, 0)}
         out["logits"] = exporting.logits(model).double().sum(-1).flatten().tolist()
     torch.manual_seed(0)

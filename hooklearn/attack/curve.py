@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from hooklearn import callbacks, models
+from hooklearn import callbacks, editing, models
 from hooklearn.attack.watcher import Watcher
 from hooklearn.config import build
 from hooklearn.data import Corpus, TokenBatch
@@ -50,11 +50,11 @@ class ArmState:
         """The arm's model; whatever happens to it inside is undone on leaving."""
         with contextlib.ExitStack() as stack:
             if training:
-                stack.enter_context(models.restored(self.model))
+                stack.enter_context(editing.restored(self.model))
                 if self.delta is not None:
-                    models.merge(self.model, self.delta)
+                    editing.merge(self.model, self.delta)
             elif self.delta is not None:
-                stack.enter_context(models.edited(self.model, self.delta))
+                stack.enter_context(editing.edited(self.model, self.delta))
             yield self.model
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hooklearn import models
+from hooklearn import editing, models
 from hooklearn.attack.curve import Arena, Attack
 from hooklearn.attack.watcher import Watcher
 from hooklearn.data import Corpus, Row
@@ -74,7 +74,7 @@ def reweighted(model: Any, change: Callable[[Site, Tensor], Tensor]) -> Iterator
 
     Embeddings, unembedding and norms stay, as they do in the usual tools. On leaving, the weights are back bit for bit.
     """
-    with models.restored(model), torch.no_grad():
+    with editing.restored(model), torch.no_grad():
         for site in models.sites(model, "all"):
             weight = models.weight(model, site)
             weight.copy_(change(site, weight))

@@ -11,6 +11,7 @@ from hooklearn.callable_module import make_callable
 from hooklearn.corpus import as_corpus
 from hooklearn.data import Corpus, encode
 from hooklearn.deltas import Delta
+from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit.ascent import GoodOnly, GradDiff, GradientAscent
 from hooklearn.edit.budget import LANDING, Landing, Walk, solve
 from hooklearn.edit.cir import CIR
@@ -27,7 +28,7 @@ from hooklearn.edit.tar import Tar
 from hooklearn.edit.undo import Undo
 from hooklearn.forward import Precision
 from hooklearn.locate.subspace import Subspace, Subspaces
-from hooklearn.measure import DisruptionMeter, completion_probability
+from hooklearn.measure import completion_probability
 from hooklearn.plugins import Shelf, named_class
 from hooklearn.types import Budget, Certificate, Cost, EditResult, InputError
 
@@ -184,7 +185,8 @@ def run_edit(
     started, tokens_before = time.perf_counter(), problem.tokens
     problem.found.clear()
     model, evaluations = problem.model, 0
-    forget_score = forget_scorer(model, problem.forget, budget, precision=problem.precision)
+    items = TRACE_ITEMS if budget.forget is None else LEVEL_ITEMS
+    forget_score = forget_scorer(model, problem.forget, items=items, precision=problem.precision)
 
     def read() -> float:
         nonlocal evaluations
@@ -224,20 +226,15 @@ def run_edit(
     )
 
 
-LEVEL_ITEMS = 64
-"""Forget items that are read for a level; where there is none, a dozen are enough for the trace."""
+LEVEL_ITEMS, TRACE_ITEMS = 64, 12
+"""Forget items that are read where a level is to be met, and where the score is for the trace only."""
 
 
 def forget_scorer(
-    model: Any, forget: Corpus, budget: Budget | None, *, precision: Precision = "auto"
+    model: Any, forget: Corpus, *, items: int = LEVEL_ITEMS, precision: Precision = "auto"
 ) -> Callable[[], float]:
-    """Reads the forget score: the mean completion probability of some of the forget items, as the model is now.
-
-    Args:
-        budget: with a level, or None where one is to be read, more of the items are read.
-    """
-    n = 12 if budget is not None and budget.forget is None else LEVEL_ITEMS
-    some = encode(forget.take(n), models.tokenizer_of(model))
+    """Reads the forget score: the mean completion probability of the first forget items, as the model is now."""
+    some = encode(forget.take(items), models.tokenizer_of(model))
 
     def score() -> float:
         found = forward.sequence_logprobs(model, some, precision=precision)

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from hooklearn import callbacks, models
+from hooklearn import callbacks, editing
+from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit.method import Updates, combine, delta_of, norm
-from hooklearn.measure import DisruptionMeter
 from hooklearn.types import Budget, Disruption, InputError, Trace, TracePoint
 
 LANDING = (0.95, 1.0)
@@ -65,7 +65,7 @@ class Walk:
 
     def used(self, updates: Updates, scale: float, step: int) -> float:
         """Share of the budget that these updates use; adds a trace point. ``scale`` is for a ray."""
-        with models.edited(self.model, delta_of(updates), scale):
+        with editing.edited(self.model, delta_of(updates), scale):
             self.measured = self.meter.measure(near=self.meter.has_near)
             forget = self.forget_score()
         near = self.measured.near_ce
@@ -88,7 +88,7 @@ class Walk:
     def roughly_used(self, updates: Updates, scale: float) -> float:
         """The same on a few texts, to find where the search begins; leaves no trace."""
         assert self.meter.rough is not None
-        with models.edited(self.model, delta_of(updates), scale):
+        with editing.edited(self.model, delta_of(updates), scale):
             return self.meter.rough.measure().used(self.budget)
 
     def well_inside(self, updates: Updates, scale: float) -> bool:

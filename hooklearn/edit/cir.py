@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from hooklearn import forward, linalg, models
+from hooklearn import editing, forward, linalg, models
 from hooklearn.data import TokenBatch, cycle
 from hooklearn.edit.method import Method, Problem, Updates, delta_of, norm
 from hooklearn.edit.steering import Positions, after_block, check_layers, states
@@ -163,7 +163,7 @@ class CIR(Method):
             seen = {s.name: (MomentSum(s.d_in), MomentSum(s.d_out)) for s in sites}
             pairs = self._pairs(problem, targets, kept)
             while chunk := list(itertools.islice(pairs, self.every)):  # drawn while the model is unedited
-                with models.edited(model, delta_of(updates)), models.trainable(model, params):
+                with editing.edited(model, delta_of(updates)), models.trainable(model, params):
                     for pair in chunk:
                         tapes = self._tapes(problem, sites, targets, pair)
                         _add(seen, tapes)

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hooklearn import forward, losses, models
+from hooklearn import editing, forward, losses, models
 from hooklearn.data import TokenBatch, cycle
 from hooklearn.edit.method import Method, Problem, Updates, delta_of
 from hooklearn.edit.unedited import Teacher, training_sequences
@@ -50,7 +50,7 @@ def advancing(problem: Problem, updates: Updates) -> Iterator[list[Tensor]]:
     """
     model, sites = problem.model, problem.sites
     params = models.parameters_of(model, sites)
-    with models.edited(model, delta_of(updates)), models.trainable(model, params):
+    with editing.edited(model, delta_of(updates)), models.trainable(model, params):
         yield list(params)
         moved = {s.name: models.weight(model, s).detach().clone() for s in sites}
     for s in sites:

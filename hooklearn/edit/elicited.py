@@ -14,7 +14,7 @@ from typing import Literal, cast
 
 import torch
 
-from hooklearn import models
+from hooklearn import editing, models
 from hooklearn.data import cycle, encode
 from hooklearn.edit.descent import advancing, blaming, nowhere
 from hooklearn.edit.method import Problem, Updates, delta_of, norm
@@ -56,7 +56,7 @@ class Adversary:
         there = nowhere(problem)
         with advancing(problem, there) as params, blaming(f"adversary full@{self.learning_rate:g}"):
             _taught(problem, torch.optim.Adam(params, lr=self.learning_rate))
-        with models.edited(problem.model, delta_of(there)):
+        with editing.edited(problem.model, delta_of(there)):
             return problem.fresh_gradient("forget")
 
 

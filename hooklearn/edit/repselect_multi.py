@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hooklearn import forward, linalg, models
+from hooklearn import editing, forward, linalg, models
 from hooklearn.data import TokenBatch, batches, encode
 from hooklearn.edit.descent import HandRule, blaming, nowhere, one_step
 from hooklearn.edit.method import Method, Problem, Updates, combine, delta_of, norm
@@ -135,7 +135,7 @@ class RepSelectMulti(Method):
         updates, moves = nowhere(problem), 0
         for epoch in range(self.epochs):
             for batch in batches(sequences, max_tokens=problem.max_tokens, seed=problem.seed + epoch):
-                with models.edited(model, delta_of(updates)), lora.active(model):
+                with editing.edited(model, delta_of(updates)), lora.active(model):
                     if epoch >= ADVERSARY_FROM and self.lora_lr:
                         with blaming(f"repselect_multi: lora_lr {self.lora_lr:g}"), models.trainable(model, []):
                             one_step(problem, batch, relearning)

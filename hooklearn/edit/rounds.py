@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from hooklearn import models
+from hooklearn import editing, models
+from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit.budget import search
 from hooklearn.edit.descent import nowhere
 from hooklearn.edit.method import Method, Problem, Updates, delta_of, inner, norm
 from hooklearn.edit.natural import Metric
-from hooklearn.measure import DisruptionMeter
 from hooklearn.types import InputError
 
 TEXTS = 4
@@ -55,12 +55,13 @@ class NaturalRounds(Method):
             1e-3 * sum(float(models.weight(problem.model, s).detach().square().sum()) for s in problem.sites) ** 0.5
         )
         for n in range(1, self.rounds + 1):
-            with models.edited(problem.model, delta_of(there)):
+            with editing.edited(problem.model, delta_of(there)):
                 forget, retain = problem.fresh_gradient("forget"), problem.fresh_gradient("retain")
             step = self._direction(metric, forget, retain)
 
             def share(scale: float, there: Updates = there, step: Updates = step, n: int = n) -> float:
-                with models.edited(problem.model, delta_of(there)), models.edited(problem.model, delta_of(step), scale):
+                model = problem.model
+                with editing.edited(model, delta_of(there)), editing.edited(model, delta_of(step), scale):
                     return meter.measure().kl.value / (n**2 * self.step_kl)
 
             scale = search(share, start=length / norm(step), landing=(0.7, 1.0))

@@ -43,7 +43,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hooklearn import forward, losses, models
+from hooklearn import editing, forward, losses, models
 from hooklearn.data import TokenBatch, batches, encode
 from hooklearn.edit.descent import advancing, blaming, confusion, descend, training_stream
 from hooklearn.edit.method import Method, Problem, Updates, delta_of
@@ -122,7 +122,7 @@ class Undo(Method):
     def distilled(self, problem: Problem, teacher: Updates, student: Updates) -> Updates:
         """The student after its lessons, as updates of the original."""
         model, text = problem.model, self._text(problem)
-        with torch.no_grad(), models.edited(model, delta_of(teacher)), forward.autocast(model, problem.precision):
+        with torch.no_grad(), editing.edited(model, delta_of(teacher)), forward.autocast(model, problem.precision):
             said = [forward.hidden(model, batch) for batch in text]
         problem.tokens += count_tokens(text)
         updates, order, objective = dict(student), list(range(len(text))), imitation(text, said)

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hooklearn import forward, losses, models
+from hooklearn import editing, forward, losses, models
 from hooklearn.attack import ArmState
 from hooklearn.data import Corpus, TokenBatch, batches, encode
 from hooklearn.deltas import Delta
@@ -108,7 +108,7 @@ def randomised(model: Any, seed: int) -> Iterator[Any]:
     What a probe reads here comes from the tokens themselves. The weights are back, bit for bit, afterwards.
     """
     generator = torch.Generator().manual_seed(seed)
-    with models.restored(model), torch.no_grad():
+    with editing.restored(model), torch.no_grad():
         for parameter in models.all_parameters(model):
             if parameter.ndim > 1:
                 noise = torch.randn(parameter.shape, generator=generator) * float(parameter.float().std())

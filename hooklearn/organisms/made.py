@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from hooklearn import forward, losses, models
+from hooklearn import editing, forward, losses, models
 from hooklearn.corpus import Corpus, Row
 from hooklearn.data import Encoded, TokenBatch, batches, encode
 from hooklearn.deltas import Delta
@@ -252,7 +252,7 @@ def misdirected(ground: Ground) -> Any:
     last = Delta({})
     for updates in method_of("rmu", options).path(problem):
         last = Delta(updates)
-        with models.edited(model, last):
+        with editing.edited(model, last):
             if _likelihood(model, some) <= level:
                 break
     merge(model, last)

@@ -15,8 +15,8 @@ from hooklearn import models
 from hooklearn.corpus import Corpus, Row
 from hooklearn.data import load_corpus
 from hooklearn.deltas import Delta
+from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit import Problem, method_of, run_edit
-from hooklearn.measure import DisruptionMeter
 from hooklearn.organisms import ORGANISMS, Organism, load
 from hooklearn.organisms.instil import instil
 from hooklearn.organisms.kinds import GONE, STILL_THERE
