@@ -4,7 +4,8 @@ Per run and metric, on held-out items: behaviour of the edited model before any 
 worst cell (attack, setting, step) of the attacks that *all* runs have and in none of them diverged;
 once over the cheap ones, once over all. Intervals are of the mean at that cell, by bootstrap over
 items and seeds; that the cell was picked for being the worst makes it look a little worse than it
-is, in all runs alike. The controls (unedited, never-learned) are seen at their own worst cell.
+is, in all runs alike. The controls (unedited, never-learned) are seen at their own worst cell, and are
+put together over those runs only that have the same: one model, one control, one held-out corpus.
 
 Differences are paired: two runs are resampled on the same items. They need the same held-out corpus
 (by hash) and items; where these differ a note says so and no difference is given.
@@ -94,7 +95,7 @@ def compare(runs: Sequence[Run | str | Path], *, seed: int = 0, resamples: int =
         table=pd.DataFrame(rows),
         differences=pd.DataFrame(differences, columns=columns),
         notes=tuple(notes),
-        controls=pd.DataFrame([row for e in entries for row in _control_rows(e)]),
+        controls=pd.DataFrame([row for e in entries for row in _control_rows(e, _sharing(e, entries))]),
         unlearning=equal_unlearning(walked),
         compute=equal_compute(walked),
     )
@@ -148,11 +149,29 @@ def _strongest(attacker: Attacker, arm: str, draw: Resampler) -> _Cell:
     return _Cell(f"{where}, step {attacker.steps[at]:g}", means[:, at])
 
 
-def _control_rows(e: _Entry) -> list[dict[str, Any]]:
+def _control_rows(e: _Entry, sharing: str) -> list[dict[str, Any]]:
     return [
-        {"run": e.name, "arm": arm, "metric": metric, "quantity": QUANTITIES[quantity]} | interval(cell.draws)._asdict()
+        {"run": e.name, "arm": arm, "metric": metric, "quantity": QUANTITIES[quantity]}
+        | interval(cell.draws)._asdict()
+        | {"of": sharing}
         for (arm, metric, quantity), cell in e.controls.items()
     ]
+
+
+def _sharing(e: _Entry, entries: Sequence[_Entry]) -> str:
+    """The runs that have the controls of this one; empty where all have."""
+    same = [other.name for other in entries if _controls_of(other) == _controls_of(e)]
+    return "" if len(same) == len(entries) else ", ".join(same)
+
+
+def _controls_of(e: _Entry) -> tuple[Any, ...]:
+    """What makes the controls of a run what they are."""
+    record = e.run.record
+    never, heldout = record.get("never") or {}, (record.get("corpora") or {}).get("heldout") or {}
+    return (
+        (record.get("model") or {}).get("hash"), never.get("kind"), never.get("hash") or never.get("name"),
+        heldout.get("hash"),
+    )  # fmt: skip
 
 
 def _facts(e: _Entry) -> dict[str, Any]:

@@ -25,7 +25,8 @@ class Comparison:
     """``run_a - run_b`` per metric and quantity; clear when the interval excludes 0."""
     notes: tuple[str, ...]
     controls: pd.DataFrame = field(default_factory=pd.DataFrame)
-    """The unedited and the never-learned model under the same attacks: run, arm, metric, quantity, value, low, high."""
+    """The unedited and the never-learned model under the same attacks: run, arm, metric, quantity, value, low, high;
+    ``of``: the runs that have the same ones, empty where all of these runs do."""
     unlearning: pd.DataFrame = field(default_factory=pd.DataFrame)
     """At equal unlearning (:mod:`analysis.equal`): what the same forget score cost each run."""
     compute: pd.DataFrame = field(default_factory=pd.DataFrame)
@@ -51,7 +52,7 @@ class Comparison:
         few = len(self.table) <= FEW
         parts = [markdown(self.by_run() if few else self.in_short())]
         if len(self.controls):
-            parts += ["The controls, under the same attacks (mean over the runs):", markdown(self.by_control())]
+            parts += ["The controls, under the same attacks (mean over the runs that share them):", markdown(self.by_control())]
         if len(self.unlearning):
             score = f"{self.unlearning['forget score'].iloc[0]:.3g}"
             parts += [
@@ -107,8 +108,9 @@ class Comparison:
         return frame.set_index("run").T.rename_axis("", axis=0).rename_axis("", axis=1).reset_index()
 
     def by_control(self) -> pd.DataFrame:
-        """A row per metric and quantity, a column per control arm: mean over the runs."""
-        wide = self.controls.pivot_table("value", ["metric", "quantity"], "arm", sort=False, dropna=False)
+        """A row per metric and quantity, a column per control arm: mean over the runs that share them."""
+        rows = ["metric", "quantity"] if (self.controls["of"] == "").all() else ["of", "metric", "quantity"]
+        wide = self.controls.pivot_table("value", rows, "arm", sort=False, observed=True)
         return wide.rename_axis("", axis=1).reset_index()
 
 

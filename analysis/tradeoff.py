@@ -43,7 +43,7 @@ def tradeoff(found: Comparison, metric: str = "completion", quantity: str = "any
     levels = _levels(found, metric, quantity)
     height = max(3.3, 1.0 + rows["way"].nunique() * LINE / 72)  # room for the names
     figure, axes = style.grid(len(panels), 2, 4.6, height, (0.6, 1.2, 0.5, 0.5))
-    top = 1.12 * max([float(rows[f"{column} high"].max()), *levels.values()])
+    top = 1.12 * max([float(rows[f"{column} high"].max()), *(value for _, _, value in levels)])
     for ax, name in zip(axes, panels, strict=True):
         ax.set_ylim(min(0.0, float(rows[f"{column} low"].min())), top or 1.0)
         _controls(ax, levels)
@@ -55,14 +55,14 @@ def tradeoff(found: Comparison, metric: str = "completion", quantity: str = "any
     return figure
 
 
-def _levels(found: Comparison, metric: str, quantity: str) -> dict[str, float]:
-    """Control arm -> its level under the same attacks, mean over the runs."""
+def _levels(found: Comparison, metric: str, quantity: str) -> list[tuple[str, str, float]]:
+    """Control arm, its name, and its level under the same attacks: mean over the runs that share it."""
     if found.controls.empty:
-        return {}
+        return []
     rows: Any = found.controls
     rows = rows[(rows["metric"] == metric) & (rows["quantity"] == QUANTITIES[quantity])]
-    means = rows.groupby("arm", sort=False)["value"].mean().dropna()
-    return {str(arm): float(value) for arm, value in means.items()}
+    means = rows.groupby(["arm", "of"], sort=False)["value"].mean().dropna()
+    return [(arm, f"{arm} of {of}" if of else arm, float(value)) for (arm, of), value in means.items()]
 
 
 def _points(ax: Axes, rows: Any, name: str, column: str) -> None:
@@ -117,13 +117,14 @@ def _names(ax: Axes, rows: Any, name: str, column: str) -> None:
         )  # fmt: skip
 
 
-def _controls(ax: Axes, levels: dict[str, float]) -> None:
-    for arm, value in levels.items():
+def _controls(ax: Axes, levels: list[tuple[str, str, float]]) -> None:
+    for arm, name, value in levels:
         colour = style.look(arm).colour
         ax.axhline(value, color=colour, lw=1.1, linestyle=(0, (4, 2)), zorder=1)
         ax.annotate(
-            arm, (0, value), (2, 3), ax.get_yaxis_transform(), "offset points", color=colour, fontsize=style.TEXT
-        )
+            name, (0, value), (2, 3), ax.get_yaxis_transform(), "offset points", color=colour, fontsize=style.TEXT,
+            parse_math=False,
+        )  # fmt: skip
 
 
 def check_metric(metric: str) -> None:

@@ -161,6 +161,20 @@ def test_controls_meet_the_same_attacks(many: list[Path]) -> None:
     assert "| preference | worst, any attack | 0.9 | 0.4 |" in found.to_markdown()
 
 
+def test_controls_of_other_models_are_not_averaged(many: list[Path], tmp_path: Path) -> None:
+    """A run on a model of its own keeps its controls; runs on one model share theirs (control)."""
+    low = [Drawn("erosion", {"edited": rising(0.1, 0.2), "original": flat(0.4), "never": flat(0.05)})]
+    other = walked(tmp_path / "other", FAST, attacks=low, items=20, model={"hash": "another"})
+    wide = analysis.compare([*many[:2], other]).by_control()
+    rows = wide[wide["quantity"] == "worst, cheap attacks"].set_index("of")
+    assert rows.loc["other", "original"] == pytest.approx(0.4, abs=EXACT)
+    assert rows.loc["natural, repselect", "original"] == pytest.approx(0.8, abs=EXACT)
+    figure = analysis.tradeoff(analysis.compare([*many[:2], other]), "preference", "cheap")
+    words = {t.get_text() for t in figure.findobj(matplotlib.text.Text)}  # type: ignore[attr-defined]
+    assert {"original of other", "original of natural, repselect"} <= words
+    assert "of" not in analysis.compare(many[:2]).by_control()
+
+
 def test_runs_that_forgot_other_text_are_not_compared_by_it(many: list[Path], tmp_path: Path) -> None:
     """It is noted; not so for runs that forgot the same (control)."""
     other = walked(tmp_path / "other", FAST, corpora={"forget": {"hash": "another"}})
