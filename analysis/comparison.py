@@ -52,7 +52,8 @@ class Comparison:
         few = len(self.table) <= FEW
         parts = [markdown(self.by_run() if few else self.in_short())]
         if len(self.controls):
-            parts += ["The controls, under the same attacks (mean over the runs that share them):", markdown(self.by_control())]
+            heading = "The controls, under the same attacks (mean over the runs that share them):"
+            parts += [heading, markdown(self.by_control())]
         if len(self.unlearning):
             score = f"{self.unlearning['forget score'].iloc[0]:.3g}"
             parts += [

@@ -87,9 +87,12 @@ def _fitting(model: Any, delta: Delta) -> tuple[list[Site], str]:
     """The sites that the delta changes, and the hash of the unedited model where it was needed."""
     base = _bases.get(model, "") or (models.weights_hash(model) if delta.base_hash else "")
     if delta.base_hash and delta.base_hash != base:
+        name = model.cfg.model_name
+        held = str(next(iter(models.all_parameters(model))).dtype).removeprefix("torch.")
+        alike = f"; of one name, they are another state of it, or were not held in {held} as these are"
         raise InputError(
             f"this delta was made for {delta.base!r} (weights {delta.base_hash[:12]}), "
-            f"not for {model.cfg.model_name!r} (weights {base[:12]})"
+            f"not for {name!r} (weights {base[:12]}){alike * (delta.base == name)}"
         )
     return _places(model, delta), base
 

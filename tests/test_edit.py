@@ -688,3 +688,12 @@ def test_components_of_a_lower_rank_are_the_first_of_a_higher_one(threatening: A
     alone.keep = False
     for rank in (16, 8, 2):
         assert alike(first_update(RepSelect(rank=rank), kept), first_update(RepSelect(rank=rank), alone)) < SINGLE
+
+
+def test_a_rank_that_was_clamped_is_told(threatening: Any) -> None:
+    """The gradient of a tiny model has no 1000 components; 4 it has (control)."""
+    made = problem_of(threatening)
+    first_update(RepSelect(rank=4), made)
+    assert made.found["lowest_rank"] == 4
+    first_update(RepSelect(rank=1000), made)
+    assert 4 < made.found["lowest_rank"] < 1000

@@ -477,15 +477,18 @@ def test_an_edit_made_elsewhere_is_judged_as_it_is(own: dict[str, Any], tmp_path
 
 
 def test_a_given_delta_is_attacked_and_kept(own: dict[str, Any], tmp_path: Path, tiny: Any) -> None:
-    """Instead of an edit of its own; one of another model is refused before anything is written."""
+    """Instead of an edit of its own; one of another model is refused before anything is written, and where that has
+    the same name the message says what may differ."""
     site = models.sites(tiny, "mlp.out", [1])[0]
     delta = Delta({site.name: 0.01 * torch.ones(site.d_out, site.d_in)}, "tiny", models.weights_hash(tiny))
     out = run(own, tmp_path / "out", base=tmp_path, delta=delta)
     kept = load_delta(out / "delta-seed0.safetensors")
     assert torch.equal(kept.updates[site.name], delta.updates[site.name])
     assert store.open_run(out)["edits"][0]["disruption"]["kl"] > 0
-    with pytest.raises(InputError, match="this delta was made for"):
+    with pytest.raises(InputError, match="this delta was made for 'other' .*\\)$"):
         run(own, tmp_path / "new", base=tmp_path, delta=Delta(delta.updates, "other", "0" * 64))
+    with pytest.raises(InputError, match="of one name, .* not held in float32 as these are"):
+        run(own, tmp_path / "new", base=tmp_path, delta=Delta(delta.updates, "tiny", "0" * 64))
     with pytest.raises(InputError, match="another delta"):
         run(own, out, base=tmp_path, delta=2.0 * delta, resume=True)
     assert not (tmp_path / "new").exists()

@@ -245,9 +245,11 @@ class CIR(Method):
         if before == 0:
             return  # the loss is at its floor
         if size < NOTHING * before:
+            x, g = (min(basis[side].shape[1] for basis in components.values()) for side in (0, 1))
             raise InputError(
                 f"cir: {self.x_components} x_components and {self.g_components} g_components leave nothing of the "
-                "gradient; take out fewer, or give more forget text"
+                f"gradient: at some site the forget text has no more than {x} and {g} such directions. Take out fewer "
+                "(half of that, say), or give more forget text"
             )
         for site in sites:
             if site.name in left:  # an expert that no token was sent to has none

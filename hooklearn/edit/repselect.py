@@ -38,7 +38,8 @@ class RepSelect(Method):
     name: ClassVar[str] = "repselect"
     source: ClassVar[str] = "Sondej, Yang & Mahdi 2026, arXiv 2606.17168 (single shot)"
     rank: int = 128
-    """Components collapsed per matrix; clamped to the numerical rank. 0 is gradient ascent, bit for bit."""
+    """Components collapsed per matrix; clamped to the numerical rank (the record has the lowest of all matrices,
+    ``found: lowest_rank``). 0 is gradient ascent, bit for bit."""
     kind: Filter = "soft"
     """What becomes of component i: times s_k/s_i (``soft``), its square (``quadratic``), or nothing (``hard``)."""
     sides: Sides = "both"
@@ -65,13 +66,15 @@ class RepSelect(Method):
             forget = problem.gradient("forget")
         if self.components == "contrast":
             forget = contrast(forget, problem.gradient("retain"))
-        basis = self._components(problem, forget)
-        yield {
-            name: linalg.collapsed(
-                update, self._top(problem, name, (update if basis is None else basis[name])), self.kind, self.sides
-            )
-            for name, update in forget.items()
-        }
+        basis = self._components(problem, forget) or forget
+        updates: Updates = {}
+        ranks: list[int] = []
+        for name, update in forget.items():
+            top = self._top(problem, name, basis[name])
+            updates[name] = linalg.collapsed(update, top, self.kind, self.sides)
+            ranks.append(len(top[1]))
+        problem.found["lowest_rank"] = min(ranks, default=0)
+        yield updates
 
     def _top(self, problem: Problem, name: str, source: Tensor) -> linalg.Components:
         """The first components of a matrix; of a problem that is kept, those of a higher rank hold these too."""
