@@ -110,7 +110,7 @@ class Comparison:
 
     def by_control(self) -> pd.DataFrame:
         """A row per metric and quantity, a column per control arm: mean over the runs that share them."""
-        rows = ["metric", "quantity"] if (self.controls["of"] == "").all() else ["of", "metric", "quantity"]
+        rows = ["metric", "quantity"] if not any(self.controls["of"]) else ["of", "metric", "quantity"]
         wide = self.controls.pivot_table("value", rows, "arm", sort=False, observed=True)
         return wide.rename_axis("", axis=1).reset_index()
 
