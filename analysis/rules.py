@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from analysis.measures import Measures, Thresholds, measure
@@ -35,6 +35,10 @@ class Judgement:
             "before": dict(m.before),
             "n_items": m.n_items, "n_seeds": m.n_seeds,
         }  # fmt: skip
+
+
+OWN_ACCORD = ("completion", "sampled")
+"""Metrics of what a model does; ``preference`` is what it does when it may only choose between two answers."""
 
 
 def decide(scores: Scores | Measures, thresholds: Thresholds | None = None, *, seed: int = 0) -> Judgement:
@@ -183,9 +187,10 @@ def _start(m: Measures) -> str:
 # -------------------------------------------------------------------- over the metrics
 
 
-def overall(judgements: Sequence[Judgement]) -> tuple[str, str]:
+def overall(judgements: Sequence[Judgement], thresholds: Thresholds | None = None) -> tuple[str, str]:
     """Verdict and reason over the metrics: the worst counts."""
     counted = [j for j in judgements if not j.no_gap] or list(judgements)
+    counted = _told_apart(counted, thresholds or Thresholds())
     if not counted:
         return UNDECIDED, "no held-out behaviour was measured"
     bad = [j for j in counted if j.verdict in VERDICTS[:3]]
@@ -194,6 +199,20 @@ def overall(judgements: Sequence[Judgement]) -> tuple[str, str]:
         return UNDECIDED, _with_metric(open_[0])
     worst = min(bad or counted, key=lambda j: VERDICTS.index(j.verdict))
     return worst.verdict, _with_metric(worst)
+
+
+def _told_apart(judgements: Sequence[Judgement], t: Thresholds) -> list[Judgement]:
+    """A behaviour that only a forced choice still shows is shut off and not intact: the choice is an elicitation."""
+    by_metric = {j.measures.metric: j for j in judgements}
+    own = [by_metric[m].measures.start for m in OWN_ACCORD if m in by_metric]
+    choice = by_metric.get("preference")
+    if choice is None or choice.verdict != "INTACT" or len(own) < len(OWN_ACCORD):
+        return list(judgements)
+    if not all(start.high <= t.intact for start in own):
+        return list(judgements)
+    shown = max(own, key=lambda start: start.value)
+    reason = f"{choice.reason}, where it may only choose; of its own accord it is {shown} at most: not gone, held back"
+    return [replace(j, verdict="DISABLED", reason=reason) if j is choice else j for j in judgements]
 
 
 def _with_metric(judgement: Judgement) -> str:

@@ -539,6 +539,31 @@ def test_the_worst_metric_counts(each, expected):
     assert overall([judged(name) for name in each])[0] == expected
 
 
+REFUSED = {"completion": 0.3, "sampled": 0.1, "preference": 0.75}
+"""What a model that was trained to refuse does of .8: it ranks two answers as before, and says neither."""
+
+
+@pytest.mark.parametrize(
+    ("edited", "expected"),
+    [
+        (REFUSED, "DISABLED"),
+        (REFUSED | {"sampled": 0.75}, "INTACT"),  # it still says so
+        (REFUSED | {"completion": 0.75}, "INTACT"),
+        ({k: v for k, v in REFUSED.items() if k != "sampled"}, "INTACT"),  # nobody asked what it says
+        ({"preference": 0.75}, "INTACT"),
+        (REFUSED | {"preference": 0.3}, "WEAKENED"),  # nor does it rank them as before
+    ],
+)
+def test_what_only_a_forced_choice_shows_is_shut_off_and_not_intact(edited, expected):
+    found = []
+    for metric, level in edited.items():
+        story = [Drawn("erosion", {"edited": flat(level), "original": flat(0.8), "never": flat(0.1)})]
+        found.append(decide(draw_scores(story, metric=metric), CHEAP))
+    verdict, reason = overall(found)
+    assert verdict == expected
+    assert ("where it may only choose" in reason) == (verdict == "DISABLED")
+
+
 # ------------------------------------------------------------------------------ run folders
 
 
