@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from hooklearn import disk, memory, store
 from hooklearn.attack import Arena, ArmState, Measured, Onlooker, Watcher, attack_of
 from hooklearn.config import RunConfig
 from hooklearn.setting import Progress, Setup
-from hooklearn.types import ArmCurve, Curve, CurvePoint
+from hooklearn.types import ArmCurve, Curve, CurvePoint, InputError
 
 
 def arena_of(
@@ -45,48 +45,89 @@ def attack_stages(
 ) -> None:
     """Every attack of the config on every arm of the arena, a part of the folder each; parts that are there stay.
 
-    An arena without an edited arm is left alone by attacks that follow the edit. ``before_done`` writes what else an
-    attack left behind: a part that is there is not made again.
+    Of an attack that was interrupted, so do the settings that were finished. An arena without an edited arm is left
+    alone by attacks that follow the edit. ``before_done`` writes what else a setting left behind: one that is there is
+    not made again.
     """
     edited = any(arm.name == "edited" for arm in arena.arms)
-    stages: list[tuple[str, Callable[[], list[Curve]]]] = [("none", lambda: [before(arena)])]
+    stages: list[tuple[str, Callable[[Arena], Iterable[Curve]]]] = [("none", lambda arena: [before(arena)])]
     for i, spec in enumerate(config.attacks):
         attack = attack_of(spec.name, spec.options)
         if attack.follows_edit and not edited:
             continue
-        stages.append((f"{i}-{attack.name}", lambda attack=attack: attack.curves(arena)))
+        stages.append((f"{i}-{attack.name}", attack.one_by_one))
     for name, curves in stages:
-        part = f"parts/curves-seed{arena.seed}-{name}"
-        if folder.has(f"{part}.parquet"):
+        part = _Part(folder, f"seed{arena.seed}-{name}")
+        if part.done:
             continue
         arena.progress(f"attack (seed {arena.seed}): {name}")
-        found = curves()
-        samples = judge_pending(arena.watcher)
-        found = [with_samples(c, samples) for c in found]
-        samples += _known_samples(arena, found)
-        found, samples = _with_twins(arena, found, samples)
-        before_done()
-        folder.save_frame(f"{part}-items.parquet", pd.concat([c.items_dataframe() for c in found]))
-        disk.save_lines(folder.path(f"{part}-samples.jsonl"), samples)
-        folder.save_frame(f"{part}.parquet", pd.concat([c.to_dataframe() for c in found]))
+        for curve in curves(dataclasses.replace(arena, finished=part.settings())):
+            samples = judge_pending(arena.watcher)
+            found = with_samples(curve, samples)
+            samples += _known_samples(arena, found)
+            before_done()
+            part.add(*_with_twins(arena, found, samples))
+        part.close()
         folder.event("attacked", seed=arena.seed, attack=name)
         memory.give_back()
 
 
-def _known_samples(arena: Arena, curves: list[Curve]) -> list[dict[str, Any]]:
+class _Part:
+    """What one attack found, in ``parts/``: first a setting at a time, in the end all of them."""
+
+    def __init__(self, folder: store.RunFolder, name: str) -> None:
+        self._folder, self._whole, self._begun = folder, f"parts/curves-{name}", f"parts/begun-{name}"
+        self._tables: list[tuple[pd.DataFrame, pd.DataFrame, list[dict[str, Any]]]] = []
+        while not self.done and folder.has(f"{self._next()}.parquet"):
+            stem = self._folder.path(self._next())
+            tables = (disk.load_frame(stem.with_name(f"{stem.name}{end}.parquet")) for end in ("", "-items"))
+            self._tables.append((*tables, disk.load_lines(stem.with_name(f"{stem.name}.jsonl"))))  # type: ignore[arg-type]
+
+    @property
+    def done(self) -> bool:
+        return self._folder.has(f"{self._whole}.parquet")
+
+    def settings(self) -> set[str]:
+        return {str(setting) for curves, _, _ in self._tables for setting in curves["setting"].unique()}
+
+    def _next(self) -> str:
+        return f"{self._begun}-{len(self._tables)}"
+
+    def add(self, curve: Curve, samples: list[dict[str, Any]]) -> None:
+        stem = self._next()
+        self._tables.append((curve.to_dataframe(), curve.items_dataframe(), samples))
+        self._write(stem, *self._tables[-1], f"{stem}.jsonl")
+
+    def close(self) -> None:
+        if not self._tables:
+            raise InputError(f"attack {self._whole.rpartition('-')[2]!r} gave no curve, not even an empty one")
+        curves, items, samples = zip(*self._tables, strict=True)
+        rows = [row for some in samples for row in some]
+        self._write(self._whole, pd.concat(curves), pd.concat(items), rows, f"{self._whole}-samples.jsonl")
+        for left in self._folder.path("parts").glob(f"{Path(self._begun).name}-*"):
+            left.unlink()
+
+    def _write(
+        self, stem: str, curves: pd.DataFrame, items: pd.DataFrame, samples: list[dict[str, Any]], file: str
+    ) -> None:
+        """The curves last: where they are, all is."""
+        self._folder.save_frame(f"{stem}-items.parquet", items)
+        disk.save_lines(self._folder.path(file), samples)
+        self._folder.save_frame(f"{stem}.parquet", curves)
+
+
+def _known_samples(arena: Arena, curve: Curve) -> list[dict[str, Any]]:
     """What arms said that were not attacked again: a folder holds everything that its curves rest on."""
-    attackers = {(c.attack, c.setting) for c in curves}
-    return [dict(s) for s in arena.measured.samples if (s["attack"], s["setting"]) in attackers]
+    attacker = (curve.attack, curve.setting)
+    return [dict(s) for s in arena.measured.samples if (s["attack"], s["setting"]) == attacker]
 
 
-def _with_twins(
-    arena: Arena, curves: list[Curve], samples: list[dict[str, Any]]
-) -> tuple[list[Curve], list[dict[str, Any]]]:
+def _with_twins(arena: Arena, curve: Curve, samples: list[dict[str, Any]]) -> tuple[Curve, list[dict[str, Any]]]:
     """What an arm's twin did is what it does: under the same attacker the same to the bit."""
     for arm, other in arena.twins.items():
-        curves = [dataclasses.replace(c, arms={**c.arms, arm: c.arms[other]}) for c in curves]
+        curve = dataclasses.replace(curve, arms={**curve.arms, arm: curve.arms[other]})
         samples = samples + [row | {"arm": arm} for row in samples if row["arm"] == other]
-    return curves, samples
+    return curve, samples
 
 
 def before(arena: Arena) -> Curve:

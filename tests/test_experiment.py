@@ -271,6 +271,29 @@ def test_a_killed_run_resumes_to_the_same_bytes(finished: Path, tmp_path: Path, 
         assert not any(m.startswith("attack (seed 0)") for m in seen), "what was done is not done again"
 
 
+def test_settings_of_an_attack_that_were_finished_are_not_made_again(tmp_path: Path) -> None:
+    """Two of three learning rates were through, one of them with samples: what comes out is that of a run that was left
+    alone (control), in the same order."""
+    rates = [1e-3, 3e-3, 1e-4]  # the highest, which is sampled, in the middle
+    config = small() | {"seeds": [0], "attacks": [{"name": "relearn", "learning_rates": rates, "max_steps": 4}]}
+    whole = run(config, tmp_path / "whole")
+
+    def kill(message: str) -> None:
+        if message.startswith("relearn lr=0.0001: original"):
+            raise Killed
+
+    out = tmp_path / "killed"
+    with pytest.raises(Killed):
+        run(config, out, progress=kill)
+    assert len([*out.glob("parts/begun-*.jsonl")]) == 2
+    seen: list[str] = []
+    run(config, out, resume=True, progress=seen.append)
+    made = [m for m in seen if m.startswith("relearn lr=")]
+    assert made and all(m.startswith("relearn lr=0.0001: ") for m in made)
+    assert contents(out) == contents(whole)
+    assert not [*out.glob("parts/begun-*")]
+
+
 def test_a_resumed_run_keeps_its_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Begun where bfloat16 is faster and resumed where it is not; the control is the same run in float32."""
     config = small() | {"attacks": [{"name": "erode", "learning_rates": [1e-3], "steps": 2}], "seeds": [0]}

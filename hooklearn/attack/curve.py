@@ -92,6 +92,8 @@ class Arena:
     twins: Mapping[str, str] = field(default_factory=dict)
     """Arms that are the same state as one of ``arms``, by name."""
     onlooker: Onlooker | None = None
+    finished: Collection[str] = ()
+    """Settings of the attack at hand whose curves are there already: ``one_by_one`` leaves them out."""
 
     def known(self, attack: str, setting: str) -> dict[str, ArmCurve]:
         """Arms whose curve under this attacker is known already."""
@@ -124,6 +126,10 @@ class Attack(ABC):
     @abstractmethod
     def curves(self, arena: Arena) -> list[Curve]:
         """One curve per setting (learning rate, say), each with all arms."""
+
+    def one_by_one(self, arena: Arena) -> Iterator[Curve]:
+        """The same curves, each as soon as it is there, so that it can be kept; without those that are finished."""
+        yield from (curve for curve in self.curves(arena) if curve.setting not in arena.finished)
 
     @abstractmethod
     def settings(self) -> list[str]: ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -71,19 +71,22 @@ class Tuning(Attack):
         return [f"{words} lr={lr:g}".strip() for lr in self.learning_rates]
 
     def curves(self, arena: Arena) -> list[Curve]:
+        return list(self.one_by_one(arena))
+
+    def one_by_one(self, arena: Arena) -> Iterator[Curve]:
         plan = self.plan(arena)
         self.samples_within(plan.steps)
         full = all_weights if self.embeddings else all_but_embeddings
-        found = [
-            training_curve(
+        for lr, setting in zip(self.learning_rates, self.settings(), strict=True):
+            if setting in arena.finished:
+                continue
+            curve = training_curve(
                 arena, attack=self.name, setting=setting, cheap=self.cheap, stream=plan.stream, learning_rate=lr,
                 steps=plan.steps, min_steps=plan.min_steps, optimizer=self.optimizer,
                 sampled=lr == max(self.learning_rates), trained=plan.trained or full,
                 also_at=plan.also_at, first_look=self.first_look, sampled_at=self.sampled_at,
-            )
-            for lr, setting in zip(self.learning_rates, self.settings(), strict=True)
-        ]  # fmt: skip
-        return [_noted(curve, plan.note) for curve in found]
+            )  # fmt: skip
+            yield _noted(curve, plan.note)
 
     def samples_within(self, steps: int) -> None:
         """Raises InputError where samples are asked for after the end."""
