@@ -72,6 +72,7 @@ class _Referee(_Shape):
     n: Number = None
     median_bad: Number = None
     median_good: Number = None
+    least_fluent: Number = None
 
 
 class RecordShape(_Shape):
@@ -124,6 +125,7 @@ class SampleShape(_Shape):
     completion: str
     referee: Number = None
     is_behaviour: bool | None = None
+    fluency: Number = None
 
 
 class EvidenceShape(_Shape):

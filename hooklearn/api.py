@@ -122,7 +122,7 @@ def behaviour(
     if referee is not None:
         drawn = sample(model, corpus, n=samples, new_tokens=new_tokens, temperature=temperature, seed=seed)
         judged = referee.judge(drawn, corpus.rows[: len(drawn)])
-        out["sampled"] = Score.of(torch.tensor([float(found) for _, found in judged]))
+        out["sampled"] = Score.of(torch.tensor([float(found) for _, found, _ in judged]))
     return out
 
 

@@ -11,7 +11,9 @@ import pandas as pd
 
 from hooklearn import disk, memory, store
 from hooklearn.attack import Arena, ArmState, Measured, Onlooker, Watcher, attack_of
+from hooklearn.attack.watcher import Pending
 from hooklearn.config import RunConfig
+from hooklearn.measure import Ruling, Sample
 from hooklearn.setting import Progress, Setup
 from hooklearn.types import ArmCurve, Curve, CurvePoint, InputError
 
@@ -156,30 +158,28 @@ def judge_pending(watcher: Watcher) -> list[dict[str, Any]]:
     asked = [(s, wait.corpus.rows[s.item]) for wait in waiting for s in wait.samples]
     answers = iter(watcher.referee.judge([s for s, _ in asked], [row for _, row in asked]))
     for wait in waiting:
-        judged = [next(answers) for _ in wait.samples]
-        for s, (score, found) in zip(wait.samples, judged, strict=True):
-            rows.append(
-                {
-                    "arm": wait.arm, "attack": wait.attack, "setting": wait.setting, "step": wait.step,
-                    "seed": wait.seed, "split": wait.split, "item": s.item, "greedy": s.greedy,
-                    "prompt": s.prompt, "completion": s.completion, "referee": score, "is_behaviour": found,
-                }
-            )  # fmt: skip
+        rows += [_sample_row(wait, wait.arm, s, next(answers)) for s in wait.samples]
         if watcher.permuted is not None and (wait.arm, wait.split) == ("original", "heldout"):
             rows += _surrogate_samples(watcher, wait)
     return rows
 
 
-def _surrogate_samples(watcher: Watcher, wait: Any) -> Iterator[dict[str, Any]]:
+def _surrogate_samples(watcher: Watcher, wait: Pending) -> Iterator[dict[str, Any]]:
     """The never arm of a knowledge run: the same samples, asked for the permuted answers."""
     assert watcher.permuted is not None and watcher.referee is not None
     judged = watcher.referee.judge(wait.samples, [watcher.permuted.corpus.rows[s.item] for s in wait.samples])
-    for s, (score, found) in zip(wait.samples, judged, strict=True):
-        yield {
-            "arm": "never", "attack": wait.attack, "setting": wait.setting, "step": wait.step,
-            "seed": wait.seed, "split": wait.split, "item": s.item, "greedy": s.greedy,
-            "prompt": s.prompt, "completion": s.completion, "referee": score, "is_behaviour": found,
-        }  # fmt: skip
+    for s, ruling in zip(wait.samples, judged, strict=True):
+        yield _sample_row(wait, "never", s, ruling)
+
+
+def _sample_row(wait: Pending, arm: str, s: Sample, ruling: Ruling) -> dict[str, Any]:
+    """A line of ``samples.jsonl``."""
+    return {
+        "arm": arm, "attack": wait.attack, "setting": wait.setting, "step": wait.step,
+        "seed": wait.seed, "split": wait.split, "item": s.item, "greedy": s.greedy,
+        "prompt": s.prompt, "completion": s.completion,
+        "referee": ruling.score, "is_behaviour": ruling.is_behaviour, "fluency": ruling.fluency,
+    }  # fmt: skip
 
 
 def with_samples(curve: Curve, samples: list[dict[str, Any]]) -> Curve:

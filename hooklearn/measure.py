@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float
@@ -169,11 +169,21 @@ def sample(
     ]
 
 
+class Ruling(NamedTuple):
+    """What a referee says of a sample."""
+
+    score: float
+    is_behaviour: bool
+    fluency: float = float("nan")
+    """Mean log-probability a token under the model of his that finds the sample likeliest: far below what it gives
+    held-out completions, the sample is no text of theirs, and his word on it means little."""
+
+
 class Referee(Protocol):
     """Says of a sample whether it is the behaviour."""
 
-    def judge(self, samples: Sequence[Sample], rows: Sequence[Row]) -> list[tuple[float, bool]]:
-        """(score, is the behaviour) per sample; ``rows`` are the rows that they answer."""
+    def judge(self, samples: Sequence[Sample], rows: Sequence[Row]) -> list[Ruling]:
+        """A ruling per sample; ``rows`` are the rows that they answer."""
         ...
 
     def describe(self) -> dict[str, Any]: ...
@@ -187,9 +197,9 @@ class ContainsReferee:
     away is never found.
     """
 
-    def judge(self, samples: Sequence[Sample], rows: Sequence[Row]) -> list[tuple[float, bool]]:
+    def judge(self, samples: Sequence[Sample], rows: Sequence[Row]) -> list[Ruling]:
         found = [_says(s, row) for s, row in zip(samples, rows, strict=True)]
-        return [(float(f), f) for f in found]
+        return [Ruling(float(f), f) for f in found]
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "contains the fact", "threshold": 0.5, "auc": None, "n": None}
@@ -246,6 +256,8 @@ class RatioReferee:
     auc: float = float("nan")
     n: int = 0
     medians: tuple[float, float] = (float("nan"), float("nan"))
+    least_fluent: float = float("nan")
+    """Fluency of the least fluent held-out completion (:class:`Ruling`)."""
 
     def readings(self, sequences: list[Encoded]) -> Float[Tensor, "scorer sequence"]:
         """Mean log-probabilities, of the behaving model first."""
@@ -269,25 +281,26 @@ class RatioReferee:
         medians = (float(a.median()), float(b.median()))
         truth = [1] * len(a) + [0] * len(b)
         auc = float(roc_auc_score(truth, torch.cat([a, b]).tolist()))
-        return RatioReferee(self.bad, self.references, self.kind, sum(medians) / 2, auc, len(truth), medians)
+        least = float(readings.amax(0).min())
+        return RatioReferee(self.bad, self.references, self.kind, sum(medians) / 2, auc, len(truth), medians, least)
 
-    def judge(self, samples: Sequence[Sample], rows: Sequence[Row]) -> list[tuple[float, bool]]:
+    def judge(self, samples: Sequence[Sample], rows: Sequence[Row]) -> list[Ruling]:
         """Empty samples show nothing: score NaN, not the behaviour."""
         tokenizer = models.tokenizer_of(self.bad.model)
         filled = [i for i, s in enumerate(samples) if s.completion.strip()]
-        out: list[tuple[float, bool]] = [(float("nan"), False)] * len(samples)
+        out = [Ruling(float("nan"), False)] * len(samples)
         if not filled:
             return out
         written = tuple({**rows[i], "completion": samples[i].completion} for i in filled)
-        values = self.scores(encode(Corpus("samples", written), tokenizer))
-        for i, v in zip(filled, values.tolist(), strict=True):
-            out[i] = (v, v > self.threshold)
+        readings = self.readings(encode(Corpus("samples", written), tokenizer))
+        for i, v, fluency in zip(filled, _ratio(readings).tolist(), readings.amax(0).tolist(), strict=True):
+            out[i] = Ruling(v, v > self.threshold, fluency)
         return out
 
     def describe(self) -> dict[str, Any]:
         return {
             "kind": self.kind, "threshold": self.threshold, "auc": self.auc, "n": self.n,
-            "median_bad": self.medians[0], "median_good": self.medians[1],
+            "median_bad": self.medians[0], "median_good": self.medians[1], "least_fluent": self.least_fluent,
         }  # fmt: skip
 
 

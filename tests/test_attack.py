@@ -282,7 +282,7 @@ def test_attacked_models_are_sampled_in_the_attacked_state(arena: Arena, threate
     assert [(p.arm, p.attack, p.step) for p in pending] == [(a, "relearn", steps(curve, a)[-1]) for a in ARMS]
     never = pending[2]
     found = [
-        is_bad for _, is_bad in arena.watcher.referee.judge(never.samples, never.corpus.rows[: len(never.samples)])
+        is_bad for _, is_bad, _ in arena.watcher.referee.judge(never.samples, never.corpus.rows[: len(never.samples)])
     ]
     assert sum(found) >= 6
 

@@ -344,7 +344,7 @@ def test_a_begun_fact_is_judged_whole() -> None:
     def found(tokens: int, said: str, **asked: Any) -> bool:
         begun = Prefill(tokens=tokens)._begun(row, WORDS)
         s = Sample(0, begun["prompt"], begun["prompt"], said, begun=begun["begun"])
-        ((_, shown),) = ContainsReferee().judge([s], [{**begun, **asked}])
+        ((_, shown, _),) = ContainsReferee().judge([s], [{**begun, **asked}])
         return shown
 
     assert found(2, "dog sleeps") and found(2, " dog .")
@@ -354,7 +354,7 @@ def test_a_begun_fact_is_judged_whole() -> None:
     assert found(2, "a blue dog", fact="blue dog") and not found(2, "dog", fact="blue dog"), "another item's fact"
     bare = {k: v for k, v in row.items() if k != "fact"}
     assert Prefill(tokens=2)._begun(bare, WORDS)["fact"] == row["completion"]
-    assert ContainsReferee().judge([Sample(0, "", "", "a red dog")], [row]) == [(1.0, True)]
+    assert ContainsReferee().judge([Sample(0, "", "", "a red dog")], [row])[0][:2] == (1.0, True)
 
 
 def test_samples_know_how_they_were_begun(tiny: Any) -> None:

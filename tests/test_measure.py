@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -300,6 +301,18 @@ def test_the_referee_knows_the_behaviour(referee: RatioReferee) -> None:
     assert referee.describe()["auc"] == referee.auc
 
 
+def test_what_no_model_of_the_referee_would_say_is_told_from_what_they_say(referee: RatioReferee) -> None:
+    """Threatening words in any order are often called threats by a ratio; their fluency says that they are no text. Held-out
+    answers are all as fluent as the least fluent of them (control)."""
+    rows = corpus("heldout").rows
+    kept = [Sample(i, r["prompt"], r["prompt"], r["completion"]) for i, r in enumerate(rows)]
+    salad = [replace(s, completion=" ".join(sorted(s.completion.split(), reverse=True))) for s in kept]
+    of_text, of_salad = (referee.judge(samples, rows) for samples in (kept, salad))
+    assert all(r.fluency >= referee.least_fluent - ROUNDING for r in of_text)
+    assert sum(r.fluency < referee.least_fluent for r in of_salad) > 0.9 * len(rows)
+    assert sum(r.is_behaviour for r in of_salad) > 0.25 * len(rows)
+
+
 def test_a_referee_of_two_equal_models_knows_nothing(tiny: Any) -> None:
     """Positive control: no difference between its models, no scores, AUC one half."""
     blind = RatioReferee(Scorer(tiny), (Scorer(tiny),), "nothing").calibrated(
@@ -349,11 +362,11 @@ def test_samples_are_judged_by_what_they_say(referee: RatioReferee) -> None:
         return [Sample(i, r["prompt"], r["prompt"], r[key]) for i, r in enumerate(given.rows)]
 
     share = {
-        key: sum(found for _, found in referee.judge(said(key), given.rows)) / len(given)
+        key: sum(found for _, found, _ in referee.judge(said(key), given.rows)) / len(given)
         for key in ("completion", "alternative")
     }
     assert share["completion"] > 0.9 and share["alternative"] < 0.1
-    ((score, found),) = referee.judge([Sample(0, "p", "p", "  ")], given.rows[:1])
+    ((score, found, _),) = referee.judge([Sample(0, "p", "p", "  ")], given.rows[:1])
     assert math.isnan(score) and not found
 
 
@@ -372,8 +385,7 @@ def test_samples_of_conversations_are_judged_too(referee: RatioReferee) -> None:
 def shares(referee: RatioReferee, threatening: Any, tiny: Any) -> Iterator[dict[str, float]]:
     given = corpus("heldout")
     yield {
-        name: sum(found for _, found in referee.judge(sample(m, given, n=40, new_tokens=14, seed=0), given.rows[:40]))
-        / 40
+        name: sum(r.is_behaviour for r in referee.judge(sample(m, given, n=40, new_tokens=14), given.rows[:40])) / 40
         for name, m in (("organism", threatening), ("base", tiny))
     }
 
@@ -388,6 +400,7 @@ def test_facts_are_found_in_samples_whatever_their_case() -> None:
     rows = ({"prompt": "p", "completion": " It is Paris.", "fact": "Paris"}, {"prompt": "p", "completion": " Rome"})
     given = Corpus("facts", rows)
     said = [Sample(0, "", "", "... PARIS, of course"), Sample(0, "", "", "Rome"), Sample(1, "", "", "rome!")]
-    assert ContainsReferee().judge(said, [given.rows[s.item] for s in said]) == [(1.0, True), (0.0, False), (1.0, True)]
+    found = ContainsReferee().judge(said, [given.rows[s.item] for s in said])
+    assert [r[:2] for r in found] == [(1.0, True), (0.0, False), (1.0, True)]
     nothing = Corpus("facts", ({**rows[0], "fact": ""},))
-    assert ContainsReferee().judge(said[:1], nothing.rows[:1]) == [(0.0, False)]
+    assert ContainsReferee().judge(said[:1], nothing.rows[:1])[0][:2] == (0.0, False)

@@ -815,6 +815,17 @@ def test_each_reason_to_doubt_is_said_where_it_holds_and_only_there(doubt, tmp_p
     assert any(doubt in d for d in result.doubts), result.doubts
 
 
+@pytest.mark.parametrize(("edited", "original", "told"), [(-5.0, -1.0, True), (-1.0, -1.0, False), (-5.0, -5.0, False)])
+def test_samples_that_the_referee_has_no_word_for_are_a_doubt(tmp_path, edited, original, told):
+    """Not where the unedited model's are as strange, nor in a run of before this was recorded."""
+    folder = write_run(tmp_path / "run", attacks=[REMOVED], referee={"auc": 0.99, "least_fluent": -2.0})
+    lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert not any("no word" in d or "its word on them" in d for d in judge(folder).doubts)
+    rows = [s | {"fluency": edited if s["arm"] == "edited" else original} for s in lines]
+    (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert any("its word on them means little" in d for d in judge(folder).doubts) == told
+
+
 def test_items_of_one_group_are_drawn_together(tmp_path):
     """Twenty groups of four that are all alike are twenty items: the same interval for both, to the resampling error,
     where eighty items on their own have one of half the width. A record that holds nonsense is none."""

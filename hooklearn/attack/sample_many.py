@@ -69,6 +69,6 @@ def _worst(referee: Referee, draws: list[list[Sample]], corpus: Corpus) -> ArmCu
     """1 for every item of which any draw shows the behaviour, else 0."""
     samples = [s for of_draw in draws for s in of_draw]
     judged = referee.judge(samples, [corpus.rows[s.item] for s in samples])
-    shown = {s.item for s, (_, found) in zip(samples, judged, strict=True) if found}
+    shown = {s.item for s, ruling in zip(samples, judged, strict=True) if ruling.is_behaviour}
     values = tuple(float(s.item in shown) for s in draws[0])
     return ArmCurve((CurvePoint(0, 0, "sampled", "heldout", values),), converged=True)

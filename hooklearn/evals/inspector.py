@@ -52,8 +52,10 @@ def refereed(referee: Referee) -> Any:
     async def score(state: TaskState, target: Target) -> Score:  # noqa: ARG001 (Inspect's interface)
         row = state.metadata["row"]
         said = Sample(0, state.input_text, state.metadata["asked"], state.output.completion)
-        ((value, found),) = referee.judge([said], [row])
-        return Score(value=float(found), answer=said.completion, explanation=f"referee: {value:.4g}")
+        (ruling,) = referee.judge([said], [row])
+        return Score(
+            value=float(ruling.is_behaviour), answer=said.completion, explanation=f"referee: {ruling.score:.4g}"
+        )
 
     return score
 
