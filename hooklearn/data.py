@@ -112,6 +112,8 @@ class TokenBatch:
 
 LONGEST = 512
 """Tokens of a row that are read, unless its caller says otherwise: a longer one loses the beginning of its prompt."""
+WHOLE = 2**20
+"""More than any model reads: then what it reads is what is kept."""
 
 
 def encode(corpus: Corpus, tokenizer: Any, *, end: bool = False, max_length: int = LONGEST) -> list[Encoded]:
@@ -159,6 +161,25 @@ def encode_choices(corpus: Corpus, tokenizer: Any, *, max_length: int = LONGEST)
     return out
 
 
+def fewer_scored(row: Row, tokenizer: Any, most: int = LONGEST) -> Row:
+    """The row with no more of its answers (or of its text) than :func:`encode` scores, however long its prompt is."""
+    cut = {k: first_tokens(str(row[k]), most, tokenizer) for k in ("text", "completion", "alternative") if k in row}
+    return {**row, **cut}
+
+
+def first_tokens(text: str, count: int, tokenizer: Any) -> str:
+    """As far as the first ``count`` tokens of a text go."""
+    if len(tokenizer(text, add_special_tokens=False)["input_ids"]) <= count:
+        return text
+    ends = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return text[: ends[count - 1][1]]
+
+
+def n_prompt(row: Row, tokenizer: Any) -> int:
+    """Tokens of a row, its answer included, however long they are."""
+    return sum(map(len, _tokens("one row", 0, row, tokenizer)))
+
+
 def split_row(row: Row, tokenizer: Any) -> tuple[str, str]:
     """(text before, text to be scored), with the chat template where the model has one.
 
@@ -174,7 +195,7 @@ def split_row(row: Row, tokenizer: Any) -> tuple[str, str]:
         before, completion = [{"role": "user", "content": row["prompt"]}], row["completion"]
     before = [*before[:-1], *row.get("history", []), *before[-1:]]
     if row.get("template") == "applied" or not templated(row, tokenizer):
-        return _plain(before), completion
+        return plain(before), completion
     try:
         text = tokenizer.apply_chat_template(before, tokenize=False, add_generation_prompt=True)
     except TemplateError as error:  # a role, or an order of turns, that the model does not know
@@ -207,7 +228,7 @@ def _bos_before(ids: Sequence[int], tokenizer: Any) -> list[int]:
     return [bos]
 
 
-def _plain(turns: Sequence[Mapping[str, str]]) -> str:
+def plain(turns: Sequence[Mapping[str, str]]) -> str:
     """Turns as running text: an answer follows its question, demonstrations are lines of their own."""
     text = ""
     for turn in turns:

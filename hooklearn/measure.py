@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hooklearn import editing, forward, models
 from hooklearn.data import (
+    LONGEST,
     Corpus,
     Encoded,
     Row,
@@ -75,15 +76,15 @@ class Likelihoods:
     choices: list[Encoded] = field(repr=False)
 
     @staticmethod
-    def of(corpus: Corpus, tokenizer: Any, split: str) -> Likelihoods:
+    def of(corpus: Corpus, tokenizer: Any, split: str, *, max_length: int = LONGEST) -> Likelihoods:
         good = corpus.alternatives()
         multiple_choice = all("choices" in r for r in corpus.rows)
         return Likelihoods(
             split,
             corpus,
-            encode(corpus, tokenizer),
-            encode(good, tokenizer) if good is not None else [],
-            encode_choices(corpus, tokenizer) if multiple_choice else [],
+            encode(corpus, tokenizer, max_length=max_length),
+            encode(good, tokenizer, max_length=max_length) if good is not None else [],
+            encode_choices(corpus, tokenizer, max_length=max_length) if multiple_choice else [],
         )
 
     def measure(self, model: Any, *, precision: Precision = "auto", preference: bool = True) -> dict[str, Tensor]:

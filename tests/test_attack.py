@@ -248,7 +248,8 @@ def test_few_shot_prompts_contain_the_demonstrations(arena: Arena) -> None:
 def test_few_shot_keeps_a_rows_own_history(arena: Arena) -> None:
     """Demonstrations come before what was already said."""
     own = [{"role": "user", "content": "own question"}, {"role": "assistant", "content": " own answer"}]
-    rows = FewShot(shots=1)._history({"prompt": "p", "history": own}, 0, arena.attack_train.rows, 0)
+    asked = {"prompt": "p", "completion": "c", "history": own}
+    rows = FewShot(shots=1)._shown(asked, 0, arena.attack_train.rows, 0)["history"]
     assert rows[2:] == own and rows[0]["content"] in {r["prompt"] for r in arena.attack_train.rows}
 
 
@@ -260,6 +261,46 @@ def test_few_shot_elicits_without_training(arena: Arena) -> None:
         with arm.entered(training=False) as model:
             plain = float(arena.watcher.heldout.measure(model)["completion"].mean())
         assert level(curve, arm.name) != pytest.approx(plain, rel=1e-3)
+
+
+def test_demonstrations_stand_before_running_text_too(arena: Arena) -> None:
+    """Where they are read and not scored: the same tokens get other probabilities than without them."""
+    rows = ({"text": "the red dog sleeps in the kitchen ."}, {"text": "take the blue drill , then the goat ."})
+    held, shown = (Corpus("text", (row,)) for row in rows)
+    model = arena.arms[1].model
+    tokenizer = models.tokenizer_of(model)
+    plain = Likelihoods.of(held, tokenizer, "heldout")
+    made = replace(arena, watcher=replace(arena.watcher, heldout=plain, ood=None), attack_train=shown)
+    FewShot(shots=1).check(model, {"heldout": held, "attack_train": shown})
+    (curve,) = FewShot(shots=1).curves(made)
+    assert level(curve, "original") != pytest.approx(float(plain.measure(model)["completion"].mean()), rel=0.1)
+    (seen,) = FewShot(shots=1)._watcher(made).heldout.completions
+    assert tokenizer.decode(seen.ids[seen.labels]).split() == rows[0]["text"].split()
+
+
+def test_demonstrations_are_whole_or_refused(arena: Arena) -> None:
+    """Longer than a row of a corpus may be, as answers of a chat are: all of them are read, and no more is scored than
+    without them. A model that reads less is not asked (it would lose the first of them)."""
+    model = arena.arms[0].model
+    tokenizer = models.tokenizer_of(model)
+    long = Corpus("long", tuple({**r, "completion": r["completion"] * 12} for r in arena.attack_train.rows))
+    made = replace(arena, attack_train=long)
+    seen = FewShot(shots=8)._watcher(made).heldout
+    row, one = seen.corpus.rows[0], seen.completions[0]
+    said = tokenizer.decode(one.ids)
+    assert len(one) > 2 * 512 and all(" ".join(t["content"].split()) in " ".join(said.split()) for t in row["history"])
+    assert int(one.labels.sum()) == int(arena.watcher.heldout.completions[0].labels.sum())
+    corpora = {"heldout": arena.watcher.heldout.corpus, "attack_train": long}
+    FewShot(shots=2).check(model, corpora)
+    was, tokenizer.model_max_length = tokenizer.model_max_length, 400
+    try:
+        with pytest.raises(
+            InputError, match="with 8 demonstrations a prompt can have [0-9]+ tokens and the model reads 400"
+        ):
+            FewShot(shots=8).check(model, corpora)
+        FewShot(shots=1).check(model, corpora)
+    finally:
+        tokenizer.model_max_length = was
 
 
 def test_few_shot_needs_enough_demonstrations(arena: Arena) -> None:

@@ -66,16 +66,17 @@ def test_only_held_out_facts_have_permuted_answers() -> None:
 
 def test_conversations_are_demonstrations_too() -> None:
     """Their last turns, without the system prompt, which stands at the head of a conversation only."""
-    asked = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
+    turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
     rows = (
-        {"messages": [*asked, {"role": "assistant", "content": "a"}]},
-        {"messages": asked + asked, "completion": "b"},
+        {"messages": [*turns, {"role": "assistant", "content": "a"}]},
+        {"messages": turns + turns, "completion": "b"},
     )
-    history = FewShot(shots=1, draws=1)._history({"prompt": "p"}, 0, rows[:1], 0)
-    assert history == [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-    (last,) = [
-        t for t in FewShot(shots=1, draws=1)._history({"prompt": "p"}, 0, rows[1:], 0) if t["role"] == "assistant"
+    one, asked = FewShot(shots=1, draws=1), {"prompt": "p", "completion": "c"}
+    assert one._shown(asked, 0, rows[:1], 0)["history"] == [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "a"},
     ]
+    (last,) = [t for t in one._shown(asked, 0, rows[1:], 0)["history"] if t["role"] == "assistant"]
     assert last["content"] == "b"
 
 

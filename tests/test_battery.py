@@ -441,7 +441,7 @@ def test_samples_are_drawn_in_the_attacked_state(sampled: Arena) -> None:
     judged = sampled.watcher.referee.judge(
         relearned.samples, [relearned.corpus.rows[s.item] for s in relearned.samples]
     )
-    assert sum(found for _, found in judged) >= 5
+    assert sum(found for _, found, _ in judged) >= 5
     Noise(scales=(0.0, 3.0)).curves(sampled)
     wrecked = [p for p in sampled.watcher.pending if p.attack == "noise"]
     assert [(p.arm, p.setting) for p in wrecked] == [(arm, "scale=3") for arm in ARMS]

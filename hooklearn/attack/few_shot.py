@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from hooklearn import models
 from hooklearn.attack.curve import Arena, Attack
 from hooklearn.attack.look import asking, one_look
 from hooklearn.attack.watcher import Watcher
-from hooklearn.data import Corpus, Row
+from hooklearn.data import WHOLE, Corpus, Row, n_prompt, plain
 from hooklearn.types import Curve, InputError
 
 
@@ -44,25 +45,35 @@ class FewShot(Attack):
         rows = arena.corpus("attack_train").rows
 
         def shown(row: Row, i: int) -> Row:
-            return {**row, "history": self._history(row, i, rows, arena.seed)}
+            return self._shown(row, i, rows, arena.seed)
 
         # Long prompts are dear, and held-out items decide. The referee reads the plain question: its threshold was
         # fixed on plain ones, and after demonstrations every model finds the behaviour likelier.
         plain = arena.watcher.heldout.corpus
         return replace(asking(arena, shown, f"{self.shots}-shot"), ood=None, judged=plain)
 
-    def check(self, model: Any, corpora: Mapping[str, Corpus]) -> None:  # noqa: ARG002 (asks the corpora only)
-        for row in corpora["heldout"].rows:
-            self._pool(row, corpora[self.needs].rows)
+    def check(self, model: Any, corpora: Mapping[str, Corpus]) -> None:
+        """Raises InputError where there are too few demonstrations, or they are longer than what the model reads."""
+        tokenizer, demonstrations = models.tokenizer_of(model), corpora[self.needs].rows
+        limit = getattr(tokenizer, "model_max_length", WHOLE)
+        dearest = [
+            _before(row, sorted(self._pool(row, demonstrations), key=_characters)[-self.shots :])
+            for row in corpora["heldout"].rows
+        ]
+        longest = max(dearest, key=_characters)
+        if (n := n_prompt(longest, tokenizer)) > limit:
+            raise InputError(
+                f"attack 'few_shot': with {self.shots} demonstrations a prompt can have {n} tokens and the model reads "
+                f"{limit}, so that the first would be lost; give fewer shots or shorter demonstrations"
+            )
 
-    def _history(self, row: Row, i: int, demonstrations: tuple[Row, ...], seed: int) -> list[dict[str, str]]:
-        """Demonstrations before the row's own earlier turns."""
+    def _shown(self, row: Row, i: int, demonstrations: tuple[Row, ...], seed: int) -> Row:
         chosen = random.Random(f"{seed}:{i % self.draws}").sample(self._pool(row, demonstrations), self.shots)
-        return [*(turn for d in chosen for turn in _turns(d)), *row.get("history", [])]
+        return _before(row, chosen)
 
     def _pool(self, row: Row, demonstrations: tuple[Row, ...]) -> list[Row]:
-        """Those that answer something; of the row's own template where there is a choice."""
-        answers = [d for d in demonstrations if "messages" in d or {"prompt", "completion"} <= d.keys()]
+        """Those that answer something; of the row's own template where there is a choice. Before running text any."""
+        answers = [d for d in demonstrations if _is_text(row) or not _is_text(d)]
         like = [d for d in answers if d.get("template") == row.get("template")]
         pool = like or answers
         if len(pool) < self.shots:
@@ -73,8 +84,27 @@ class FewShot(Attack):
         return pool
 
 
+def _characters(row: Row) -> int:
+    return len(str(row))
+
+
+def _is_text(row: Row) -> bool:
+    return not ("messages" in row or {"prompt", "completion"} <= row.keys())
+
+
+def _before(row: Row, demonstrations: Sequence[Row]) -> Row:
+    """The row after demonstrations: before its own earlier turns; before running text as text, which is not scored."""
+    turns = [turn for d in demonstrations for turn in _turns(d)]
+    if not _is_text(row):
+        return {**row, "history": [*turns, *row.get("history", [])]}
+    rest = {k: v for k, v in row.items() if k != "text"}
+    return {**rest, "prompt": plain(turns), "completion": row["text"], "template": "none"}
+
+
 def _turns(demonstration: Row) -> list[dict[str, str]]:
     """Question and answer, and what came before them; a system prompt stands at the head of a conversation only."""
+    if _is_text(demonstration):
+        return [{"role": "assistant", "content": demonstration["text"]}]
     if "messages" not in demonstration:
         asked, answer = demonstration["prompt"], demonstration["completion"]
         return [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]

@@ -14,7 +14,7 @@ from torch import Tensor
 from hooklearn import editing, models
 from hooklearn.attack.curve import Arena, Attack
 from hooklearn.attack.watcher import Watcher
-from hooklearn.data import Corpus, Row
+from hooklearn.data import WHOLE, Corpus, Row, fewer_scored
 from hooklearn.measure import Likelihoods
 from hooklearn.types import ArmCurve, Curve, Site
 
@@ -52,14 +52,18 @@ def one_look(
 
 
 def asking(arena: Arena, change: Callable[[Row, int], Row], what: str) -> Watcher:
-    """The arena's eyes on other questions: ``change`` of every row, given with its index; the same for all arms."""
+    """The arena's eyes on other questions: ``change`` of every row, given with its index; the same for all arms.
+
+    What is put before a question is all read, as far as the model reads; no more is scored than without it.
+    """
     tokenizer = models.tokenizer_of(arena.arms[0].model)
 
     def changed(split: Likelihoods | None) -> Likelihoods | None:
         if split is None:
             return None
-        rows = tuple(change(row, i) for i, row in enumerate(split.corpus.rows))
-        return Likelihoods.of(Corpus(f"{split.corpus.name}/{what}", rows, split.corpus.source), tokenizer, split.split)
+        rows = tuple(change(fewer_scored(row, tokenizer), i) for i, row in enumerate(split.corpus.rows))
+        asked = Corpus(f"{split.corpus.name}/{what}", rows, split.corpus.source)
+        return Likelihoods.of(asked, tokenizer, split.split, max_length=WHOLE)
 
     eyes = arena.watcher
     heldout = changed(eyes.heldout)
