@@ -1,11 +1,12 @@
 """Several runs side by side, at equal disruption: what an edit costs, what attacks bring back.
 
 Per run and metric, on held-out items: behaviour of the edited model before any attack, and at the
-worst cell (attack, setting, step) of the attacks that *all* runs have and in none of them diverged;
-once over the cheap ones, once over all. Intervals are of the mean at that cell, by bootstrap over
-items and seeds; that the cell was picked for being the worst makes it look a little worse than it
-is, in all runs alike. The controls (unedited, never-learned) are seen at their own worst cell, and are
-put together over those runs only that have the same: one model, one control, one held-out corpus.
+worst cell (attack, setting, step) of the attacks that *all* runs have, with the same options and the
+same text, and that diverged in none; once over the cheap ones, once over all. Intervals are of the
+mean at that cell, by bootstrap over items and seeds; that the cell was picked for being the worst
+makes it look a little worse than it is, in all runs alike. The controls (unedited, never-learned) are
+seen at their own worst cell, and are put together over those runs only that have the same: one model,
+one control, one held-out corpus.
 
 Differences are paired: two runs are resampled on the same items. They need the same held-out corpus
 (by hash) and items; where these differ a note says so and no difference is given.
@@ -27,7 +28,7 @@ import pandas as pd
 from analysis.comparison import QUANTITIES, Comparison
 from analysis.equal import equal_compute, equal_unlearning
 from analysis.reading import Run, input_error, read_run
-from analysis.scores import CONTROLS, Array, Attacker, Resampler, Scores, interval, read_scores
+from analysis.scores import CONTROLS, Array, Attacker, Resampler, Scores, attacker_name, interval, read_scores
 from analysis.tables import ALL, METRICS, capability_table, in_order, mean, number
 
 Z = 1.96
@@ -68,10 +69,12 @@ def compare(runs: Sequence[Run | str | Path], *, seed: int = 0, resamples: int =
     """
     entries = _entries([read_run(run) for run in runs])
     metrics = in_order({m for e in entries for m in e.scores}, METRICS)
+    unlike = _unlike_attackers(entries)
     notes = _equality_notes(entries)
+    notes += [f"{attack} is not the same attack in all: {why}" for attack, why in unlike.items()]
     for metric in metrics:
         having = [e for e in entries if metric in e.scores]
-        shared = _shared_attackers(having, metric)
+        shared = {key for key in _shared_attackers(having, metric) if attacker_name(*key) not in unlike}
         notes += _attacker_notes(having, metric, shared)
         for e in having:
             draw = _resampler(e.scores[metric], seed, resamples)
@@ -117,6 +120,34 @@ def _shared_attackers(entries: Sequence[_Entry], metric: str) -> set[tuple[str, 
     """(attack, setting) that every run has, and that diverged in none."""
     sets = [{(a.attack, a.setting) for a in e.scores[metric].attackers if not a.diverged} for e in entries]
     return set.intersection(*sets)
+
+
+def _unlike_attackers(entries: Sequence[_Entry]) -> dict[str, str]:
+    """Attackers of one name and setting that are something else from run to run -> in what they differ.
+
+    A setting says what is swept (a learning rate) and nothing of the steps, or of the attacker's own text.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for e in entries:
+        corpora = e.run.record.get("corpora") or {}
+        for attack in e.run.record.get("attacks") or []:
+            options = attack.get("budget") or {}
+            fixed = {k: v for k, v in options.items() if not isinstance(v, list)}
+            if (role := attack.get("needs")) not in (None, "heldout"):  # other items have a note of their own
+                fixed[f"text of {role}"] = (corpora.get(role) or {}).get("hash")
+            for setting in attack.get("settings") or []:
+                found.setdefault(attacker_name(str(attack.get("name")), str(setting)), []).append(fixed)
+    return {name: why for name, made in found.items() if (why := _differences_of(made))}
+
+
+def _differences_of(made: Sequence[Mapping[str, Any]]) -> str:
+    """``steps 4 and 512``: what is not the same in all; of what one of them does not say nothing is known."""
+    words = []
+    for key in dict.fromkeys(k for one in made for k in one):
+        values = list(dict.fromkeys(str(one[key]) for one in made if one.get(key) is not None))
+        if len(values) > 1:
+            words.append(f"{key}{'' if key.startswith('text') else ' ' + ' and '.join(values)}")
+    return ", ".join(words)
 
 
 def _resampler(scores: Scores, seed: int, resamples: int) -> Resampler:
@@ -258,7 +289,17 @@ def _unpaired(a: _Entry, b: _Entry, metric: str) -> str:
     corpora = [((e.run.record.get("corpora") or {}).get("heldout") or {}).get("hash") for e in (a, b)]
     if corpora[0] != corpora[1] or a.scores[metric].items != b.scores[metric].items:
         return f"{metric}: {a.name} and {b.name} were measured on other items, so not paired"
+    drawn = [_drawn(e) for e in (a, b)] if metric == "sampled" else []
+    if drawn and (why := _differences_of(drawn)):
+        return f"sampled: {a.name} and {b.name} drew or judged their samples otherwise ({why}), so not paired"
     return ""
+
+
+def _drawn(e: _Entry) -> dict[str, Any]:
+    """How samples were drawn, and by whom they were judged."""
+    asked = (e.run.record.get("config") or {}).get("behaviour") or {}
+    kind = (e.run.record.get("referee") or {}).get("kind")
+    return {key: asked.get(key) for key in ("new_tokens", "temperature")} | {"referee": kind}
 
 
 def _equality_notes(entries: Sequence[_Entry]) -> list[str]:

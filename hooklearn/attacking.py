@@ -209,7 +209,7 @@ def attack_records(config: RunConfig) -> list[dict[str, Any]]:
     found = [attack_of(spec.name, spec.options) for spec in config.attacks]
     return [
         {
-            "name": attack.name, "cheap": attack.cheap, "summary": type(attack).summary(),
+            "name": attack.name, "cheap": attack.cheap, "needs": attack.needs, "summary": type(attack).summary(),
             "source": attack.source, "settings": attack.settings(), "budget": dataclasses.asdict(attack),
         }
         for attack in found

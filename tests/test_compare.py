@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import matplotlib
@@ -159,6 +160,38 @@ def test_controls_meet_the_same_attacks(many: list[Path]) -> None:
     assert cells["natural", "never", "worst, cheap attacks"] == pytest.approx(0.1, abs=EXACT)
     assert cells["repselect", "original", "worst, any attack"] == pytest.approx(0.9, abs=EXACT)
     assert "| preference | worst, any attack | 0.9 | 0.4 |" in found.to_markdown()
+
+
+def test_attacks_of_one_name_that_are_not_the_same_are_left_out(many: list[Path], tmp_path: Path) -> None:
+    """Another number of steps, or another text: no worst case over them, and no difference. Runs whose attacks are the
+    same are compared (control), and so are those of before this was recorded."""
+
+    def run(name: str, steps: int = 4, text: str = "a") -> Path:
+        attack = {"name": "erosion", "settings": [""], "needs": "unrelated", "budget": {"steps": steps, "rates": [1]}}
+        given = {"heldout": {"hash": "h"}, "unrelated": {"hash": text}}
+        folder = walked(tmp_path / name, FAST, attacks=[attacks(0.1, 0.2)[0]], corpora=given)
+        record = json.loads((folder / "run.json").read_text()) | {"attacks": [attack]}
+        (folder / "run.json").write_text(json.dumps(record))
+        return folder
+
+    one, same, longer, other = run("one"), run("same"), run("longer", steps=512), run("other", text="b")
+    column = "preference: worst, cheap attacks"
+    alike = analysis.compare([one, same])
+    assert alike.table[column].notna().all() and not any("same attack" in n for n in alike.notes)
+    assert analysis.compare([one, longer]).table[column].isna().all()
+    told = [n for n in analysis.compare([one, longer, other]).notes if "same attack" in n]
+    assert told == ["erosion is not the same attack in all: steps 4 and 512, text of unrelated"]
+
+
+def test_samples_that_were_drawn_otherwise_are_not_paired(tmp_path: Path) -> None:
+    """At another temperature; at the same they are (control)."""
+    cool, again, warm = (
+        walked(tmp_path / name, FAST, metrics=["sampled"], config={"behaviour": {"temperature": t}})
+        for name, t in (("cool", 0.7), ("again", 0.7), ("warm", 1.0))
+    )
+    assert len(analysis.compare([cool, again]).differences)
+    apart = analysis.compare([cool, warm])
+    assert not len(apart.differences) and any("temperature 0.7 and 1.0" in n for n in apart.notes)
 
 
 def test_controls_of_other_models_are_not_averaged(many: list[Path], tmp_path: Path) -> None:
