@@ -41,6 +41,12 @@ def check(config: RunConfig) -> None:
             "budget.forget 'never' is the level of the never-learned control, and there is none; give "
             "controls.never, an organism, or a number"
         )
+    edits = config.edit.method is not None and config.edit.checkpoint is None
+    if edits and config.budget.near_ce is not None and not {"near", "retain"} & config.corpora.keys():
+        raise InputError(
+            f"budget.near_ce {config.budget.near_ce:g} needs good neighbours to be measured on; give corpora.near, or "
+            "corpora.retain, of which a quarter is then held out"
+        )
     if config.locate.enabled:
         EVERY_FITTER.get(config.locate.fitter)
     if config.evidence.enabled:

@@ -156,6 +156,10 @@ CASES: dict[str, tuple[Spoil, list[str]]] = {
     "rank above the dimension": (config(locate={"rank": 1000}), ["rank 1000", "between 1 and 32"]),
     "loss becomes NaN": (nan_loss, ["learning_rate 1e+30", "nan", "lower", "2e-05"]),
     "negative budget": (config(budget={"kl": -0.01}), ["budget.kl", "-0.01", "positive"]),
+    "a near budget of no neighbours": (
+        config(budget={"kl": 0.01, "near_ce": 0.02}, corpora={"retain": None}, edit={"method": "gradient_ascent"}),
+        ["budget.near_ce 0.02", "corpora.near", "corpora.retain"],
+    ),
     "a level above": (
         config(budget={"kl": 0.01, "forget": 0.9}), ["budget.forget 0.9 is not below", "nothing to take away"]
     ),

@@ -540,6 +540,33 @@ def test_a_method_is_a_name_or_an_object_and_options_go_with_the_name(threatenin
         edit(threatening, RepSelect, **given)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("confined", {"rank": 4}, "confined: rank 4 would change nothing: they say how to locate subspaces"),
+        ("sspu", {"forget_rank": 4}, "sspu: forget_rank 4 would change nothing"),
+        ("natural", {"truncation": "svd"}, "truncation 'svd' would change nothing: .* none is given"),
+        ("natural", {"contrast": "fisher", "forget_weight": 0.5}, "forget_weight 0.5 would change nothing"),
+        ("natural", {"curvature": "ekfac", "site_batch": 2}, "site_batch 2 would change nothing"),
+    ],
+)
+def test_options_that_change_nothing_are_refused(
+    threatening: Any, confining: Any, method: str, options: dict[str, Any], message: str
+) -> None:
+    """Left at their defaults they are none (the other tests)."""
+    given: dict[str, Any] = {"forget": corpus("forget"), "retain": corpus("forget", "good")}
+    given |= {"subspace": confining[0].subspaces} if method != "natural" else {"reference": corpus("text").take(8)}
+    with pytest.raises(InputError, match=message):
+        edit(threatening, method, disruption=corpus("disruption").take(4), **given, **options)
+
+
+def test_a_near_budget_wants_a_near_corpus(threatening: Any) -> None:
+    """Or it would hold nothing; with one it is kept (control: the tests of the budget)."""
+    given = {"forget": corpus("forget"), "disruption": corpus("disruption").take(4)}
+    with pytest.raises(InputError, match="allows near CE 0.02, and there is no near corpus"):
+        edit(threatening, "gradient_ascent", budget=Budget(0.01, near_ce=0.02), **given)
+
+
 def test_a_path_without_a_step_is_told(threatening: Any) -> None:
     class Idle(GradientAscent):
         """Does nothing."""

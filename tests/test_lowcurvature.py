@@ -221,7 +221,7 @@ def test_given_directions_take_the_place_of_pca(threatening: Any) -> None:
     made = problem_of(threatening)
     rows = {(s.name, "x"): Subspace.of(s, "x", "sae", randn(s.d_in, 3), torch.ones(3)) for s in made.sites}
     made.subspaces = Subspaces(rows)
-    method = SSPU(forget_rank=1, retain_rank=4)
+    method = SSPU(retain_rank=4)
     update = first_update(method, made)
     for name, u in update.items():
         retain = linalg.pca(made.retain_moments[name].side("x").mean_second(), 4)[0]

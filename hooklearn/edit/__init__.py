@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from hooklearn import callbacks, forward, linalg, memory, models, parallel
 from hooklearn.callable_module import make_callable
 from hooklearn.corpus import as_corpus
@@ -121,8 +123,9 @@ def edit(
         budget: far KL in nats per token, or a :class:`Budget` with a near one or a level of forgetting.
         site_batch: hold the retain curvature of so many sites at a time (less memory, more passes, the same edit).
     Raises:
-        InputError: unknown method or option; something is no corpus, no budget, or no such site; the method needs a
-            corpus that is not given; text that is trained on measures disruption too.
+        InputError: unknown method or option; something is no model, no corpus, no budget, or no such site; somebody has
+            hooked into the model; the method needs a corpus that is not given, or left the weights changed; text that
+            is trained on measures disruption too.
 
     Examples:
         >>> from hooklearn.data import load_corpus
@@ -137,6 +140,8 @@ def edit(
     for role, corpus in given.items():
         if corpus is not None or role in ("forget", "disruption"):
             as_corpus(corpus, role)
+    models.check_unhooked(models.checked(model))
+    models.check_differentiable()
     if isinstance(subspace, Subspace):
         subspace = Subspaces({(subspace.site.name, subspace.side): subspace})
     if sites is None:
@@ -164,11 +169,14 @@ def _chosen(method: str | Method, options: Mapping[str, Any]) -> Method:
         return method_of(method, options)
     if not isinstance(method, Method):  # its class, say
         raise InputError(f"method: give a name or a Method, {method!r:.80} is neither (a class wants parentheses)")
+    if not hasattr(method, "name"):
+        raise InputError(f"method: {type(method).__name__} has no name; give the class one: name = 'mine'")
     if options:
         raise InputError(f"method {method.name!r} is given as it is, so {', '.join(options)} would change nothing")
     return method
 
 
+@torch.enable_grad()
 def run_edit(
     problem: Problem,
     method: Method,
@@ -182,9 +190,15 @@ def run_edit(
     check_separate({role: corpus for role, corpus in given.items() if corpus is not None}, meter.corpora)
     check_sharded(method, models.is_sharded(problem.model))
     _check_confinable(method, problem)
+    if budget.near_ce is not None and not meter.has_near:
+        raise InputError(
+            f"the budget allows near CE {budget.near_ce:g}, and there is no near corpus to measure it on; give near= "
+            "(corpora.near, or retain, a quarter of which is then held out for it)"
+        )
     started, tokens_before = time.perf_counter(), problem.tokens
     problem.found.clear()
     model, evaluations = problem.model, 0
+    base = models.weights_hash(model)
     items = TRACE_ITEMS if budget.forget is None else LEVEL_ITEMS
     forget_score = forget_scorer(model, problem.forget, items=items, precision=problem.precision)
 
@@ -212,9 +226,14 @@ def run_edit(
 
     with callbacks.scope("edit", method.name):
         landing = solve(walk, path, ray=method.ray, reference_norm=reference_norm, on_direction=on_direction)
+    if models.weights_hash(model) != base:
+        raise InputError(
+            f"method {method.name!r} changed the model's own weights and left them so: its path may only within "
+            "`with hooklearn.editing.restored(model)`; load the model anew"
+        )
     return EditResult(
         method=method.name,
-        delta=_bound(model, landing.updates),
+        delta=Delta(landing.updates, model.cfg.model_name, base),
         trace=walk.trace,
         disruption=landing.disruption,
         budget=budget,
@@ -258,9 +277,14 @@ def _check_confinable(method: Method, problem: Problem) -> None:
 def _path(method: Method, problem: Problem) -> Iterator[Updates]:
     """The method's own; a direction that knows nothing of given subspaces is projected into them."""
     spaces = None if method.confines else problem.subspaces
-    empty = True
-    for updates in method.path(problem):
+    empty, path = True, method.path(problem)
+    if not isinstance(path, Iterator):
+        raise InputError(f"method {method.name!r}: its path must yield updates, and returns a {type(path).__name__}")
+    for updates in path:
         empty = False
+        if not isinstance(updates, Mapping):
+            what = type(updates).__name__
+            raise InputError(f"method {method.name!r}: its path must yield {{site name: update}}, and yields a {what}")
         if spaces is not None:
             updates = {name: linalg.project(update, *spaces.bases(name)) for name, update in updates.items()}
             if all(float(u.norm()) == 0 for u in updates.values()):
@@ -305,10 +329,6 @@ def check_separate(given: Mapping[str, Corpus], measured: Mapping[str, Corpus]) 
                     f"{shared} rows of the {name} disruption corpus {corpus.name!r} are also in "
                     f"{role} ({given[role].name!r}); text that is trained on may not measure disruption"
                 )
-
-
-def _bound(model: Any, updates: Updates) -> Delta:
-    return Delta(updates, models.describe(model)["name"], models.weights_hash(model))
 
 
 def _cost(problem: Problem, started: float, tokens: int) -> Cost:

@@ -209,7 +209,7 @@ class SSPU(Method):
     retain_rank: int = 32
     """Retain-relevant directions that are taken out of them."""
     sides: Sides = "x"
-    """Project inputs, output gradients or both; ignored when subspaces are given."""
+    """Project inputs, output gradients or both."""
 
     def __post_init__(self) -> None:
         if self.forget_rank < 1 or self.retain_rank < 0:
@@ -242,6 +242,7 @@ class SSPU(Method):
 
     def _places(self, problem: Problem) -> list[tuple[Site, Side]]:
         if problem.subspaces is not None:
+            self.refuse("forget_rank", "sides", why="the forget directions are those of the subspaces that were given")
             return [(s.site, s.side) for s in problem.subspaces.values() if s.site in problem.sites]
         sides: tuple[Side, ...] = ("x", "g") if self.sides == "both" else (self.sides,)
         return [(site, side) for site in problem.sites for side in sides]

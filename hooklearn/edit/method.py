@@ -210,6 +210,14 @@ class Method(ABC):
     def options(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
+    def refuse(self, *names: str, why: str) -> None:
+        """Raises InputError where one of these options was set, to something else than its default, and changes
+        nothing."""
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        if given := [n for n in names if getattr(self, n) != defaults[n]]:
+            said = ", ".join(f"{n} {getattr(self, n)!r}" for n in given)
+            raise InputError(f"{self.name}: {said} would change nothing: {why}")
+
     @classmethod
     def with_options(cls, options: Mapping[str, Any]) -> Method:
         """Build from a config; an unknown option is an error that names the nearest valid one."""

@@ -95,6 +95,10 @@ class Natural(Method):
             raise InputError(f"natural: rank must be 1 or more, got {self.rank}")
         for adversary in self.adversaries:
             Adversary.of(adversary)
+        if self.rank is None:
+            self.refuse("truncation", why="it says how to cut to a rank, and none is given")
+        if self.contrast in ("project", "fisher", "none"):
+            self.refuse("forget_weight", why=f"contrast {self.contrast!r} is no mixture")
         if self.curvature == "ekfac" and (self.sides != "both" or self.rank is not None):
             raise InputError("natural: curvature 'ekfac' is of both sides and all directions; leave out sides and rank")
 
@@ -108,6 +112,11 @@ class Natural(Method):
             raise InputError(
                 "natural: within given subspaces the curvature is 'kfac', and a rank needs truncation 'svd' (what "
                 "truncation 'directions' keeps are subspaces of its own)"
+            )
+        if problem.site_batch is not None and (own_directions or self.curvature == "ekfac"):
+            raise InputError(
+                f"natural: site_batch {problem.site_batch} would change nothing: curvature 'ekfac', and a rank of "
+                "truncation 'directions', hold all sites at once"
             )
         if self.curvature == "ekfac":
             yield self._solved(problem, EigenMetric(problem, self.damping))

@@ -102,11 +102,12 @@ class Confined(Method):
     source: ClassVar[str] = "hooklearn; the selectivity idea of CIR (arXiv 2509.11816) turned round"
     confines: ClassVar[bool] = True
     fitter: str = "contrast"
-    """``contrast``, ``probe``, ``mean_diff``, ``pca`` or ``random``; ignored when subspaces are given."""
+    """``contrast``, ``probe``, ``mean_diff``, ``leace``, ``pca`` or ``random``; refused, as rank and sides are,
+    where subspaces are given."""
     rank: int = 32
     """Directions a side."""
     sides: Sides = "x"
-    """Project inputs, output gradients or both; ignored when subspaces are given."""
+    """Project inputs, output gradients or both."""
     filter_rank: int = 0
     """Compose with RepSelect's soft filter of this rank, before the projection."""
     contrast_gradient: bool = False
@@ -114,6 +115,7 @@ class Confined(Method):
 
     def _spaces(self, problem: Problem) -> Subspaces:
         if problem.subspaces is not None:
+            self.refuse("fitter", "rank", "sides", why="they say how to locate subspaces, and these were given")
             return problem.subspaces
         key = f"confined:{self.fitter}:{self.rank}:{self.sides}"
         cache = problem.__dict__.setdefault("_spaces", {})
