@@ -19,7 +19,7 @@ from hooklearn.attack import ATTACKS, Arena, ArmState, Attack, Watcher, attack_o
 from hooklearn.attack.curve import all_but_embeddings, all_weights, is_flat
 from hooklearn.attack.erosion import Erode
 from hooklearn.attack.few_shot import FewShot
-from hooklearn.attack.relearn import Relearn
+from hooklearn.attack.relearn import Relearn, _folds
 from hooklearn.attack.relearn_lora import RelearnLora
 from hooklearn.corpus import Corpus
 from hooklearn.data import split_row
@@ -307,6 +307,60 @@ def test_few_shot_needs_enough_demonstrations(arena: Arena) -> None:
     """More shots than demonstrations, or demonstrations of another shape, are refused."""
     with pytest.raises(InputError, match="25 shots asked for, 24 demonstrations"):
         FewShot(shots=25).curves(arena)
+
+
+# ---------------------------------------------------------------------------------------- leave-one-out
+
+
+def _named(given: Corpus, n: int) -> Corpus:
+    return replace(given, rows=tuple({**row, "group": f"fact-{i}"} for i, row in enumerate(given.rows[:n])))
+
+
+def test_every_fact_is_tested_under_an_attacker_who_was_not_told(arena: Arena, tiny: Any) -> None:
+    """The attacker's text holds the very held-out items, which he would learn by heart (control: relearn does). With
+    folds every item has, to the bit, the value that it gets where its fold is taken out of his text by hand."""
+    told = _named(arena.watcher.heldout.corpus, 10)
+    tokenizer = models.tokenizer_of(tiny)
+    eyes = replace(arena.watcher, heldout=Likelihoods.of(told, tokenizer, "heldout"))
+    small = replace(arena, watcher=eyes, attack_train=told, arms=[ArmState("original", tiny)])  # who knows nothing
+    how: dict[str, Any] = {"learning_rates": [3e-3], "epochs": 4}
+    made = attack_of("low_mi", how | {"folds": 5})
+    made.check(tiny, {"heldout": told, "attack_train": told})
+    (curve,) = made.curves(small)
+    assert curve.setting == made.settings()[0] == "folds=5 lr=0.003"
+    end = {p.metric: p for p in curve.arms["original"].points if p.split == "heldout"}["completion"]
+    (heart,) = attack_of("relearn", how).curves(small)
+    assert level(heart, "original") > 1.5 * end.score.value, "what he was told himself he knows"
+    for fold in _folds(told, 5, arena.seed):
+        assert len(fold.items) == 2
+        rest = replace(told, rows=tuple(r for i, r in enumerate(told.rows) if i not in fold.items))
+        alone = replace(small, attack_train=rest)
+        (by_hand,) = attack_of("relearn", how | {"max_steps": end.step}).curves(alone)
+        last = [p for p in by_hand.arms["original"].points if p.metric == "completion" and p.split == "heldout"][-1]
+        assert last.step == end.step and all(last.values[i] == end.values[i] for i in fold.items)
+
+
+def test_samples_of_a_fold_are_its_own(arena: Arena, tiny: Any) -> None:
+    """One of every prompt, whoever was asked: as many as without folds."""
+    told = _named(arena.watcher.heldout.corpus, 6)
+    eyes = replace(
+        arena.watcher, heldout=Likelihoods.of(told, models.tokenizer_of(tiny), "heldout"), referee=ContainsReferee(),
+        n_samples=6, new_tokens=2, pending=[],
+    )  # fmt: skip
+    small = replace(arena, watcher=eyes, attack_train=told, arms=[ArmState("original", tiny)])
+    attack_of("low_mi", {"learning_rates": [1e-3], "max_steps": 1, "folds": 3}).curves(small)
+    assert sorted(s.item for wait in eyes.pending for s in wait.samples if wait.split == "heldout") == list(range(6))
+
+
+@pytest.mark.parametrize("wrong", ["no groups", "no group in both", "one fold"])
+def test_folds_that_cannot_be_made_are_refused(arena: Arena, tiny: Any, wrong: str) -> None:
+    told = _named(arena.watcher.heldout.corpus, 10)
+    other = replace(told, rows=tuple({**r, "group": f"x{i}"} for i, r in enumerate(told.rows)))
+    bare = replace(told, rows=tuple({k: v for k, v in r.items() if k != "group"} for r in told.rows))
+    given = {"no groups": (bare, 5), "no group in both": (other, 5), "one fold": (told, 1)}[wrong]
+    message = {"no groups": "rows without a group", "no group in both": "0 groups are in both", "one fold": "folds: 5"}
+    with pytest.raises(InputError, match=message[wrong]):
+        attack_of("low_mi", {"folds": given[1]}).check(tiny, {"heldout": told, "attack_train": given[0]})
 
 
 # ----------------------------------------------------------------------------------------- samples

@@ -76,17 +76,20 @@ class Tuning(Attack):
     def one_by_one(self, arena: Arena) -> Iterator[Curve]:
         plan = self.plan(arena)
         self.samples_within(plan.steps)
-        full = all_weights if self.embeddings else all_but_embeddings
         for lr, setting in zip(self.learning_rates, self.settings(), strict=True):
-            if setting in arena.finished:
-                continue
-            curve = training_curve(
-                arena, attack=self.name, setting=setting, cheap=self.cheap, stream=plan.stream, learning_rate=lr,
-                steps=plan.steps, min_steps=plan.min_steps, optimizer=self.optimizer,
-                sampled=lr == max(self.learning_rates), trained=plan.trained or full,
-                also_at=plan.also_at, first_look=self.first_look, sampled_at=self.sampled_at,
-            )  # fmt: skip
-            yield _noted(curve, plan.note)
+            if setting not in arena.finished:
+                yield self.curve(arena, plan, lr, setting)
+
+    def curve(self, arena: Arena, plan: Plan, learning_rate: float, setting: str) -> Curve:
+        """One learning rate; samples are drawn at the highest."""
+        full = all_weights if self.embeddings else all_but_embeddings
+        curve = training_curve(
+            arena, attack=self.name, setting=setting, cheap=self.cheap, stream=plan.stream, learning_rate=learning_rate,
+            steps=plan.steps, min_steps=plan.min_steps, optimizer=self.optimizer,
+            sampled=learning_rate == max(self.learning_rates), trained=plan.trained or full,
+            also_at=plan.also_at, first_look=self.first_look, sampled_at=self.sampled_at,
+        )  # fmt: skip
+        return _noted(curve, plan.note)
 
     def samples_within(self, steps: int) -> None:
         """Raises InputError where samples are asked for after the end."""
