@@ -259,8 +259,9 @@ class CircuitBreakers(_Steering):
     learning_rate: float = 1e-4
     """Adam's."""
     target_layers: tuple[int, ...] | None = None
-    """Blocks after which forget states are turned; None: 5/16 and 5/8 of the depth (10 and 20 of 32). Retain states
-    are held after every block up to the highest, as in the authors' code."""
+    """Blocks after which forget states are turned; None: those before 5/16 and 5/8 of the depth (9 and 19 of 32: the
+    authors' 10 and 20 count hidden states, of which the first is the embedding). Retain states are held after every
+    block up to the highest, as in the authors' code."""
     alpha: float = 10.0
     """Weight of the whole; on forget it falls to half, on retain it rises from 0 to half along the walk."""
 
@@ -271,7 +272,8 @@ class CircuitBreakers(_Steering):
 
     def plan(self, problem: Problem) -> Plan:
         n_layers: int = problem.model.cfg.n_layers
-        asked = (5 * n_layers // 16, 5 * n_layers // 8) if self.target_layers is None else self.target_layers
+        middle = tuple(dict.fromkeys(max(0, 5 * n_layers // of - 1) for of in (16, 8)))
+        asked = middle if self.target_layers is None else self.target_layers
         targets = check_layers("circuit_breakers", asked, n_layers)
         return Plan(_upto(problem, "circuit_breakers", targets[-1]), targets, tuple(range(targets[-1] + 1)))
 
