@@ -78,6 +78,11 @@ def splittable(stored: Any) -> bool:
     return plain and not odd and type(stored)._apply_gate.__module__ == "transformers.integrations.moe"
 
 
+def stored_transposed(stored: Any) -> bool:
+    """Whether a stack of matrices is kept as ``[expert, d_in, d_out]``. Llama 4's does not say so."""
+    return getattr(stored, "is_transposed", type(stored).__name__ == "Llama4TextExperts")
+
+
 def experts_of(model: Any) -> list[tuple[int, Experts]]:
     """(layer, its experts) of every layer that has any."""
     found = ((i, getattr(getattr(block, "mlp", None), "experts", None)) for i, block in enumerate(model.blocks))

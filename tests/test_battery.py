@@ -11,9 +11,14 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+import transformers
 from conftest import corpus
 from scipy.stats import norm
 from test_data import beginning_tokenizer
+from test_models import CONFIGS as FAMILIES
+from test_models import GROUPED
+from test_models import tiny as native
+from test_models import tiny_tokenizer as native_tokenizer
 
 from analysis.recovery import half_recovery
 from hooklearn import editing, forward, models, train
@@ -22,6 +27,7 @@ from hooklearn.attack.ablate_direction import AblateDirection
 from hooklearn.attack.erosion import EroseStyle, RetainOnly
 from hooklearn.attack.few_samples import GoodDemos, WeakSamples, chosen
 from hooklearn.attack.logit_lens import LogitLens
+from hooklearn.attack.look import reweighted
 from hooklearn.attack.prompts import Password, Prefill, beginning
 from hooklearn.attack.relearn_lora import RelearnLora
 from hooklearn.attack.sample_many import SampleMany
@@ -574,12 +580,107 @@ def test_pruning_and_noise_by_hand(tiny: Any) -> None:
     assert torch.equal(pruned(weight, 0.2), weight), "floor(.2 x 4) = 0"
     a, b = models.sites(tiny, "mlp")[:2]
     w = models.weight(tiny, a).detach()
-    added = noisy(w, 0.1, a, 0) - w
+    added = noisy(w, 0.1, a.name, 0) - w
     # 8192 draws: the standard error of their spread is under 1 %
     assert float(added.std() / w.std()) == pytest.approx(0.1, rel=0.04)
-    assert torch.equal(noisy(w, 0.1, a, 0), noisy(w, 0.1, a, 0))
-    assert not torch.equal(noisy(w, 0.1, a, 0), noisy(w, 0.1, a, 1))
-    assert not torch.equal(noisy(w, 0.1, a, 0), noisy(w, 0.1, b, 0))
+    assert torch.equal(noisy(w, 0.1, a.name, 0), noisy(w, 0.1, a.name, 0))
+    assert not torch.equal(noisy(w, 0.1, a.name, 0), noisy(w, 0.1, a.name, 1))
+    assert not torch.equal(noisy(w, 0.1, a.name, 0), noisy(w, 0.1, b.name, 0))
+
+
+MIXED: dict[str, tuple[Any, set[str]]] = {
+    "gpt_oss": (
+        lambda: transformers.GptOssConfig(
+            **GROUPED, num_local_experts=4, num_experts_per_tok=2, head_dim=8, layer_types=["full_attention"] * 2
+        ),
+        {"router.weight"},
+    ),
+    "llama4": (
+        lambda: transformers.Llama4TextConfig(
+            **GROUPED, intermediate_size_mlp=48, num_local_experts=4, head_dim=8, interleave_moe_layer_step=1
+        ),
+        {"router.weight"},
+    ),
+    "qwen3_next": (
+        lambda: transformers.Qwen3NextConfig(
+            **GROUPED, head_dim=8, linear_num_value_heads=4, linear_num_key_heads=2, linear_key_head_dim=8,
+            linear_value_head_dim=8, layer_types=["linear_attention", "full_attention"], num_experts=4,
+            num_experts_per_tok=2, moe_intermediate_size=16, shared_expert_intermediate_size=16,
+        ),
+        {"mlp.gate.weight", "conv1d.weight"},
+    ),
+    "mixtral": (
+        lambda: transformers.MixtralConfig(**GROUPED, num_local_experts=4, num_experts_per_tok=2), {"mlp.gate.weight"}
+    ),
+}  # fmt: skip
+"""Architectures with weights that are no sites -> config, and ends of the names of what is no weight matrix."""
+
+
+def mixed(family: str) -> Any:
+    torch.manual_seed(0)
+    hf_model = transformers.AutoModelForCausalLM.from_config(MIXED[family][0]()).eval()
+    for parameter in hf_model.parameters():
+        parameter.data.normal_()
+    return models.wrap(hf_model, native_tokenizer(), family)
+
+
+CHANGES: dict[str, Any] = {
+    "quantize": lambda _, w: quantized(w, "int2"), "prune": lambda _, w: pruned(w, 0.9),
+    "noise": lambda name, w: noisy(w, 3.0, name, 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("family", MIXED)
+def test_no_matrix_of_a_block_is_passed_over(family: str, change: str) -> None:
+    """Experts without hook points and linear attention too; embeddings, norms, biases, routers and kernels stay."""
+    model, stays = mixed(family), MIXED[family][1]
+    outside = {id(p) for p in models.embedding_parameters(model)}
+    before = {n: p.detach().clone() for n, p in models.named_parameters(model).items()}
+    with reweighted(model, CHANGES[change]):
+        for name, p in models.named_parameters(model).items():
+            kept = id(p) in outside or p.ndim < 2 or name.endswith("bias") or name.endswith(tuple(stays))
+            same = p == before[name]
+            assert bool(same.all()) if kept else float(same.float().mean()) < 0.2, name
+            if p.ndim == 3 and not kept:
+                assert all(not torch.equal(a, b) for a, b in zip(p, before[name], strict=True)), "every expert"
+    assert all(torch.equal(p, before[n]) for n, p in models.named_parameters(model).items())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("change", CHANGES)
+def test_where_all_matrices_are_sites_nothing_else_is_attacked(family: str, change: str) -> None:
+    """Bit for bit what a loop over the sites does, fused (GPT-2) and transposed weights too."""
+    model = native(family)
+    with reweighted(model, CHANGES[change]):
+        found = models.weights_hash(model)
+    with editing.restored(model), torch.no_grad():
+        for site in models.sites(model, "all"):
+            weight = models.weight(model, site)
+            weight.copy_(CHANGES[change](site.name, weight))
+        assert models.weights_hash(model) == found
+    assert models.weights_hash(model) != found and models.share_of_sites(model) == 1
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "llama4", "mixtral"])
+def test_an_expert_is_read_as_output_by_input(family: str) -> None:
+    """Whichever way it is stored; a scale belongs to an output of it."""
+    shapes = {tuple(w.shape) for n, w in models.matrices(mixed(family)).items() if ".experts." in n}
+    assert shapes == ({(48, 32), (32, 48)} if family == "mixtral" else {(96, 32), (32, 48)})
+
+
+def test_an_adapter_on_a_part_is_not_called_one_on_all() -> None:
+    """GPT-OSS's experts are no sites: 14 % are left, and a curve would look like resistance. Named sites are as asked
+    for, and where the sites are (nearly) all there is nothing to say (the controls)."""
+    rows = Corpus("rows", ({"prompt": "w1", "completion": " w2"},))
+    corpora = {"attack_train": rows, "heldout": rows}
+    with pytest.raises(
+        InputError, match="'relearn_lora': sites 'all' hold 14% of .* 'gpt_oss', below 95%; use 'relearn'"
+    ):
+        RelearnLora().check(mixed("gpt_oss"), corpora)
+    RelearnLora(sites="attn").check(mixed("gpt_oss"), corpora)
+    RelearnLora().check(mixed("mixtral"), corpora)
+    RelearnLora().check(native("gpt2"), corpora)
 
 
 def test_nothing_added_is_nothing_changed(arena: Arena) -> None:
@@ -660,6 +761,20 @@ def test_half_recovery_by_hand() -> None:
     assert found.loc["edited", "tokens"] == pytest.approx(100 * (2 * math.sqrt(2) - 1))
     assert math.isnan(found.loc["never", "step"]) and math.isnan(found.loc["never", "tokens"])
     assert math.isnan(found.loc["matched", "step"]), "when is not known: a look before was not measured"
+
+
+def test_what_was_not_looked_at_on_the_way_has_no_half_recovery() -> None:
+    """Preference at the start and the end only: not a straight line between them, but not known. Completion, measured
+    at every step, has one, and so has preference where it was looked at as often (controls)."""
+    whole = [_looks("original", [0.8] * 4), _looks("edited", [0.1, 0.2, 0.6, 0.9])]
+    sparse = [frame.assign(metric="preference").iloc[[0, -1]] for frame in whole]
+    found = half_recovery(pd.concat([*whole, *sparse])).set_index(["metric", "arm"])
+    assert found.loc[("completion", "edited"), "step"] == pytest.approx(2 * math.sqrt(2) - 1)
+    assert found.loc[("preference", "edited"), ["step", "tokens"]].isna().all()
+    assert found.loc[("preference", "original"), "step"] == 0, "it was there at the start, which was looked at"
+    dense = [frame.assign(metric="preference") for frame in whole]
+    again = half_recovery(pd.concat([*whole, *dense])).set_index(["metric", "arm"])
+    assert again.loc[("preference", "edited"), "step"] == again.loc[("completion", "edited"), "step"]
 
 
 def test_half_recovery_without_rows_from_before_and_after_a_divergence() -> None:

@@ -13,13 +13,15 @@ import torch
 from conftest import corpus
 from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
+from test_models import prompts
+from test_models import tiny as native
 from torch import Tensor
 
 import hooklearn as hl
 from hooklearn.data import Corpus, batches, encode
 from hooklearn.locate import collect, locate
 from hooklearn.locate.capture import tapes
-from hooklearn.locate.dictionary import Dictionary, read_sae
+from hooklearn.locate.dictionary import HOOKS, Dictionary, Place, read_sae
 from hooklearn.locate.directions import read_directions
 from hooklearn.locate.fit import held_out_groups
 from hooklearn.locate.saved import read_activations
@@ -57,7 +59,7 @@ def saved(path: Path, content: Any) -> Path:
 
 
 def files(folder: Path, vectors: dict[int, Tensor]) -> dict[str, Path]:
-    rows = [torch.ones(D), *vectors.values()]  # persona vectors: row 0 is the embedding
+    rows = [torch.ones(D), *vectors.values(), *torch.eye(D)[:2]]  # persona vectors: the embedding, then four blocks
     save_file({f"direction.{n}": v for n, v in vectors.items()}, folder / "v.safetensors")
     return {
         "repeng": repeng(folder / "v.gguf", vectors),
@@ -134,6 +136,9 @@ def test_what_does_not_fit_is_said(tmp_path: Path, tiny: Any, vectors: dict[int,
         (saved(tmp_path / "zero.pt", {0: torch.zeros(D)}), {"sites": "mlp.in"}, "zero or not finite"),
         (saved(tmp_path / "odd.pt", {"a.1.b.2": vectors[0]}), {}, "does not say its layer"),
         (saved(tmp_path / "cube.pt", torch.zeros(2, 2, 2)), {}, r"one tensor \[2, 2, 2\]"),
+        # without the embedding's row, or of another model: every direction would be a block off
+        (saved(tmp_path / "rows.pt", torch.ones(4, D)), {}, rf"of \[5, d\] for .* 4 blocks.* tensor \[4, {D}\]"),
+        (saved(tmp_path / "more.pt", torch.ones(9, D)), {}, rf"one tensor \[9, {D}\]"),
         (tmp_path / "none.gguf", {}, "no such file"),
         (tmp_path / "v.npz", {}, "unknown kind '.npz'"),
     ]
@@ -232,13 +237,86 @@ def _stream_means(model: Any, rows: Corpus, hook: str, dictionary: Dictionary | 
 @pytest.mark.parametrize(
     ("hook", "written", "read"),
     [
-        ("blocks.1.hook_resid_pre", 0, 1), ("blocks.1.hook_resid_post", 1, 2), ("blocks.1.hook_mlp_out", 1, 1),
-        ("blocks.1.attn.hook_z", 1, 1),
+        ("hook_resid_pre", Place(0), Place(1)), ("hook_resid_post", Place(1), Place(2)),
+        # the MLP is the last of its block: what it wrote it does not read itself
+        ("hook_mlp_out", Place(1, "mlp"), Place(2)), ("attn.hook_out", Place(1, "attn"), Place(1, "mlp")),
+        ("attn.hook_z", Place(1, ""), Place(1, "attn.o")),
     ],
 )  # fmt: skip
-def test_where_an_autoencoder_stands(tmp_path: Path, hook: str, written: int, read: int) -> None:
-    found = read_sae(sae(tmp_path / "sae", hook))
+def test_where_an_autoencoder_stands(tmp_path: Path, hook: str, written: Place, read: Place) -> None:
+    found = read_sae(sae(tmp_path / "sae", f"blocks.1.{hook}"))
     assert (found.written, found.read) == (written, read)
+
+
+def of_hook(hook: str, d: int) -> Dictionary:
+    return Dictionary("made", hook, "standard", torch.eye(d)[:, :2], torch.eye(d)[:2], torch.zeros(2), torch.zeros(d))
+
+
+ELSEWHERE = {
+    "attn.hook_z", "mlp.hook_post",  # read by other sites than the test looks at
+    "hook_attn_in", "hook_mlp_in",  # TransformerLens has them off
+}  # fmt: skip
+PLACED = [(family, hook) for family in ("llama", "gpt_neox") for hook in HOOKS if hook not in ELSEWHERE]
+PLACED.remove(("gpt_neox", "hook_resid_mid"))  # attention and MLP side by side have no state between them
+
+
+@pytest.mark.parametrize(("family", "hook"), PLACED)
+def test_a_hook_is_read_by_those_whose_input_changes_first(family: str, hook: str) -> None:
+    """Something is added at the hook of one block: what reads it is what is given something else first, and nothing
+    before. GPT-NeoX has attention and MLP side by side, so neither reads what the other has written."""
+    model, name, into = native(family), f"blocks.0.{hook}", ["attn.q", "mlp.in"]
+    sites = [f"blocks.{layer}.{module}" for layer in range(2) for module in into]
+
+    def inputs(*more: Any) -> dict[str, Tensor]:
+        seen: dict[str, Tensor] = {}
+        hooks = [(f"{s}.hook_in", lambda value, hook: seen.update({hook.name: value.clone()})) for s in sites]
+        with torch.no_grad(), model.hooks(fwd_hooks=[*more, *hooks]):
+            model(prompts())
+        return seen
+
+    before, after = inputs(), inputs((name, lambda value, hook: value + torch.arange(value.shape[-1])))
+    changed = [s for s in sites if not torch.equal(before[f"{s}.hook_in"], after[f"{s}.hook_in"])]
+    found = [n for n, _ in read_directions(of_hook(name, 32), model, sites=into, latents=[0, 1])]
+    assert found and set(found) == set(changed[: len(found)])
+
+
+BOTH = {"mlp.out", "attn.o"}
+
+
+def test_writers_do_not_take_what_they_do_not_write(tiny: Any) -> None:
+    """Side g: the MLP's output is not attention's, nor the other way round; of the stream after a block both."""
+    for hook, modules in {"hook_mlp_out": {"mlp.out"}, "hook_attn_out": {"attn.o"}, "hook_out": BOTH}.items():
+        found = read_directions(of_hook(f"blocks.1.{hook}", D), tiny, sites=sorted(BOTH), side="g", latents=[1])
+        assert {n for n, _ in found} == {f"blocks.1.{m}" for m in modules}
+
+
+def test_a_hook_that_is_not_known_is_placed_by_hand(tiny: Any) -> None:
+    found = of_hook("model.layers.2", D)
+    with pytest.raises(InputError, match=r"no weight known in block 2 wrote last .* layer=N"):
+        read_directions(found, tiny, sites="mlp.out", side="g", latents=[1])
+    there = read_directions(found, tiny, sites="mlp.out", layers="2", side="g", layer=2, latents=[1])
+    assert set(there) == {("blocks.2.mlp.out", "g")}
+
+
+def test_a_transcoder_stands_where_it_writes(tmp_path: Path, tiny: Any) -> None:
+    """Its decoder's directions are of its output; an autoencoder at its input is another thing (the control)."""
+    place = {"hook_name": "blocks.1.hook_mlp_in", "hook_name_out": "blocks.1.hook_mlp_out"}
+    both = sae(tmp_path / "both", "", architecture="transcoder", metadata=place)
+    assert {n for n, _ in read_directions(both, tiny, sites="mlp.gate", latents=[1])} == {"blocks.2.mlp.gate"}
+    plain = sae(tmp_path / "plain", place["hook_name"])
+    assert {n for n, _ in read_directions(plain, tiny, sites="mlp.gate", latents=[1])} == {"blocks.1.mlp.gate"}
+    with pytest.raises(InputError, match="no hook point with a layer .hook_name_out: ''"):
+        read_sae(sae(tmp_path / "half", place["hook_name"], architecture="jumprelu_transcoder"))
+
+
+def test_a_direction_that_is_there_already_is_refused(tmp_path: Path, tiny: Any) -> None:
+    """A second one would be made up; two that differ span a plane (the control)."""
+    folder = sae(tmp_path / "sae", "blocks.1.hook_resid_post")
+    assert read_directions(folder, tiny, sites="mlp.in", latents=[3, 5])["blocks.2.mlp.in", "x"].rank == 2
+    with pytest.raises(
+        InputError, match=r"sae: direction 1 \(of 3, counted from 0\) .* in the span of those before it"
+    ):
+        read_directions(folder, tiny, sites="mlp.in", latents=[3, 3, 5])
 
 
 def test_autoencoders_that_cannot_be_read(tmp_path: Path, tiny: Any) -> None:

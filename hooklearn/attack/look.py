@@ -16,7 +16,7 @@ from hooklearn.attack.curve import Arena, Attack
 from hooklearn.attack.watcher import Watcher
 from hooklearn.data import WHOLE, Corpus, Row, fewer_scored
 from hooklearn.measure import Likelihoods
-from hooklearn.types import ArmCurve, Curve, Site
+from hooklearn.types import ArmCurve, Curve
 
 Attacked = Callable[[Any], AbstractContextManager[Any]]
 """A model -> a block in which it is attacked; whatever the attack did is undone on leaving."""
@@ -73,13 +73,14 @@ def asking(arena: Arena, change: Callable[[Row, int], Row], what: str) -> Watche
 
 
 @contextlib.contextmanager
-def reweighted(model: Any, change: Callable[[Site, Tensor], Tensor]) -> Iterator[Any]:
-    """The model with every linear weight ``W`` ``[d_out, d_in]`` of its blocks replaced by ``change(site, W)``.
+def reweighted(model: Any, change: Callable[[str, Tensor], Tensor]) -> Iterator[Any]:
+    """The model with every weight matrix ``W`` ``[d_out, d_in]`` of its blocks replaced by ``change(name, W)``.
 
-    Embeddings, unembedding and norms stay, as they do in the usual tools. On leaving, the weights are back bit for bit.
+    Of all :func:`hooklearn.models.matrices` and not of the sites alone: an attack that passes over the experts of a
+    mixture would find them resistant. Embeddings, unembedding and norms stay, as they do in the usual tools. On
+    leaving, the weights are back bit for bit.
     """
     with editing.restored(model), torch.no_grad():
-        for site in models.sites(model, "all"):
-            weight = models.weight(model, site)
-            weight.copy_(change(site, weight))
+        for name, weight in models.matrices(model).items():
+            weight.copy_(change(name, weight))
         yield model

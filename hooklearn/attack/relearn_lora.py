@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,8 +13,12 @@ from hooklearn import models
 from hooklearn.attack.curve import Arena
 from hooklearn.attack.relearn import Relearn
 from hooklearn.attack.tuning import Plan, demonstrations
+from hooklearn.data import Corpus
 from hooklearn.lora import Lora
 from hooklearn.types import InputError
+
+MOST = 0.95
+"""Of the entries of the blocks' weight matrices: what ``all`` sites must hold for an adapter on them to be on all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,15 @@ class RelearnLora(Relearn):
             )
         if self.alpha is not None and not self.alpha > 0:
             raise InputError(f"attack {self.name!r}: alpha must be positive, got {self.alpha:g}")
+
+    def check(self, model: Any, corpora: Mapping[str, Corpus]) -> None:
+        """Raises InputError where ``sites: all`` would leave out a good part of the model: no curve would say so."""
+        super().check(model, corpora)
+        if self.sites == "all" and (share := models.share_of_sites(model)) < MOST:
+            raise InputError(
+                f"attack {self.name!r}: sites 'all' hold {share:.0%} of the entries of weight matrices in the blocks "
+                f"of {model.cfg.model_name!r}, below {MOST:.0%}; use 'relearn', full fine-tuning, which trains the rest"
+            )
 
     def label(self) -> str:
         return f"rank={self.rank}"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hooklearn.attack.curve import Arena, Attack
 from hooklearn.attack.look import one_look, reweighted
-from hooklearn.types import Curve, InputError, Site
+from hooklearn.types import Curve, InputError
 
 NF4 = (
     -1.0, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.0910500, 0.0,
@@ -25,7 +25,7 @@ NF4 = (
 
 @dataclass(frozen=True, kw_only=True)
 class Quantize(Attack):
-    """Every linear weight is rounded to a coarse grid (int8, int4, NF4), without calibration."""
+    """Every weight matrix of the blocks is rounded to a coarse grid (int8, int4, NF4), without calibration."""
 
     name: ClassVar[str] = "quantize"
     source: ClassVar[str] = "Zhang et al. 2024, arXiv 2410.16454; NF4: Dettmers et al. 2023, arXiv 2305.14314"
@@ -92,7 +92,7 @@ def _bits(form: str) -> int | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Prune(Attack):
-    """The smallest weights of every matrix are set to zero, a growing share of them."""
+    """The smallest weights of every matrix of the blocks are set to zero, a growing share of them."""
 
     name: ClassVar[str] = "prune"
     source: ClassVar[str] = "Jain et al. 2024, arXiv 2311.12786; Wei et al. 2024, arXiv 2402.05162"
@@ -128,7 +128,7 @@ def pruned(weight: Float[Tensor, "d_out d_in"], fraction: float) -> Float[Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Noise(Attack):
-    """Gaussian noise is added to every linear weight, at growing shares of the weights' own spread."""
+    """Gaussian noise is added to every weight matrix of the blocks, at growing shares of its own spread."""
 
     name: ClassVar[str] = "noise"
     source: ClassVar[str] = "Tice et al. 2024, arXiv 2412.01784"
@@ -146,7 +146,7 @@ class Noise(Attack):
 
     def curves(self, arena: Arena) -> list[Curve]:
         def shaken(scale: float):
-            return lambda model: reweighted(model, lambda site, weight: noisy(weight, scale, site, arena.seed))
+            return lambda model: reweighted(model, lambda name, weight: noisy(weight, scale, name, arena.seed))
 
         return [
             one_look(arena, self, setting, attacked=shaken(s), sampled=s == max(self.scales))
@@ -154,8 +154,8 @@ class Noise(Attack):
         ]
 
 
-def noisy(weight: Float[Tensor, "d_out d_in"], scale: float, site: Site, seed: int) -> Float[Tensor, "d_out d_in"]:
-    """``W + scale std(W) N(0, 1)``. The draw depends on the site and the seed only: all arms get the same one."""
-    generator = torch.Generator().manual_seed(random.Random(f"{seed}:{site.name}").getrandbits(63))
+def noisy(weight: Float[Tensor, "d_out d_in"], scale: float, name: str, seed: int) -> Float[Tensor, "d_out d_in"]:
+    """``W + scale std(W) N(0, 1)``. The draw depends on the name and the seed only: all arms get the same one."""
+    generator = torch.Generator().manual_seed(random.Random(f"{seed}:{name}").getrandbits(63))
     drawn = torch.randn(weight.shape, generator=generator).to(weight)
     return weight + scale * weight.std() * drawn

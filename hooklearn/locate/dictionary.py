@@ -20,13 +20,46 @@ from hooklearn import disk, forward, models
 from hooklearn.data import Corpus, batches, encode
 from hooklearn.forward import Precision
 from hooklearn.locate.fit import held_out_groups, item_means
+from hooklearn.site_names import matches
 from hooklearn.traits import packs
-from hooklearn.types import InputError
+from hooklearn.types import InputError, Site
 
 if TYPE_CHECKING:
     import pandas as pd
 
 ARCHITECTURES = ("standard", "jumprelu", "topk")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Weights of one block."""
+
+    layer: int
+    part: str = "all"
+    """As in ``sites=``; empty: none."""
+
+    def holds(self, site: Site) -> bool:
+        return site.layer == self.layer and matches(site, self.part)
+
+    def __str__(self) -> str:
+        which = {"all": "", "": "no weight known in "}.get(self.part, f"{self.part} of ")
+        return f"{which}block {self.layer}"
+
+
+_BEFORE = ((-1, "all"), (0, "all"))
+_BETWEEN = ((0, "attn"), (0, "mlp"))
+_AFTER = ((0, "all"), (1, "all"))
+_AFTER_MLP = ((0, "mlp"), (1, "all"))
+_INTO_ATTN, _INTO_MLP = ((0, ""), (0, "attn")), ((0, ""), (0, "mlp"))
+HOOKS = {
+    "hook_resid_pre": _BEFORE, "hook_in": _BEFORE, "hook_resid_mid": _BETWEEN, "hook_attn_out": _BETWEEN,
+    "attn.hook_out": _BETWEEN, "hook_resid_post": _AFTER, "hook_out": _AFTER, "hook_mlp_out": _AFTER_MLP,
+    "mlp.hook_out": _AFTER_MLP, "ln1.hook_normalized": _INTO_ATTN, "hook_attn_in": _INTO_ATTN,
+    "attn.hook_in": _INTO_ATTN, "ln2.hook_normalized": _INTO_MLP, "hook_mlp_in": _INTO_MLP, "mlp.hook_in": _INTO_MLP,
+    "attn.hook_z": ((0, ""), (0, "attn.o")), "mlp.hook_post": ((0, ""), (0, "mlp.out")),
+}  # fmt: skip
+"""Hook point in a block -> (blocks further on, part of that block) which writes there last; which reads there first. Of
+what a norm, attention or an activation function has made, no weight is the writer."""
 
 
 @dataclass(frozen=True)
@@ -50,20 +83,24 @@ class Dictionary:
     """TopK: latents are chosen, and given, in units of their decoder vectors' norms."""
     unreadable: str = ""
     """Why its latents cannot be computed here; their directions can be used all the same."""
+    hook_out: str = ""
+    """Of a transcoder: where what it writes belongs, which is not where it looks."""
 
     @property
-    def layer(self) -> int:
-        return int(re.findall(r"\d+", self.hook)[0])
+    def written(self) -> Place:
+        """The weights that write last where the decoder's directions belong."""
+        return self._place(0)
 
     @property
-    def written(self) -> int:
-        """The block whose weights write what it was trained on."""
-        return self.layer - 1 if self.hook.endswith("hook_resid_pre") else self.layer
+    def read(self) -> Place:
+        """Those that read there first, where attention comes before the MLP."""
+        return self._place(1)
 
-    @property
-    def read(self) -> int:
-        """The block that reads it."""
-        return self.layer + 1 if self.hook.endswith("hook_resid_post") else self.layer
+    def _place(self, side: int) -> Place:
+        hook = self.hook_out or self.hook
+        layer = re.findall(r"\d+", hook)[0]
+        further, part = HOOKS.get(hook.removeprefix(f"blocks.{layer}."), ((0, ""), (0, "")))[side]
+        return Place(int(layer) + further, part)
 
     def encode(self, x: Float[Tensor, "token d"]) -> Float[Tensor, "token latent"]:
         """How strongly each latent is on.
@@ -159,7 +196,8 @@ def read_sae(folder: str | Path) -> Dictionary:
     """An autoencoder's folder in SAELens' layout, of any release of it.
 
     Raises:
-        InputError: files missing or damaged, shapes that do not fit, or no hook point.
+        InputError: files missing or damaged, shapes that do not fit, no hook point, or a transcoder's output without
+            one.
     """
     folder = Path(folder)
     config: Any = disk.load_json(folder / "cfg.json")
@@ -167,9 +205,13 @@ def read_sae(folder: str | Path) -> Dictionary:
     if not isinstance(config, dict):
         raise InputError(f"{folder / 'cfg.json'}: expected a mapping")
     more: Any = config["metadata"] if isinstance(config.get("metadata"), dict) else {}  # since release 6
-    hook = next((str(c[k]) for c in (more, config) for k in ("hook_name", "hook_point") if c.get(k)), "")
-    if not re.search(r"\d", hook):
-        raise InputError(f"{folder / 'cfg.json'}: says no hook point with a layer (hook_name: {hook!r})")
+    architecture = str(config.get("architecture", "standard"))
+    hook = _said(more, config, "hook_name", "hook_point")
+    hook_out = _said(more, config, "hook_name_out")
+    wanted = {"hook_name": hook} | ({"hook_name_out": hook_out} if hook_out or "transcoder" in architecture else {})
+    for key, found in wanted.items():
+        if not re.search(r"\d", found):
+            raise InputError(f"{folder / 'cfg.json'}: says no hook point with a layer ({key}: {found!r})")
     lacking = [name for name in ("W_enc", "W_dec", "b_dec") if name not in tensors]
     if lacking:
         raise InputError(f"{folder}: no tensor {', '.join(lacking)} among {sorted(tensors)}")
@@ -177,7 +219,6 @@ def read_sae(folder: str | Path) -> Dictionary:
     if encoder.ndim != 2 or encoder.shape != decoder.T.shape or out.shape != encoder.shape[:1]:
         shapes = {name: list(tensors[name].shape) for name in ("W_enc", "W_dec", "b_dec")}
         raise InputError(f"{folder}: shapes do not fit one another: {shapes}")
-    architecture = str(config.get("architecture", "standard"))
     kind = str(config.get("activation_fn", config.get("activation_fn_str", "relu")))
     if architecture == "standard" and kind.startswith("topk"):  # before release 6
         architecture, config = "topk", {**(config.get("activation_fn_kwargs") or {}), **config}
@@ -188,8 +229,12 @@ def read_sae(folder: str | Path) -> Dictionary:
         folder.name, hook, architecture, encoder, decoder,
         tensors.get("b_enc", torch.zeros(encoder.shape[1])).float(), out if centred else torch.zeros_like(out),
         tensors["threshold"].float() if architecture == "jumprelu" and not why else None, k if not why else 0,
-        bool(config.get("rescale_acts_by_decoder_norm", False)), why,
+        bool(config.get("rescale_acts_by_decoder_norm", False)), why, hook_out,
     )  # fmt: skip
+
+
+def _said(more: dict[str, Any], config: dict[str, Any], *keys: str) -> str:
+    return next((str(c[k]) for c in (more, config) for k in keys if c.get(k)), "")
 
 
 def _unreadable(config: dict[str, Any], architecture: str, tensors: dict[str, Tensor], k: Any, latents: int) -> str:

@@ -2,7 +2,8 @@
 
 They live in the residual stream (or wherever their tool hooked), hooklearn's subspaces at the inputs and output
 gradients of weights. What is written to the stream *after* block L is written by the weights of block L that end there
-(side ``g`` of ``mlp.out``, ``attn.o``), and is read by block L + 1 (side ``x`` of the others, through its norm).
+(side ``g`` of ``mlp.out``, ``attn.o``), and is read by block L + 1 (side ``x`` of the others, through its norm). What
+attention alone has written is read by the MLP of the same block (:data:`hooklearn.locate.dictionary.HOOKS`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooklearn import disk, models
-from hooklearn.locate.dictionary import Dictionary, read_sae
+from hooklearn.locate.dictionary import Dictionary, Place, read_sae
 from hooklearn.locate.subspace import Subspace, Subspaces
 from hooklearn.types import InputError, Side, Site
 
@@ -31,10 +32,10 @@ class Found:
     """Directions of one place."""
 
     vectors: Float[Tensor, "d rank"]
-    written: int
-    """The block whose weights write here: side ``g`` ..."""
-    read: int
-    """... and the one that reads it: side ``x``."""
+    written: Place
+    """The weights that write here: side ``g`` ..."""
+    read: Place
+    """... and those that read it: side ``x``."""
 
 
 def read_directions(
@@ -51,8 +52,8 @@ def read_directions(
 
     Args:
         source: repeng or llama.cpp (``.gguf``); tensors by layer (``.safetensors``, ``.pt``: for steering-vectors save
-            ``vector.layer_activations``); one tensor ``[layer + 1, d]`` as persona vectors keep it; a folder of SAELens
-            or what :func:`hooklearn.read_sae` made of one.
+            ``vector.layer_activations``); one tensor ``[n_layers + 1, d]`` as persona vectors keep it, the
+            embedding first; a folder of SAELens or what :func:`hooklearn.read_sae` made of one.
         sites, layers: as in :func:`hooklearn.models.sites`; sites of blocks that the file says nothing of are left out.
         side: ``x`` for weights that read the stream, ``g`` for those that write to it.
         layer: the file's layer to take for every site, in place of the one that belongs to its block.
@@ -60,8 +61,8 @@ def read_directions(
     Returns:
         Subspaces without statistics; ``hl.locate(model, forget, retain, directions=...)`` measures them.
     Raises:
-        InputError: a file of another kind, one that would have to be unpickled, directions of another width, or none
-            for any of the sites.
+        InputError: a file of another kind, one that would have to be unpickled, directions of another width, that
+            depend on one another, or none for any of the sites.
     """
     dictionary = source if isinstance(source, Dictionary) else None
     if dictionary is None and Path(source).is_dir():  # type: ignore[arg-type]
@@ -71,7 +72,10 @@ def read_directions(
             f"{source}: latents are chosen of an autoencoder's, and of nothing else; give latents=[...] with a folder"
         )
     name = dictionary.name if dictionary else Path(source).name  # type: ignore[arg-type]
-    found = [_of_latents(dictionary, latents or ())] if dictionary else _read(Path(source))  # type: ignore[arg-type]
+    if dictionary:
+        found = [_of_latents(dictionary, latents or (), parallel=model.cfg.parallel_attn_mlp)]
+    else:
+        found = _read(Path(source), model.cfg.n_layers)  # type: ignore[arg-type]
     chosen = models.sites(model, sites, layers)
     spaces = {}
     for site in chosen:
@@ -79,18 +83,18 @@ def read_directions(
         if match:
             spaces[site.name, side] = _space(match[0].vectors, site, side, name)
     if not spaces:
-        there = ", ".join(str(f.written) for f in found[:8])
+        writers, readers = (", ".join(str(getattr(f, which)) for f in found[:8]) for which in ("written", "read"))
         raise InputError(
             f"{name}: no direction for side {side!r} of {chosen[0].name} or any other of {len(chosen)} sites; it has "
-            f"what blocks {there} write (side g), which the block after each reads (side x). layer=N takes one for all"
+            f"what {writers} wrote last (side g) and {readers} read first (side x); layer=N takes block N's for all"
         )
     return Subspaces(spaces)
 
 
 def _belongs(found: Found, site: Site, side: Side, layer: int | None) -> bool:
     if layer is not None:
-        return found.written == layer
-    return found.written == ANYWHERE or site.layer == (found.written if side == "g" else found.read)
+        return found.written.layer == layer
+    return found.written.layer == ANYWHERE or (found.written if side == "g" else found.read).holds(site)
 
 
 def _space(vectors: Tensor, site: Site, side: Side, name: str) -> Subspace:
@@ -105,18 +109,23 @@ def _space(vectors: Tensor, site: Site, side: Side, name: str) -> Subspace:
     norms = vectors.norm(dim=0)
     if not bool(norms.isfinite().all()) or float(norms.min()) == 0:
         raise InputError(f"{name}: a direction for {site.name} is zero or not finite")
-    return Subspace.of(site, side, name, vectors, norms)
+    try:
+        return Subspace.of(site, side, name, vectors, norms)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
 
 
-def _of_latents(dictionary: Dictionary, latents: Sequence[int]) -> Found:
-    vectors = dictionary.directions(latents)
-    return Found(vectors, dictionary.written, dictionary.read)
+def _of_latents(dictionary: Dictionary, latents: Sequence[int], *, parallel: bool) -> Found:
+    written, read = dictionary.written, dictionary.read
+    if parallel and (written.part, read.part) == ("attn", "mlp"):  # the MLP has read the stream before attention writes
+        read = Place(read.layer + 1)
+    return Found(dictionary.directions(latents), written, read)
 
 
 # ------------------------------------------------------------------------------------------- files
 
 
-def _read(path: Path) -> list[Found]:
+def _read(path: Path, n_layers: int) -> list[Found]:
     if path.suffix == ".gguf":
         return [_after(layer, vector) for layer, vector in _control_vector(path).items()]
     tensors = read_tensors(path)
@@ -125,15 +134,18 @@ def _read(path: Path) -> list[Found]:
     if isinstance(tensors, Tensor):
         if tensors.ndim == 1:
             return [_after(ANYWHERE, tensors)]
-        if tensors.ndim == 2:  # row 0 is the embedding, which no block writes
+        if tensors.ndim == 2 and len(tensors) == n_layers + 1:  # row 0 is the embedding, which no block writes
             return [_after(i - 1, row) for i, row in enumerate(tensors)]
     elif isinstance(tensors, Mapping) and all(isinstance(t, Tensor) and t.ndim == 1 for t in tensors.values()):
         return [_after(_layer_of(key, path), tensor) for key, tensor in tensors.items()]
-    raise InputError(f"{path}: expected vectors by layer, or one tensor [d] or [layer + 1, d]; {_shapes(tensors)}")
+    raise InputError(
+        f"{path}: expected vectors by layer ({{0: [d], 1: [d], ...}}: after that block), one tensor [d], or one of "
+        f"[{n_layers + 1}, d] for this model of {n_layers} blocks, the embedding first; {_shapes(tensors)}"
+    )
 
 
 def _after(layer: int, vector: Tensor) -> Found:
-    return Found(vector.reshape(-1, 1), layer, layer if layer == ANYWHERE else layer + 1)
+    return Found(vector.reshape(-1, 1), Place(layer), Place(layer + 1))
 
 
 def _layer_of(key: str | int, path: Path) -> int:
