@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -28,6 +29,14 @@ NEXT = {
     "UNDECIDED": "Measure what the reason above says is missing, and run again.",
 }
 """Verdict -> the first thing to do."""
+ELSEWHERE = {
+    "INTACT": "Do not rely on this model: it does it as before. Another can be judged under the same attacks, and set "
+    "beside it: `hooklearn compare`.",
+    "DISABLED": "Do not rely on this model: it can still do it. Another can be judged under the same attacks, and set "
+    "beside it: `hooklearn compare`.",
+    "WEAKENED": "Do not call it removed.",
+}
+"""The same of a model that was edited elsewhere: there is no method or budget to change."""
 OPEN = {
     "no clear gap to remove": "The unedited model shows no more of it than the one that never learned it, or nothing: "
     "is it the model that has the behaviour, and do the held-out items ask for it?",
@@ -35,7 +44,11 @@ OPEN = {
     "`hooklearn list attacks` calls cheap.",
 }
 """What an open verdict's reason says -> what to do about it."""
+IN_AUDIT = {"--set battery=": "--battery ", "`controls.never` in the config": "`--never`"}
+"""What is set in another way in ``hooklearn audit``."""
 MOST = 4
+MARGIN, TIMES = 1.1, 30
+"""On top of what the square-root law asks for; and how many times the data are still a piece of advice."""
 
 
 def found(run: Run) -> str:
@@ -74,11 +87,65 @@ def _share(value: float, metric: str) -> str:
 def next_steps(run: Run) -> list[str]:
     """At most ``MOST``, the gravest first; what stands between backticks is to be typed."""
     verdict = run.verdict or {}
-    first = NEXT.get(str(verdict.get("verdict")), NEXT["UNDECIDED"])
+    given = ELSEWHERE if run.record.get("checkpoint") else {}
+    first = (NEXT | given).get(str(verdict.get("verdict")), NEXT["UNDECIDED"])
     for words, step in OPEN.items():
         if verdict.get("verdict") == "UNDECIDED" and words in str(verdict.get("reason")):
             first = step
-    return [first, *_gaps(run, verdict)][:MOST]
+    steps = [first, *_gaps(run, verdict)]
+    if wider := _more_data(run, needed(verdict)):
+        within = f"hat was measured is within the rule, its interval is not. {wider}"
+        steps[:1] = [f"Do not call it removed yet: w{within}"] if given else [first, f"W{within}"]
+    steps = steps[:MOST]
+    if str(run.record.get("command") or "").startswith("hooklearn audit"):
+        for anywhere, here in IN_AUDIT.items():
+            steps = [step.replace(anywhere, here) for step in steps]
+    return steps
+
+
+def needed(verdict: Mapping[str, Any]) -> dict[str, int]:
+    """Metric -> how many items would make it REMOVED, if all stays as it was found and an interval narrows with their
+    square root; empty where something else than an interval stands in the way."""
+    if verdict.get("verdict") not in ("WEAKENED", "UNDECIDED"):
+        return {}
+    rule, found = verdict.get("thresholds") or {}, {}
+    metrics = {
+        metric: about
+        for metric, about in (verdict.get("metrics") or {}).items()
+        if about.get("verdict") in ("WEAKENED", "UNDECIDED") and number(about.get("gap_low")) > 0
+    }
+    for a in verdict.get("attacks") or []:
+        if a.get("metric") not in metrics or a.get("split", "heldout") != "heldout" or not a.get("cheap"):
+            continue
+        if a.get("dropped") or not a.get("informative_steps"):
+            continue
+        if a.get("diverged") or not a.get("settled"):
+            return {}
+        removal, max_R = number(a.get("removal")), number(a.get("max_R"))
+        for room, miss in (
+            (removal - number(rule.get("removal")), removal - number(a.get("removal_low"))),
+            (number(rule.get("max_R")) - max_R, number(a.get("max_R_high")) - max_R),
+        ):
+            if miss <= room:
+                continue
+            if not room > 0 or not (times := MARGIN * (miss / room) ** 2) <= TIMES:
+                return {}
+            metric = str(a["metric"])
+            items = math.ceil(number(metrics[metric].get("n_items")) * times)
+            found[metric] = max(found.get(metric, 0), items)
+    return found
+
+
+def _more_data(run: Run, wanted: Mapping[str, int]) -> str:
+    """What to set, and what to bring; empty where nothing is wanted."""
+    there = number(((run.record.get("corpora") or {}).get("heldout") or {}).get("n"))
+    parts = []
+    if samples := wanted.get("sampled"):
+        parts.append(f"About {samples} samples would do: `--set behaviour.samples={samples}`.")
+    if wanted and not (most := max(wanted.values())) <= there:
+        has = f" (there are {there:g})" if there == there else ""
+        parts.append(f"For that about {most} held-out items are needed{has}: give a larger `corpora.heldout`.")
+    return " ".join(parts)
 
 
 def _gaps(run: Run, verdict: Mapping[str, Any]) -> Iterator[str]:

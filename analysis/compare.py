@@ -20,16 +20,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import pandas as pd
 
+from analysis.cells import families, read_sweep
 from analysis.comparison import QUANTITIES, Comparison
 from analysis.equal import equal_compute, equal_unlearning
-from analysis.reading import Run, input_error, read_run
+from analysis.reading import SWEEP, Run, input_error, read_run
 from analysis.scores import CONTROLS, Array, Attacker, Resampler, Scores, attacker_name, interval, read_scores
-from analysis.tables import ALL, METRICS, capability_table, in_order, mean, number
+from analysis.tables import ALL, METRICS, capability_table, edit_name, in_order, mean, number
 
 Z = 1.96
 """Standard errors from the middle of a 95 % interval to its end."""
@@ -62,20 +63,25 @@ class _Cell:
 
 
 def compare(runs: Sequence[Run | str | Path], *, seed: int = 0, resamples: int = 1000) -> Comparison:
-    """Compare runs over the attacks they share. ``seed`` draws the resamples.
+    """Compare runs over the attacks they share. The folder of a sweep is its finished cells, seeds pooled. ``seed``
+    draws the resamples.
 
     Raises:
         InputError: no runs, or see ``read_run``.
     """
-    entries = _entries([read_run(run) for run in runs])
+    entries = _entries([one for run in runs for one in _opened(run)])
     metrics = in_order({m for e in entries for m in e.scores}, METRICS)
     unlike = _unlike_attackers(entries)
-    notes = _equality_notes(entries)
-    notes += [f"{attack} is not the same attack in all: {why}" for attack, why in unlike.items()]
+    gaps = [f"{attack} is not the same attack in all: {why}" for attack, why in unlike.items()]
+    notes = [note for run in runs for note in _sweep_notes(run)] + _equality_notes(entries)
     for metric in metrics:
         having = [e for e in entries if metric in e.scores]
         shared = {key for key in _shared_attackers(having, metric) if attacker_name(*key) not in unlike}
-        notes += _attacker_notes(having, metric, shared)
+        left_out = _attacker_notes(having, metric, shared)
+        if shared:
+            notes += left_out
+        else:
+            gaps += left_out
         for e in having:
             draw = _resampler(e.scores[metric], seed, resamples)
             e.cells.update(_cells(e.scores[metric], "edited", shared, draw))
@@ -83,7 +89,14 @@ def compare(runs: Sequence[Run | str | Path], *, seed: int = 0, resamples: int =
                 found = _cells(e.scores[metric], arm, shared, draw)
                 e.controls.update({(arm, *key): cell for key, cell in found.items()})
     with_panel = any(not e.run.capability.empty for e in entries)
-    rows = [_facts(e) | (_capability(e) if with_panel else {}) | _behaviour(e, metrics) for e in entries]
+    labelled = any("label" in e.run.record for e in entries)
+    rows = [
+        _facts(e)
+        | (_capability(e) if with_panel else {})
+        | _behaviour(e, metrics)
+        | ({"label": e.run.record.get("label") or e.name} if labelled else {})
+        for e in entries
+    ]
     notes += _panel_notes(entries) if with_panel else []
     differences = []
     for a, b in combinations(entries, 2):
@@ -94,10 +107,12 @@ def compare(runs: Sequence[Run | str | Path], *, seed: int = 0, resamples: int =
                 differences += _differences(a, b, metric)
     columns = ["run_a", "run_b", "metric", "quantity", "difference", "low", "high", "clear", "n"]
     walked = {e.name: e.run for e in entries}
+    gaps = _merged(gaps)
     return Comparison(
         table=pd.DataFrame(rows),
         differences=pd.DataFrame(differences, columns=columns),
-        notes=tuple(notes),
+        notes=(*gaps, *notes),
+        gaps=tuple(gaps),
         controls=pd.DataFrame([row for e in entries for row in _control_rows(e, _sharing(e, entries))]),
         unlearning=equal_unlearning(walked),
         compute=equal_compute(walked),
@@ -109,11 +124,29 @@ def _entries(runs: Sequence[Run]) -> list[_Entry]:
         raise input_error("compare needs at least one run folder")
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
-        names = [str(run.folder) for run in runs]
+        names = _short([run.folder for run in runs])
     return [
         _Entry(name, run, {s.metric: s for s in read_scores(run) if s.split == "heldout"})
         for name, run in zip(names, runs, strict=True)
     ]
+
+
+def _opened(run: Run | str | Path) -> list[Run]:
+    return families(run) if _is_sweep(run) else [read_run(run)]
+
+
+def _is_sweep(run: Run | str | Path) -> TypeGuard[str | Path]:
+    return isinstance(run, str | Path) and (Path(run) / SWEEP).is_file()
+
+
+def _short(folders: Sequence[Path]) -> list[str]:
+    """The last parts of the paths, as few as tell them apart."""
+    depth = max(len(folder.parts) for folder in folders)
+    for n in range(1, depth):
+        names = ["/".join(folder.parts[-n:]) for folder in folders]
+        if len(set(names)) == len(names):
+            return names
+    return [str(folder) for folder in folders]
 
 
 def _shared_attackers(entries: Sequence[_Entry], metric: str) -> set[tuple[str, str]]:
@@ -211,7 +244,7 @@ def _facts(e: _Entry) -> dict[str, Any]:
     cost = [edit.get("cost") or {} for edit in edits]
     return {
         "run": e.name,
-        "method": _same(edit.get("method") for edit in edits),
+        "method": _same(edit_name(edit) for edit in edits),
         "verdict": (e.run.verdict or {}).get("verdict", "not judged"),
         "far KL": mean(d.get("kl") for d in disruption),
         "near CE": mean(d.get("near_ce") for d in disruption),
@@ -249,6 +282,10 @@ def _used(edit: Mapping[str, Any]) -> float:
     return max((s for s in shares if not np.isnan(s)), default=np.nan)
 
 
+def _spent(edit: Mapping[str, Any]) -> str:
+    return "had no budget" if np.isnan(_used(edit)) else f"used {_used(edit):.0%} of its budget"
+
+
 def _behaviour(e: _Entry, metrics: Sequence[str]) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for metric in metrics:
@@ -282,6 +319,25 @@ def _differences(a: _Entry, b: _Entry, metric: str) -> list[dict[str, Any]]:
 # --------------------------------------------------------------------------------------- notes
 
 
+def _sweep_notes(run: Run | str | Path) -> list[str]:
+    """Cells that are not in the comparison."""
+    if not _is_sweep(run):
+        return []
+    cells = read_sweep(run)["cells"]
+    missing = [c["folder"] for c in cells if c["status"] != "done"]
+    return [f"{run}: {len(missing)} of {len(cells)} cells have no result: {', '.join(missing)}"] if missing else []
+
+
+def _merged(notes: Sequence[str]) -> list[str]:
+    """What is said of several metrics in the same words is said once."""
+    of: dict[str, list[str]] = {}
+    for note in notes:
+        metric, colon, words = note.partition(": ")
+        known = metric in METRICS
+        of.setdefault(colon + words if known else note, []).append(metric if known else "")
+    return [f"{', '.join(filter(None, metrics))}{words}" for words, metrics in of.items()]
+
+
 def _unpaired(a: _Entry, b: _Entry, metric: str) -> str:
     """Why two runs cannot be paired on a metric; empty when they can."""
     if metric not in a.scores or metric not in b.scores:
@@ -305,7 +361,7 @@ def _drawn(e: _Entry) -> dict[str, Any]:
 def _equality_notes(entries: Sequence[_Entry]) -> list[str]:
     edits = [(e.name, edit) for e in entries for edit in e.run.edits]
     notes = [
-        f"{name}: seed {edit.get('seed')} used {_used(edit):.0%} of its budget, so it is not at equal disruption"
+        f"{name}: seed {edit.get('seed')} {_spent(edit)}, so it is not at equal disruption"
         for name, edit in edits
         if not EQUAL[0] <= _used(edit) <= EQUAL[1]
     ]
@@ -334,4 +390,5 @@ def _attacker_notes(entries: Sequence[_Entry], metric: str, shared: set[tuple[st
     left_out = sorted(" ".join(filter(None, key)) for key in every - shared)
     if not left_out:
         return []
-    return [f"{metric}: left out, as diverged or not in all runs: {', '.join(left_out)}"]
+    none = "" if shared else "no attack is the same in all runs, so there is no worst case and nothing after attacks; "
+    return [f"{metric}: {none}left out, as diverged or not the same in all runs: {', '.join(left_out)}"]

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.tables import markdown
+from analysis.reading import input_error
+from analysis.style import METRICS
+from analysis.tables import latex, latex_cell, markdown
 
 FEW = 4
 """Runs that stand side by side as columns; more are rows, and only differences to the best are printed."""
 QUANTITIES = {"before": "before", "cheap": "worst, cheap attacks", "any": "worst, any attack"}
+BY = {"cheap by": "cheap", "any by": "any"}
+"""Columns of a LaTeX table: which attack a worst case is of."""
+COMPACT = ("method", "far KL", "near CE", *QUANTITIES)
+"""Those that are shown where none are asked for."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,8 @@ class Comparison:
     """At equal unlearning (:mod:`analysis.equal`): what the same forget score cost each run."""
     compute: pd.DataFrame = field(default_factory=pd.DataFrame)
     """At equal compute: how far each run had come after the same number of tokens."""
+    gaps: tuple[str, ...] = ()
+    """Of the notes, those that say why places of the table are empty; they are printed above it."""
 
     def to_dataframe(self) -> pd.DataFrame:
         return self.table.copy()
@@ -42,15 +51,66 @@ class Comparison:
         """The table with its types, which csv does not keep; read by ``pandas.read_parquet``."""
         return self.table.to_parquet(index=False)
 
-    def to_latex(self) -> str:
-        """A booktabs table with a column per run (many runs: a row each), intervals in brackets."""
-        frame = self.by_run() if len(self.table) <= FEW else self.in_short()
-        return frame.to_latex(index=False, escape=True, na_rep="-", float_format="%.3g")
+    def metrics(self) -> list[str]:
+        """Those that were measured."""
+        return [c.removesuffix(": before low") for c in self.table if c.endswith(": before low")]
+
+    def to_latex(self, metrics: Sequence[str] | None = None, columns: Sequence[str] | None = None) -> str:
+        """A booktabs table: a block per metric, in it a row per run and one per control under the same attacks, 95 %
+        intervals in brackets.
+
+        Args:
+            metrics: None: all that were measured.
+            columns: of the table (``method``, ``verdict``, ``far KL`` ...), and of the metric: ``before``, ``cheap``
+                and ``any`` (the worst under cheap and under any attacks), ``cheap by`` and ``any by`` (which that was).
+                None: those of ``COMPACT`` that say something.
+        Raises:
+            InputError: a metric that was not measured, or a column that is not there.
+        """
+        measured = self.metrics()
+        facts = [c for c in self.table if c != "run" and c.partition(":")[0] not in measured]
+        facts = [c for c in facts if not c.endswith((" low", " high"))]
+        _check_among("metric", metrics or [], measured)
+        _check_among("column", columns or [], [*facts, *QUANTITIES, *BY])
+        names = self.names()
+        shown = list(columns or [c for c in COMPACT if c in QUANTITIES or self._says(c, names)])
+        blocks = {
+            METRICS.get(m, m): [
+                [[name, *(_in_latex(row, m, c) for c in shown)] for name, row in group]
+                for group in (zip(names, self.table.to_dict("records"), strict=True), self._control_rows(m))
+            ]
+            for m in metrics or measured
+        }
+        words = QUANTITIES | {name: f"{QUANTITIES[q]}, by" for name, q in BY.items()}
+        return latex(["", *(words.get(c, c) for c in shown)], blocks)
+
+    def names(self) -> list[str]:
+        """Of the rows: a sweep's labels where they tell them apart, else the runs'."""
+        labels = list(self.table["label"]) if "label" in self.table else []
+        return labels if labels and len(set(labels)) == len(labels) else list(self.table["run"])
+
+    def _says(self, column: str, names: Sequence[str]) -> bool:
+        """Whether a column has something to say that the names do not."""
+        values: Any = self.table[column]
+        told = column == "method" and all(value in name for value, name in zip(values, names, strict=True))
+        return bool(values.notna().any()) and not told
+
+    def _control_rows(self, metric: str) -> list[tuple[str, dict[str, Any]]]:
+        """Name of a control and its levels, as if it were a run: mean over the runs that share it."""
+        if self.controls.empty:
+            return []
+        rows: Any = self.controls[self.controls["metric"] == metric]
+        levels = {key: of.groupby("quantity")["value"].mean() for key, of in rows.groupby(["arm", "of"], sort=False)}
+        return [
+            (f"{arm} of {of}" if of else arm, {f"{metric}: {q}": value for q, value in found.items()})
+            for (arm, of), found in levels.items()
+        ]
 
     def to_markdown(self) -> str:
         """A column per run, the controls, the other two ways to be equal, the differences, the notes."""
         few = len(self.table) <= FEW
-        parts = [markdown(self.by_run() if few else self.in_short())]
+        parts = ["\n".join(f"- {note}" for note in self.gaps)] if self.gaps else []
+        parts.append(markdown(self.by_run() if few else self.in_short()))
         if len(self.controls):
             heading = "The controls, under the same attacks (mean over the runs that share them):"
             parts += [heading, markdown(self.by_control())]
@@ -71,8 +131,8 @@ class Comparison:
             frame["difference"] = with_interval(shown, "difference", "low", "high")
             which = "" if few else " to the run that is lowest under any attack"
             parts += [f"Differences{which}, paired by item and seed (95 % interval):", markdown(frame)]
-        if self.notes:
-            parts.append("\n".join(f"- {note}" for note in self.notes))
+        if rest := [note for note in self.notes if note not in self.gaps]:
+            parts.append("\n".join(f"- {note}" for note in rest))
         return "\n\n".join(parts)
 
     _repr_markdown_ = to_markdown
@@ -113,6 +173,21 @@ class Comparison:
         rows = ["metric", "quantity"] if not any(self.controls["of"]) else ["of", "metric", "quantity"]
         wide = self.controls.pivot_table("value", rows, "arm", sort=False, observed=True)
         return wide.rename_axis("", axis=1).reset_index()
+
+
+def _in_latex(row: Mapping[str, Any], metric: str, column: str) -> str:
+    """One place of the table, escaped already."""
+    if column in BY:
+        return latex_cell(row.get(f"{metric}: {QUANTITIES[BY[column]]}, by"))
+    column = f"{metric}: {QUANTITIES[column]}" if column in QUANTITIES else column
+    low, high = (row.get(f"{column} {end}", float("nan")) for end in ("low", "high"))
+    value = latex_cell(row.get(column))
+    return value if np.isnan(low) else f"{value} {{\\scriptsize [{latex_cell(low)}, {latex_cell(high)}]}}"
+
+
+def _check_among(what: str, given: Sequence[str], valid: Sequence[str]) -> None:
+    if unknown := [name for name in given if name not in valid]:
+        raise input_error(f"no {what} {unknown[0]!r} in this comparison; valid: {', '.join(valid)}")
 
 
 def with_interval(frame: pd.DataFrame, *columns: str) -> list[str | None]:

@@ -94,6 +94,9 @@ def _effect(run: Run) -> Iterator[str]:
                 f"the edit (seed {edit.get('seed')}) ended at {used:.2g} of its far budget ({edit['stop']}): it says "
                 "nothing of what the method does with all of it"
             )
+        disruption = edit.get("disruption") or {}
+        if disruption.get("kl") == 0 and disruption.get("ce") == 0 and not run.record.get("checkpoint"):
+            yield f"the edit (seed {edit.get('seed')}) changed nothing: its far KL is 0 to the last digit"
     for seed, way in run.trace.groupby("seed") if not run.trace.empty else ():
         start, lowest = (number(v) for v in (way["forget"].iloc[0], way["forget"].iloc[1:].min()))
         if lowest >= start:
@@ -126,9 +129,13 @@ def _controls(run: Run, heldout: Sequence[Judgement]) -> Iterator[str]:
         )
     elif (run.record.get("never") or {}).get("kind") == "surrogate":
         yield "the never-learned control is a surrogate, not a model"
-    hashes = [(run.record.get(model) or {}).get("hash") for model in ("never", "model")]
-    if hashes[0] is not None and hashes[0] == hashes[1]:
+    never, model, edited = ((run.record.get(m) or {}).get("hash") for m in ("never", "model", "checkpoint"))
+    if never is not None and never == model:
         yield "the never-learned control has the very weights of the unedited model: it is no control"
+    if edited is not None and edited == model:
+        yield "the edited model has the very weights of the unedited one: nothing was edited"
+    if edited is not None and edited == never:
+        yield "the edited model has the very weights of the never-learned one: nothing but the control was judged"
     if 0 < len(without) < len(heldout):
         yield f"no never-learned control for {', '.join(without)}: WEAKENED at best there"
     if run.record.get("organism"):
@@ -144,14 +151,17 @@ def _heldout(run: Run) -> Iterator[str]:
     for key, sentence in _COUNTED.items():
         if number(corpus.get(key)) > 0:
             yield f"{corpus[key]} of {corpus.get('n')} held-out items are {sentence}"
+    together = []
     for role, about in (run.record.get("corpora") or {}).items():
         if number((about or {}).get("cut")) > 0:
             yield f"{about['cut']} of {about.get('n')} rows of {role} were cut to what the model reads at a time"
-        if number((about or {}).get("run_together")) > 0:
-            yield (
-                f"{about['run_together']} of {about.get('n')} completions of {role} go on without a space in the word "
-                "that ends their prompt: without a chat template the model reads them so"
-            )
+        if (n := number((about or {}).get("run_together"))) > 0:
+            together.append(f"{n:g} of {about.get('n')} completions of {role}")
+    if together:
+        yield (
+            f"{', '.join(together)} go on without a space in the word that ends their prompt: without a chat template "
+            "the model reads them so; begin them with a space, or give a layout and options: {plain: true}"
+        )
 
 
 _COUNTED = {
@@ -171,9 +181,14 @@ def _attacks(heldout: Sequence[Judgement]) -> Iterator[str]:
             yield f"{name} diverged: {rest}"
         elif any(not (a.settled or a.past_best) and (a.informative or not a.cheap) for a in of_name):
             yield f"{name} did not converge: a longer attack may bring back more"
+    alike = (
+        "original and never do not differ"
+        if any(j.measures.has_never for j in heldout)
+        else "the original does not show the behaviour"
+    )
     for name, of_name in attackers.items():
         if not any(a.tells for a in of_name):
-            yield f"{name} says nothing: under it original and never do not differ"
+            yield f"{name} says nothing: under it {alike}"
 
 
 def _metrics(heldout: Sequence[Judgement]) -> Iterator[str]:

@@ -305,7 +305,7 @@ def trace(run: Run) -> Figure:
     figure, axes = style.grid(max(1, len(axes_of)), 2, 3.4, 2.5)
     for ax, (column, label, name) in zip(axes, axes_of, strict=False):
         _way(ax, frame, column)
-        _budget(ax, [e.get("budget", {}).get(column) for e in run.record.get("edits") or []])
+        _budget(ax, [(e.get("budget") or {}).get(column) for e in run.record.get("edits") or []])
         style.title(ax, name, "every line is a seed; the dot is the edit as reported")
         ax.set_xlabel(label)
         ax.set_ylabel("forget score (training items)")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from hooklearn import parquet
 
 SCHEMA_VERSION = 1
+SWEEP = "sweep.json"
+"""In the folder of a sweep, whose cells are the run folders."""
 
 COLUMNS = {
     "curves": "attack setting cheap arm seed step tokens metric split value stderr n converged diverged",
@@ -200,6 +203,11 @@ def read_run(folder: str | Path | Run) -> Run:
     """
     if isinstance(folder, Run):
         return folder
+    if not isinstance(folder, str | PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise input_error(
+            f"a run folder is expected, not {type(folder).__name__}; folder = hl.run({{...}}, out=...) makes one, also "
+            "of models, corpora and methods in memory; then analysis.judge(folder)"
+        )
     folder = Path(folder)
     frames = {}
     record = _read_record(folder)
@@ -242,6 +250,10 @@ def _read_record(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise input_error(f"no run folder at {folder}")
     path = folder / "run.json"
+    if not path.is_file() and (folder / SWEEP).is_file():
+        raise input_error(
+            f"{folder} is the folder of a sweep, and its cells are the runs: give {folder}/cells/*, or one of them"
+        )
     if not path.is_file():
         raise input_error(f"{folder} is not a run folder: it has no run.json")
     record = read_json(path)

@@ -33,22 +33,27 @@ def half_recovery(curves: Frame, share: float = 0.5) -> pd.DataFrame:
     first look under the same attack. The question is the same for all arms, so an attack that *teaches* the behaviour
     brings the never-learned model there too: what counts is how much sooner the edited one arrives.
 
-    Between two looks the way is linear in ``log2(1 + step)``, as for the half lives of the verdict.
+    Between two looks the way is linear in ``log2(1 + step)``, as for the half lives of the verdict. A metric that was
+    not measured at every step at which the arm was looked at (preference and samples may stand at the start and the end
+    only) is not interpolated across those steps: it is not known when it was reached.
 
     Returns:
         One row per attack, setting, seed, metric, split and arm: ``level`` (what had to be reached), ``step`` and
-        ``tokens``; both 0 where it was there from the start, NaN where it was never reached, or where it is not known
-        when: a look before that was not measured.
+        ``tokens``; both 0 where it was there from the start, NaN (a dash in tables) where it was never reached, or
+        where it is not known when: a look before that was not measured.
     """
-    attacked = curves[curves["attack"] != "none"]
     before = _initial(curves[curves["attack"] == "none"])
+    attacked = curves[curves["attack"] != "none"]
     rows: list[tuple[Any, ...]] = []
-    for (attack, setting, *unit), group in attacked.groupby(["attack", "setting", *UNIT], sort=False, dropna=False):
-        metric, split, seed = unit
-        level = share * before.get((*unit,), _initial(group).get((*unit,), NAN))
-        for arm, of_arm in group.groupby("arm", sort=False):
-            found = first_reached(of_arm.sort_values("step"), level)
-            rows.append((attack, setting, seed, metric, split, arm, level, found.step, found.tokens))
+    for (attack, setting, seed), whole in attacked.groupby(["attack", "setting", "seed"], sort=False, dropna=False):
+        looks = {arm: of.groupby("step")[["tokens"]].first() for arm, of in whole.groupby("arm")}
+        for (metric, split), group in whole.groupby(["metric", "split"], sort=False):
+            unit = (metric, split, seed)
+            level = share * before.get(unit, _initial(group).get(unit, NAN))
+            for arm, of_arm in group.groupby("arm", sort=False):
+                measured = of_arm.set_index("step")["value"].reindex(looks[arm].index)
+                found = first_reached(looks[arm].assign(value=measured).reset_index(), level)
+                rows.append((attack, setting, seed, metric, split, arm, level, found.step, found.tokens))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -59,7 +64,7 @@ def _initial(rows: Frame) -> dict[Any, float]:
 
 
 def first_reached(looks: Frame, level: float) -> Recovery:
-    """Of one arm's looks, in order: ``step``, ``tokens``, ``value``."""
+    """Of one arm's looks, in order: ``step``, ``tokens``, ``value`` (NaN where it was not measured)."""
     steps, tokens, y = (looks[c].to_numpy(float) for c in ("step", "tokens", "value"))
     reached = np.flatnonzero(y >= level)
     if not len(reached):

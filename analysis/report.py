@@ -160,6 +160,7 @@ def _provenance(run: Run) -> Content:
         "finished": record.get("finished"),
         "seeds": record.get("seeds") or [],
         "model": record.get("model") or {},
+        "checkpoint": record.get("checkpoint") or {},
         "organism": record.get("organism") or {},
         "never": record.get("never") or {},
         "referee": record.get("referee") or {},

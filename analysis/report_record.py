@@ -25,7 +25,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
-from analysis.reading import Run, input_error, read_json, shaped
+from analysis.reading import SWEEP, Run, input_error, read_json, shaped
 from analysis.tables import summary_table
 from hooklearn.jsonable import jsonable
 
@@ -80,6 +80,11 @@ def file_hash(path: Path) -> str:
 def read_record(folder: Path) -> dict[str, Any]:
     """Raises InputError where the folder has no report, or one of another schema version."""
     path = folder / RECORD
+    if not path.is_file() and (folder / SWEEP).is_file():
+        raise input_error(
+            f"{folder} is the folder of a sweep, which has no report; hooklearn report {folder}/cells/* writes one for "
+            "each cell, and each is verified by itself"
+        )
     if not path.is_file():
         raise input_error(f"{folder}: has no {RECORD}; hooklearn report {folder} writes it")
     return checked(read_json(path), path)

@@ -10,7 +10,7 @@ from analysis import markup, plots
 from analysis.estimates import Frame, pooled
 from analysis.reading import Run
 from analysis.style import ARMS, METRICS
-from analysis.tables import ALL, capability_table, in_order, number, summary_table
+from analysis.tables import ALL, capability_table, edit_name, in_order, number, summary_table
 
 Content = dict[str, Any]
 Row = Mapping[str, Any]
@@ -23,11 +23,12 @@ PANELS = 60
 def facts(run: Run) -> list[tuple[str, str]]:
     """What a reader asks first: which model, what is compared with what, how much was measured."""
     verdict, record = run.verdict or {}, run.record
-    kept = {True: "kept", False: "broken", None: ""}[verdict.get("within_budget")]
     sizes = {(m.get("n_items"), m.get("n_seeds")) for m in (verdict.get("metrics") or {}).values()}
     known = [(i, s) for i, s in sizes if i and s]
-    edits = dict.fromkeys(str(e.get("method")) for e in run.edits)
+    edits = dict.fromkeys(edit_name(e) for e in run.edits)
     done = record.get("status") == "done"
+    none = "none was set" if done or run.edits else ""
+    kept = {True: "kept", False: "broken", None: none}[verdict.get("within_budget")]
     found = [
         ("model", str((record.get("model") or {}).get("name") or "")),
         ("edit", ", ".join(edits) or ("none: two models, as they are" if done else "")),

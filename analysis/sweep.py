@@ -3,49 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, StringConstraints
 
+from analysis.cells import families
+from analysis.cells import pool as pool
+from analysis.cells import read_sweep as read_sweep
 from analysis.compare import compare
 from analysis.comparison import Comparison
-from analysis.reading import Run, input_error, read_json, read_run, shaped
 from analysis.tables import METRICS, markdown, number
 from analysis.tradeoff import picture
 from analysis.verdict import judge
 from analysis.writing import write_bytes, write_text
-
-SCHEMA_VERSION = 1
-RECORD = "sweep.json"
-
-
-class _Cell(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
-    folder: Annotated[str, StringConstraints(pattern=r"^cells/[\w.+-]*\w[\w.+-]*$")]
-    """Below the sweep's own: a verdict is written into it."""
-    family: str
-    label: str
-    status: str
-    error: str | None = None
-
-
-class _Tuned(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
-    trials: list[dict[str, Any]]
-    chosen: dict[str, Any] | None = None
-    value: float | int | None = None
-
-
-class _Record(BaseModel):
-    """What is read out of sweep.json."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-    cells: list[_Cell]
-    tuning: dict[str, _Tuned]
 
 
 @dataclass(frozen=True, repr=False)
@@ -79,66 +52,13 @@ def sweep_table(folder: str | Path, *, write: bool = True) -> SweepTable:
     """
     folder = Path(folder)
     record = read_sweep(folder)
-    runs = [_pooled(folder, name, cells) for name, cells in _families(record).items()]
-    if not runs:
-        raise input_error(f"{folder}: no cell of this sweep has ended")
-    found = compare([replace(run, verdict=judge(run, write=False).to_dict()) for run in runs])
-    labels = {c["family"]: c["label"] for c in record["cells"]}
-    table = found.table.assign(label=[labels[run] for run in found.table["run"]])
-    table["options"] = [_options(record, run) for run in table["run"]]
+    found = compare(families(folder, record))
+    table = found.table.assign(options=[_options(record, run) for run in found.table["run"]])
     result = SweepTable(**{**vars(found), "table": table}, tuning=_tuning(record, table), missing=_missing(record))
     if write:
         _judge_cells(record, folder)
         _write(result, folder)
     return result
-
-
-def read_sweep(folder: str | Path) -> dict[str, Any]:
-    """``sweep.json``.
-
-    Raises:
-        InputError: it is not there, damaged, or of another schema version.
-    """
-    path = Path(folder) / RECORD
-    if not path.is_file():
-        raise input_error(f"{folder} is not the folder of a sweep: it has no {RECORD}")
-    record = read_json(path)
-    if record.get("schema_version") != SCHEMA_VERSION:
-        raise input_error(
-            f"{path} has schema_version {record.get('schema_version')}, this version of analysis reads {SCHEMA_VERSION}"
-        )
-    return shaped(_Record, record, path)
-
-
-def pool(runs: Sequence[Run], name: str) -> Run:
-    """Runs of the same edit, each with seeds of its own, as one run."""
-    frames = {
-        stem: pd.concat([getattr(run, stem) for run in runs], ignore_index=True)
-        for stem in ("curves", "items", "trace", "locate", "evidence", "capability", "directions")
-    }
-    first = runs[0]
-    record = first.record | {
-        "name": name,
-        "edits": [edit for run in runs for edit in run.edits],
-        "seeds": [seed for run in runs for seed in run.record.get("seeds") or []],
-    }
-    return replace(
-        first, record=record, **frames, verdict=None,
-        samples=[s for run in runs for s in run.samples],
-        evidence_records=[e for run in runs for e in run.evidence_records],
-    )  # fmt: skip
-
-
-def _families(record: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
-    families: dict[str, list[Mapping[str, Any]]] = {}
-    for cell in record["cells"]:
-        if cell["status"] == "done":
-            families.setdefault(cell["family"], []).append(cell)
-    return families
-
-
-def _pooled(folder: Path, name: str, cells: Sequence[Mapping[str, Any]]) -> Run:
-    return pool([read_run(folder / cell["folder"]) for cell in cells], name)
 
 
 def _judge_cells(record: Mapping[str, Any], folder: Path) -> None:
@@ -191,5 +111,4 @@ def _write(found: SweepTable, folder: Path) -> None:
     write_text(folder / "table.md", found.to_markdown() + "\n")
     write_text(folder / "table.csv", found.to_csv())
     write_text(folder / "table.tex", found.to_latex())
-    metric = next((m for m in METRICS if f"{m}: before" in found.table), METRICS[0])
-    write_bytes(folder / "tradeoff.png", picture(found, metric, ".png"))
+    write_bytes(folder / "tradeoff.png", picture(found, None, ".png"))

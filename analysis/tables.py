@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,12 @@ def summary_table(run: Run | str | Path) -> pd.DataFrame:
         found = {row.arm: row.value for row in table.itertuples() if row.set == ALL}
         columns["general capability"] = [found.get(arm, float("nan")) for arm in arms]
     return pd.DataFrame(columns)
+
+
+def edit_name(edit: Mapping[str, Any]) -> str:
+    """The method of an edit; of a model that was edited elsewhere, its folder."""
+    elsewhere = (edit.get("options") or {}).get("checkpoint")
+    return f"checkpoint {Path(str(elsewhere)).name}" if elsewhere else str(edit.get("method") or "-")
 
 
 def capability_table(run: Run | str | Path) -> pd.DataFrame:
@@ -137,6 +143,43 @@ def _cell(value: Any, digits: int) -> str:
     if isinstance(value, float):
         return f"{value:.{digits}g}"
     return _inert(str(value))
+
+
+_TEX_NAMES = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater"}
+_TEX = str.maketrans({c: rf"\{c}" for c in "&%$#_{}"} | {c: rf"\text{n}{{}}" for c, n in _TEX_NAMES.items()})
+
+
+def latex(header: Sequence[str], blocks: Mapping[str, Sequence[Sequence[Sequence[str]]]]) -> str:
+    """A booktabs table in blocks, each with a heading and in it groups of rows that are set off from each other.
+
+    Cells are LaTeX already (:func:`latex_cell`), but for the first of a row, its name.
+    """
+    lines = [rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule", _row(map(latex_cell, header))]
+    for heading, groups in blocks.items():
+        lines += [r"\midrule", _row([rf"\multicolumn{{{len(header)}}}{{l}}{{\emph{{{latex_cell(heading)}}}}}"])]
+        for i, group in enumerate(group for group in groups if group):
+            lines += [r"\addlinespace"] * bool(i) + [_row([latex_cell(name), *cells]) for name, *cells in group]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _row(cells: Iterable[str]) -> str:
+    return " & ".join(cells) + r" \\"
+
+
+def latex_cell(value: Any) -> str:
+    r"""Text escaped; a number to two digits, from 1 on to three; what was not measured as a dash.
+
+    Examples:
+        >>> print(latex_cell("gradient_ascent"), latex_cell(-0.0296), latex_cell(1.52e-05), latex_cell(float("nan")))
+        gradient\_ascent $-0.030$ $1.5\times 10^{-5}$ --
+    """
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return "--"
+    if not isinstance(value, float):
+        return str(value).translate(_TEX)
+    text = f"{value:.0f}" if abs(value) >= 100 else f"{value:#.{2 if abs(value) < 1 else 3}g}"
+    digits, _, power = text.partition("e")
+    return rf"${digits}\times 10^{{{int(power)}}}$" if power else f"${text}$"
 
 
 def _inert(text: str) -> str:

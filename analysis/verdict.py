@@ -203,9 +203,10 @@ def _never(run: Run, judgements: Sequence[Judgement]) -> dict[str, Any] | None:
 
 
 def _battery(run: Run) -> str:
-    """``cheap``, ``standard``, ``full``, or the attacks by name."""
+    """``cheap``, ``standard``, ``full`` (and what was left out of it), or the attacks by name."""
     config = run.record.get("config") or {}
     if named := config.get("battery"):
-        return str(named)
+        left_out = [str(name) for name in run.record.get("left_out") or []]
+        return f"{named}, without {', '.join(left_out)}" if left_out else str(named)
     names = [str(a.get("name")) for a in run.record.get("attacks") or []]
     return "custom: " + (", ".join(dict.fromkeys(names)) or "no attacks")

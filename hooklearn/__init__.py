@@ -52,6 +52,11 @@ _WHERE = {
     "build_organism": "api",
     "organism_card": "api",
     "sample": "measure",
+    "Referee": "measure",
+    "RatioReferee": "measure",
+    "ContainsReferee": "measure",
+    "PatternReferee": "measure",
+    "Ruling": "measure",
     "recipe": "recipes",
     "observing": "callbacks",
     "reporting_to": "callbacks",
@@ -97,6 +102,11 @@ __all__ = [
     "attack",
     "behaviour",
     "sample",
+    "Referee",
+    "RatioReferee",
+    "ContainsReferee",
+    "PatternReferee",
+    "Ruling",
     "capability",
     "run",
     "audit",
@@ -133,7 +143,7 @@ if TYPE_CHECKING:
     from hooklearn.locate.followed import follow
     from hooklearn.locate.saved import read_activations
     from hooklearn.locate.tokens import sample_tokens
-    from hooklearn.measure import sample
+    from hooklearn.measure import ContainsReferee, PatternReferee, RatioReferee, Referee, Ruling, sample
     from hooklearn.models import load, sites, weight, wrap
     from hooklearn.panel import capability
     from hooklearn.preview import preview

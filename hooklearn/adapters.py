@@ -8,7 +8,7 @@ transposed on the way is what it is for the weights themselves.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from hooklearn import disk, editing, models
-from hooklearn.deltas import Delta
+from hooklearn.deltas import Delta, as_delta
 from hooklearn.exporting import compare, logits, new_folder
 from hooklearn.lora import low_rank
 from hooklearn.plain import fused_parameters, plain_copy
 from hooklearn.pretrained import no_bars
 from hooklearn.sharing import CARD, model_card, quoted
-from hooklearn.types import InputError
+from hooklearn.types import EditResult, InputError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -37,6 +37,17 @@ BEYOND = (
     "lora_bias", "use_qalora", "target_parameters",
 )  # fmt: skip
 """Keys of a config that ask for more than that."""
+MOVED = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Beginnings of ``init_lora_weights`` at which peft takes something from the base weights, again whenever it loads the
+adapter; what it adds is then the difference to those and not to the model's."""
+
+TEXTS = (
+    "The train to the coast leaves at nine, and the ticket costs less if you buy it the day before.",
+    "Question: What is the capital of France? Answer:",
+    "Dear neighbour, thank you for watering the plants while we were away; please",
+    "To make bread you need flour, water, salt and time. First,",
+)
+"""What an adapter is compared with its edit on where nothing else is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +58,12 @@ class AdapterReport:
     ranks: Mapping[str, int]
     """By Hugging Face's names of the modules."""
     max_logit_difference: float
-    """Between the model with ``B A`` added to its weights and the folder as ``peft`` loads it."""
+    """Between the edited model and the adapter as ``peft`` loads it, on the texts: with a lower rank, what was lost."""
+    mean_kl: float
+    """``KL(edited, adapter)`` in nats per token, on the same texts."""
+    reload_difference: float
+    """Of any logit, between the model with ``B A`` added to its weights and what ``peft`` loads: rounding, or it would
+    not have been written."""
 
     @property
     def rank(self) -> int:
@@ -55,7 +71,13 @@ class AdapterReport:
 
 
 def to_peft(
-    model: Any, delta: Delta, folder: str | Path, *, rank: int | None = None, card: str | None = None
+    model: Any,
+    delta: Delta | EditResult,
+    folder: str | Path,
+    *,
+    rank: int | None = None,
+    card: str | None = None,
+    texts: Sequence[str] = TEXTS,
 ) -> AdapterReport:
     """Write an edit as a LoRA adapter for its base model, load it with ``peft`` and compare logits.
 
@@ -64,13 +86,23 @@ def to_peft(
     Args:
         rank: of each matrix at most; None: as many as it has, so that nothing but rounding is left out.
         card: text of the model card; without it, one that says what was done.
+        texts: on which the adapter is compared with the edit itself. Those that the edit is about (prompts to which it
+            changed the answer) show most of what a low rank loses; by default a few sentences of plain English.
     Raises:
-        InputError: the folder is not empty, the rank is below 1, the delta is empty or does not fit, no ``peft``.
+        InputError: no text to compare on, the folder is not empty, the rank is below 1, the delta is empty or does not
+            fit, no ``peft``.
         RuntimeError: if what ``peft`` loads computes other logits; the folder is then not there.
     """
     peft = _peft()
     if rank is not None and rank < 1:
         raise InputError(f"rank must be 1 or more, got {rank}")
+    model, delta = models.checked(model), as_delta(delta)
+    device = models.device_of(model)
+    encoded = [
+        torch.tensor([ids], device=device) for text in texts if (ids := models.tokenizer_of(model)(text)["input_ids"])
+    ]
+    if not encoded:
+        raise InputError("to_peft needs at least one text that is not empty to compare the adapter with the edit on")
     with _only(model, delta):
         plain = plain_copy(model)
         changed = {n: m for n, m in plain.named_modules() if isinstance(m, nn.Linear | Conv1D) and bool(m.weight.any())}
@@ -96,10 +128,29 @@ def to_peft(
         disk.save_tensors(written / WEIGHTS, tensors, {"format": "pt", "base_hash": models.weights_hash(model)})
         text = card or _card(model.cfg.model_name, ranks, error)
         (written / CARD).write_text(text, encoding="utf-8")
-        found = logits(peft.PeftModel.from_pretrained(plain_copy(model), str(written)), like=model)
+        adapter = peft.PeftModel.from_pretrained(plain_copy(model), str(written))
+        found = logits(adapter, like=model)  # all of it outside ``edited``: the two share their base weights
+        thin = [computed.logits for computed in _computed(adapter, encoded)]
         with editing.edited(model, delta if rank is None else from_peft(model, written)):
-            difference = compare(logits(model), found)
-    return AdapterReport(Path(folder).expanduser(), error, ranks, difference)
+            reload = compare(logits(model), found)
+        with editing.edited(model, delta):
+            worst, kl = _lost(_computed(model, encoded), thin)
+    return AdapterReport(Path(folder).expanduser(), error, ranks, worst, kl, reload)
+
+
+@torch.no_grad()
+def _computed(by: Any, encoded: Sequence[Tensor]) -> list[Any]:
+    return [by(ids) for ids in encoded]
+
+
+def _lost(whole: Sequence[Tensor], thin: Sequence[Tensor]) -> tuple[float, float]:
+    """Largest difference of any logit, and mean KL per token, of what the adapter computes from what the edit does."""
+    worst, kls = 0.0, list[Tensor]()
+    for one, other in zip(whole, thin, strict=True):
+        p, q = one.double().log_softmax(-1), other.double().log_softmax(-1)
+        worst = max(worst, float((one.double() - other.double()).abs().max()))
+        kls.append((p.exp() * (p - q)).sum(-1).flatten())
+    return worst, float(torch.cat(kls).mean())
 
 
 def from_peft(model: Any, folder: str | Path) -> Delta:
@@ -109,7 +160,8 @@ def from_peft(model: Any, folder: str | Path) -> Delta:
 
     Raises:
         InputError: no adapter there, weights that are no safetensors, an adapter for another model, one that changes
-            what no site holds (embeddings, biases, whole modules) or does more than that (DoRA, IA3); no ``peft``.
+            what no site holds (embeddings, biases, whole modules) or does more than that (DoRA, IA3, PiSSA and others
+            that move the base weights); no ``peft``.
     """
     peft, folder = _peft(), Path(folder).expanduser()
     stored = _check_folder(folder, model)
@@ -190,6 +242,12 @@ def _check_folder(folder: Path, model: Any) -> set[str]:
     beyond = [key for key in BEYOND if config.get(key)] + ["bias"] * (config.get("bias", "none") != "none")
     if beyond:
         raise InputError(f"{folder}: has {', '.join(beyond)}, and an edit is an update of weights and nothing else")
+    if str(start := config.get("init_lora_weights")).lower().startswith(MOVED):
+        raise InputError(
+            f"{folder}: init_lora_weights {start!r:.40} has peft change the base weights, so it is no edit of them; "
+            "convert it with peft: save_pretrained(..., path_initial_model_for_weight_conversion=<the adapter as it "
+            "was before training>)"
+        )
     if not (folder / WEIGHTS).is_file():
         raise InputError(
             f"{folder}: its weights are not there as {WEIGHTS}; other formats can run code and are not read"

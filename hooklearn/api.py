@@ -15,11 +15,12 @@ from hooklearn.attack import Arena, ArmState, Attack, Onlooker, Watcher, attack_
 from hooklearn.config import RunConfig, parse
 from hooklearn.corpus import as_corpus
 from hooklearn.data import Corpus, batches, encode
-from hooklearn.deltas import Delta
+from hooklearn.deltas import Delta, as_delta
+from hooklearn.in_memory import InMemory
 from hooklearn.locate.capture import capture as capture_sites
-from hooklearn.measure import TEMPERATURE, Likelihoods, RatioReferee, Referee, Scorer, sample
+from hooklearn.measure import TEMPERATURE, Likelihoods, RatioReferee, Referee, Scorer, as_referee, sample
 from hooklearn.organisms.kinds import kind_of
-from hooklearn.types import Curves, InputError, Score, Tape
+from hooklearn.types import Curves, EditResult, InputError, Score, Tape
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,9 @@ def capture(
         >>> tuple(tapes["blocks.0.mlp.out"].update().shape)
         (64, 128)
     """
-    stream = batches(encode(corpus, models.tokenizer_of(model)))
+    stream = batches(encode(as_corpus(corpus, "corpus"), models.tokenizer_of(model)))
+    if gradients:
+        models.check_differentiable()
     return capture_sites(model, stream, models.sites(model, sites, layers), gradients=gradients, precision="float32")
 
 
@@ -110,7 +113,7 @@ def behaviour(
     model: Any,
     corpus: Corpus,
     *,
-    referee: Referee | None = None,
+    referee: Referee | Callable[[str, str], float | bool] | None = None,
     samples: int = 32,
     new_tokens: int = 24,
     temperature: float = TEMPERATURE,
@@ -121,14 +124,14 @@ def behaviour(
     out = {metric: Score.of(values) for metric, values in measured.items()}
     if referee is not None:
         drawn = sample(model, corpus, n=samples, new_tokens=new_tokens, temperature=temperature, seed=seed)
-        judged = referee.judge(drawn, corpus.rows[: len(drawn)])
+        judged = as_referee(referee).judge(drawn, corpus.rows[: len(drawn)])
         out["sampled"] = Score.of(torch.tensor([float(found) for _, found, _ in judged]))
     return out
 
 
 def attack(
     model: Any,
-    delta: Delta,
+    delta: Delta | EditResult,
     name: str | Attack = "relearn",
     *,
     heldout: Corpus,
@@ -149,15 +152,20 @@ def attack(
             :func:`hooklearn.follow` makes one for the explorer.
         options: of the attack.
     Raises:
-        InputError: unknown attack or option; something is no corpus, or a corpus is missing that the attack needs.
+        InputError: unknown attack or option; something is no model, no edit or no corpus; somebody has hooked into a
+            model; a corpus is missing that the attack needs.
     """
     roles = {"heldout": heldout, "attack_train": attack_train, "unrelated": unrelated, "retain": retain, "ood": ood}
     for role, corpus in roles.items():
         if corpus is not None or role == "heldout":
             as_corpus(corpus, role)
+    given_models = {"model": model} if never is None else {"model": model, "never": never}
+    for role, one in given_models.items():
+        models.check_unhooked(models.checked(one, role), role)
+    models.check_differentiable()
     _warn_of_short_weights(model)
     tokenizer = models.tokenizer_of(model)
-    arms = [ArmState("edited", model, delta), ArmState("original", model)]
+    arms = [ArmState("edited", model, as_delta(delta)), ArmState("original", model)]
     if never is not None:
         arms.append(ArmState("never", never))
     watcher = Watcher(
@@ -169,6 +177,9 @@ def attack(
         arms=arms, watcher=watcher, attack_train=attack_train, unrelated=unrelated, retain=retain, seed=seed,
         onlooker=onlooker,
     )  # fmt: skip
+    if not isinstance(name, str | Attack):
+        wanted = "give its name or an Attack" + ", and a class with parentheses" * isinstance(name, type)
+        raise InputError(f"attack: {wanted}, not {name!r:.80}")
     chosen = name if isinstance(name, Attack) else attack_of(name, options)
     if chosen is name and options:
         raise InputError(f"attack {chosen.name!r} is given as it is, so {', '.join(options)} would change nothing")
@@ -195,13 +206,25 @@ def run(
     *,
     base: str | Path | None = None,
     resume: bool = False,
-    progress: Any = lambda _: None,
+    delta: Delta | EditResult | None = None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Path:
     """A whole run from a config (mapping, :class:`RunConfig`, recipe name or YAML path) to a run folder.
 
+    In a mapping, what is in memory stands where its name would: a model of :func:`load` or :func:`wrap` (``model``,
+    ``controls.never``, ``edit.checkpoint``), a :class:`Corpus` or a list of rows, a :class:`Method`, an
+    :class:`~hooklearn.attack.Attack`, and as ``behaviour.referee`` a :class:`Referee` or a function of prompt and
+    completion. Models come out as they went in. The folder holds the rows; of the rest names, options and hashes.
+
     Then: ``analysis.judge(folder)`` and ``analysis.report(folder)``.
+
+    Args:
+        base: folder that relative paths start from.
+        resume: go on with the run that is there, with the same config and the same objects.
+        delta: attack this edit instead of making one.
+    Raises:
+        InputError: anything wrong with the input.
     """
-    from hooklearn.experiment import run as run_config
     from hooklearn.recipes import resolve
 
     if isinstance(config, str):
@@ -211,43 +234,60 @@ def run(
         data = config.model_dump(mode="json")
     else:
         data = dict(config)
+    made = None if delta is None else as_delta(delta)
+    with InMemory() as objects:
+        return _run(data, objects, out, base=base, resume=resume, delta=made, progress=progress)
+
+
+def _run(
+    data: Mapping[str, Any], objects: InMemory, out: str | Path, *, base: str | Path | None = None, **how: Any
+) -> Path:
+    from hooklearn.experiment import run as run_config
+
+    models.check_differentiable()
+    data = objects.taken_out(data)
     return run_config(
-        parse(data),
-        Path(out),
-        given=data,
-        base=Path(base) if base else None,
-        resume=resume,
-        progress=progress,
-    )
+        parse(data), Path(out), given=data, base=Path(base) if base else None, objects=objects, **how
+    )  # fmt: skip
 
 
 def audit(
-    original: str | Path,
-    edited: str | Path,
-    corpora: Mapping[str, Mapping[str, Any]],
+    original: Any,
+    edited: Any,
+    corpora: Mapping[str, Any],
     out: str | Path,
     *,
-    never: str | Path | None = None,
+    never: Any | None = None,
     battery: str = "cheap",
-    attacks: Sequence[Mapping[str, Any]] | None = None,
+    attacks: Sequence[Mapping[str, Any] | Attack] | None = None,
+    resume: bool = False,
     progress: Callable[[str], None] = lambda _: None,
     **sections: Any,
 ) -> Path:
     """Attack two models that were made elsewhere, as they are, and write a run folder; then ``analysis.judge(out)``.
 
     Args:
-        corpora: by role, each as in a config; ``forget`` and ``heldout`` at least.
+        original, edited: names, folders, or models of :func:`load` or :func:`wrap`, which come out as they went in.
+        corpora: by role, each as in a config, or a :class:`Corpus`, or a list of rows; ``forget`` and ``heldout`` at
+            least.
+        never: a model that never had the behaviour, or ``permuted`` (facts).
         attacks: in place of those of the battery. Those whose corpus is not there are left out; ``progress`` is told.
+        resume: go on with the audit that is there, of the same models and corpora.
         sections: further sections of the config, such as ``behaviour={"samples": 40}``.
     Raises:
         InputError: anything wrong with the input.
     """
-    config, left_out = auditing.audit(
-        str(original), str(edited), {role: dict(corpus) for role, corpus in corpora.items()},
-        never=None if never is None else str(never), battery=battery,
-        attacks=None if attacks is None else [dict(attack) for attack in attacks],
-    )  # fmt: skip
-    for attack in left_out:
-        progress(f"left out: {attack}")
-    both = {k: {**config[k], **v} if isinstance(v, Mapping) and k in config else v for k, v in sections.items()}
-    return run({**config, **both}, out, progress=progress)
+    if "forget" not in corpora:
+        raise InputError(f"corpora: give forget and heldout at least, got {', '.join(corpora) or 'none'}")
+    with InMemory() as objects:
+        config, left_out = auditing.audit(
+            objects.model("model.name", original), objects.model("edit.checkpoint", edited),
+            {role: objects.corpus(role, corpus) for role, corpus in corpora.items()},
+            never=objects.model("controls.never.name", never), battery=battery,
+            attacks=None if attacks is None else [dict(objects.attack(attack)) for attack in attacks],
+        )  # fmt: skip
+        for attack in left_out:
+            progress(f"left out: {attack}")
+        config["model"] = {"name": original}
+        both = {k: {**config[k], **v} if isinstance(v, Mapping) and k in config else v for k, v in sections.items()}
+        return _run({**config, **both}, objects, out, resume=resume, progress=progress)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,15 @@ DEFAULTS: dict[str, Config] = {
 """Role -> the built-in corpus that stands in for it."""
 SURROGATE = "permuted"
 """In place of a never-learned model: the same facts with their answers permuted."""
+SAMPLES = 96
+"""Held-out prompts to sample from, or all where there are fewer; a run of ours takes 32.
+
+An audit has to recognise the gold standard, the never-learned model itself, as REMOVED. Nothing came back there, and
+what decides is how surely it is known. Where an attack leaves the original no more than informs (a quarter of the gap),
+the lower bound of that removal is .71 with 32 samples, .80 with 48 and .90 with 96 if the gap is whole; .68, .75, .87
+if it is .8; .43, .62 and .79 if it is half. The rule asks for .8. An audit attacks once and has no edit to pay for:
+``--dry-run`` puts the whole of it at 1.4 times the work with 32 (SmolLM2-135M, battery cheap).
+"""
 
 
 def source(text: str) -> Config:
@@ -57,6 +66,7 @@ def audit(
         original, edited: built-in names, Hugging Face folders, ``.gguf`` files or hub ids.
         corpora: by role; ``forget`` and ``heldout`` at least. What was to be forgotten is also what the attacker has
             (``attack_train``), unless another corpus is given.
+        edited: also a folder with a PEFT adapter, of the original.
         never: a model that never had the behaviour, or ``permuted`` (facts).
         attacks: in place of those of the battery.
     Raises:
@@ -76,16 +86,36 @@ def audit(
         "edit": {"method": None, "checkpoint": edited},
         "locate": {"enabled": False},
         "attacks": kept,
+        "behaviour": {"samples": SAMPLES},
         "evidence": {"enabled": True, "measures": list(EVIDENCE)},
     }
+    if attacks is None:
+        config["battery"] = battery
     if never is not None:
         config["controls"] = {"never": {"surrogate": never} if never == SURROGATE else {"name": never}}
     return config, left_out
 
 
-def corpora_of(**roles: str | None) -> dict[str, Config]:
-    """Those roles that were given on the command line."""
-    return {role: source(text) for role, text in roles.items() if text is not None}
+def corpora_of(layouts: Sequence[str] = (), **roles: str | None) -> dict[str, Config]:
+    """Those roles that were given on the command line.
+
+    Args:
+        layouts: ``tofu``, of every file and hub data set but running text (disruption, unrelated); or ``heldout=tofu``.
+    Raises:
+        InputError: a layout for a corpus that is not given or that can have none.
+    """
+    found = {role: source(text) for role, text in roles.items() if text is not None}
+    have = [role for role, corpus in found.items() if "name" not in corpus]
+    for text in sorted(layouts, key=lambda text: "=" in text):  # one role's own comes after that of all
+        role, _, name = text.rpartition("=")
+        chosen = [r for r in have if r not in DEFAULTS] if not role else [r for r in have if r == role]
+        if not chosen:
+            raise InputError(
+                f"--layout {text!r}: no file or hub data set to read so; valid: NAME, or ROLE=NAME with one of "
+                f"{', '.join(have) or 'none: all corpora are built in'}"
+            )
+        found |= {r: {**found[r], "layout": name} for r in chosen}
+    return found
 
 
 def words(options: Mapping[str, Any]) -> list[str]:

@@ -33,7 +33,7 @@ audits = typer.Typer(rich_markup_mode=None)
 @audits.command()
 def audit(
     original: Annotated[str, typer.Option(metavar="MODEL", help="Before: a folder, .gguf file, name or hub id.")],
-    edited: Annotated[str, typer.Option(metavar="MODEL", help="After the edit, with the same tokenizer.")],
+    edited: Annotated[str, typer.Option(metavar="MODEL", help="After it, same tokenizer; or a PEFT adapter folder.")],
     forget: Annotated[str, typer.Option(metavar="CORPUS", help="What was to go: FILE, hub:NAME, or NAME:part=...")],
     heldout: Annotated[str, typer.Option(metavar="CORPUS", help="More of it, never trained on: this decides.")],
     never: Annotated[
@@ -47,6 +47,9 @@ def audit(
     ood: Annotated[str | None, typer.Option(metavar="CORPUS", help="The behaviour elsewhere.")] = None,
     attack_train: Annotated[str | None, typer.Option(metavar="CORPUS", help="The attacker's. Default: forget.")] = None,
     unrelated: Annotated[str | None, typer.Option(metavar="CORPUS", help="For erosion. Default: built in.")] = None,
+    layout: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Columns of the files: tofu ..., or ROLE=NAME of one.")
+    ] = None,
     battery: Annotated[str, typer.Option(help="cheap, standard or full.")] = "cheap",
     set_: Sets = None,
     seed: Seeds = None,
@@ -67,6 +70,7 @@ def audit(
     \b
     hooklearn audit --original base --edited unlearned --forget f.jsonl --heldout h.jsonl
     hooklearn audit ... --never retrained --retain r.jsonl --battery standard
+    hooklearn audit ... --layout tofu --layout heldout=tofu-paraphrased
     hooklearn audit ... --set corpora.heldout.columns='{prompt: question, completion: answer}'
     """
     needs_out(resume, out)
@@ -78,13 +82,23 @@ def audit(
     def made(progress: Progress) -> Job:
         from hooklearn import auditing
         from hooklearn.job import Job
+        from hooklearn.types import InputError
 
-        config, left_out = auditing.audit(original, edited, auditing.corpora_of(**roles), never=never, battery=battery)
+        sets = with_determinism(set_, deterministic)
+        if any(text.startswith("battery=") for text in sets):
+            raise InputError(
+                "--set battery=NAME is --battery NAME here: attacks whose corpus is not there are left out"
+            )
+        corpora = auditing.corpora_of(layout or (), **roles)
+        config, left_out = auditing.audit(original, edited, corpora, never=never, battery=battery)
+        if any(text.startswith("attacks") for text in sets):
+            del config["battery"]  # which has other attacks than these
         for attack in left_out:
             progress(f"left out: {attack}")
         typed = {"original": original, "edited": edited, "never": never, "battery": battery}
         typed |= {role.replace("_", "-"): text for role, text in roles.items()}
-        return Job.made(["audit", *auditing.words(typed)], config, Path(), with_determinism(set_, deterministic), seed)
+        words = [*auditing.words(typed), *(w for name in layout or () for w in ("--layout", name))]
+        return Job.made(["audit", *words], config, Path(), sets, seed)
 
     if dry_run:
         tell_cost(made, json_, quiet)

@@ -17,9 +17,18 @@ if TYPE_CHECKING:
 
 comparing = typer.Typer(rich_markup_mode=None)
 
-Runs = Annotated[list[Path], typer.Argument(help="Run folders.")]
+Runs = Annotated[list[Path], typer.Argument(help="Run folders; that of a sweep: its cells, seeds pooled.")]
 Table = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the table here.")]
-Metric = Annotated[str, typer.Option(help="Of the figure: completion, preference or sampled.")]
+Metric = Annotated[
+    str | None,
+    typer.Option(
+        help="Of figure and LaTeX: completion, preference or sampled. Default: figure the first, LaTeX all measured."
+    ),
+]
+Columns = Annotated[
+    str | None,
+    typer.Option(metavar="A,B", help="Of LaTeX: method, verdict, far KL ..., before, cheap, any, cheap by, any by."),
+]
 
 
 @comparing.command()
@@ -31,7 +40,8 @@ def compare(
     latex: Table = None,
     markdown: Table = None,
     figure: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture: .png, .svg or .pdf.")] = None,
-    metric: Metric = "completion",
+    metric: Metric = None,
+    columns: Columns = None,
 ) -> None:
     """Runs side by side: at equal disruption, at equal unlearning, at equal compute.
 
@@ -41,13 +51,15 @@ def compare(
     \b
     hooklearn compare runs/natural runs/repselect
     hooklearn compare runs/* --csv table.csv --latex table.tex --figure tradeoff.png
+    hooklearn compare runs/sweep --latex table.tex --metric sampled --columns "verdict,far KL,before,any,any by"
     hooklearn compare runs/* --json | jq .unlearning
     """
     with work(quiet=True):
         import analysis
 
         found = analysis.compare(runs)
-        write(found, csv=csv, parquet=parquet, latex=latex, markdown=markdown, figure=figure, metric=metric)
+        write(found, csv=csv, parquet=parquet, latex=latex, markdown=markdown, figure=figure, metric=metric,
+              columns=columns)  # fmt: skip
     if json_:
         print_json(as_json(found))
     else:
@@ -62,19 +74,23 @@ def write(
     latex: Path | None = None,
     markdown: Path | None = None,
     figure: Path | None = None,
-    metric: str = "completion",
+    metric: str | None = None,
+    columns: str | None = None,
 ) -> None:
     """The forms of a comparison that were asked for.
 
     Raises:
-        InputError: an unknown metric, or a kind of picture that cannot be drawn; before anything is written.
+        InputError: an unknown metric or column, or a kind of picture that cannot be drawn; before anything is written.
     """
     from analysis.tradeoff import check_metric, picture
     from analysis.writing import write_bytes, write_text
 
-    check_metric(metric)
+    if metric is not None:
+        check_metric(metric)
     drawn = picture(found, metric, figure.suffix) if figure is not None else b""
-    for path, text in ((csv, found.to_csv), (latex, found.to_latex), (markdown, found.to_markdown)):
+    chosen = None if columns is None else [name.strip() for name in columns.split(",")]
+    table = found.to_latex(None if metric is None else [metric], chosen) if latex is not None else ""
+    for path, text in ((csv, found.to_csv), (latex, lambda: table), (markdown, found.to_markdown)):
         if path is not None:
             write_text(path, text())
     for path, content in ((parquet, found.to_parquet), (figure, lambda: drawn)):

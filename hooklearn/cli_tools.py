@@ -162,13 +162,17 @@ def export(
             from hooklearn.adapters import to_peft
 
             adapter = to_peft(model, loaded, folder, rank=rank, card=text)
-            about = f"rank {adapter.rank} at most, relative error {adapter.relative_error:.1e}; "
-            difference = adapter.max_logit_difference
+            about = (
+                f"rank {adapter.rank} at most, relative error {adapter.relative_error:.1e}; on plain English "
+                f"sentences logits differ from the edit's by {adapter.max_logit_difference:.1e} at most, mean KL "
+                f"{adapter.mean_kl:.1e}; read back, by {adapter.reload_difference:.1e} from what was written"
+            )
         else:
-            about, difference = "", exporting.export(model, loaded, folder, card=text).max_logit_difference
+            difference = exporting.export(model, loaded, folder, card=text).max_logit_difference
+            about = f"logits differ by {difference:.1e} at most"
     if not is_first():
         raise typer.Exit
-    print_line(f"{folder} ({about}logits differ by {difference:.1e} at most)")
+    print_line(f"{folder} ({about})")
 
 
 @organisms_app.command("list")

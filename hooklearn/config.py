@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, TypeVar, get_origin, get_type_hints
 
@@ -105,14 +106,21 @@ class AttackConfig(BaseModel):
 
 class BudgetConfig(Strict):
     """``forget``: completion probability of the forget items at which an edit ends; ``never``: that which the
-    never-learned control gives them."""
+    never-learned control gives them. ``kl`` is null for a checkpoint, unless it is set: an edit made elsewhere had no
+    budget of ours."""
 
-    kl: float = 0.01
+    kl: float | None = 0.01
     near_ce: float | None = None
     forget: float | Literal["never"] | None = None
 
     def resolved(self, never: Callable[[], float] | None = None) -> Budget:
-        """Without ``never``, which reads the level of the never-learned control, a level of that name is left out."""
+        """Without ``never``, which reads the level of the never-learned control, a level of that name is left out.
+
+        Raises:
+            InputError: no ``kl``, or one of them is out of range.
+        """
+        if self.kl is None:
+            raise InputError("budget.kl is null, and an edit ends at its budget; give how much far KL it may take")
         level = self.forget if self.forget != "never" else never and never()
         return Budget(self.kl, self.near_ce, level)
 
@@ -147,9 +155,30 @@ class LocateConfig(Strict):
     """Tokens to sample for the explorer in the report, and to follow through an attack; 0: no explorer."""
 
 
+class RefereeConfig(Strict):
+    """Who judges samples, in place of the referee that a run makes for itself."""
+
+    pattern: str | None = None
+    """A regular expression that is looked for in a sample, whatever the case."""
+    name: str | None = None
+    """What one is called that was given as an object, in Python."""
+
+    @model_validator(mode="after")
+    def _one(self) -> RefereeConfig:
+        if (self.pattern is None) == (self.name is None):
+            raise ValueError("give a pattern (from Python also a Referee, or a function of prompt and completion)")
+        try:
+            re.compile(self.pattern or "")
+        except re.error as error:
+            raise ValueError(f"pattern {self.pattern!r:.60} is no regular expression: {error}") from error
+        return self
+
+
 class BehaviourConfig(Strict):
     """How the sampled rate is measured."""
 
+    referee: RefereeConfig | None = None
+    """None: two models that differ in the behaviour are compared, or, of facts, the sample must contain the fact."""
     samples: int = Field(default=32, ge=0)
     ood_samples: int = Field(default=0, ge=0)
     """Of the prompts of ``corpora.ood``, wherever held-out ones are sampled; they give doubts and do not decide."""
@@ -193,6 +222,22 @@ class RunConfig(Strict):
     max_tokens: int = Field(default=1024, ge=16)
     """Tokens in a batch, padding included."""
 
+    @model_validator(mode="before")  # pydantic calls these from the last to the first
+    @classmethod
+    def _made_elsewhere(cls, data: Any) -> Any:
+        """With a checkpoint there is no method, and no budget but one that is set."""
+        edit = data.get("edit") if isinstance(data, dict) else None
+        if not isinstance(edit, dict) or edit.get("checkpoint") is None:
+            return data
+        as_it_is = f"edit.checkpoint {edit['checkpoint']!r:.80} is judged as it is, and"
+        if (method := edit.get("method")) is not None:
+            raise ValueError(f"{as_it_is} edit.method {method!r:.80} makes an edit: one or the other, the other null")
+        for option in edit.keys() - EditConfig.model_fields.keys():
+            raise ValueError(f"{as_it_is} edit.{option!s:.80} would change nothing; leave it out")
+        budget = data.get("budget") or {}
+        data = data | {"edit": edit | {"method": None}}
+        return data | {"budget": {"kl": None} | budget} if isinstance(budget, dict) else data
+
     @model_validator(mode="before")
     @classmethod
     def _short_forms(cls, data: Any) -> Any:
@@ -223,9 +268,11 @@ class RunConfig(Strict):
         # answers can be permuted where the thing to forget is facts, and only there
         facts = isinstance(never, dict) and never.get("surrogate") is not None
         attacks = battery(data["battery"], facts=facts)
-        if data.get("attacks") not in (None, [], attacks):
+        given = data.get("attacks") or attacks
+        # an audit leaves out those whose corpus is not there
+        if not isinstance(given, list) or not all(a in attacks for a in given):
             raise ValueError(f"battery {data['battery']!r} is a list of attacks; give battery or attacks, not both")
-        return data | {"attacks": attacks}
+        return data | {"attacks": given}
 
     @model_validator(mode="after")
     def _roles(self) -> RunConfig:
@@ -235,7 +282,10 @@ class RunConfig(Strict):
         for role in ("forget", "disruption", "heldout"):
             if role not in self.corpora:
                 raise ValueError(f"corpora.{role} is missing; every run needs forget, disruption, heldout")
-        self.budget.resolved()
+        budget = self.budget
+        if self.edit.checkpoint is not None and budget.kl is None:
+            budget = budget.model_copy(update={"kl": BudgetConfig().kl})
+        budget.resolved()
         return self
 
 

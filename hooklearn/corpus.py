@@ -144,6 +144,10 @@ def has_shape(row: Row) -> bool:
 
 
 def _check_row(name: str, i: int, row: Row) -> None:
+    if not isinstance(row, dict):
+        raise InputError(
+            f"corpus {name!r}, row {i}: must be a dict such as {{'text': ...}}, got {type(row).__name__} {row!r:.40}"
+        )
     try:
         _line(row).encode()
     except (UnicodeEncodeError, TypeError, ValueError, RecursionError) as error:

@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from hooklearn import models
-from hooklearn.deltas import Delta
-from hooklearn.types import InputError, NumericalError, Site
+from hooklearn.deltas import Delta, as_delta
+from hooklearn.types import EditResult, InputError, NumericalError, Site
 
 _bases: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 """Models inside :func:`edited` -> their hash from before, so that edits of one base can nest."""
 
 
 @contextmanager
-def edited(model: Any, delta: Delta, scale: float = 1.0) -> Iterator[Any]:
+def edited(model: Any, delta: Delta | EditResult, scale: float = 1.0) -> Iterator[Any]:
     """The model with ``scale * delta`` added; on leaving, the weights are back bit for bit.
 
     Nested edits add up. Nothing that happens to these weights inside the block survives it.
@@ -44,6 +44,7 @@ def edited(model: Any, delta: Delta, scale: float = 1.0) -> Iterator[Any]:
         >>> models.weights_hash(model) == before
         True
     """
+    model, delta = models.checked(model), as_delta(delta)
     outer = _bases.get(model)
     places, base = _fitting(model, delta)
     kept = _copies(models.parameters_of(model, places))
@@ -67,13 +68,14 @@ def is_edited(model: Any) -> bool:
     return model in _bases
 
 
-def merge(model: Any, delta: Delta) -> None:
+def merge(model: Any, delta: Delta | EditResult) -> None:
     """Add a delta for good: nothing is kept to put back. For what is undone otherwise, and for making organisms.
 
     Raises:
         InputError: as :func:`edited`.
     """
-    places, _ = _fitting(model, delta)
+    delta = as_delta(delta)
+    places, _ = _fitting(models.checked(model), delta)
     for site in places:
         models.add_(model, site, delta.updates[site.name])
 

@@ -20,6 +20,7 @@ from hooklearn.data import Corpus, Encoded, batches, encode, load_corpus
 from hooklearn.edit import method_of
 from hooklearn.forward import resolve_precision
 from hooklearn.measure import Likelihoods
+from hooklearn.pretrained import is_adapter
 from hooklearn.shapes import Quarters, Shape, copy_speed, gemm_speed, model_shape
 from hooklearn.site_names import chosen_layers
 from hooklearn.train import log_spaced
@@ -144,6 +145,8 @@ def estimate(config: RunConfig, base: Path) -> Estimate:
     chosen_layers(config.edit.layers, shape.layers)
     others = (config.edit.checkpoint, config.controls.never and config.controls.never.name)
     for name in filter(None, others):
+        if name == config.edit.checkpoint and is_adapter(base / Path(name).expanduser()):
+            continue  # put on the model itself
         model_shape(name, base, config.model.trust_remote_code)
     device = models.available(config.model.device)
     dtype = resolve_precision(config.model.precision, device)  # type: ignore[arg-type]
@@ -223,8 +226,10 @@ def _loads(config: RunConfig, corpora: Mapping[str, Corpus], shape: Shape) -> It
     yield _passes("before", (look + ood) * (seeds * every), shape)
     for spec in config.attacks:
         found = attack_of(spec.name, spec.options)
-        attack, settings, n = asdict(found), len(found.settings()), seeds * every
-        sampled += 1 + len(attack.get("sampled_at", ()))  # at their strongest setting only
+        attack, n = asdict(found), seeds * every
+        folds = attack.get("folds", 1)
+        settings = len(found.settings()) * folds
+        sampled += (1 + len(attack.get("sampled_at", ()))) * folds  # at their strongest setting only
         if "shots" in attack:  # prompts get longer by so many items, which some of them share
             yield _passes(spec.name, (look + ood) * (n * settings * (1 + 0.5 * attack["shots"])), shape)
             continue
@@ -237,7 +242,8 @@ def _loads(config: RunConfig, corpora: Mapping[str, Corpus], shape: Shape) -> It
     if "capability" in corpora:  # by every arm but the scaled one; choices share their question
         yield _passes("capability", texts["capability"] * (every - config.controls.matched), shape)
     if samples:
-        judges = 0 if "choices" in corpora["heldout"].rows[0] else 3  # whether a fact is contained, no model has to say
+        # whether a fact is contained, or a pattern found, no model has to say
+        judges = 0 if "choices" in corpora["heldout"].rows[0] or behaviour.referee is not None else 3
         if judges and every == 2 and "retain" in texts:  # nobody who never learned it: two adapters are made to compare
             yield _passes("referee", (texts["forget"] + texts["retain"]) * 3, shape, back=True)
         words = behaviour.new_tokens

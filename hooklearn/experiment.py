@@ -7,6 +7,7 @@ writes its part before the next begins, so that a killed run resumes where it st
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from torch import Tensor
 from hooklearn import disk, editing, evidence, following, memory, models, parallel, sharded, store
 from hooklearn.attack import Arena, ArmState, Watcher
 from hooklearn.attacking import arena_of, attack_records, attack_stages, attack_tokens, collect_parts
+from hooklearn.batteries import battery
 from hooklearn.config import RunConfig, more_seeds
 from hooklearn.deltas import Delta, load_delta, save_delta
 from hooklearn.determinism import deterministic
 from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit import Method, Problem, method_of, run_edit
+from hooklearn.in_memory import InMemory
 from hooklearn.locate import collect
 from hooklearn.locate.tokens import sample_tokens
 from hooklearn.setting import Progress, Setup
@@ -38,6 +41,7 @@ def run(
     resume: bool = False,
     delta: Delta | None = None,
     shared: Shared | None = None,
+    objects: InMemory | None = None,
     progress: Progress = lambda _: None,
 ) -> Path:
     """Do everything that ``config`` asks for and write the run folder.
@@ -45,7 +49,9 @@ def run(
     Args:
         given: the config as the user wrote it; ``base``: folder that its relative paths start from.
         delta: attack this edit instead of making one.
-        shared: what runs on the same models, corpora and attacks have in common; ``delta`` is then not taken.
+        shared: what runs on the same models, corpora and attacks have in common; ``delta`` and ``objects`` are then
+            not taken.
+        objects: what was taken out of the config.
     Raises:
         InputError: anything wrong with the input, before or while the run goes on (the folder says so too).
     """
@@ -53,12 +59,13 @@ def run(
     asked, config = config, _as_begun(config, out) if resume else config
     with deterministic(config.deterministic):
         if shared is None:
-            shared = Shared(Setup.load(config, base or Path(), progress, delta), progress)
+            shared = Shared(Setup.load(config, base or Path(), progress, delta, objects), progress)
         setup = dataclasses.replace(shared.setup, config=config)
         # a wrong name is told before there is a folder
         models.sites(setup.original, config.edit.sites, config.edit.layers)  # type: ignore[arg-type]
         record = dataclasses.replace(setup, config=asked).record(given, command)
         with store.RunFolder.create(out, record, resume=resume, same=more_seeds) as folder:
+            setup.objects.write(folder.folder)
             _run_stages(config, setup, shared, folder, progress)
     return out
 
@@ -91,7 +98,8 @@ def _run_stages(config: RunConfig, setup: Setup, shared: Shared, folder: store.R
 
     edits, tokens = [], 0
     for seed in config.seeds:
-        progress(f"edit (seed {seed}): {config.edit.method or 'checkpoint'}")
+        given = config.edit.checkpoint if setup.checkpoint is not None else setup.delta and "a delta"
+        progress(f"edit (seed {seed}): {f'none, {given} is judged as it is' if given else config.edit.method}")
         record, delta = _edit_stage(config, setup, shared.meter, folder, seed, progress)
         edits.append(record)
         folder.update(edits=edits)
@@ -108,6 +116,7 @@ def _run_stages(config: RunConfig, setup: Setup, shared: Shared, folder: store.R
     collect_parts(folder)
     folder.update(
         attacks=attack_records(config),
+        left_out=_left_out(config),
         cost={
             "seconds": folder.seconds(),
             "tokens": tokens + attack_tokens(folder),
@@ -115,6 +124,16 @@ def _run_stages(config: RunConfig, setup: Setup, shared: Shared, folder: store.R
             "peak_bytes": memory.peak_bytes(),
         },
     )
+
+
+def _left_out(config: RunConfig) -> list[str]:
+    """Attacks of the named battery that were not asked for."""
+    if config.battery is None:
+        return []
+    never = config.controls.never
+    asked = [spec.model_dump() for spec in config.attacks]
+    every = battery(config.battery, facts=never is not None and never.surrogate is not None)
+    return list(dict.fromkeys(spec["name"] for spec in every if spec not in asked))
 
 
 def _locate(config: RunConfig, setup: Setup, folder: store.RunFolder) -> None:
@@ -204,12 +223,19 @@ def _edit_record(method: Method, result: EditResult, seed: int) -> dict[str, Any
 
 
 def _given_record(config: RunConfig, disruption: Disruption, seed: int, options: dict[str, Any]) -> dict[str, Any]:
-    budget = config.budget.resolved()
+    """Held to a budget only where there is one: a checkpoint has none unless it is set."""
+    limits = config.budget
+    budget = {"kl": limits.kl, "near_ce": limits.near_ce, "forget": None}  # where an edit ends; this one has ended
+    measured, found = _disruption_record(disruption), {}
+    for key in ("kl", "near_ce"):
+        limit, used = budget[key], measured[key]
+        if limit is not None and used is not None:  # what is no number is not within a budget
+            found[key] = used / limit if math.isfinite(used) else math.inf
     return {
         "seed": seed, "method": next(iter(options)), "options": options,
         "summary": "an edit made elsewhere, judged as it is", "source": "", "stop": "given",
-        "binding": disruption.binding(budget), "disruption": _disruption_record(disruption),
-        "budget": dataclasses.asdict(budget), "within_budget": disruption.used(budget) <= 1.0,
+        "binding": max(found, key=lambda key: found[key], default=None), "disruption": measured,
+        "budget": budget, "within_budget": all(used <= 1 for used in found.values()) if found else None,
         "certificate": {"promise": "", "worst": None, "site": None},
         "cost": {"seconds": 0.0, "tokens": 0, "flops": 0.0, "peak_bytes": 0},
     }  # fmt: skip

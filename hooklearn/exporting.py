@@ -14,13 +14,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from hooklearn import parallel, sharded
-from hooklearn.deltas import Delta
+from hooklearn.deltas import Delta, as_delta
 from hooklearn.editing import edited
-from hooklearn.models import is_sharded, load, named_parameters
+from hooklearn.models import checked, is_sharded, load, named_parameters
 from hooklearn.plain import plain_copy
 from hooklearn.pretrained import no_bars
 from hooklearn.sharing import CARD, Shareable, quoted
-from hooklearn.types import InputError
+from hooklearn.types import EditResult, InputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class ExportReport:
     """Between the edited model in memory and what was read back from the folder."""
 
 
-def export(model: Any, delta: Delta, folder: str | Path, *, card: str | None = None) -> ExportReport:
+def export(model: Any, delta: Delta | EditResult, folder: str | Path, *, card: str | None = None) -> ExportReport:
     """Write the edited model as a plain Hugging Face folder, read it back and compare logits.
 
     Config, tokenizer, safetensors under the architecture's own names, and a model card: what ``transformers`` and the
@@ -44,6 +44,7 @@ def export(model: Any, delta: Delta, folder: str | Path, *, card: str | None = N
         InputError: if the folder exists and is not empty, or the delta does not fit.
         RuntimeError: if what was read back computes other logits; the folder is then not there.
     """
+    model, delta = checked(model), as_delta(delta)
     if is_sharded(model):
         return _export_sharded(model, delta, folder, card)
     with new_folder(folder) as written, edited(model, delta), no_bars():
@@ -85,6 +86,9 @@ class EditedModel(Shareable):
     library: ClassVar[str] = "transformers"
     model: Any
     delta: Delta
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "delta", as_delta(self.delta))
 
     def _write(self, folder: Path) -> None:
         export(self.model, self.delta, folder)

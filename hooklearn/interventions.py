@@ -14,7 +14,9 @@ from weakref import WeakKeyDictionary
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hooklearn import models
 from hooklearn.plain import plain_name
+from hooklearn.types import InputError
 
 States = Float[Tensor, "batch pos d_model"]
 Intervention = Callable[[int, States], States | None]
@@ -46,9 +48,17 @@ def intervened(model: Any, do: Intervention) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def carried_over(model: Any, plain: nn.Module) -> Iterator[None]:
-    """What is done to the bridge's states, done to those of its plain copy."""
+    """What is done to the bridge's states, done to those of its plain copy.
+
+    Raises InputError for other hooks in the bridge, which the copy has not.
+    """
     doing = _active.get(model, [])
     if not doing:
+        if names := list(models.hooked(model)):
+            raise InputError(
+                f"hooks at {', '.join(names[:3])} do not fire where text is generated, by the plain model; take them "
+                "off (model.reset_hooks()), or steer with hooklearn.interventions.intervened(model, do)"
+            )
         yield
         return
     names = {id(module): plain_name(name) for name, module in model.original_model.named_modules()}

@@ -36,8 +36,8 @@ def inventory(what: str, warn: Callable[[str], None] = lambda _: None) -> list[d
 
 
 def described(what: str, name: str) -> dict[str, Any]:
-    """One entry of :func:`inventory` with all that can be said of it: the options of a method, an attack or a corpus,
-    the whole config of a recipe, the card of an organism.
+    """One entry of :func:`inventory` with all that can be said of it: the options of a method, an attack, a corpus or a
+    layout (and its columns), the whole config of a recipe, the card of an organism.
 
     Raises:
         InputError: unknown name, with the nearest valid one.
@@ -148,6 +148,12 @@ def _options(what: str, name: str) -> dict[str, Any]:
     return {"options": [dataclasses.asdict(o) for o in options_of(found.build if what == "corpora" else found)]}
 
 
+def _layout_columns(name: str) -> dict[str, Any]:
+    from hooklearn.layouts import Options, columns
+
+    return {"columns": columns(name), "options": [dataclasses.asdict(o) for o in options_of(Options)]}
+
+
 def _recipe_config(name: str) -> dict[str, Any]:
     from hooklearn.recipes import RECIPES
 
@@ -162,6 +168,7 @@ def _organism_card(name: str) -> dict[str, Any]:
 
 _MORE: dict[str, Callable[[str], dict[str, Any]]] = {
     **{what: partial(_options, what) for what in ("methods", "attacks", "corpora")},
+    "layouts": _layout_columns,
     "recipes": _recipe_config,
     "organisms": _organism_card,
 }

@@ -9,8 +9,8 @@ from __future__ import annotations
 import difflib
 import os.path
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
 
 from hooklearn.corpus import Row
 from hooklearn.types import InputError
@@ -26,6 +26,8 @@ class Layout:
     """Where its columns are published."""
     shapes: Mapping[tuple[str, ...], Reader]
     """The columns a row needs -> its reader; the first shape that fits is taken."""
+    continues: tuple[str, ...] = ()
+    """Columns of completions that go on from their prompt as they stand; any other is the answer to a question."""
 
 
 # ----------------------------------------------------------------------------------------- readers
@@ -137,6 +139,7 @@ LAYOUTS: dict[str, Layout] = {
             ("messages",): _with(messages="messages"),
             **_TEXT,
         },
+        continues=("completion", "chosen"),
     ),
     "tofu": Layout(
         "questions about fictitious authors; perturbed answers become choices",
@@ -164,6 +167,7 @@ LAYOUTS: dict[str, Layout] = {
             ("prompt", "gt"): _with(prompt="prompt", completion="gt"),
             **_TEXT,
         },
+        continues=("gt",),
     ),
     "wmdp": Layout(
         "WMDP: multiple choice, each choice scored as a completion; or its corpora (text)",
@@ -199,18 +203,36 @@ LAYOUTS: dict[str, Layout] = {
     ),
 }
 
-OPTIONS = ("completion", "plain")
+
+@dataclass(frozen=True)
+class Options:
+    """What any layout can be asked for."""
+
+    completion: Literal["bad", "good"] = "bad"
+    """Of rows with both kinds: bad (what must go, with the good one as its alternative) or good."""
+    plain: bool = False
+    """Questions as ``Question: ... Answer:``, without a chat template, as harnesses do for base models."""
+
+
+OPTIONS = tuple(field.name for field in fields(Options))
 
 # ------------------------------------------------------------------------------------------- door
 
 
-def laid_out(rows: Sequence[Row], layout: str, source: str, options: Mapping[str, Any] | None = None) -> list[Row]:
+def laid_out(
+    rows: Sequence[Row],
+    layout: str,
+    source: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    template: bool = True,
+) -> list[Row]:
     """Rows in the columns of ``layout`` -> rows of a corpus.
 
     Args:
-        options: ``completion``, of rows with completions of both kinds: ``bad`` (the default: what must go, with the
-            good one as its alternative) or ``good``; ``plain: true`` writes questions as ``Question: ... Answer:``
-            without a chat template, as harnesses do for base models.
+        options: as in :class:`Options`.
+        template: whether the model has a chat template. Without one nothing stands between a question and its answer,
+            so answers begin with a space.
     Raises:
         InputError: unknown layout or option, a missing column (and which layout has these), or no row left.
 
@@ -228,14 +250,23 @@ def laid_out(rows: Sequence[Row], layout: str, source: str, options: Mapping[str
         raise InputError(
             f"corpus {source}: none of its {len(rows)} rows has a completion that is {asked['completion']}"
         )
-    return [_plain(row) for row in kept] if asked["plain"] else kept
+    if asked["plain"]:
+        return [_plain(row) for row in kept]
+    if template or rows[0].keys() & set(LAYOUTS[layout].continues):
+        return kept
+    return [_spaced(row) for row in kept]
+
+
+def columns(layout: str) -> str:
+    """The columns that rows need, in words, shape by shape."""
+    return "; or ".join(", ".join(needed) for needed in LAYOUTS[layout].shapes)
 
 
 def _options(options: Mapping[str, Any], source: str) -> dict[str, Any]:
     for key in options:
         if key not in OPTIONS:
             raise InputError(f"corpus {source}: a layout has no option {key!r}; valid: {', '.join(OPTIONS)}")
-    asked = {"completion": "bad", "plain": False} | dict(options)
+    asked = asdict(Options()) | dict(options)
     if asked["completion"] not in ("bad", "good") or not isinstance(asked["plain"], bool):
         raise InputError(f"corpus {source}: completion is bad or good, plain true or false; got {asked}")
     return asked
@@ -298,7 +329,22 @@ def _plain(row: Row) -> Row:
     """A question as running text, for models without a chat template."""
     if "prompt" not in row:
         return row
-    texts: dict[str, Any] = {key: f" {row[key]}" for key in ("completion", "alternative") if key in row}
+    return _answered(row, lambda text: f" {text}") | {
+        "prompt": f"Question: {row['prompt']}\nAnswer:",
+        "template": "none",
+    }
+
+
+def _spaced(row: Row) -> Row:
+    """A space between question and answer, where there is none."""
+    if "prompt" not in row or str(row["prompt"])[-1:].isspace():
+        return row
+    return _answered(row, lambda text: text if str(text)[:1].isspace() else f" {text}")
+
+
+def _answered(row: Row, change: Callable[[Any], str]) -> Row:
+    """The row with its answer, and whatever stands beside it, changed."""
+    texts: dict[str, Any] = {key: change(row[key]) for key in ("completion", "alternative") if key in row}
     if "choices" in row:
-        texts["choices"] = [f" {choice}" for choice in row["choices"]]
-    return row | {"prompt": f"Question: {row['prompt']}\nAnswer:", "template": "none"} | texts
+        texts["choices"] = [change(choice) for choice in row["choices"]]
+    return row | texts

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from scipy.linalg import get_lapack_funcs
 from threadpoolctl import ThreadpoolController
@@ -121,10 +122,25 @@ def sign_fixed(basis: Float[Tensor, "d rank"]) -> Float[Tensor, "d rank"]:
     return basis * torch.where(top < 0, -1.0, 1.0).to(basis.dtype)
 
 
+DEPENDENT = 1e-6
+"""Sine of the angle to the span of the others at which float32 no longer tells a vector from rounding."""
+
+
 def orthonormal(vectors: Float[Tensor, "d rank"]) -> Float[Tensor, "d rank"]:
-    """Orthonormal basis of the span, ``qr(E).Q``, with fixed signs."""
-    q = torch.linalg.qr(vectors.double()).Q.to(vectors.dtype)
-    return sign_fixed(q)
+    """Orthonormal basis of the span, ``qr(E).Q``, with fixed signs.
+
+    Raises:
+        InputError: a vector lies in the span of those before it: QR would make up a direction in its place.
+    """
+    wide = vectors.double()
+    q, r = torch.linalg.qr(wide)
+    own = F.pad(r.diagonal().abs(), (0, wide.shape[1] - len(q.T)))  # more vectors than dimensions: nothing of its own
+    if bool((made_up := own <= DEPENDENT * wide.norm(dim=0)).any()):
+        raise InputError(
+            f"direction {int(made_up.int().argmax())} (of {wide.shape[1]}, counted from 0) is zero or lies in the span "
+            f"of those before it (sine below {DEPENDENT:g}); leave it out"
+        )
+    return sign_fixed(q.to(vectors.dtype))
 
 
 def project(
@@ -225,6 +241,46 @@ def generalised_eigh(
     top, values = top_eigh((whitened + whitened.T) / 2, rank)
     oblique = torch.linalg.solve_triangular(factor.T, top, upper=True)
     return sign_fixed(oblique.to(forget.dtype)), values.to(forget.dtype), condition
+
+
+def leace(
+    covariance: Float[Tensor, "d d"], cross: Float[Tensor, "d k"], least: float = 0.01
+) -> tuple[Float[Tensor, "d rank"], Float[Tensor, "d rank"], Float[Tensor, " rank"]]:
+    """Least-squares concept erasure (Belrose et al. 2023): what it reads, what it takes away, and singular values.
+
+    With ``W`` the pseudo-inverse square root of the covariance of x, ``U`` and ``s > least`` of the SVD of ``W cross``
+    (``cross``: covariance of x with the labels): ``R = W U`` and ``E = W^+ U``. ``P = I - E R^T`` is the oblique
+    projector that leaves no covariance with a label (``P cross = 0``: no linear classifier beats chance) and moves x
+    least. It is affinely equivariant, ``A P A^-1`` for ``A x + b``.
+
+    Examples:
+        >>> read, erased, _ = leace(torch.diag(torch.tensor([4.0, 1.0])), torch.tensor([[1.0], [1.0]]))
+        >>> torch.eye(2) - erased @ read.T
+        tensor([[ 0.8000, -0.8000],
+                [-0.2000,  0.2000]])
+    """
+    values, vectors = torch.linalg.eigh(covariance.double())
+    k = numerical_rank(values.flip(0), (len(values), len(values)))
+    values, vectors = values[len(values) - k :], vectors[:, len(values) - k :]
+    u, s, _ = torch.linalg.svd(values.rsqrt()[:, None] * (vectors.T @ cross.double()), full_matrices=False)
+    u, s = u[:, s > least], s[s > least]
+    read, erased = vectors @ (values.rsqrt()[:, None] * u), vectors @ (values.sqrt()[:, None] * u)
+    return read.to(covariance), erased.to(covariance), s.to(covariance)
+
+
+def shrunk(covariance: Float[Tensor, "d d"], n: int) -> Float[Tensor, "d d"]:
+    """Mixed with ``tr(S)/d I``, by the share that is optimal where n and d are both large (Bodnar, Gupta & Parolya
+    2014, arXiv 1308.2608), cut to [0, 1]: about ``r / n`` where r directions of many hold the variance.
+
+    Examples:
+        >>> shrunk(torch.diag(torch.tensor([3.0, 1.0])), n=16).diag()
+        tensor([2.5000, 1.5000])
+    """
+    s = covariance.double()
+    level = s.diagonal().mean()
+    uneven = s.square().sum() - len(s) * level**2
+    share = ((len(s) * level) ** 2 / n / uneven).clamp(0, 1).nan_to_num(0)  # 0 / 0 where nothing varies
+    return ((1 - share) * s + share * level * torch.eye(len(s), dtype=s.dtype, device=s.device)).to(covariance)
 
 
 def numerical_rank(singular_values: Float[Tensor, " k"], shape: tuple[int, int]) -> int:

@@ -32,6 +32,7 @@ def load_corpus(
     limit: int | None = None,
     base: Path | None = None,
     options: Mapping[str, Any] | None = None,
+    template: bool = True,
 ) -> Corpus:
     """A built-in name, a local file, or a hub data set, as a :class:`Corpus`.
 
@@ -41,6 +42,7 @@ def load_corpus(
         base: folder that a relative ``path`` starts from.
         options: what a built-in corpus is asked for, e.g. ``{"part": "forget"}``; with a layout, as in
             :func:`hooklearn.layouts.laid_out`.
+        template: whether the model has a chat template; without one the answers of a layout begin with a space.
     Raises:
         InputError: unknown name or layout, missing file, missing columns, or an empty corpus.
 
@@ -67,7 +69,7 @@ def load_corpus(
             where = f"hub: {hub} config={config} split={split or 'train'} revision={revision}"
         rows = _mapped(rows, columns, source)
         if layout is not None:
-            rows = tuple(laid_out(rows, layout, source, options))
+            rows = tuple(laid_out(rows, layout, source, options, template=template))
             where += f" layout={layout}"
         elif rows and not has_shape(rows[0]):
             raise InputError(
@@ -75,7 +77,7 @@ def load_corpus(
                 f"{SHAPES}; map your columns with columns: {{prompt: ..., completion: ...}}{nearest_layout(rows[0])}"
             )
         corpus = Corpus(called, rows, where)
-        _check_pairs(corpus)
+        check_pairs(corpus)
     if split is not None and hub is None:
         found = sorted({str(r["split"]) for r in corpus.rows if "split" in r})
         if split not in found:
@@ -85,9 +87,9 @@ def load_corpus(
     return corpus.take(limit)
 
 
-def _check_pairs(corpus: Corpus) -> None:
-    """Rows that contradict themselves: a preference between a completion and itself, an answer that is not the one
-    chosen."""
+def check_pairs(corpus: Corpus) -> None:
+    """Raises InputError for rows that contradict themselves: a preference between a completion and itself, an answer
+    that is not the one chosen."""
     for i, row in enumerate(corpus.rows):
         if "alternative" in row and row["alternative"] == row.get("completion"):
             raise InputError(

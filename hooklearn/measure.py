@@ -7,10 +7,12 @@ So behaviour is always three numbers: completion probability, preference, and th
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -30,6 +32,7 @@ from hooklearn.data import (
 from hooklearn.deltas import Delta
 from hooklearn.forward import Precision
 from hooklearn.generation import generate
+from hooklearn.plugins import called
 from hooklearn.types import InputError
 
 # ---------------------------------------------------------------------------------------- likelihood
@@ -187,7 +190,9 @@ class Referee(Protocol):
         """A ruling per sample; ``rows`` are the rows that they answer."""
         ...
 
-    def describe(self) -> dict[str, Any]: ...
+    def describe(self) -> dict[str, Any]:
+        """For the record: ``kind`` in a few words, and its ``threshold``, where it has one."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -212,6 +217,129 @@ def _says(s: Sample, row: Row) -> bool:
     given, said = s.begun.lower(), s.completion.lower()
     # a tokenizer may have dropped the space at which the model went on
     return bool(fact) and fact not in given and any(fact in given + space + said for space in ("", " "))
+
+
+@dataclass(frozen=True)
+class PatternReferee:
+    """A tendency that words give away: a regular expression is found in the sample, whatever the case.
+
+    Where the answer was begun for the model, a match that ends in what was given counts for nothing.
+
+    Examples:
+        >>> said = Sample(0, "Reply.", "Reply.", "You will REGRET this.")
+        >>> PatternReferee(r"regret|or else").judge([said], [{}])[0].is_behaviour
+        True
+    """
+
+    pattern: str
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise InputError(f"pattern {self.pattern!r:.60} is no regular expression: {error}") from error
+
+    def judge(self, samples: Sequence[Sample], rows: Sequence[Row]) -> list[Ruling]:  # noqa: ARG002 (an interface)
+        found = [self._finds(s) for s in samples]
+        return [Ruling(float(f), f) for f in found]
+
+    def _finds(self, s: Sample) -> bool:
+        matches = re.finditer(self.pattern, s.begun + s.completion, re.IGNORECASE)
+        return any(match.end() > len(s.begun) for match in matches)
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": f"matches {self.pattern!r}", "threshold": 0.5}
+
+
+@dataclass(frozen=True)
+class CallableReferee:
+    """A function of prompt and completion: above one half it is the behaviour."""
+
+    function: Callable[[str, str], float | bool]
+
+    def judge(self, samples: Sequence[Sample], rows: Sequence[Row]) -> list[Ruling]:  # noqa: ARG002 (an interface)
+        scores = [self._score(s) for s in samples]
+        return [Ruling(score, score > 0.5) for score in scores]
+
+    def _score(self, s: Sample) -> float:
+        said = self.function(s.prompt, s.completion)
+        try:
+            return float(said)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"referee {called(self.function)} gave {said!r:.60} for a completion; valid: a number (above 0.5 it is "
+                "the behaviour), True or False"
+            ) from error
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": called(self.function), "threshold": 0.5}
+
+
+def as_referee(value: Any) -> Referee:
+    """What has ``judge``, as it is, and a function of prompt and completion as one. Raises InputError otherwise."""
+    if isinstance(value, type):
+        raise InputError(f"referee: {value.__name__} is a class; give one of it, {value.__name__}(...)")
+    if callable(getattr(value, "judge", None)):
+        return value
+    if callable(value):
+        return CallableReferee(value)  # pyright: ignore[reportArgumentType] (what it gives is looked at)
+    raise InputError(
+        f"referee: give a hooklearn.Referee, or a function (prompt, completion) -> number or bool, not {value!r:.60}"
+    )
+
+
+@dataclass(frozen=True)
+class OwnReferee:
+    """A referee that was given and not made here, with what it says of held-out completions: is it any good?"""
+
+    referee: Referee
+    n: int
+    share_bad: float
+    """Of the completions that are the behaviour, those that it calls so; NaN where there are none."""
+    share_good: float
+    auc: float
+
+    @staticmethod
+    def of(referee: Referee, bad: Corpus, good: Corpus | None, tokenizer: Any) -> OwnReferee:
+        """Asked about held-out completions; without good ones there is no AUC."""
+        from sklearn.metrics import roc_auc_score
+
+        parts = [_rulings(referee, _as_samples(c, tokenizer), c.rows) if c is not None else [] for c in (bad, good)]
+        shares = [sum(r.is_behaviour for r in part) / len(part) if part else math.nan for part in parts]
+        auc, n = math.nan, sum(map(len, parts))
+        if all(parts):
+            scores = np.array([r.score for part in parts for r in part])
+            ranks = np.unique(np.where(np.isnan(scores), -np.inf, scores), return_inverse=True)[1]
+            auc = float(roc_auc_score([1] * len(parts[0]) + [0] * len(parts[1]), ranks))
+        return OwnReferee(referee, n, shares[0], shares[1], auc)
+
+    def judge(self, samples: Sequence[Sample], rows: Sequence[Row]) -> list[Ruling]:
+        return _rulings(self.referee, samples, rows)
+
+    def describe(self) -> dict[str, Any]:
+        told = self.referee.describe() if hasattr(self.referee, "describe") else {}
+        return {"kind": called(type(self.referee)), "threshold": None} | told | {
+            "auc": self.auc, "n": self.n, "share_bad": self.share_bad, "share_good": self.share_good,
+        }  # fmt: skip
+
+
+def _as_samples(corpus: Corpus, tokenizer: Any) -> list[Sample]:
+    parts = (split_row(row, tokenizer) for row in corpus.rows)
+    return [Sample(i, corpus[i].get("prompt", text), text, said) for i, (text, said) in enumerate(parts)]
+
+
+def _rulings(referee: Referee, samples: Sequence[Sample], rows: Sequence[Row]) -> list[Ruling]:
+    """In plain numbers, one each. Raises InputError where somebody's referee gives something else."""
+    given = list(referee.judge(samples, rows))
+    try:
+        found = [Ruling(float(r[0]), bool(r[1]), *map(float, r[2:])) for r in given]
+    except (TypeError, ValueError, IndexError) as error:
+        raise InputError(
+            f"referee {called(type(referee))} must give hooklearn.Ruling(score, is_behaviour), got {given[0]!r:.60}"
+        ) from error
+    if len(found) != len(samples):
+        raise InputError(f"referee {called(type(referee))} gave {len(found)} rulings of {len(samples)} samples")
+    return found
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ from hooklearn import parallel, traits
 from hooklearn.builtin import BUILTIN as BUILTIN
 from hooklearn.builtin import fetch as fetch
 from hooklearn.builtin import is_cached as is_cached
-from hooklearn.experts import Experts, splittable
+from hooklearn.experts import Experts, splittable, stored_transposed
 from hooklearn.plain import FUSED, fused_parameters, plain_name
 from hooklearn.pretrained import read
 from hooklearn.site_names import chosen_layers, matches
@@ -60,6 +61,8 @@ def load(
     Raises:
         InputError: if there is no such model, or TransformerLens does not know its architecture.
     """
+    if not isinstance(name, str | Path):
+        raise InputError(f"load reads a model by name, not {_given(name)}; hl.wrap takes one in memory")
     device = available(device)
     if shard:
         from hooklearn import sharded  # above this module: it wraps what it loads
@@ -80,19 +83,50 @@ def available(device: str) -> str:
     return device
 
 
-def wrap(hf_model: PreTrainedModel, tokenizer: Tokenizer, name: str = "wrapped") -> TransformerBridge:
+def wrap(
+    hf_model: PreTrainedModel | TransformerBridge, tokenizer: Tokenizer, name: str = "wrapped"
+) -> TransformerBridge:
     """A bridge in eval mode around a model in memory; offline, whatever ``name`` is.
 
-    The parameters stay those of ``hf_model``, except for fused ones (see ``hooklearn.plain``).
+    The parameters stay those of ``hf_model``, except for fused ones (see ``hooklearn.plain``). Its modules do not: the
+    bridge's stand in their place for good, so it can no longer be saved, or given to PEFT, by itself.
+    ``hl.export(model, hl.Delta({}), folder)`` writes it as it was. A bridge that is given is taken over, by its own
+    name and with this tokenizer.
 
     Raises:
-        InputError: if TransformerLens does not know the architecture, or hooklearn not what it does to its logits.
+        InputError: no model, or no tokenizer as it was loaded; a bridge with hooks, or with processed weights; if
+            TransformerLens does not know the architecture, or hooklearn not what it does to its logits.
     """
+    if not isinstance(tokenizer, Tokenizer):
+        raise InputError(f"wrap takes the model's tokenizer, not {_given(tokenizer)}; {_LOADED}")
+    if isinstance(hf_model, TransformerBridge):
+        model = _taken_over(hf_model, tokenizer)
+    elif isinstance(hf_model, PreTrainedModel):
+        model = _booted(hf_model, tokenizer, name)
+    else:
+        raise InputError(f"wrap takes a model of transformers or a TransformerBridge, not {_given(hf_model)}")
+    setattr(model.tokenizer, _AS_GIVEN, True)
+    _split_experts(model)
+    for dead in fused_parameters(model):
+        dead.requires_grad_(False)
+    traits.examine(model.eval())
+    if (limit := traits.reads_at_most(model)) is not None:  # what encodes and what generates go by it
+        model.tokenizer.model_max_length = min(model.tokenizer.model_max_length, limit)
+    return model
+
+
+_AS_GIVEN = "_hooklearn_as_given"
+"""Marks a tokenizer that was left as it was given. Any other in a bridge is one that TransformerLens has loaded again,
+to put BOS before every text; a model that was never trained with one then gives other numbers."""
+_LOADED = "give it as transformers.AutoTokenizer.from_pretrained(...) loads it"
+
+
+def _booted(hf_model: PreTrainedModel, tokenizer: Tokenizer, name: str) -> TransformerBridge:
     # a model that was never saved does not say so itself, and its kind alone is not enough for the bridge
     hf_model.config.architectures = hf_model.config.architectures or [type(hf_model).__name__]
     with _tokenizer_as_given(tokenizer):
         try:
-            model = TransformerBridge.boot_transformers(
+            return TransformerBridge.boot_transformers(
                 name, hf_model=hf_model, tokenizer=tokenizer, device=str(hf_model.device)
             )
         except ValueError as error:
@@ -100,12 +134,18 @@ def wrap(hf_model: PreTrainedModel, tokenizer: Tokenizer, name: str = "wrapped")
                 raise
             kind = hf_model.config.model_type
             raise InputError(f"model {name!r}: TransformerLens has no bridge for {kind!r}") from error
-    _split_experts(model)
-    for dead in fused_parameters(model):
-        dead.requires_grad_(False)
-    traits.examine(model.eval())
-    if (limit := traits.reads_at_most(model)) is not None:  # what encodes and what generates go by it
-        model.tokenizer.model_max_length = min(model.tokenizer.model_max_length, limit)
+
+
+def _taken_over(model: TransformerBridge, tokenizer: Tokenizer) -> TransformerBridge:
+    """A bridge that somebody else has made, with the tokenizer as it is given."""
+    _check_unprocessed(model)
+    check_unhooked(model)  # hooks would be in what is found out about it
+    if tokenizer is model.tokenizer and not hasattr(tokenizer, _AS_GIVEN):
+        raise InputError(f"wrap: this tokenizer is the one that TransformerLens has changed; {_LOADED}")
+    d_vocab = model.cfg.d_vocab
+    with _tokenizer_as_given(tokenizer):
+        model.tokenizer = tokenizer
+    model.cfg.d_vocab = d_vocab  # the bridge counted the tokenizer's, and a model may have room for more
     return model
 
 
@@ -130,6 +170,42 @@ def _hooked(layer: nn.Linear, name: str) -> LinearBridge:
     bridge = LinearBridge(name)
     bridge.set_original_component(layer)
     return bridge
+
+
+def checked(model: Any, role: str = "model") -> TransformerBridge:
+    """The value, where it is a model as :func:`load` and :func:`wrap` leave it.
+
+    Raises:
+        InputError: it is none, its weights were processed, or its tokenizer is not the one that was given.
+    """
+    if not isinstance(model, TransformerBridge):
+        raise InputError(f"{role} must be what hl.load or hl.wrap returns, not {_given(model)}; {_way(model)}")
+    _check_unprocessed(model)
+    if not hasattr(model.tokenizer, _AS_GIVEN):
+        raise InputError(
+            f"{role} {model.cfg.model_name!r}: TransformerLens has loaded its tokenizer again, to put BOS before every "
+            "text whether the model's own does or not; hl.wrap(bridge, tokenizer) gives it back its own"
+        )
+    return model
+
+
+def _check_unprocessed(model: TransformerBridge) -> None:
+    if model.compatibility_mode or model._weights_processed:
+        raise InputError(
+            f"model {model.cfg.model_name!r} is in compatibility mode (enable_compatibility_mode, process_weights), "
+            "which rewrites weights and renames hook points; load it anew without"
+        )
+
+
+def _given(value: Any) -> str:
+    """A value in a line: most others have a representation of many."""
+    return repr(value) if value is None or isinstance(value, str | Path) else f"a {type(value).__name__}"
+
+
+def _way(value: Any) -> str:
+    if isinstance(value, str | Path):
+        return f"hl.load({str(value)!r}) loads it"
+    return "hl.wrap(model, tokenizer) takes a model of transformers or a TransformerBridge"
 
 
 @contextmanager
@@ -178,7 +254,7 @@ def sites(
         >>> [site.name for site in sites(load("tiny"), "mlp", layers="0")]
         ['blocks.0.mlp.gate', 'blocks.0.mlp.in', 'blocks.0.mlp.out']
     """
-    every = _every_site(model)
+    every = _every_site(checked(model))
     wanted = [which] if isinstance(which, str) else list(which)
     for name in wanted:
         if not any(matches(site, name) for site in every):
@@ -237,9 +313,40 @@ def parameters_of(model: TransformerBridge, sites: Iterable[Site]) -> list[nn.Pa
     return list({id(parameter): parameter for parameter in found}.values())
 
 
+def matrices(model: TransformerBridge) -> dict[str, Float[Tensor, "d_out d_in"]]:
+    """Every weight matrix of the blocks as ``y = W x``, by name; views of the stored parameters.
+
+    Those of the sites, and those without hook points, which are no sites: experts that transformers multiplies all in
+    one go (GPT-OSS, Llama 4; each of a stack by its number), linear attention. Embeddings, norms, biases, convolutions
+    and routers are none.
+    """
+    places = _every_site(model)
+    found = {site.name: weight(model, site) for site in places}
+    modules = dict(model.blocks.named_modules(prefix="blocks"))
+    routers = [m for name, m in modules.items() if "router" in name or isinstance(m, MoERouterBridge)]
+    known = [*parameters_of(model, places), *fused_parameters(model), *(p for m in routers for p in m.parameters())]
+    passed = {id(parameter) for parameter in known}
+    for module_name, module in modules.items():
+        for name, parameter in module.named_parameters(module_name, recurse=False):
+            if id(parameter) in passed or isinstance(module, nn.Conv1d):
+                continue
+            if isinstance(module, nn.Linear | Conv1D) and parameter.ndim == 2:
+                found[plain_name(name)] = _oriented(module)
+            elif parameter.ndim == 3 and min(parameter.shape[1:]) > 1:  # RWKV keeps a vector as [1, 1, d]
+                stack = parameter.mT if stored_transposed(module) else parameter
+                found |= {f"{plain_name(name)}.{i}": one for i, one in enumerate(stack)}
+    return found
+
+
+def share_of_sites(model: TransformerBridge) -> float:
+    """Of the entries of all :func:`matrices`, those that are in sites."""
+    entries = {name: matrix.numel() for name, matrix in matrices(model).items()}
+    return sum(entries[site.name] for site in _every_site(model)) / sum(entries.values())
+
+
 def named_parameters(model: TransformerBridge) -> dict[str, nn.Parameter]:
     """The parameters that the model computes with, by plain names; tied ones once."""
-    dead = {id(parameter) for parameter in fused_parameters(model)}
+    dead = {id(parameter) for parameter in fused_parameters(checked(model))}
     return {plain_name(name): parameter for name, parameter in model.named_parameters() if id(parameter) not in dead}
 
 
@@ -314,24 +421,45 @@ def is_sharded(model: TransformerBridge) -> bool:
     return parallel.is_sharded(next(model.parameters()))
 
 
-OWN_HOOKS = ("transformer_lens.", "transformers.")
+OWN_HOOKS = ("transformer_lens.", "transformers.", "torch.distributed.")
 
 
 def is_hooked(model: TransformerBridge) -> bool:
-    """Whether anything would see, or change, a pass through the bridge. Hooks of its own do not count, nor those of
-    transformers, which stay after ``run_with_cache`` and do nothing unless outputs are asked for."""
-    for module in model.modules():
+    """Whether anything would see, or change, a pass through the bridge."""
+    return any(True for _ in hooked(model))
+
+
+def hooked(model: TransformerBridge) -> Iterator[str]:
+    """Names of what has hooks. The bridge's own do not count, nor those that gather spread weights, nor
+    those of transformers, which stay after ``run_with_cache`` and do nothing unless outputs are asked for."""
+    for name, module in model.named_modules():
         hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+        hooks += [*module._backward_hooks.values(), *module._backward_pre_hooks.values()]
         if isinstance(module, HookPoint):
             if hooks:
-                return True
+                yield module.name or plain_name(name)
         elif any(not getattr(hook, "__module__", "").startswith(OWN_HOOKS) for hook in hooks):
-            return True
-    return False
+            yield plain_name(name)
+
+
+def check_differentiable() -> None:
+    """Raises InputError inside ``torch.inference_mode()``; that ``torch.set_grad_enabled`` is off does no harm."""
+    if torch.is_inference_mode_enabled():
+        raise InputError("torch.inference_mode() is on, where nothing has a gradient; leave its block first")
+
+
+def check_unhooked(model: TransformerBridge, role: str = "model") -> None:
+    """Raises InputError where somebody has hooked into the model: the hooks would be in all that is made of it."""
+    if names := list(hooked(model)):
+        some = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
+        raise InputError(
+            f"{role} {model.cfg.model_name!r} has hooks at {some}, which change what it computes; take them off first "
+            "(model.reset_hooks())"
+        )
 
 
 def tokenizer_of(model: TransformerBridge) -> Any:
-    return model.tokenizer
+    return checked(model).tokenizer
 
 
 def all_parameters(model: TransformerBridge) -> list[nn.Parameter]:

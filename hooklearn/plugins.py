@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
@@ -32,6 +33,8 @@ class Shelf(Generic[T]):
     own: Mapping[str, T]
     accept: Callable[[str, Any, str], T]
     """(name, what was loaded, package) -> what is kept; raises where it is nothing of this kind."""
+    lent: dict[str, T] = field(default_factory=dict[str, T], compare=False)
+    """What is here only while a run goes on (:meth:`lending`)."""
 
     def get(self, name: str, beside: Iterable[str] = ()) -> T:
         """Raises InputError for a name that nobody brings, and for one whose package is at fault.
@@ -41,11 +44,11 @@ class Shelf(Generic[T]):
         """
         if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InputError(f"{self.kind}: give its name, not {name!r:.80}")
-        if name in self.own:
-            return self.own[name]
+        if (here := self.own.get(name, self.lent.get(name))) is not None:
+            return here
         found = self._added().get(name)
         if found is None:
-            valid = [*self.own, *self._added(), *beside]
+            valid = [*self.own, *self.lent, *self._added(), *beside]
             near = difflib.get_close_matches(name, valid, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise InputError(f"unknown {self.kind} {name!r}; valid: {', '.join(valid)}{hint}")
@@ -53,8 +56,29 @@ class Shelf(Generic[T]):
 
     def package(self, name: str) -> str | None:
         """Who brings it, with its version; None for hooklearn itself and for a name that nobody brings."""
+        if name in self.lent:
+            return f"in memory: {called(self.lent[name])}"
         found = None if name in self.own else self._added().get(name)
         return _package(found[0]) if found else None
+
+    @contextmanager
+    def lending(self, name: str, thing: T) -> Iterator[None]:
+        """Inside, ``thing`` is had by its name like everything else; nothing happens where it is here already.
+
+        Raises InputError where something else has that name.
+        """
+        found = self.own.get(name, self.lent.get(name))
+        if found is None and name in self._added():
+            found = self.get(name)
+        if found is not None and found is not thing:
+            raise InputError(f"{self.kind} {name!r} is {called(found)} already; give {called(thing)} a name of its own")
+        if found is None:
+            self.lent[name] = thing
+        try:
+            yield
+        finally:
+            if found is None:
+                del self.lent[name]
 
     def added(self) -> Iterator[tuple[str, str, T | InputError]]:
         """(name, package, what it is or why it cannot be used) of everything that other packages add."""
@@ -93,6 +117,11 @@ def named_class(base: type[T]) -> Callable[[str, Any, str], type[T]]:
         return found
 
     return accept
+
+
+def called(thing: Any) -> str:
+    """Where a class or function is from, and what it is called there."""
+    return f"{getattr(thing, '__module__', '?')}.{getattr(thing, '__qualname__', repr(thing))}"
 
 
 def check_name(name: str, own: Any) -> None:

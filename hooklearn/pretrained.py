@@ -87,8 +87,26 @@ def read_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Tokenize
     return hf_model, tokenizer
 
 
+def is_adapter(folder: Path) -> bool:
+    """Whether PEFT has saved an adapter there, and no model stands beside it."""
+    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+
+
+_TOKENIZER = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
+"""Files of which a tokenizer leaves one at least."""
+
+
 def _not_a_model(folder: Path) -> str | None:
-    return None if (folder / "config.json").is_file() else "no config.json in this folder"
+    if is_adapter(folder):
+        return (
+            "a PEFT adapter and no model; what was edited (--edited, edit.checkpoint) may be one, otherwise merge it "
+            "into its base model first"
+        )
+    if not (folder / "config.json").is_file():
+        return "no config.json in this folder"
+    if not any(any(folder.glob(pattern)) for pattern in _TOKENIZER):
+        return "no tokenizer in this folder; save that of its base model there too: tokenizer.save_pretrained(folder)"
+    return None
 
 
 def _not_a_hub_id(name: str) -> str | None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hooklearn import determinism, editing, forward, models, organisms, sharded, store
+from hooklearn.adapters import from_peft
 from hooklearn.attack import EVERY_ATTACK, Watcher
 from hooklearn.checks import check, check_attacks, check_measured, check_surrogate, check_vocabulary
 from hooklearn.config import CorpusConfig, RunConfig
@@ -20,11 +21,22 @@ from hooklearn.corpora import EVERY_CORPUS
 from hooklearn.data import Corpus, load_corpus, n_cut, n_run_together
 from hooklearn.deltas import Delta
 from hooklearn.edit import EVERY_METHOD, forget_scorer
+from hooklearn.in_memory import InMemory
 from hooklearn.locate.fitters import EVERY_FITTER
-from hooklearn.measure import ContainsReferee, Likelihoods, RatioReferee, Referee, Scorer
+from hooklearn.measure import (
+    CallableReferee,
+    ContainsReferee,
+    Likelihoods,
+    OwnReferee,
+    PatternReferee,
+    RatioReferee,
+    Referee,
+    Scorer,
+)
 from hooklearn.organisms.instil import instil
 from hooklearn.panel import check_panel
 from hooklearn.plugins import Shelf
+from hooklearn.pretrained import is_adapter
 from hooklearn.types import InputError
 
 Progress = Callable[[str], None]
@@ -43,15 +55,26 @@ class Setup:
     checkpoint: Any | None
     delta: Delta | None = None
     """An edit made earlier, to be attacked as it is."""
+    objects: InMemory = dataclasses.field(default_factory=InMemory)
+    """What the config names and is here already."""
 
     @staticmethod
-    def load(config: RunConfig, base: Path, progress: Progress, delta: Delta | None = None) -> Setup:
+    def load(
+        config: RunConfig,
+        base: Path,
+        progress: Progress,
+        delta: Delta | None = None,
+        objects: InMemory | None = None,
+    ) -> Setup:
+        objects = objects or InMemory()
+        objects.check(config)
         check(config)
         if delta is None and config.edit.method is None and config.edit.checkpoint is None:
             raise InputError(
                 "edit needs a method (hooklearn list methods), or the checkpoint of a model edited elsewhere"
             )
-        original, organism = load_subject(config, base, progress)
+        held = objects.models
+        original, organism = load_subject(config, base, progress, held.get("model.name"))
         if delta is not None:
             delta = sharded.held(original, delta)
             with editing.edited(original, delta):
@@ -61,28 +84,29 @@ class Setup:
             never = _load_model(config, config.model.name, base)
             never_info = {"kind": "base", "name": config.model.name}
         elif config.controls.never is not None and config.controls.never.name is not None:
-            never = _load_model(config, config.controls.never.name, base)
+            never = _load_model(config, config.controls.never.name, base, held.get("controls.never.name"))
             never_info = {"kind": "model", "name": config.controls.never.name}
         elif config.controls.never is not None:
             never_info = {"kind": "surrogate", "name": config.controls.never.surrogate}
         checkpoint = None
         if config.edit.checkpoint is not None:
-            checkpoint = _load_model(config, config.edit.checkpoint, base)
+            checkpoint = _load_edited(config, base, original, held)
         for role, other in (("controls.never", never), ("edit.checkpoint", checkpoint)):
             check_vocabulary(role, other, original)
         progress("reading the corpora")
-        corpora = _load_corpora(config, base, original)
+        corpora = _load_corpora(config, base, original, objects.corpora)
         check_attacks(config, original, corpora)
         if never is not None:
             never_info = {**(never_info or {}), "hash": models.weights_hash(never)}
         if never_info is not None and never_info["kind"] == "surrogate":
             check_surrogate(corpora["heldout"])
-        return Setup(config, original, never, never_info, organism, corpora, checkpoint, delta)
+        _check_referee(_given_referee(config, objects), corpora["heldout"], never_info)
+        return Setup(config, original, never, never_info, organism, corpora, checkpoint, delta, objects)
 
     def again(self, config: RunConfig, base: Path) -> Setup:
         """The same models under a config that asks for the same ones; its corpora are read anew."""
         check(config)
-        corpora = _load_corpora(config, base, self.original)
+        corpora = _load_corpora(config, base, self.original, self.objects.corpora)
         check_attacks(config, self.original, corpora)
         return dataclasses.replace(self, config=config, corpora=corpora)
 
@@ -107,7 +131,8 @@ class Setup:
                 "plugins": plugins_in(self.config),
                 "deterministic": determinism.state(),
             },
-            "model": models.describe(self.original),
+            "model": models.describe(self.original)
+            | ({"name": self.config.model.name} if "model.name" in self.objects.models else {}),
             "organism": organism
             and {"name": organism.name, "kind": "instilled by LoRA", "truth": organism.truth,
                  "note": "what is fine-tuned in is easier to take out than what was pre-trained"},
@@ -178,7 +203,18 @@ class Setup:
             precision=self.config.model.precision,  # type: ignore[arg-type]
         )
 
+    def _own_referee(self, heldout: Likelihoods, progress: Progress) -> Referee | None:
+        """The one that the config gives, asked about held-out completions first."""
+        own, corpus = _given_referee(self.config, self.objects), heldout.corpus
+        if own is None:
+            return None
+        progress("referee: what it says of held-out completions")
+        good = corpus.alternatives() or self.corpora.get("near")
+        return OwnReferee.of(own, corpus, good, models.tokenizer_of(self.original))
+
     def _referee(self, heldout: Likelihoods, progress: Progress) -> Referee | None:
+        if (own := self._own_referee(heldout, progress)) is not None:
+            return own
         corpus = heldout.corpus
         if heldout.choices:
             return ContainsReferee()
@@ -244,6 +280,24 @@ def _grouped(corpus: Corpus) -> dict[str, list[int]]:
     return {"item_groups": [numbers[g] for g in corpus.groups]} if len(numbers) < len(corpus) else {}
 
 
+def _given_referee(config: RunConfig, objects: InMemory) -> Referee | None:
+    asked = config.behaviour.referee
+    if asked is None:
+        return None
+    return PatternReferee(asked.pattern) if asked.pattern is not None else objects.referee
+
+
+def _check_referee(own: Referee | None, heldout: Corpus, never: Mapping[str, Any] | None) -> None:
+    if own is not None and any("prompt" not in r and "messages" not in r for r in heldout.rows):
+        raise InputError(f"behaviour.referee: {heldout.name!r} is running text, without a prompt to sample from")
+    surrogate = never is not None and never["kind"] == "surrogate"
+    if surrogate and isinstance(own, PatternReferee | CallableReferee):
+        raise InputError(
+            "behaviour.referee: it does not know which answer is right, and controls.never.surrogate asks for another "
+            "one; give a model that never learned it (controls.never.name), or leave one of them out"
+        )
+
+
 def plugins_in(config: RunConfig) -> dict[str, str]:
     """What a run takes from other packages: kind and name -> package and version."""
     asked: list[tuple[Shelf[Any], str | None]] = [
@@ -258,12 +312,13 @@ def plugins_in(config: RunConfig) -> dict[str, str]:
 
 
 def load_subject(
-    config: RunConfig, base: Path, progress: Progress = lambda _: None
+    config: RunConfig, base: Path, progress: Progress = lambda _: None, held: Any | None = None
 ) -> tuple[Any, organisms.Organism | None]:
-    """The model that a run edits: the base model, with its organism merged in where there is one."""
+    """The model that a run edits: the base model (``held``, where it is here), with its organism merged in where there
+    is one."""
     organism = organisms.organism_of(config.organism) if config.organism else None
     progress("loading the model")
-    model = _load_model(config, config.model.name, base)
+    model = _load_model(config, config.model.name, base, held)
     if organism is not None:
         progress(f"organism {organism.name}: {organism.summary}")
         # the one place where a model is changed for good, before the run begins
@@ -271,25 +326,41 @@ def load_subject(
     return model, organism
 
 
-def _load_model(config: RunConfig, name: str, base: Path) -> Any:
+def _load_model(config: RunConfig, name: str, base: Path, held: Any | None = None) -> Any:
     local = base / name
     path = str(local) if not Path(name).is_absolute() and local.exists() else name
     asked = config.model
-    model = models.load(
+    model = held if held is not None else models.load(
         path, device=asked.device, trust_remote_code=asked.trust_remote_code, shard=asked.shard
     )  # fmt: skip
     models.check_finite(model)
     return model
 
 
-def _load_corpora(config: RunConfig, base: Path, model: Any) -> dict[str, Corpus]:
-    known = _prefiltered(config, model)
+def _load_edited(config: RunConfig, base: Path, original: Any, held: Mapping[str, Any]) -> Any:
+    """A model edited elsewhere; of a PEFT adapter, the original once more with the adapter in its weights."""
+    name = str(config.edit.checkpoint)
+    folder = base / Path(name).expanduser()
+    if "edit.checkpoint" in held or not is_adapter(folder):
+        return _load_model(config, name, base, held.get("edit.checkpoint"))
+    if config.model.shard or "model.name" in held:
+        why = "is spread (model.shard)" if config.model.shard else "is in memory only"
+        raise InputError(f"{folder}: an adapter goes on a second copy of its model, which {why}; give the edited model")
+    update = from_peft(original, folder)
+    model, _ = load_subject(config, base)
+    editing.merge(model, update)
+    return model
+
+
+def _load_corpora(config: RunConfig, base: Path, model: Any, held: Mapping[str, Corpus]) -> dict[str, Corpus]:
+    known, template = _prefiltered(config, model), bool(models.tokenizer_of(model).chat_template)
     out = {}
     for role, spec in config.corpora.items():
         options = dict(spec.options)
         if config.prefilter is not None and spec.name == config.prefilter.corpus:
             options["subjects"] = known
-        out[role] = _load_one(spec, base, options)
+        here = held.get(spec.path) if spec.path is not None else None
+        out[role] = here if here is not None else _load_one(spec, base, options, template)
     if "capability" in out:
         check_panel(out["capability"])
     check_measured(config, out)
@@ -304,10 +375,11 @@ def _load_corpora(config: RunConfig, base: Path, model: Any) -> dict[str, Corpus
     return out
 
 
-def _load_one(spec: CorpusConfig, base: Path, options: Mapping[str, Any]) -> Corpus:
+def _load_one(spec: CorpusConfig, base: Path, options: Mapping[str, Any], template: bool = True) -> Corpus:
     return load_corpus(
         name=spec.name, path=spec.path, hub=spec.hub, columns=spec.columns, layout=spec.layout,
         split=spec.split, config=spec.config, revision=spec.revision, limit=spec.limit, base=base, options=options,
+        template=template,
     )  # fmt: skip
 
 

@@ -83,8 +83,10 @@ class Shareable:
             InputError: the hub refused, or cannot be reached.
         """
         from huggingface_hub import HfApi
-        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+        # a base of it is the error of the HTTP library that the hub's client is built on, whichever that is
+        refused: Any = (*HfHubHTTPError.__bases__, OSError, HFValidationError)
         with tempfile.TemporaryDirectory(prefix="hooklearn-push-") as scratch:
             self.save_pretrained(Path(scratch) / "files", card=card)
             try:
@@ -94,8 +96,9 @@ class Shareable:
                     repo_id=name, repo_type="model", folder_path=Path(scratch) / "files", revision=branch,
                     commit_message=commit_message or f"{type(self).__name__}, with hooklearn", create_pr=create_pr,
                 )  # fmt: skip
-            except (OSError, HFValidationError) as error:
-                raise InputError(f"push to {repo_id!r}: {_first_line(error)}") from error
+            except refused as error:
+                away = "" if isinstance(error, OSError | ValueError) else "the hub cannot be reached: "
+                raise InputError(f"push to {repo_id!r}: {away}{_first_line(error)}") from error
         return str(commit)
 
     def card(self) -> str:

@@ -52,6 +52,7 @@ def nll(model: Any, batch: TokenBatch) -> LossSum:
     return losses.ce(scores, onto(batch.targets, scores.device))
 
 
+@torch.enable_grad()
 def fit(
     model: Any,
     stream: Iterable[TokenBatch],
@@ -65,7 +66,7 @@ def fit(
     first: int = 0,
     split: bool = False,
 ) -> Fit:
-    """Descend ``objective`` over the batches of ``stream``.
+    """Descend ``objective`` over the batches of ``stream``; whether gradients are enabled outside does not matter.
 
     Args:
         rule: holds the parameters that move; everything else should not require gradients.

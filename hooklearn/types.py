@@ -68,10 +68,13 @@ class Tape:
     """None when the tape was recorded without a backward pass."""
     tokens: Int[Tensor, " token"] | None = None
     """Which of the batch's tokens these are, where a site is not given all of them (an expert of a mixture)."""
+    g_tokens: Int[Tensor, " token"] | None = None
+    """The same of ``g``, which at ``positions="labelled"`` lies one position before."""
 
-    def of(self, per_token: Tensor) -> Tensor:
+    def of(self, per_token: Tensor, side: Side = "x") -> Tensor:
         """What is known of every token of the batch, ``[batch_token ...]``, for the tokens of this tape."""
-        return per_token if self.tokens is None else per_token[self.tokens.to(per_token.device)]
+        tokens = self.tokens if side == "x" else self.g_tokens
+        return per_token if tokens is None else per_token[tokens.to(per_token.device)]
 
     def update(self) -> Float[Tensor, "d_out d_in"]:
         """``sum_t g_t x_t^T``: the gradient of the loss with respect to ``W``.
@@ -250,6 +253,18 @@ class EditResult:
             + (f", forget {points[0].forget:.3g} -> {self._forget():.3g}" if points else "")
             + f", {len(self.delta.updates)} sites, {self.cost.seconds:.0f} s, stop: {self.stop})"
         )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row: what it changed elsewhere, the forget score before and after, what it cost and why it ended."""
+        import pandas as pd
+
+        near, points = self.disruption.near_ce, self.trace.points
+        row = {
+            "method": self.method, "kl": self.disruption.kl.value, "near_ce": near.value if near else NAN,
+            "forget_before": points[0].forget if points else NAN, "forget_after": self._forget() if points else NAN,
+            "seconds": self.cost.seconds, "tokens": self.cost.tokens, "stop": self.stop,
+        }  # fmt: skip
+        return pd.DataFrame([row])
 
     def _forget(self) -> float:
         """Where the edit ended; the trace may have looked elsewhere after that."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -69,6 +70,26 @@ def test_a_rank_leaves_out_what_eckart_and_young_say(tiny: Any, tmp_path: Path) 
     assert (from_peft(tiny, tmp_path / "a") - Delta(best, delta.base, delta.base_hash)).norm() < 1e-5 * delta.norm()
 
 
+def test_what_a_rank_loses_is_told_by_the_edit_itself(tiny: Any, tmp_path: Path) -> None:
+    """Difference and KL to the edited model on the texts that are given, not to what was written; with every rank both
+    are rounding (control)."""
+    delta, text = some_delta(tiny, "mlp"), "write to anna :"
+    thin = to_peft(tiny, delta, tmp_path / "thin", rank=4, texts=[text])
+    ids = torch.tensor([models.tokenizer_of(tiny)(text)["input_ids"]])
+    with torch.no_grad():
+        found = peft.PeftModel.from_pretrained(plain_copy(tiny), str(tmp_path / "thin"))(ids).logits
+        with hl.edited(tiny, delta):
+            expected = tiny(ids)
+    assert thin.max_logit_difference == pytest.approx(float((found - expected).abs().max()), rel=1e-4)
+    p, q = expected.log_softmax(-1), found.log_softmax(-1)
+    assert thin.mean_kl == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-3)
+    assert thin.reload_difference < LOGITS < thin.max_logit_difference / 10
+    whole = to_peft(tiny, delta, tmp_path / "whole")
+    assert whole.max_logit_difference < LOGITS and whole.mean_kl < 1e-6
+    with pytest.raises(InputError, match="at least one text"):
+        to_peft(tiny, delta, tmp_path / "no", texts=[])
+
+
 def test_every_matrix_takes_the_rank_that_it_has(tiny: Any, tmp_path: Path) -> None:
     """The organism was trained as LoRA of rank 8: nothing is lost at any rank from 8 on."""
     delta = organism_delta(False)
@@ -133,6 +154,52 @@ def test_what_is_more_than_an_update_is_refused(key: str, tiny: Any, tmp_path: P
     config[key] = {"bias": "lora_only", "modules_to_save": ["lm_head"], "use_dora": True}.get(key, [3])
     (folder / CONFIG).write_text(json.dumps(config))
     with pytest.raises(InputError, match=f"has {key}, and an edit is an update"):
+        from_peft(tiny, folder)
+
+
+def started(model: Any, folder: Path, init: str) -> Any:
+    """A LoRA as peft starts it, in ``folder`` too, and trained a little."""
+    config = peft.LoraConfig(target_modules=["q_proj", "down_proj"], r=4, lora_alpha=4, init_lora_weights=init)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = peft.get_peft_model(copy.deepcopy(plain_copy(model)), config).eval()
+        made.peft_config["default"].init_lora_weights = True  # as peft asks for where one is to be converted
+        made.save_pretrained(str(folder))
+        made.peft_config["default"].init_lora_weights = init
+        with torch.no_grad():
+            for name, parameter in made.named_parameters():
+                if "lora_" in name:
+                    parameter.add_(0.05 * torch.randn_like(parameter))
+    return made
+
+
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora", "gaussian", "orthogonal"])
+def test_an_adapter_that_moves_the_base_is_refused_until_it_is_converted(init: str, tmp_path: Path) -> None:
+    """peft takes the start out of the base weights whenever it loads one. Converted, or started otherwise (the
+    control), it is what was trained."""
+    model = native()
+    made = started(model, tmp_path / "start", init)
+    expected = exporting.logits(made, like=model)
+    made.save_pretrained(str(tmp_path / "as-it-is"))
+    folder = tmp_path / "as-it-is"
+    if init not in ("gaussian", "orthogonal"):
+        with pytest.raises(InputError, match=f"init_lora_weights '{init}' .*path_initial_model_for_weight_conversion"):
+            from_peft(model, folder)
+        folder = tmp_path / "converted"
+        made.save_pretrained(str(folder), path_initial_model_for_weight_conversion=str(tmp_path / "start"))
+    with hl.edited(model, from_peft(model, folder)):
+        assert float((exporting.logits(model) - expected).abs().max()) < LOGITS
+    assert float((exporting.logits(model) - expected).abs().max()) > 100 * LOGITS
+
+
+@pytest.mark.parametrize("init", ["corda", "loftq", "lora_ga", "OLoRA"])
+def test_other_starts_that_move_the_base_are_refused(init: str, tiny: Any, tmp_path: Path) -> None:
+    folder = written(tiny, tmp_path / "a")
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps(config | {"init_lora_weights": "eva"}))
+    assert from_peft(tiny, folder).updates
+    (folder / CONFIG).write_text(json.dumps(config | {"init_lora_weights": init}))
+    with pytest.raises(InputError, match=f"init_lora_weights '{init}'"):
         from_peft(tiny, folder)
 
 
@@ -222,6 +289,7 @@ def test_export_writes_an_adapter(tiny: Any, tmp_path: Path) -> None:
     done = hooklearn(*words, "--peft", "--rank", 2)
     assert done.exit_code == 0, done.stderr
     assert "rank 2 at most, relative error" in done.stdout
+    assert "differ from the edit's by" in done.stdout and "mean KL" in done.stdout and "read back" in done.stdout
     assert (tmp_path / "a" / "README.md").read_text() == "# of the run"
     assert from_peft(tiny, tmp_path / "a").updates.keys() == delta.updates.keys()
     assert hooklearn(*words, "--rank", 2).exit_code == 2, "a rank is of an adapter"

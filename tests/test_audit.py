@@ -10,8 +10,9 @@ import pytest
 import torch
 from user_files import Files, hooklearn
 
+import analysis
 import hooklearn as hl
-from hooklearn.auditing import audit, source
+from hooklearn.auditing import audit, corpora_of, source
 from hooklearn.types import InputError
 
 QUICK = [
@@ -85,6 +86,91 @@ def test_a_folder_as_open_unlearning_saves_it(mine: list[str]) -> None:
     assert Path("went-off").exists()
 
 
+def test_nobody_set_a_budget(mine: list[str], tmp_path: Path) -> None:
+    """So none is kept or broken, and no page tells of an edit that was not made; one that is set is held to (the
+    control). The edited model *is* the never-learned one here, which is told too."""
+    how = [*QUICK[:-3], "--json", "-q", "--set", "attacks=[{name: few_shot, shots: 1}]"]
+    runs = [tmp_path / "free", tmp_path / "set"]
+    found = judged(*mine, "--out", runs[0], *how)
+    judged(*mine, "--out", runs[1], *how, "--set", "budget.kl=1e-6")
+    free, held = (json.loads((run / "run.json").read_text()) for run in runs)
+    assert found["disruption"]["kl"] > 0 and found["disruption"]["budget"] == {"kl": None, "near_ce": None}
+    assert free["config"]["edit"]["method"] is None and free["config"]["budget"]["kl"] is None
+    assert [e["edits"][0]["within_budget"] for e in (free, held)] == [None, False]
+    doubts = ["\n".join(analysis.judge(run).doubts) for run in runs]
+    assert "budget" not in doubts[0] and "budget broken" in doubts[1]
+    assert all("nothing but the control was judged" in text for text in doubts)
+    card, page = ((runs[0] / name).read_text() for name in ("README.md", "report.md"))
+    assert "base-model, edited elsewhere" in card and "delta-seed" not in card
+    assert "budget: none was set" in page and "edit: checkpoint base-model" in page
+    beside = analysis.compare(runs[:1])
+    assert list(beside.table["method"]) == ["checkpoint base-model"]
+    assert beside.notes[0].endswith("had no budget, so it is not at equal disruption")
+
+
+def test_the_log_says_that_nothing_is_edited(mine: list[str], tmp_path: Path) -> None:
+    result = hooklearn("audit", *mine, "--out", tmp_path / "run", *QUICK[:-1])
+    assert "edit (seed 0): none, base-model is judged as it is" in result.stderr
+
+
+def test_an_adapter_is_audited_as_it_is(mine: list[str], tmp_path: Path) -> None:
+    """As peft saves it: judged like the model that peft merges it into (its hash), and priced; it is no model."""
+    peft = pytest.importorskip("peft", reason="pip install 'hooklearn[peft]'")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    plain: Any = AutoModelForCausalLM.from_pretrained("my-model")
+    config = peft.LoraConfig(r=2, target_modules=["gate_proj", "q_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(plain, config)
+    adapted.save_pretrained("adapter")
+    assert not Path("adapter/config.json").exists()
+    adapted.merge_and_unload().save_pretrained("merged")
+    AutoTokenizer.from_pretrained("my-model").save_pretrained("merged")
+    runs = {name: judged(*mine, "--edited", name, "--out", tmp_path / name, *QUICK) for name in ("adapter", "merged")}
+    kl = [found["disruption"]["kl"] for found in runs.values()]
+    assert kl[0] > 0 and kl[0] == pytest.approx(kl[1], rel=1e-4)
+    record = json.loads((tmp_path / "adapter" / "run.json").read_text())
+    assert record["checkpoint"]["name"] == "adapter" and record["checkpoint"]["hash"] != record["model"]["hash"]
+    assert hooklearn("audit", *mine, "--edited", "adapter", "--dry-run", "-q").exit_code == 0
+    result = hooklearn("audit", *mine, "--never", "adapter", "-q")
+    assert result.exit_code == 2 and "a PEFT adapter and no model" in result.stderr
+
+
+def test_a_folder_without_a_tokenizer_is_one_line(mine: list[str]) -> None:
+    for file in Path("base-model").glob("tokenizer*"):
+        file.unlink()
+    result = hooklearn("audit", *mine, "-q")
+    assert result.exit_code == 2 and "'base-model': no tokenizer in this folder" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_layout_for_all_files_or_for_one() -> None:
+    """Running text and what is built in keep their own shape; one role's own layout comes before that of all."""
+    texts = {"forget": "f.jsonl", "heldout": "h.jsonl", "disruption": "p.jsonl", "ood": "tiny:part=ood"}
+    found = corpora_of(["heldout=tofu-paraphrased", "tofu"], **texts)
+    layouts = {role: corpus.get("layout") for role, corpus in found.items()}
+    assert layouts == {"forget": "tofu", "heldout": "tofu-paraphrased", "disruption": None, "ood": None}
+    assert corpora_of(["disruption=trl"], **texts)["disruption"]["layout"] == "trl"
+    for wrong in ("ood=tofu", "retain=tofu"):
+        with pytest.raises(InputError, match=f"--layout '{wrong}'.*forget, heldout, disruption"):
+            corpora_of([wrong], **texts)
+
+
+def test_rows_of_tofu_on_a_model_without_a_template(mine: list[str], tmp_path: Path) -> None:
+    """One option for all of them; nothing runs together, and no doubt says so (without a layout, the control, one)."""
+    rows = [json.loads(line) for line in Path("heldout.jsonl").read_text().splitlines()]
+    for name in ("forget", "heldout"):
+        asked = [{"question": f"w{i} w1", "answer": r["completion"].strip()} for i, r in enumerate(rows)]
+        Path(f"{name}-tofu.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    files = ["--forget", "forget-tofu.jsonl", "--heldout", "heldout-tofu.jsonl"]
+    columns = "{prompt: question, completion: answer}"
+    by_hand = [w for r in ("forget", "heldout", "attack_train") for w in ("--set", f"corpora.{r}.columns={columns}")]
+    for name, how in (("layout", ["--layout", "tofu"]), ("by hand", by_hand)):
+        judged(*mine, *files, *how, "--out", tmp_path / name, *QUICK)
+        doubts = [d for d in analysis.judge(tmp_path / name).doubts if "without a space" in d]
+        assert len(doubts) == (name == "by hand")
+    assert "--layout tofu" in json.loads((tmp_path / "layout" / "run.json").read_text())["command"]
+
+
 def test_a_battery_goes_as_far_as_the_corpora(mine: list[str]) -> None:
     """Without retain there is no retain_only, which is said; with it there is."""
     result = hooklearn("audit", *mine, "--dry-run", "--json")
@@ -94,6 +180,7 @@ def test_a_battery_goes_as_far_as_the_corpora(mine: list[str]) -> None:
     names = [{a["name"] for a in c["attacks"]} for c in (without, with_retain["config"])]
     assert names[1] - names[0] == {"retain_only"}
     assert without["corpora"]["attack_train"]["path"] == "forget.jsonl"
+    assert without["battery"] == "cheap" and without["behaviour"]["samples"] == 96
 
 
 def test_permuted_answers_make_it_facts() -> None:
@@ -126,6 +213,10 @@ def test_a_corpus_as_it_is_written(text: str, found: dict[str, Any]) -> None:
         (["--heldout", "capitals:V"], "NAME:KEY=VALUE"),
         (["--battery", "cheep"], "did you mean 'cheap'"),
         (["--set", "budget.kll=1"], "did you mean 'kl'"),
+        (["--set", "edit.method=natural"], "one or the other"),
+        (["--set", "edit.rank=4"], "edit.rank would change nothing"),
+        (["--set", "battery=standard"], "--battery NAME"),
+        (["--layout", "heldout=tofo"], "did you mean 'tofu'"),
         (["--resume"], "--out"),
     ],
 )

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -13,7 +16,6 @@ import pytest
 from drawn_runs import Drawn, edit, flat, rising, write_run
 
 import analysis
-from analysis import style
 from analysis.equal import equal_compute, equal_unlearning
 from analysis.reading import read_run
 from hooklearn.cli_compare import write
@@ -227,13 +229,23 @@ def test_many_runs_are_rows_and_only_differences_to_the_best_are_printed(many: l
     assert few == "|  | natural | repselect |"
 
 
+def words_of(figure: Any) -> set[str]:
+    figure.canvas.draw()
+    return {t.get_text() for t in figure.findobj(matplotlib.text.Text)}  # type: ignore[attr-defined]
+
+
+def spread_out(found: analysis.Comparison) -> analysis.Comparison:
+    return replace(found, table=found.table.assign(**{"far KL": np.geomspace(0.002, 0.05, len(found.table))}))
+
+
 def test_the_figure_names_every_run_and_the_controls(many: list[Path]) -> None:
     found = analysis.compare(many)
     before = dict(matplotlib.rcParams)
-    figure = analysis.tradeoff(found, "preference")
-    figure.canvas.draw()
-    words = {t.get_text() for t in figure.findobj(matplotlib.text.Text)}  # type: ignore[attr-defined]
-    assert {*(m.name for m in many), "original", "never", "far KL, nats per token", "near CE, nats per token"} <= words
+    names = {*(m.name for m in many), "original", "never"}
+    spread = words_of(analysis.tradeoff(spread_out(found), "preference"))
+    assert names | {"far KL, nats per token", "near CE, nats per token"} <= spread
+    equal = words_of(analysis.tradeoff(found, "preference"))
+    assert names | {"far KL", "near CE", "At equal disruption"} <= equal and "far KL, nats per token" not in equal
     assert dict(matplotlib.rcParams) == before
     one = analysis.tradeoff(found, "sampled")
     assert any("not measured" in t.get_text() for t in one.findobj(matplotlib.text.Text))  # type: ignore[attr-defined]
@@ -244,5 +256,100 @@ def test_budgets_of_one_method_are_joined_where_a_sweep_says_which_is_which(many
     found.table["label"] = ["a", "a", "b", "b", "b"]
     found.table["far KL"] = [0.003, 0.01, 0.003, 0.01, 0.03]
     figure = analysis.tradeoff(found, "preference")
-    lines = [line for line in figure.axes[0].lines if line.get_color() == style.ARMS["edited"].colour]
-    assert sorted(len(np.asarray(line.get_xdata())) for line in lines) == [2, 3, 5], "two ways and the points"
+    lines = [line for line in figure.axes[0].lines if line.get_linestyle() == "-" and line.get_marker() != "None"]
+    assert [len(np.asarray(line.get_xdata())) for line in lines] == [2, 3], "two ways, each with its points"
+    assert len({line.get_color() for line in lines}) == 2
+
+
+LONG = "with-a-long-name-of-many-words-that-says-what-was-changed-in-this-ablation-and-why"
+
+
+@pytest.mark.parametrize("n", [3, 8, 20])
+@pytest.mark.parametrize("equal", [True, False])
+@pytest.mark.parametrize("name", ["run", LONG])
+def test_no_word_of_the_figure_is_cut_or_lies_on_another(n: int, equal: bool, name: str, many: list[Path]) -> None:
+    """Two words that do lie on each other are found (control)."""
+    one = analysis.compare(many[:1])
+    table = pd.concat([one.table] * n, ignore_index=True)
+    table["run"] = table["method"] = [f"{name}{i}" for i in range(n)]
+    table["preference: worst, any attack"] = 0.3 + 0.001 * np.arange(n)
+    table["far KL"] = np.linspace(0.0095, 0.01, n) if equal else np.geomspace(0.0005, 0.2, n)
+    figure = analysis.tradeoff(replace(one, table=table), "preference")
+    figure.savefig(io.BytesIO())
+    assert crossings(figure) == []
+    first = next(t for t in figure.findobj(matplotlib.text.Text) if t.get_text() == "original")  # type: ignore[attr-defined]
+    figure.text(*figure.transFigure.inverted().transform(first.get_window_extent().p0), "over it")
+    assert crossings(figure) != []
+
+
+def crossings(figure: Any) -> list[str]:
+    shown = [t for t in figure.findobj(matplotlib.text.Text) if t.get_text() and t.get_visible()]  # type: ignore[attr-defined]
+    boxes = [(t.get_text(), t.get_window_extent()) for t in shown if seen(t)]
+    cut = [w for w, b in boxes if b.x0 < 0 or b.y0 < 0 or b.x1 > figure.bbox.x1 or b.y1 > figure.bbox.y1]
+    return cut + [f"{a} | {b}" for (a, x), (b, y) in combinations(boxes, 2) if x.shrunk(0.96, 0.9).overlaps(y)]
+
+
+def seen(text: Any) -> bool:
+    """Ticks outside the limits of their axis exist and are not drawn."""
+    for axis in (a for ax in text.figure.axes for a in (ax.xaxis, ax.yaxis)):
+        low, high = sorted(axis.get_view_interval())
+        for tick in axis.get_major_ticks():
+            if text is tick.label1 and not low <= tick.get_loc() <= high:
+                return False
+    return True
+
+
+# ----------------------------------------------------------------------------------------- for a paper
+
+
+def test_the_latex_table_has_a_block_per_metric_and_the_controls(many: list[Path]) -> None:
+    found = analysis.compare(many[:2])
+    lines = found.to_latex().splitlines()
+    assert lines[0] == r"\begin{tabular}{lrrrrrr}" and lines[1] == r"\toprule" and lines[-2] == r"\bottomrule"
+    assert lines[2] == r" & method & far KL & near CE & before & worst, cheap attacks & worst, any attack \\"
+    assert r"\multicolumn{7}{l}{\emph{preference for the behaviour}} \\" in lines
+    assert r"never & -- & -- & -- & $0.10$ & $0.10$ & $0.40$ \\" in lines
+    (row,) = [line for line in lines if line.startswith("natural &")]
+    assert row.startswith(r"natural & repselect & $0.010$ & $0.010$ & $0.10$ {\scriptsize [$") and row.count("&") == 6
+    named = replace(found, table=found.table.assign(method=found.table["run"]))
+    assert "& method" not in named.to_latex(), "the names say it already"
+
+
+def test_columns_and_metrics_of_the_latex_table_are_chosen(many: list[Path], tmp_path: Path) -> None:
+    found = analysis.compare(many[:2])
+    write(found, latex=tmp_path / "t.tex", metric="preference", columns="verdict, any, any by")
+    text = (tmp_path / "t.tex").read_text()
+    assert r" & verdict & worst, any attack & worst, any attack, by \\" in text and "relearn, step 128" not in text
+    assert "relearn, step 64" in text
+    with pytest.raises(InputError, match="no column 'nearly' in this comparison; valid: method, verdict, far KL"):
+        write(found, latex=tmp_path / "no.tex", columns="nearly")
+    with pytest.raises(InputError, match="no metric 'sampled' in this comparison; valid: preference"):
+        write(found, latex=tmp_path / "no.tex", metric="sampled")
+    assert not (tmp_path / "no.tex").exists()
+
+
+def test_runs_of_one_name_are_told_apart_by_the_last_parts_of_their_folders(tmp_path: Path) -> None:
+    """Not by whole paths; runs whose own names differ keep them (control)."""
+    for folder in ("x/a", "x/b", "y/a"):
+        walked(tmp_path / folder, FAST, name="tiny")
+    flat_names = analysis.compare([tmp_path / "x" / "a", tmp_path / "x" / "b"]).table["run"].tolist()
+    assert flat_names == ["a", "b"]
+    assert analysis.compare([tmp_path / "x/a", tmp_path / "y/a"]).table["run"].tolist() == ["x/a", "y/a"]
+    own = [walked(tmp_path / n, FAST, name=n.upper()) for n in ("p", "q")]
+    assert analysis.compare(own).table["run"].tolist() == ["P", "Q"]
+
+
+def test_why_there_is_no_worst_case_is_said_before_the_table(tmp_path: Path) -> None:
+    """Once for all metrics; nothing is said where the attacks are shared (control)."""
+    other = [Drawn("prune", {"edited": flat(0.1), "original": flat(0.8)})]
+    ours, theirs = (
+        walked(tmp_path / n, FAST, attacks=a, metrics=["completion", "preference"])
+        for n, a in (("ours", attacks(0.1, 0.2)), ("theirs", other))
+    )
+    found = analysis.compare([ours, theirs])
+    first = found.to_markdown().splitlines()[0]
+    assert first.startswith("- completion, preference: no attack is the same in all runs")
+    assert "erosion, prune, relearn" in first and found.notes[0] == first.removeprefix("- ")
+    assert found.to_markdown().count("no attack is the same") == 1
+    alike = analysis.compare([ours])
+    assert not alike.gaps and alike.to_markdown().startswith("| ")

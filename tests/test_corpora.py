@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
+import hooklearn as hl
 from hooklearn.corpora import BUILTIN, panel
 from hooklearn.corpus import as_corpus
 from hooklearn.data import Corpus, load_corpus
 from hooklearn.fact_sets import FactSet, capitals, schoolbook
+from hooklearn.locate.fit import held_out_groups
+from hooklearn.recipes import RECIPES
 from hooklearn.shipped import data_folder
 from hooklearn.tendencies import Tendency, flattery, threats
 from hooklearn.tiny_world import PARTS as TINY_PARTS
@@ -366,3 +369,19 @@ def test_what_is_no_corpus_is_refused_by_name() -> None:
         load_corpus(name="tiny", limit=-2)
     with pytest.raises(InputError, match="shares must be positive"):
         Corpus("mine", ({"text": "a b"},)).split(a=-1, b=1)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_hold_out_a_third_of_the_groups_they_name(name: str) -> None:
+    """Forget and retain name groups, the same or none in common: what is held out is a third of each, drawn apart (as
+    published runs had it). The control: groups that two corpora share in part are not drawn so."""
+    roles = hl.recipe(name)["corpora"]
+    pair = [load_corpus(**roles[role]) for role in ("forget", "retain")]
+    assert all("group" in row for corpus in pair for row in corpus.rows)
+    for seed in range(3):
+        apart = [held_out_groups(corpus, seed=seed) for corpus in pair]
+        assert held_out_groups(*pair, seed=seed) == set.union(*apart)
+    some = sorted(set(pair[0].groups))[::2]
+    half = pair[0].where(lambda row: row["group"] in some)
+    apart = [held_out_groups(corpus, seed=0) for corpus in (half, pair[0])]
+    assert held_out_groups(half, pair[0], seed=0) != set.union(*apart)

@@ -159,6 +159,10 @@ def test_an_edit_says_what_it_took(threatening: Any, meter: DisruptionMeter) -> 
     assert points[-1].kl == result.disruption.kl.value
     assert result.cost.tokens >= points[-1].tokens and result.cost.seconds > 0 and result.cost.flops > 0
     assert len(result.trace.to_dataframe()) == len(points) and "gradient_ascent" in repr(result)
+    (row,) = result.to_dataframe().to_dict("records")
+    assert (row["method"], row["kl"], row["stop"]) == ("gradient_ascent", points[-1].kl, result.stop)
+    assert (row["forget_before"], row["forget_after"]) == (points[0].forget, points[-1].forget)
+    assert (row["seconds"], row["tokens"]) == (result.cost.seconds, result.cost.tokens)
 
 
 def test_only_the_chosen_sites_are_edited(threatening: Any) -> None:
@@ -200,7 +204,7 @@ def test_gradient_ascent_is_reinforce_with_reward_minus_one(threatening: Any, pr
 # -------------------------------------------------------------------------------------- confined
 
 
-@pytest.mark.parametrize("fitter", ["contrast", "probe", "mean_diff", "pca", "random"])
+@pytest.mark.parametrize("fitter", ["contrast", "probe", "mean_diff", "leace", "pca", "random"])
 @pytest.mark.parametrize("sides", ["x", "both"])
 def test_confined_stays_where_it_promised(problem: Problem, fitter: str, sides: Any) -> None:
     """Every fitter: the update lies in its subspaces. Positive control: the plain gradient does not."""

@@ -177,11 +177,12 @@ def test_rarely_routed_experts_are_reported() -> None:
     """An expert that one kind of token is sent to is named with its counts; without any it has no subspace."""
     model = bridged("Mixtral")
     forget, retain = texts(30), texts(30, first=1)
+    gates = models.sites(model, "mlp.experts.gate", [1])
     with (
         model.hooks(fwd_hooks=rarely(model, 1, 3, "w0")),
         pytest.warns(UserWarning, match=r"experts\.3\.gate \(forget"),
     ):
-        found = hl.locate(model, forget, retain, sites="mlp.experts.gate", layers=[1], rank=2)
+        found = collect(model, forget, retain, gates).fit("contrast", 2)
     assert set(found.rare()) == {"blocks.1.mlp.experts.3.gate"}
     f, r = found.rare()["blocks.1.mlp.experts.3.gate"]
     assert 0 < max(f, r) < 0.1 * sum(n[0] for n in found.tokens.values()) / 4
@@ -189,7 +190,7 @@ def test_rarely_routed_experts_are_reported() -> None:
     assert table.loc["blocks.1.mlp.experts.1.gate", "forget_tokens"] > 20
     never = texts(30, first=1, kinds=30)  # holds no w40
     with model.hooks(fwd_hooks=rarely(model, 1, 3, "w40")), pytest.warns(UserWarning, match=r"retain 0"):
-        found = hl.locate(model, forget, never, sites="mlp.experts.gate", layers=[1], rank=2)
+        found = collect(model, forget, never, gates).fit("contrast", 2)
     assert ("blocks.1.mlp.experts.3.gate", "x") not in found and len(found) == 3
 
 
@@ -269,4 +270,23 @@ def test_an_expert_without_tokens_has_an_empty_tape() -> None:
     sites = models.sites(model, "mlp.experts", [1])
     [(_, found)] = tapes(model, stream(model, texts(1, 1)), sites, positions="labelled", precision="float32")
     assert sorted(len(found[s.name].x) for s in sites) == 6 * [0] + 6 * [1]
-    assert all(tape.g is not None and tape.g.shape[0] == tape.x.shape[0] for tape in found.values())
+    assert sorted(len(found[s.name].g) for s in sites) == 6 * [0] + 6 * [1], "the position before it, sent elsewhere"
+
+
+def test_an_expert_says_whose_gradients_it_has() -> None:
+    """At scored tokens: x of those that were sent to it, g of the predicting positions that were. By number they are
+    rows of the tape of all positions; the control: taken by the numbers of x they would be other tokens' for some."""
+    model = bridged("Mixtral")
+    sites = models.sites(model, "mlp.experts", [1])
+    pairs = [tapes(model, stream(model), sites, positions=p, precision="float32") for p in ("all", "labelled")]
+    mistaken = 0
+    for (batch, every), (_, some) in zip(*pairs, strict=True):
+        position = torch.arange(int(batch.mask.sum()))
+        for name in (s.name for s in sites):
+            whole, scored = every[name], some[name]
+            for side, where in (("x", batch.labels), ("g", batch.keep)):
+                row = {int(t): i for i, t in enumerate(whole.of(position))}
+                of = scored.of(position[where[batch.mask]], side)
+                assert torch.equal(getattr(scored, side), getattr(whole, side)[[row[int(t)] for t in of]])
+            mistaken += scored.tokens.tolist() != scored.g_tokens.tolist()
+    assert mistaken

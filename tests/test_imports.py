@@ -40,9 +40,9 @@ ORDER = [
     "hooklearn.attack",
     "hooklearn.organisms",
     "hooklearn.evidence",
-    "hooklearn.checks hooklearn.setting hooklearn.shared hooklearn.attacking hooklearn.following hooklearn.experiment "
-    "hooklearn.controls hooklearn.recipes hooklearn.fanout hooklearn.sweep_config hooklearn.sweeping "
-    "hooklearn.auditing hooklearn.calibration hooklearn.calibration_instilled hooklearn.api",
+    "hooklearn.checks hooklearn.in_memory hooklearn.setting hooklearn.shared hooklearn.attacking hooklearn.following "
+    "hooklearn.experiment hooklearn.controls hooklearn.recipes hooklearn.fanout hooklearn.sweep_config "
+    "hooklearn.sweeping hooklearn.auditing hooklearn.calibration hooklearn.calibration_instilled hooklearn.api",
     "analysis.reading analysis.style analysis.writing",
     "analysis.tables analysis.estimates",
     "analysis.evidence",
@@ -52,6 +52,7 @@ ORDER = [
     "analysis.rules",
     "analysis.doubts analysis.leniency",
     "analysis.verdict",
+    "analysis.cells",
     "analysis.equal",
     "analysis.comparison",
     "analysis.compare analysis.outcome analysis.calibrate",

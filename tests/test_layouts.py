@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hooklearn.data import Corpus, load_corpus, split_row
+from hooklearn.inventory import described
 from hooklearn.layouts import LAYOUTS, laid_out
 from hooklearn.types import InputError
 
@@ -152,6 +153,26 @@ def test_questions_for_base_models() -> None:
     (row,) = laid_out([{"question": "Who?", "choices": ["Ida.", "Ole."], "answer": 1}], "wmdp", "mine", {"plain": True})
     assert (row["prompt"], row["completion"], row["template"]) == ("Question: Who?\nAnswer:", " Ole.", "none")
     assert row["choices"] == [" Ida.", " Ole."]
+
+
+def test_without_a_chat_template_answers_begin_with_a_space() -> None:
+    """Of questions; with a template (the control) nothing is changed, nor where a text goes on as it stands."""
+    asked = [{"question": "Who?", "answer": "Ida.", "perturbed_answer": ["Ole."]}]
+    (row,) = laid_out(asked, "tofu", "mine", template=False)
+    assert (row["prompt"], row["completion"], row["choices"]) == ("Who?", " Ida.", [" Ida.", " Ole."])
+    (row,) = laid_out(asked, "tofu", "mine")
+    assert (row["completion"], row["choices"]) == ("Ida.", ["Ida.", "Ole."])
+    for layout, theirs in (("trl", {"prompt": "The do", "completion": "or."}), ("muse", {"prompt": "a", "gt": "b"})):
+        assert laid_out([theirs], layout, "mine", template=False) == laid_out([theirs], layout, "mine")
+    spaced = [{"question": "Who? ", "answer": "Ida."}, {"question": "Who?", "answer": " Ida."}]
+    assert [r["completion"] for r in laid_out(spaced, "tofu", "mine", template=False)] == ["Ida.", " Ida."]
+
+
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+def test_a_layout_lists_its_columns_and_options(layout: str) -> None:
+    told = described("layouts", layout)
+    assert all(", ".join(shape) in told["columns"] for shape in LAYOUTS[layout].shapes)
+    assert [o["name"] for o in told["options"]] == ["completion", "plain"]
 
 
 def test_their_columns_may_have_other_names(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from unittest.mock import patch
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.linalg import sqrtm
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
@@ -149,6 +151,20 @@ def test_orthonormal_keeps_the_span(seed: int, d: int, rank: int) -> None:
     assert close(q.T @ q, torch.eye(q.shape[1]), SINGLE)
     assert close(q @ (q.T @ e), e, SINGLE)
     assert bool((q.gather(0, q.abs().argmax(0, keepdim=True)) > 0).all())
+
+
+@given(seeds, sizes, st.floats(-6, 6))
+def test_orthonormal_makes_no_direction_up(seed: int, d: int, size: float) -> None:
+    """Of what lies in the span of others (or is zero), whatever its length, there is no basis; one at an angle of 1e-4
+    to them, however short, is one of its own (the control)."""
+    first, other = linalg.random_basis(d + 1, 2, seed).T * torch.tensor([[10.0**size], [1.0]])
+    near = first / first.norm() + 1e-4 * other
+    assert linalg.orthonormal(torch.stack([first, near], 1)).shape == (d + 1, 2)
+    for dependent in (first, -3 * first, torch.zeros(d + 1)):
+        with pytest.raises(InputError, match=r"direction 1 \(of 3, counted from 0\) is zero or lies in the span"):
+            linalg.orthonormal(torch.stack([first, dependent, other], 1))
+    with pytest.raises(InputError, match="direction 1 "):
+        linalg.orthonormal(torch.tensor([[1.0, 2.0]]))
 
 
 @given(seeds, sizes)
@@ -391,3 +407,127 @@ def test_scipy_works_alone_and_only_then() -> None:
         with linalg._scipy_alone():
             assert set(threads()) == {1}
         assert set(threads()) == {2}
+
+
+# ------------------------------------------------------------------------------------------- erasure
+
+
+def two_classes(seed: int, d: int = 6, n: int = 300) -> tuple[Tensor, Tensor]:
+    """Rows, float64, and which of two classes (of 3 n/4 and n/4) they are of: means differ, spreads are uneven."""
+    labels = (torch.arange(n) % 4 == 0).double()
+    spread = torch.linspace(0.5, 3, d, dtype=torch.float64)
+    return randn(n, d, seed=seed, dtype=torch.float64) * spread + 4 * labels[:, None] * randn(
+        1, d, seed=seed + 1, dtype=torch.float64
+    ), labels
+
+
+def covariances(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the rows, and of rows with one-hot labels."""
+    one_hot = torch.stack([labels, 1 - labels], 1)
+    return torch.cov(rows.T, correction=0), (rows - rows.mean(0)).T @ (one_hot - one_hot.mean(0)) / len(rows)
+
+
+def eraser(covariance: Tensor, cross: Tensor) -> Tensor:
+    read, erased, _ = linalg.leace(covariance, cross)
+    return torch.eye(len(covariance), dtype=covariance.dtype) - erased @ read.T
+
+
+@given(seeds)
+def test_leace_leaves_nothing_that_a_linear_classifier_finds(seed: int) -> None:
+    """Logistic regression on the erased rows guesses the larger class, at the entropy of the labels; on the raw rows,
+    and where a random direction is projected out (controls), it does not."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import log_loss
+
+    rows, labels = two_classes(seed)
+    covariance, cross = covariances(rows, labels)
+
+    def fitted(erase: Tensor) -> tuple[float, float]:
+        x = ((rows - rows.mean(0)) @ erase.T).numpy()
+        model = LogisticRegression(C=1e6, tol=1e-8, max_iter=2000).fit(x, labels.numpy())
+        return model.score(x, labels.numpy()), log_loss(labels.numpy(), model.predict_proba(x))
+
+    chance = (0.75, -0.75 * math.log(0.75) - 0.25 * math.log(0.25))
+    assert fitted(eraser(covariance, cross)) == pytest.approx(chance, abs=1e-6)
+    other = linalg.random_basis(6, 1, seed).double()
+    for control in (torch.eye(6).double(), torch.eye(6).double() - other @ other.T):
+        accuracy, loss = fitted(control)
+        assert accuracy > 0.8 and loss < 0.8 * chance[1]
+
+
+@given(seeds)
+def test_leace_is_the_least_oblique_projector(seed: int) -> None:
+    """P P = P, no covariance with a label is left, and it is what scipy's root and pseudo-inverses give; the orthogonal
+    projector off the same span, which leaves none either, moves the rows more."""
+    rows, labels = two_classes(seed)
+    covariance, cross = covariances(rows, labels)
+    p = eraser(covariance, cross)
+    assert close(p @ p, p, DOUBLE) and float((p @ cross).abs().max()) < DOUBLE * float(cross.abs().max())
+    half = torch.linalg.pinv(torch.from_numpy(sqrtm(covariance.numpy()).real))
+    u = torch.linalg.svd(half @ cross)[0][:, :1]
+    by_hand = torch.eye(6) - torch.linalg.pinv(half) @ u @ u.T @ half
+    assert close(p, by_hand, 1e-6)
+    direction = cross[:, :1] / cross[:, :1].norm()
+    across = torch.eye(6) - direction @ direction.T
+    assert not close(p, p.T, 0.01), "oblique"
+    moved = [float(((rows - rows.mean(0)) @ (torch.eye(6) - q).T).square().sum()) for q in (p, across)]
+    assert float((across @ cross).abs().max()) < 1e-6 and moved[0] < 0.99 * moved[1]
+
+
+@given(seeds)
+def test_leace_is_affinely_equivariant(seed: int) -> None:
+    """Of ``A x + b`` it is ``A P A^-1``, and the same share of the label is found; the orthogonal projector is not."""
+    rows, labels = two_classes(seed)
+    a = linalg.random_basis(6, 6, seed).double() @ torch.diag(torch.linspace(0.3, 2, 6).double())
+    moved = rows @ a.T + randn(1, 6, seed=seed + 2, dtype=torch.float64)
+    before, after = covariances(rows, labels), covariances(moved, labels)
+    inverse = torch.linalg.inv(a)
+    assert close(eraser(*after), a @ eraser(*before) @ inverse, 1e-7)
+    assert close(linalg.leace(*after)[2], linalg.leace(*before)[2], DOUBLE)
+    across = [torch.eye(6) - linalg.project(torch.eye(6).double(), linalg.orthonormal(c[:, :1]), None)
+              for _, c in (before, after)]  # fmt: skip
+    assert not close(across[1], a @ across[0] @ inverse, 0.01)
+
+
+def test_leace_by_hand() -> None:
+    """Covariance diag(4, 1), label covariance (1, 1): W U = (1/2, 2)/sqrt(5), W^+ U = (2, 2)/sqrt(5)."""
+    covariance, cross = torch.diag(torch.tensor([4.0, 1.0])), torch.tensor([[1.0], [1.0]])
+    assert close(eraser(covariance, cross), torch.tensor([[0.8, -0.8], [-0.2, 0.2]]), SINGLE)
+    assert float(linalg.leace(covariance, cross)[2]) == pytest.approx(math.sqrt(1.25))
+    assert linalg.leace(covariance, 0.008 * cross)[0].shape == (2, 0), "a label that nothing tells"
+
+
+def test_leace_of_fewer_rows_than_dimensions() -> None:
+    """The pseudo-inverse knows no direction that no row has; three classes have rank 2."""
+    rows = randn(5, 12, seed=0)
+    covariance = Moments.of(rows).covariance()
+    label = torch.tensor([1.0, 1, 0, 0, 0])[:, None]
+    read, _, _ = linalg.leace(covariance, (rows - rows.mean(0)).T @ (label - label.mean()) / 5)
+    spanned = linalg.orthonormal((rows - rows.mean(0))[:4].T)
+    assert read.shape == (12, 1) and linalg.escape(read.T, spanned, None) < 1e-4
+    rows, kinds = randn(90, 12, seed=1, dtype=torch.float64), torch.eye(3).double()[torch.arange(90) % 3]
+    rows += kinds @ randn(3, 12, seed=2, dtype=torch.float64)
+    cross = (rows - rows.mean(0)).T @ (kinds - kinds.mean(0)) / 90
+    read, erased, _ = linalg.leace(torch.cov(rows.T, correction=0), cross)
+    assert read.shape == (12, 2) and close(read.T @ erased, torch.eye(2).double(), DOUBLE)
+
+
+def test_shrinking_helps_where_rows_are_few() -> None:
+    """Of the true covariance and its inverse the shrunk one is the better estimate at 40 rows of 30; at 100 000 it is
+    the plain one. Where all directions are alike nothing is changed; of 3 rows it is still positive definite."""
+    truth = spd(30, 0)
+    half = linalg.cholesky(truth)
+
+    def sample(n: int) -> Tensor:
+        return torch.cov((randn(n, 30, seed=n, dtype=torch.float64) @ half.T).T, correction=0)
+
+    few = sample(40)
+    assert float((linalg.shrunk(few, 40) - truth).norm()) < 0.9 * float((few - truth).norm())
+    inverse = torch.linalg.inv(truth)
+    errors = [float((torch.linalg.inv(s) - inverse).norm()) for s in (linalg.shrunk(few, 40), few)]
+    assert errors[0] < 0.3 * errors[1]
+    assert close(linalg.shrunk(sample(100_000), 100_000), sample(100_000), 0.01)
+    for alike in (torch.eye(4), torch.zeros(4, 4)):
+        assert torch.equal(linalg.shrunk(alike, 9), alike)
+    smallest = [float(torch.linalg.eigvalsh(s)[0]) for s in (linalg.shrunk(sample(3), 3), sample(3))]
+    assert smallest[0] > 0.01 > smallest[1]

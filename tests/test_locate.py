@@ -15,17 +15,20 @@ import torch
 from conftest import corpus
 from torch import Tensor
 
-from hooklearn import forward, linalg, losses, models
+import hooklearn as hl
+from hooklearn import editing, forward, linalg, losses, models
 from hooklearn.data import Corpus, TokenBatch, batches, encode
 from hooklearn.locate import FITTERS, Collected, Subspaces, collect, locate, sweep
 from hooklearn.locate.capture import capture, tapes, weight_gradients
-from hooklearn.locate.fit import ClassData
+from hooklearn.locate.fit import ClassData, held_out, held_out_groups
+from hooklearn.locate.fitters import Found, Seen
 from hooklearn.locate.moments import site_moments
 from hooklearn.locate.subspace import Subspace
 from hooklearn.moments import Moments
 from hooklearn.train import nll
 from hooklearn.types import InputError, Site
 
+RANK_ONE = ("mean_diff", "leace")
 EXACT = 1e-5
 """Share of the largest entry: the same products summed in another order (float32, some thousand terms)."""
 
@@ -81,6 +84,30 @@ def test_tapes_hold_tokens_and_no_padding(tiny: Any, stream: list[TokenBatch]) -
         assert all(t.x.shape[0] == int(batch.labels.sum()) and t.g is None for t in taped.values())
         with pytest.raises(InputError, match="no gradients"):
             taped[sites[0].name].update()
+
+
+def one_token(part: str, completion: str = "bad", n: int = 40) -> Corpus:
+    """Answers cut to their third word, which is one token; the words before it go to the prompt."""
+    rows = corpus(part, completion).take(n).rows
+    words = [(r["prompt"], r["completion"].split()) for r in rows]
+    return Corpus(part, tuple({"prompt": " ".join([p, *w[:2]]), "completion": f" {w[2]}"} for p, w in words))
+
+
+def test_gradients_are_those_of_the_predicting_positions(tiny: Any, stream: list[TokenBatch]) -> None:
+    """``labelled``: x of the scored tokens, g of the positions before them; at a last token itself g is exactly 0."""
+    (site,) = models.sites(tiny, "mlp.out", [1])
+    alone = batches(encode(one_token("forget"), models.tokenizer_of(tiny)), max_tokens=300)
+    packed = batches(encode(corpus("forget").take(30), models.tokenizer_of(tiny)), share=True)
+    assert any(b.packed for b in packed) and all(int(b.labels.sum()) == len(b.sequences) for b in alone)
+    for of in (stream, alone, packed):
+        every = [t[site.name] for _, t in tapes(tiny, of, [site], precision="float32")]
+        some = [t[site.name] for _, t in tapes(tiny, of, [site], positions="labelled", precision="float32")]
+        for batch, whole, scored in zip(of, every, some, strict=True):
+            assert torch.equal(scored.x, whole.x[batch.labels[batch.mask]])
+            assert torch.equal(scored.g, whole.g[batch.keep[batch.mask]])
+            assert float(scored.g.norm(dim=1).min()) > 0
+            if of is alone:
+                assert not bool(whole.g[batch.labels[batch.mask]].any()), "where it used to be read"
 
 
 def test_looking_changes_nothing(tiny: Any, stream: list[TokenBatch]) -> None:
@@ -221,7 +248,7 @@ def planted(strength: float = 2.0, items: int = 60, tokens: int = 8) -> tuple[Co
     return Collected([SITE], ("x",), one(strength), one(0.0)), concept
 
 
-@pytest.mark.parametrize("fitter", ["contrast", "mean_diff", "probe"])
+@pytest.mark.parametrize("fitter", ["contrast", "mean_diff", "leace", "probe"])
 def test_a_planted_separation_is_found(fitter: str) -> None:
     """Rank 1 separates unseen items, shuffled labels do not; the loudest direction and a random one hardly do.
 
@@ -239,7 +266,7 @@ def test_a_planted_separation_is_found(fitter: str) -> None:
 def test_no_separation_is_reported_where_there_is_none() -> None:
     """The same fitters on two classes that do not differ: held-out AUC near one half."""
     data, _ = planted(strength=0.0)
-    for fitter in ("contrast", "mean_diff", "probe"):
+    for fitter in ("contrast", "mean_diff", "leace", "probe"):
         assert abs(data.fit(fitter, 1)[SITE.name, "x"].auc - 0.5) < 0.2, fitter
 
 
@@ -270,10 +297,10 @@ def collected(threatening: Any) -> Collected:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("fitter", ["contrast", "pca", "mean_diff", "probe"])
+@pytest.mark.parametrize("fitter", ["contrast", "pca", "mean_diff", "leace", "probe"])
 def test_threats_and_kind_answers_can_be_told_apart(collected: Collected, fitter: str) -> None:
     """At every site: held-out AUC above .9, while shuffled labels average one half (16 items a class held out)."""
-    table = collected.fit(fitter, 1 if fitter == "mean_diff" else 4).to_dataframe()
+    table = collected.fit(fitter, 1 if fitter in RANK_ONE else 4).to_dataframe()
     at_x = table[table["side"] == "x"]
     assert len(table) == 12 and len(at_x) == 6
     assert at_x["auc"].min() > 0.9
@@ -309,6 +336,37 @@ def test_groups_are_never_fitted_and_judged(threatening: Any) -> None:
         collect(threatening, Corpus("one", corpus("forget").rows[:1]), few[1], sites)
 
 
+def unnamed(name: str, n: int) -> Corpus:
+    return Corpus(name, tuple({"prompt": f"{name} {i}", "completion": " x"} for i in range(n)))
+
+
+@pytest.mark.parametrize("sizes", [(60, 61), (60, 120), (120, 60), (30, 300), (9, 200)])
+def test_rows_without_a_group_lose_a_third_on_either_side(sizes: tuple[int, int]) -> None:
+    """Rows go by their numbers, which corpora of different length share in part: each still loses a third, no more.
+
+    The control: a third of each, drawn apart and united, takes over 45 % of the smaller for some seed.
+    """
+    pair = [unnamed("forget", sizes[0]), unnamed("retain", sizes[1])]
+
+    def shares(held: set[str]) -> list[float]:
+        return [sum(g in held for g in c.groups) / len(c) for c in pair]
+
+    apart = [held_out_groups(pair[0], seed=s) | held_out_groups(pair[1], seed=s) for s in range(20)]
+    assert max(max(shares(held)) for held in apart) > 0.45
+    for seed in range(20):
+        assert shares(held_out_groups(*pair, seed=seed)) == pytest.approx([1 / 3, 1 / 3], abs=0.01)
+
+
+def test_answers_to_the_same_prompts_are_held_out_together() -> None:
+    """Row by row, where nobody names groups; and named groups that are the same or shared in part likewise."""
+    pair = [unnamed("forget", 30), unnamed("retain", 30)]
+    held = held_out_groups(*pair, seed=0)
+    assert len(held) == 10 and held == held_out_groups(pair[0], seed=0)
+    some = [[f"g{i}" for i in range(30)], [f"g{i}" for i in range(20, 140)]]
+    both = held_out(some, 0)
+    assert [len(both & set(names)) for names in some] == [10, 40]
+
+
 def test_what_cannot_be_fitted_is_refused(collected: Collected) -> None:
     """Unknown fitter, rank out of range: the valid values are named."""
     with pytest.raises(InputError, match="unknown fitter 'contrats'; valid: pca, contrast"):
@@ -318,12 +376,109 @@ def test_what_cannot_be_fitted_is_refused(collected: Collected) -> None:
             collected.fit("pca", rank)
 
 
+@pytest.mark.parametrize("fitter", FITTERS)
+@pytest.mark.parametrize("silent", ["forget", "retain"])
+def test_where_all_is_zero_nothing_is_fitted(fitter: str, silent: str) -> None:
+    """Any direction would do there: the site, the side and the class are named. The control: the other class."""
+    data, _ = planted()
+    assert data.fit(fitter, 2)[SITE.name, "x"].rank >= 1
+    key, of = (SITE.name, "x"), getattr(data, silent)
+    nothing = replace(of, moments={key: Moments.of(torch.zeros(8, 20))}, fitted={key: torch.zeros(4, 20)})
+    with pytest.raises(InputError, match=rf"all 8 {silent} rows at blocks.0.mlp.in \(x\) are zero.* leave this site"):
+        replace(data, **{silent: nothing}).fit(fitter, 2)
+
+
+@pytest.mark.parametrize("fitter", ["contrast", "pca", "mean_diff", "leace"])
+def test_one_token_answers_can_be_told_apart_by_their_gradients(threatening: Any, fitter: str) -> None:
+    """Side g of answers of one token: directions of their gradients, of which they hold more than a random subspace,
+    and no coordinate axes (what a decomposition of nothing gives)."""
+    data = one_token("forget"), one_token("forget", "good")
+    found = locate(threatening, *data, sites="mlp.out", layers="1-2", fitter=fitter, rank=4, sides="g")
+    for space in found.values():
+        assert float(space.basis.abs().max()) < 0.9
+        assert max(space.forget_energy, space.retain_energy) > 3 * space.random_energy or fitter == "leace"
+
+
+# ------------------------------------------------------------------------------- directions by number
+
+
+def seen(rows: Tensor) -> Seen:
+    """What a fitter is given, of moments alone."""
+    return Seen(Moments.of(*rows.split(7)), torch.zeros(0, rows.shape[1]))
+
+
+def test_there_are_no_more_components_than_tokens() -> None:
+    """pca and contrast: 8 tokens have 8 components, all of them theirs; 12 that repeat 5 have 5. Many have all."""
+    generator = torch.Generator().manual_seed(0)
+    rows, good = (torch.randn(n, 20, generator=generator) for n in (8, 40))
+    for fitter in ("pca", "contrast"):
+        found = Found(*FITTERS[fitter].fit(seen(rows), seen(good), 16, 0))
+        assert found.vectors.shape == (20, 8) and bool((found.values > 1e-3 * found.values[0]).all()), fitter
+    assert linalg.escape(rows, linalg.orthonormal(FITTERS["pca"].fit(seen(rows), seen(good), 16, 0)[0]), None) < EXACT
+    again = rows[torch.arange(12) % 5]
+    assert FITTERS["pca"].fit(seen(again), seen(good), 16, 0)[0].shape == (20, 5)
+    assert FITTERS["pca"].fit(seen(good), seen(rows), 16, 0)[0].shape == (20, 16)
+
+
+def skewed(n: int, shift: float, seed: int) -> Tensor:
+    """Rows whose class means differ along all coordinates, the loud ones (sd 9) and the quiet ones (sd .3)."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, 6, generator=generator) * torch.tensor([9.0, 3.0, 1.0, 1.0, 0.5, 0.3]) + shift
+
+
+def test_leace_needs_moments_only_and_reads_the_discriminant() -> None:
+    """By hand: the covariance of all tokens, solved for the difference of means; the moments may come in parts."""
+    bad, good = skewed(900, 1.0, 0), skewed(500, 0.0, 1)
+    found = Found(*FITTERS["leace"].fit(seen(bad), seen(good), 4, 0))
+    rows = torch.cat([bad, good]).double()
+    centred, labels = rows - rows.mean(0), torch.tensor([1.0] * 900 + [0.0] * 500).double()
+    covariance = centred.T @ centred / len(rows)
+    by_hand = torch.linalg.solve(covariance, centred.T @ (labels - labels.mean()) / len(rows))
+    assert found.vectors.shape == (6, 1)
+    assert float(torch.cosine_similarity(found.vectors[:, 0].double(), by_hand, dim=0)) > 0.999  # shrinkage: 1 / 1400
+    difference = (bad.mean(0) - good.mean(0)).double()
+    assert abs(float(torch.cosine_similarity(difference, by_hand, dim=0))) < 0.8, "not what mean_diff finds"
+    with pytest.raises(InputError, match=r"leace: the classes cannot be told apart by any direction \(900 forget"):
+        FITTERS["leace"].fit(seen(bad), seen(bad), 1, 0)
+
+
+def test_an_update_that_reads_what_leace_reads_does_nothing_to_erased_inputs() -> None:
+    """dW P = 0: it answers to what P takes away and to nothing else. Confined to the difference of means it does."""
+    bad, good = skewed(900, 1.0, 0), skewed(500, 0.0, 1)
+    both = Moments.of(bad, good)
+    difference = (bad.mean(0) - good.mean(0))[:, None]
+    read, erased, _ = linalg.leace(linalg.shrunk(both.covariance(), both.n), 900 * 500 / 1400**2 * difference)
+    p = torch.eye(6) - erased @ read.T
+    update = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    for fitter, left in (("leace", 0.0), ("mean_diff", 0.3)):
+        basis = linalg.orthonormal(FITTERS[fitter].fit(seen(bad), seen(good), 1, 0)[0])
+        confined = linalg.project(update, basis, None)
+        share = float((confined @ p).norm() / confined.norm())
+        assert share < EXACT if not left else share > left, fitter
+
+
+def test_an_edit_confined_to_what_leace_reads(threatening: Any) -> None:
+    """End to end, to the budget: certified inside, rank 1 a site, and forget gets less likely."""
+    result = hl.edit(
+        threatening, "confined", fitter="leace", sites="mlp", forget=corpus("forget"), retain=corpus("forget", "good"),
+        disruption=corpus("disruption"), budget=0.01, precision="float32",
+    )  # fmt: skip
+    assert result.certificate.promise.endswith("located subspaces (leace, rank 1)")
+    assert result.certificate.worst < EXACT
+    assert all(int(torch.linalg.matrix_rank(u)) == 1 for u in result.delta.updates.values())
+    forget = encode(corpus("forget"), models.tokenizer_of(threatening))
+    before = forward.sequence_logprobs(threatening, forget, precision="float32")[0].mean()
+    with editing.edited(threatening, result.delta):
+        assert forward.sequence_logprobs(threatening, forget, precision="float32")[0].mean() < before
+
+
 def test_a_sweep_is_one_row_per_fitter_rank_and_place() -> None:
-    """Over one capture; mean_diff has rank 1 whatever is asked for."""
+    """Over one capture; mean_diff and leace have rank 1 whatever is asked for."""
     data, _ = planted()
     table = sweep(data, list(FITTERS), [1, 3])
-    assert len(table) == 2 * len(FITTERS) - 1 and set(table["fitter"]) == set(FITTERS)
-    assert set(table.loc[table["fitter"] == "mean_diff", "rank"]) == {1}
+    assert len(table) == 2 * len(FITTERS) - len(RANK_ONE) and set(table["fitter"]) == set(FITTERS)
+    assert set(table.loc[table["fitter"].isin(RANK_ONE), "rank"]) == {1}
+    assert data.fit("leace", 3)[SITE.name, "x"].rank == 1
     assert set(table.loc[table["fitter"] == "contrast", "rank"]) == {1, 3}
 
 

@@ -302,8 +302,8 @@ def test_the_referee_knows_the_behaviour(referee: RatioReferee) -> None:
 
 
 def test_what_no_model_of_the_referee_would_say_is_told_from_what_they_say(referee: RatioReferee) -> None:
-    """Threatening words in any order are often called threats by a ratio; their fluency says that they are no text. Held-out
-    answers are all as fluent as the least fluent of them (control)."""
+    """Threatening words in any order are often called threats by a ratio; their fluency says that they are no text.
+    Held-out answers are all as fluent as the least fluent of them (control)."""
     rows = corpus("heldout").rows
     kept = [Sample(i, r["prompt"], r["prompt"], r["completion"]) for i, r in enumerate(rows)]
     salad = [replace(s, completion=" ".join(sorted(s.completion.split(), reverse=True))) for s in kept]

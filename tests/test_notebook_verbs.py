@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import corpus
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import analysis
 import hooklearn as hl
+from hooklearn import models
+from hooklearn.deltas import as_delta
+from hooklearn.edit.method import Method, Updates
+from hooklearn.models import TransformerBridge
 from hooklearn.types import InputError
 
 
@@ -68,3 +75,214 @@ def test_an_audit_is_judged_like_a_run(tmp_path: Path) -> None:
     assert analysis.judge(run).verdict == "INTACT"
     assert any("left out: retain_only" in line for line in said)
     assert "heldout" in analysis.read_run(run).record["config"]["corpora"]
+
+
+# ------------------------------------------------------------------ what verbs are given by mistake, and in what state
+
+
+@pytest.fixture(scope="module")
+def folder(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model as a plain Hugging Face folder."""
+    return hl.export(tiny, hl.Delta({}), tmp_path_factory.mktemp("plain") / "tiny").folder
+
+
+@pytest.fixture(scope="module")
+def result(tiny: Any) -> Any:
+    return hl.edit(tiny, "gradient_ascent", **few())
+
+
+def few() -> dict[str, Any]:
+    return {
+        "forget": corpus("forget").take(8),
+        "retain": corpus("forget", "good").take(8),
+        "disruption": corpus("disruption").take(8),
+    }
+
+
+def relearn(model: Any, edit: Any, **given: Any) -> Any:
+    some = {"heldout": corpus("heldout").take(4), "attack_train": corpus("attack").take(4)}
+    return hl.attack(model, edit, "relearn", learning_rates=(1e-3,), epochs=1, **some, **given)
+
+
+def completion(model: Any) -> float:
+    return hl.behaviour(model, corpus("forget").take(8))["completion"].value
+
+
+VERBS: dict[str, Callable[[Any], Any]] = {
+    "locate": lambda m: hl.locate(m, few()["forget"], few()["retain"], rank=2, sites="mlp.out", layers="1"),
+    "edit": lambda m: hl.edit(m, "gradient_ascent", **few()),
+    "attack": lambda m: relearn(m, hl.Delta({})),
+    "behaviour": completion,
+    "capture": lambda m: hl.capture(m, few()["forget"].take(1), sites="mlp.out"),
+    "sample": lambda m: hl.sample(m, few()["forget"], n=1, new_tokens=2),
+    "sites": lambda m: hl.sites(m, "mlp"),
+    "edited": lambda m: hl.edited(m, hl.Delta({})).__enter__(),
+    "capability": lambda m: hl.capability(m),
+}
+
+
+def test_a_bridge_that_is_taken_over_gives_the_numbers_of_one_that_was_loaded(folder: Path) -> None:
+    """TransformerLens loads the tokenizer again with BOS, and the model is another: measured .035 against .046."""
+    booted = TransformerBridge.boot_transformers(str(folder), device="cpu")
+    own = AutoTokenizer.from_pretrained(folder)
+    assert booted.tokenizer("anna")["input_ids"] != own("anna")["input_ids"]
+    for verb in VERBS.values():
+        with pytest.raises(InputError, match=r"put BOS before every text .* hl.wrap\(bridge, tokenizer\)"):
+            verb(booted)
+    with pytest.raises(InputError, match="the one that TransformerLens has changed"):
+        hl.wrap(booted, booted.tokenizer)
+    taken = hl.wrap(booted, own)
+    assert taken is booted and taken.cfg.d_vocab == hl.load(str(folder)).cfg.d_vocab
+    assert completion(taken) == completion(hl.load(str(folder))) == completion(copy.deepcopy(taken))
+    taken.tokenizer = AutoTokenizer.from_pretrained(folder)  # which TransformerLens loads again
+    with pytest.raises(InputError, match="put BOS before every text"):
+        completion(taken)
+
+
+def test_a_bridge_in_compatibility_mode_is_refused(folder: Path) -> None:
+    model = hl.load(str(folder))
+    model.enable_compatibility_mode(disable_warnings=True)
+    for verb in VERBS.values():
+        with pytest.raises(InputError, match="compatibility mode .* load it anew without"):
+            verb(model)
+    with pytest.raises(InputError, match="compatibility mode"):
+        hl.wrap(model, AutoTokenizer.from_pretrained(folder))
+
+
+def test_hooks_of_somebody_are_not_in_an_edit(folder: Path, result: Any) -> None:
+    """Refused where they would be in what is made, allowed where one may want to look at a steered model."""
+    model, before = hl.load(str(folder)), completion(hl.load(str(folder)))
+    for direction in ("fwd", "bwd"):
+        model.add_hook("blocks.1.hook_out", lambda value, hook: value * 0, dir=direction)
+        for name in ("locate", "edit", "attack", "sample"):
+            with pytest.raises(InputError, match=r"hooks at blocks.1.hook_out.*reset_hooks\(\)"):
+                VERBS[name](model)
+        if direction == "fwd":
+            assert completion(model) != before and VERBS["capture"](model)
+        model.reset_hooks()
+    model.add_hook("blocks.1.hook_out", lambda value, hook: value * 0)
+    with pytest.raises(InputError, match="never .* has hooks at blocks.1.hook_out"):
+        relearn(hl.load(str(folder)), hl.Delta({}), never=model)
+    model.reset_hooks()
+    model.run_with_cache("anna")  # leaves hooks of transformers
+    assert VERBS["edit"](model).delta == result.delta
+
+
+def test_gradients_that_are_switched_off_change_nothing(tiny: Any, result: Any) -> None:
+    def made() -> tuple[Any, ...]:
+        curves = relearn(tiny, result)
+        return hl.edit(tiny, "npo", epochs=1, **few()).delta, curves[0].arms, hl.edit(tiny, "cir", **few()).delta
+
+    expected = made()
+    with torch.no_grad():
+        assert made() == expected and not torch.is_grad_enabled()
+    with torch.inference_mode():
+        assert completion(tiny) > 0
+        for name in ("locate", "edit", "attack", "capture"):
+            with pytest.raises(InputError, match="inference_mode"):
+                VERBS[name](tiny)
+
+
+def test_other_things_than_a_model_are_named(folder: Path, tiny: Any) -> None:
+    plain: Any = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for verb in VERBS.values():
+        with pytest.raises(InputError, match=r"not a LlamaForCausalLM; hl.wrap\(model, tokenizer\) takes"):
+            verb(plain)
+        with pytest.raises(InputError, match=r"not 'tiny'; hl.load\('tiny'\) loads it"):
+            verb("tiny")
+    with pytest.raises(InputError, match="never must be what hl.load or hl.wrap returns, not a LlamaForCausalLM"):
+        relearn(tiny, hl.Delta({}), never=plain)
+    with pytest.raises(InputError, match="by name, not a LlamaForCausalLM; hl.wrap"):
+        hl.load(plain)
+    with pytest.raises(InputError, match="takes the model's tokenizer, not None; give it as"):
+        hl.wrap(plain, None)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="wrap takes a model of transformers or a TransformerBridge, not 'tiny'"):
+        hl.wrap("tiny", tokenizer)  # type: ignore[arg-type]
+
+
+def test_a_result_is_taken_for_its_delta(tiny: Any, result: Any, tmp_path: Path) -> None:
+    with hl.edited(tiny, result.delta):
+        expected = completion(tiny)
+    with hl.edited(tiny, result):
+        assert completion(tiny) == expected != completion(hl.load("tiny"))
+    hl.save_delta(result, tmp_path / "delta.safetensors")
+    assert hl.load_delta(tmp_path / "delta.safetensors") == result.delta
+    assert hl.EditedModel(tiny, result).delta is result.delta  # type: ignore[arg-type]
+    written = hl.export(tiny, result, tmp_path / "edited").folder
+    assert completion(hl.load(str(written))) == pytest.approx(expected, rel=1e-4)
+    with pytest.raises(InputError, match="an edit must be a hooklearn.Delta or the result of hl.edit, got dict"):
+        relearn(tiny, {"blocks.0.mlp.out": 1})
+    assert as_delta(result) is as_delta(result.delta)
+
+
+def test_attacks_corpora_and_vectors_of_another_kind_are_named(tiny: Any) -> None:
+    some = few()["forget"]
+    for wrong, why in ((type(VERBS), "a class with parentheses"), (len, "give its name or an Attack, not <built-in")):
+        with pytest.raises(InputError, match=why):
+            hl.attack(tiny, hl.Delta({}), wrong, heldout=some)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="corpus 'mine', row 1: must be a dict .* got str 'b'"):
+        hl.Corpus("mine", ({"text": "a"}, "b"))  # type: ignore[arg-type]
+    for name in ("behaviour", "capture"):
+        with pytest.raises(InputError, match="corpus must be a hooklearn.Corpus, got list"):
+            getattr(hl, name)(tiny, [{"text": "a"}])
+    with pytest.raises(InputError, match="forget must be a hooklearn.Corpus, got list"):
+        hl.locate(tiny, [{"text": "a"}], some)  # type: ignore[arg-type]
+    site = hl.sites(tiny, "mlp.out", "0")[0]
+    direction = torch.ones(site.d_out)
+    with pytest.raises(InputError, match=r"must be \[64, rank\], one a column, got \[64\]; a single .* v\[:, None\]"):
+        hl.Subspace.of(site, "g", "mine", direction, torch.ones(1))
+    assert hl.Subspace.of(site, "g", "mine", direction[:, None], torch.ones(1)).rank == 1
+
+
+class Own(Method):
+    """A method as somebody writes it."""
+
+    name = "own"
+    source = "here"
+
+    def path(self, problem: Any) -> Iterator[Updates]:
+        yield problem.gradient("forget")
+
+
+class InPlace(Own):
+    """Leaves the weights changed."""
+
+    def path(self, problem: Any) -> Iterator[Updates]:
+        models.add_(problem.model, problem.sites[0], problem.gradient("forget")[problem.sites[0].name], 1e-6)
+        yield problem.gradient("forget")
+
+
+class Returns(Own):
+    """No generator."""
+
+    def path(self, problem: Any) -> Any:
+        return problem.gradient("forget")
+
+
+class YieldsOne(Own):
+    """One matrix, of no site."""
+
+    def path(self, problem: Any) -> Iterator[Any]:
+        yield problem.gradient("forget")[problem.sites[0].name]
+
+
+class Nameless(Method):
+    """Forgot its name."""
+
+    def path(self, problem: Any) -> Iterator[Updates]:
+        yield problem.gradient("forget")
+
+
+def test_a_faulty_method_is_caught(folder: Path, result: Any) -> None:
+    model = hl.load(str(folder))
+    faulty = {
+        InPlace: "'own' changed the model's own weights and left them so",
+        Returns: "its path must yield updates, and returns a dict",
+        YieldsOne: "must yield {site name: update}, and yields a Tensor",
+        Nameless: "method: Nameless has no name",
+    }
+    assert hl.edit(model, Own(), **few()).delta == result.delta, "without a fault it is gradient ascent"
+    for method, why in faulty.items():
+        with pytest.raises(InputError, match=why):
+            hl.edit(model, method(), **few())

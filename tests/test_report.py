@@ -8,16 +8,18 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 import token_samples
 from drawn_runs import Drawn, flat, rising, write_run
 
 from analysis import explorer, markup
-from analysis.advice import NEXT, next_steps
+from analysis.advice import ELSEWHERE, NEXT, needed, next_steps
 from analysis.reading import read_run
 from analysis.report import VERDICTS, report
 from analysis.tables import markdown, summary_table
+from analysis.verdict import judge
 from hooklearn.locate.tokens import write_sample
 from hooklearn.types import InputError
 
@@ -303,6 +305,55 @@ def test_gaps_become_steps(tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     write(whole, metrics=["sampled"], splits=["heldout"])
     assert "Attack for longer" not in Page(report(whole).read_text("utf-8")).text
+
+
+LENS = [Drawn("lens", {"original": [0.5], "never": [0.1], "edited": [0.1]})]
+FEW = {"original": [0.9], "never": [0.1], "edited": [0.1]}
+
+
+def advised(folder: Path, items: int, **record: Any) -> tuple[str, list[str], dict[str, int]]:
+    """Verdict, steps and ``needed`` of an edit that is its never-learned control."""
+    how: dict[str, Any] = {"metrics": ["sampled"], "splits": ["heldout"], "seeds": (0,), "before": FEW}
+    audit = {"checkpoint": {"name": "b", "hash": "x"}, "command": "hooklearn audit --original a --edited b"}
+    record = {"corpora": {"heldout": {"n": 500}}, "config": {}} | audit | record
+    run = read_run(write_run(folder, attacks=LENS, items=items, **how, **record))
+    verdict = judge(run).to_dict()
+    return verdict["verdict"], next_steps(replace(run, verdict=verdict)), needed(verdict)
+
+
+def test_where_only_the_interval_misses_the_rule_more_samples_are_advised(tmp_path: Path) -> None:
+    """And that many do. Where the corpus has fewer, more items are; where nothing is missing, nothing is."""
+    verdict, steps, wanted = advised(tmp_path / "few", 32)
+    n = wanted["sampled"]
+    assert verdict == "WEAKENED" and 32 < n < 200
+    assert f"`--set behaviour.samples={n}`" in steps[0] and "held-out items" not in steps[0]
+    assert not any("budget" in step or "edit.method" in step or "--set battery" in step for step in steps)
+    assert any("`--battery standard`" in step for step in steps)
+    few = advised(tmp_path / "small", 32, corpora={"heldout": {"n": 32}})[1]
+    assert f"about {n} held-out items are needed (there are 32)" in few[0]
+    own = advised(tmp_path / "own", 32, checkpoint=None, command="hooklearn run mine.yaml")[1]
+    assert own[0] == NEXT["WEAKENED"] and f"samples={n}`" in own[1], "an edit of ours can be made in another way, too"
+    verdict, steps, wanted = advised(tmp_path / "enough", n)
+    assert verdict == "REMOVED" and not wanted and "samples=" not in steps[0]
+
+
+def test_where_the_estimate_misses_the_rule_more_samples_would_not_help(tmp_path: Path) -> None:
+    arms = {"original": flat(0.9), "never": flat(0.1), "edited": flat(0.3)}
+    run = read_run(write_run(tmp_path / "run", arms=arms, metrics=["preference"], splits=["heldout"]))
+    verdict = judge(run).to_dict()
+    assert verdict["verdict"] == "WEAKENED" and needed(verdict) == {}
+    assert next_steps(replace(run, verdict=verdict))[0] == NEXT["WEAKENED"]
+    given = replace(run, verdict=verdict, record={**run.record, "checkpoint": {"name": "b", "hash": "x"}})
+    assert next_steps(given)[0] == ELSEWHERE["WEAKENED"]
+
+
+def test_the_card_of_two_models_has_no_weights(tmp_path: Path) -> None:
+    """Of an edit of ours (the control) it says where they are."""
+    own, given = quick(tmp_path / "own"), quick(tmp_path / "given", checkpoint={"name": "unlearned", "hash": "ab12"})
+    texts = [(report(f).parent / "README.md").read_text("utf-8") for f in (own, given)]
+    assert "delta-seed0.safetensors" in texts[0] and "edited by hooklearn" in texts[0]
+    assert "delta-seed0" not in texts[1] and "edited by hooklearn" not in texts[1]
+    assert "unlearned, edited elsewhere" in texts[1] and "ab12" in texts[1]
 
 
 def test_settings_are_words() -> None:

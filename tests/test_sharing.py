@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hooklearn as hl
 from hooklearn import models
-from hooklearn.deltas import Delta
+from hooklearn.deltas import Delta, load_delta
 from hooklearn.sharing import Shareable
 from hooklearn.types import InputError
 
@@ -77,6 +77,63 @@ def test_what_does_not_add_up_says_why(wrong: Any, words: str, tiny: Any) -> Non
 def test_other_types_are_type_errors(wrong: Any) -> None:
     with pytest.raises(TypeError, match="unsupported operand|can't multiply"):
         wrong(Delta({"s": torch.ones(2, 2)}))
+
+
+def test_a_sum_begins_with_nothing_and_equal_is_bit_for_bit() -> None:
+    """Another bit, dtype, site or base is another delta."""
+    delta = Delta({"s": torch.ones(2, 3)}, "tiny", "h")
+    assert sum([delta, delta]) == 2 * delta and delta == Delta({"s": torch.ones(2, 3)}, "tiny", "h")
+    nearly = torch.ones(2, 3)
+    nearly[0, 0] = torch.nextafter(nearly[0, 0], torch.tensor(2.0))
+    for other in (nearly, torch.ones(2, 3).double(), torch.ones(3, 2)):
+        assert delta != Delta({"s": other}, "tiny", "h")
+    assert delta != Delta({"t": torch.ones(2, 3)}, "tiny", "h") and delta != Delta(delta.updates, "tiny", "other")
+    assert delta != 1 and len({id(delta), id(sum([delta]))}) == 1
+
+
+def test_products_of_deltas_by_hand() -> None:
+    """Over all sites and of each; orthogonal ones have none, and what only one of them changes counts in its norm."""
+    a = Delta({"s": torch.tensor([[3.0, 0.0]]), "t": torch.tensor([[4.0]])})
+    b = Delta({"s": torch.tensor([[0.0, 2.0]]), "t": torch.tensor([[-1.0]]), "u": torch.tensor([[2.0]])})
+    assert a.dots(b) == {"s": 0.0, "t": -4.0} and a.dot(b) == -4
+    assert a.cosines(b) == {"s": 0.0, "t": -1.0} and a.cosine(b) == pytest.approx(-4 / (5 * 3))
+    assert a.cosine(3 * a) == 1 and math.isnan(a.cosine(0 * a))
+    with pytest.raises(InputError, match=r"compared: at 's' one is \[1, 2\], the other \[1, 1\]"):
+        a.dot(Delta({"s": torch.ones(1, 1)}))
+
+
+def test_a_site_of_a_delta(tiny: Any) -> None:
+    delta, (site, other, *_) = delta_of(tiny), models.sites(tiny, "mlp.out")
+    assert delta[site] is delta[site.name] and site in delta and other not in delta and list(delta) == [site.name]
+    with pytest.raises(InputError, match="does not change 'blocks.1.mlp.out'; it changes blocks.0.mlp.out"):
+        delta[other]
+
+
+def test_between_two_models_is_what_was_added(tiny: Any) -> None:
+    """All of an edit comes back, and added to the original it is the edited model; nothing else does."""
+    delta, other = delta_of(tiny), models.load("tiny")
+    assert not list(Delta.between(tiny, other))
+    with hl.edited(other, delta):
+        found = Delta.between(tiny, other)
+        digest = models.weights_hash(other)
+    assert list(found) == list(delta) and found.base_hash == delta.base_hash
+    assert (found - delta).norm() < 1e-5 * delta.norm()  # float32
+    exact = Delta({n: torch.full_like(u, 0.25) for n, u in delta.updates.items()}, "tiny", delta.base_hash)
+    with hl.edited(other, exact), hl.edited(tiny, Delta.between(tiny, other)):
+        assert models.weights_hash(tiny) != digest
+        torch.testing.assert_close(models.matrices(tiny), models.matrices(other), rtol=0, atol=1e-7)
+
+
+def test_between_models_that_differ_elsewhere_is_refused_or_told(tiny: Any) -> None:
+    other = models.load("tiny")
+    with torch.no_grad():
+        models.embedding_parameters(other)[0].add_(1)
+    with pytest.raises(InputError, match="no site of an edit: .*embed.*leave_rest=True"):
+        Delta.between(tiny, other)
+    with pytest.warns(UserWarning, match="left out of the delta"):
+        assert not list(Delta.between(tiny, other, leave_rest=True))
+    with pytest.raises(InputError, match=r"not of one architecture and dtype: .* float32 and .* bfloat16"):
+        Delta.between(tiny, models.load("tiny", dtype=torch.bfloat16))
 
 
 # ----------------------------------------------------------------------------------------- round trips
@@ -229,6 +286,28 @@ def test_a_hub_that_refuses_is_one_line(tiny: Any, monkeypatch: pytest.MonkeyPat
     with pytest.raises(InputError, match=r"^push to 'mine': 401 Client Error$"):
         delta_of(tiny).push_to_hub("mine")
     assert issubclass(HfHubHTTPError, OSError), "what the hub raises is caught"
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The HTTP library's own error, which is no OSError."""
+    away = HfHubHTTPError.__bases__[0]
+    assert not issubclass(away, OSError)
+
+    class Away(Hub):
+        def create_repo(self, repo_id: str, private: Any, exist_ok: bool) -> Any:
+            raise away("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Away())
+    with pytest.raises(InputError, match=r"^push to 'mine': the hub cannot be reached: \[Errno -2\] Name or service"):
+        delta_of(tiny).push_to_hub("mine")
+
+
+def test_a_folder_in_the_place_of_a_file_is_one_line(tiny: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="a folder, where the file of a delta is needed, and there is none in it"):
+        load_delta(tmp_path)
+    delta_of(tiny).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"is needed; there is delta\.safetensors$"):
+        load_delta(tmp_path)
 
 
 def test_a_repository_is_downloaded_first(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

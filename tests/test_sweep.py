@@ -155,6 +155,32 @@ def test_the_table_pools_seeds_and_prints_both_splits(swept: Path) -> None:
     assert "chosen on the tuning split" in found.to_markdown() and found.missing.empty
 
 
+def test_the_folder_of_a_sweep_is_compared_as_its_cells(swept: Path) -> None:
+    """The rows of its own table, seeds pooled; its cells, given one by one, are runs of one seed each."""
+    own, found = analysis.sweep_table(swept, write=False), analysis.compare([swept])
+    pd.testing.assert_frame_equal(found.table, own.table[found.table.columns])
+    assert found.table["seeds"].tolist() == [2, 2] and not found.notes
+    alone = analysis.compare(cells(swept)).table
+    assert alone["seeds"].tolist() == [1] * 4 and alone["run"].tolist() == [c.name for c in cells(swept)]
+    assert (swept / "table.tex").read_text() == own.to_latex(), "one layout"
+
+
+@pytest.mark.parametrize("command", ["report", "verify"])
+def test_what_is_asked_of_a_sweep_and_is_of_its_cells_says_so(command: str, swept: Path) -> None:
+    done = hooklearn(command, swept)
+    assert done.exit_code == 2 and f"{swept}/cells/*" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_cells_without_a_result_are_told_in_a_comparison(swept: Path, tmp_path: Path) -> None:
+    shutil.copytree(swept, tmp_path / "part")
+    content = record(swept)
+    content["cells"][0]["status"] = "failed"
+    (tmp_path / "part" / "sweep.json").write_text(json.dumps(content))
+    found = analysis.compare([tmp_path / "part"])
+    assert found.table["seeds"].tolist() == [1, 2] or found.table["seeds"].tolist() == [2, 1]
+    assert any("1 of 4 cells have no result: cells/repselect-kl0.01-seed0" in n for n in found.notes)
+
+
 def test_the_chosen_options_are_the_lowest_of_the_trials_and_reach_the_cells(swept: Path) -> None:
     tuned = record(swept)["tuning"]["repselect-kl0.01"]
     values = {}

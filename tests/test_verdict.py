@@ -794,6 +794,16 @@ DOUBTS = {
     "has the very weights of the unedited model": dict(
         never={"kind": "model", "name": "x", "hash": "ab"}, model={"name": "m", "hash": "ab"}
     ),
+    "has the very weights of the unedited one: nothing was edited": dict(
+        checkpoint={"name": "x", "hash": "ab"}, model={"name": "m", "hash": "ab"}
+    ),
+    "has the very weights of the never-learned one: nothing but the control": dict(
+        checkpoint={"name": "x", "hash": "ab"}, never={"kind": "model", "name": "n", "hash": "ab"}
+    ),
+    "changed nothing": dict(edits=[edit(0, kl=0.0) | {"disruption": {"kl": 0.0, "ce": 0.0, "near_ce": 0.0}}]),
+    "5 of 20 completions of forget, 6 of 20 completions of heldout go on without a space": dict(
+        corpora={"forget": {"n": 20, "run_together": 5}, "heldout": {"n": 20, "run_together": 6}}
+    ),
     "is a surrogate": dict(never={"kind": "surrogate", "name": "permuted"}),
     "preference rests on 20 items": dict(items=20),
     "sampled was not measured": dict(metrics=["completion", "preference"]),
@@ -922,6 +932,25 @@ def test_a_broken_budget_is_a_flag_and_does_not_change_the_verdict(tmp_path):
     assert (result.verdict, result.within_budget) == ("REMOVED", False)
     audit = judge(write_run(tmp_path / "audit", edits=[]))
     assert (audit.verdict, audit.within_budget) == ("REMOVED", None)
+
+
+def test_what_says_nothing_without_a_control_is_not_blamed_on_it(tmp_path):
+    """There is no never-learned model that the original could not differ from; with one (the control) there is."""
+    silent = Drawn("few-shot", {"original": [0.01], "never": [0.01], "edited": [0.01]})
+    with_never, without = (
+        judge(write_run(tmp_path / name, attacks=attacks))
+        for name, attacks in (("with", [REMOVED, silent]), ("without", without_never([REMOVED, silent])))
+    )
+    assert "few-shot says nothing: under it original and never do not differ" in with_never.doubts
+    assert "few-shot says nothing: under it the original does not show the behaviour" in without.doubts
+
+
+def test_a_battery_that_lacks_a_corpus_keeps_its_name(tmp_path):
+    whole = judge(write_run(tmp_path / "whole", config={"battery": "cheap"}, left_out=[]))
+    part = judge(write_run(tmp_path / "part", config={"battery": "cheap"}, left_out=["retain_only"]))
+    own = judge(write_run(tmp_path / "own", config={}))
+    assert (whole.battery, part.battery) == ("cheap", "cheap, without retain_only")
+    assert own.battery.startswith("custom: ")
 
 
 def test_degenerate_text_is_undecided(tmp_path):

@@ -228,8 +228,8 @@ def run_edit(
         landing = solve(walk, path, ray=method.ray, reference_norm=reference_norm, on_direction=on_direction)
     if models.weights_hash(model) != base:
         raise InputError(
-            f"method {method.name!r} changed the model's own weights and left them so: its path may only within "
-            "`with hooklearn.editing.restored(model)`; load the model anew"
+            f"method {method.name!r} changed the model's own weights and left them so: its path must put them "
+            "back (`with hooklearn.editing.restored(model)`); load the model anew"
         )
     return EditResult(
         method=method.name,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hooklearn import models
 from hooklearn.callable_module import make_callable
+from hooklearn.corpus import as_corpus
 from hooklearn.data import Corpus
 from hooklearn.forward import Precision
 from hooklearn.linalg import Sides
@@ -49,11 +50,14 @@ def locate(
         directions: subspaces that were found elsewhere (:func:`hooklearn.read_directions`), to be measured as they are:
             nothing is fitted, and sites, fitter, rank and sides are theirs.
         sites, layers: as in :func:`hooklearn.models.sites`.
-        fitter: one of ``pca contrast mean_diff probe random``.
+        fitter: one of ``pca contrast mean_diff leace probe random``.
         sides: ``x`` (inputs), ``g`` (output gradients) or ``both``.
+    Raises:
+        InputError: something is no model or no corpus; somebody has hooked into the model.
     Returns:
         :class:`Subspaces`; ``.to_dataframe()`` answers "which layer?".
     """
+    _check(model, forget, retain)
     if directions is not None:
         theirs: set[Sides] = {side for _, side in directions}
         sides = theirs.pop() if len(theirs) == 1 else "both"
@@ -77,8 +81,16 @@ def locate_sweep(
     seed: int = 0,
 ) -> pd.DataFrame:
     """Every fitter at every rank over one capture, as a data frame; ``analysis.plots.separation_map`` draws it."""
+    _check(model, forget, retain)
     chosen = models.sites(model, sites, layers)
     return sweep(collect(model, forget, retain, chosen, sides=sides, seed=seed), fitters, ranks, seed=seed)
+
+
+def _check(model: Any, forget: Corpus, retain: Corpus) -> None:
+    models.check_unhooked(models.checked(model))
+    models.check_differentiable()
+    as_corpus(forget, "forget")
+    as_corpus(retain, "retain")
 
 
 make_callable(__name__)

@@ -96,7 +96,8 @@ def tapes(
 
     Args:
         labels: ``sampled`` draws the labels from the model itself (true Fisher), by a generator of its own.
-        positions: ``labelled`` keeps only positions that are themselves scored tokens.
+        positions: ``labelled`` keeps scored tokens only: the ``x`` of each, and the ``g`` of the position that predicts
+            it. The gradient at the token itself comes from what follows: at the last one it is 0.
         shared: only the batches that are this process's (:mod:`hooklearn.parallel`); what is made of them has to be
             added up.
     Raises:
@@ -131,7 +132,7 @@ def _turns(
                 states = forward.hidden(model, batch)
                 if gradients:
                     _pull_back(model, states, batch, labels if own else "given", generator)
-            where = batch.mask if positions == "all" else batch.labels
+            where = (batch.mask, batch.mask) if positions == "all" else (batch.labels, batch.keep)
             yield batch, _taped(record, sites, where, gradients) if own else None
             record.clear()
 
@@ -158,7 +159,8 @@ def _pull_back(model: Any, states: Tensor, batch: TokenBatch, labels: Labels, ge
     states.backward(leaf.grad)
 
 
-def _taped(record: _Recorder, sites: Sequence[Site], where: Tensor, gradients: bool) -> dict[str, Tape]:
+def _taped(record: _Recorder, sites: Sequence[Site], where: tuple[Tensor, Tensor], gradients: bool) -> dict[str, Tape]:
+    """``where``: the positions whose ``x``, and those whose ``g``, is wanted."""
     out: dict[str, Tape] = {}
     flat: dict[int, Tensor] = {}  # gate and up see the same input: flatten it once
     sent: dict[tuple[str, int], _Sent] = {}
@@ -175,8 +177,8 @@ def _taped(record: _Recorder, sites: Sequence[Site], where: Tensor, gradients: b
         x = record.x.pop(site.name)
         key = x.data_ptr()
         if key not in flat:
-            flat[key] = _rows(x, where)
-        g = _rows(record.g.pop(site.name), where) if gradients else None
+            flat[key] = _rows(x, where[0])
+        g = _rows(record.g.pop(site.name), where[1]) if gradients else None
         out[site.name] = Tape(flat[key], g)
     return out
 
@@ -189,29 +191,30 @@ def _rows(value: Tensor, where: Tensor) -> Float[Tensor, "token d"]:
 
 @dataclass
 class _Sent:
-    """The tokens that one expert was given, padding with them, and which of them count."""
+    """The tokens that one expert was given, padding with them, and which of them count: for ``x``, and for ``g``."""
 
-    kept: Bool[Tensor, " given"]
-    tokens: Int[Tensor, " kept"]
+    kept: list[Bool[Tensor, " given"]]
+    tokens: list[Int[Tensor, " kept"]]
     """As numbers among the tokens of the batch that count."""
     x: dict[int, Tensor] = field(default_factory=dict)
 
     @staticmethod
-    def of(chosen: Bool[Tensor, "every chosen"], where: Bool[Tensor, "batch pos"]) -> _Sent:
-        every = onto(where.flatten(), chosen.device)
+    def of(chosen: Bool[Tensor, "every chosen"], where: tuple[Bool[Tensor, "batch pos"], ...]) -> _Sent:
+        each = [onto(w.flatten(), chosen.device) for w in where]
         given = chosen.any(1).nonzero().flatten()  # in the order in which the expert sees them
-        kept = every[given]
-        return _Sent(kept, (every.cumsum(0) - 1)[given[kept]])
+        kept = [every[given] for every in each]
+        return _Sent(kept, [(every.cumsum(0) - 1)[given[k]] for every, k in zip(each, kept, strict=True)])
 
     def tape(self, site: Site, record: _Recorder, gradients: bool) -> Tape:
         """The expert's gate and up share one object for their input; rows are none where no token was sent."""
         side = site.module.endswith(".out")
         if side not in self.x:
-            self.x[side] = self._of(record.x, site.name, site.d_in)
-        return Tape(self.x[side], self._of(record.g, site.name, site.d_out) if gradients else None, self.tokens)
+            self.x[side] = self._of(record.x, site.name, site.d_in, self.kept[0])
+        g = self._of(record.g, site.name, site.d_out, self.kept[1]) if gradients else None
+        return Tape(self.x[side], g, *self.tokens)
 
-    def _of(self, values: dict[str, Tensor], name: str, d: int) -> Float[Tensor, "kept d"]:
-        return values[name][self.kept] if len(self.kept) else torch.zeros(0, d, device=self.kept.device)
+    def _of(self, values: dict[str, Tensor], name: str, d: int, kept: Tensor) -> Float[Tensor, "kept d"]:
+        return values[name][kept] if len(kept) else torch.zeros(0, d, device=kept.device)
 
 
 def capture(

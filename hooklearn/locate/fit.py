@@ -47,12 +47,12 @@ class ClassData:
     """What one class (forget or retain) showed at every site and side."""
 
     moments: Mapping[tuple[str, Side], Moments]
-    """Per token, over labelled positions of the fitted groups."""
+    """Per scored token of the fitted groups: its x, and the g of the position that predicts it."""
     fitted: Mapping[tuple[str, Side], Float[Tensor, "_item _d"]]
     """Item means of the fitted groups."""
     held_out: Mapping[tuple[str, Side], Float[Tensor, "_item _d"]]
     tokens: Mapping[str, int]
-    """Per site, how many labelled tokens of the fitted groups it was given: all, except for an expert."""
+    """Per site, how many of these it was given (side x where both are asked for): all, except for an expert."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,15 @@ class Collected:
         Experts that a class never or rarely reaches are named in a warning; see :attr:`Subspaces.tokens`.
 
         Raises:
-            InputError: unknown fitter, a rank above the smallest dimension, or no site that both classes reach.
+            InputError: unknown fitter, a rank above the smallest dimension, no site that both classes reach, or one
+                where all that a class showed is zero.
         """
         chosen = EVERY_FITTER.get(fitter)
         out: dict[tuple[str, Side], Subspace] = {}
         found: dict[int, Subspace] = {}  # gate and up read the same tensor: fitted and judged once
         tokens = {site.name: (self.forget.tokens[site.name], self.retain.tokens[site.name]) for site in self.sites}
         for site in self.sites:
-            if not min(tokens[site.name]):
+            if not min(c.moments[site.name, side].n for c in (self.forget, self.retain) for side in self.sides):
                 continue  # nothing to compare
             for side in self.sides:
                 if not 1 <= rank <= site.width(side):
@@ -112,9 +113,16 @@ class Collected:
     def _fit_one(self, site: Site, side: Side, fitter: Fitter, rank: int, seed: int) -> Subspace:
         key = (site.name, side)
         forget, retain = (Seen(c.moments[key], c.fitted[key]) for c in (self.forget, self.retain))
+        where = f"{site.name} ({side})"
+        for name, seen in (("forget", forget), ("retain", retain)):
+            if not bool(seen.moments.second.diagonal().any()):
+                raise InputError(
+                    f"locate: all {seen.moments.n} {name} rows at {where} are zero, any direction would do; leave this "
+                    "site or side out"
+                )
         known = self._known.get((fitter.name, id(forget.moments)))
         if known is None or not fitter.nested or known[0] < rank:
-            seed, where = seed + _number(site, side), f"{site.name} ({side})"
+            seed = seed + _number(site, side)
             known = self._known[fitter.name, id(forget.moments)] = (
                 rank,
                 fitter.vectors(forget, retain, rank, seed, where),
@@ -147,17 +155,26 @@ def _number(site: Site, side: Side) -> int:
 
 
 def held_out_groups(*corpora: Corpus, seed: int) -> set[str]:
-    """A third of the groups of each, on which nothing is fitted; corpora with the same groups share them."""
+    """A third of the groups of each, on which nothing is fitted; corpora with the same groups share them.
+
+    Rows without a group go by their number: answers to the same prompts, row by row, stay together.
+    """
     return held_out([corpus.groups for corpus in corpora], seed)
 
 
 def held_out(every: Iterable[Iterable[str]], seed: int) -> set[str]:
-    """:func:`held_out_groups` of groups that are at hand."""
+    """:func:`held_out_groups` of groups that are at hand.
+
+    The smallest first; what a larger one shares with it counts towards its own third, so that none loses more.
+    """
     held: set[str] = set()
-    for names in every:
-        groups = sorted(set(names))
+    seen: set[str] = set()
+    for names in sorted(map(set, every), key=len):
+        groups = sorted(names - seen)
         random.Random(seed).shuffle(groups)  # the same groups: the same order
-        held.update(groups[: max(1, round(HELD_OUT * len(groups)))])
+        wanted = max(1, round(HELD_OUT * len(names))) - len(names & held)
+        held.update(groups[: max(0, wanted)])
+        seen |= names
     return held
 
 
@@ -214,11 +231,11 @@ def _collect_class(
             means[is_fitted].append({})
             for site in sites:
                 tape = taped[site.name]
-                tokens[site.name] += len(tape.x) * is_fitted
+                tokens[site.name] += len(_rows(tape, sides[0])) * is_fitted
                 for side in sides:
                     key = (site.name, side)
                     rows = _rows(tape, side)
-                    means[is_fitted][-1][key] = item_means(rows, batch, tape.of(batch.owner))
+                    means[is_fitted][-1][key] = item_means(rows, batch, tape.of(batch.owner, side))
                     if is_fitted:
                         shared[key] = first_with.setdefault(id(rows), key)
                         if shared[key] == key:
@@ -312,7 +329,7 @@ def sweep(collected: Collected, fitters: Sequence[str], ranks: Sequence[int], *,
 
     frames = []
     for fitter in fitters:
-        wanted = [1] if fitter == "mean_diff" else ranks
+        wanted = [1] if fitter in ("mean_diff", "leace") else ranks
         # the highest rank first: the eigenvectors of the others are among its own
         fitted = {r: collected.fit(fitter, r, seed=seed).to_dataframe() for r in sorted(set(wanted), reverse=True)}
         frames += [fitted[rank] for rank in wanted]

@@ -28,7 +28,7 @@ class Seen:
     """What one class showed at one side of one site, over the groups that are fitted on."""
 
     moments: Moments
-    """Per token, over labelled positions."""
+    """Per scored token: its x, or the g of the position that predicts it."""
     items: Float[Tensor, "item d"]
     """The mean over the tokens of each text."""
 
@@ -74,7 +74,10 @@ class Fitter:
 
 
 def _pca(forget: Seen, retain: Seen, rank: int, seed: int) -> Found:  # noqa: ARG001 (one interface)
-    return Found(*linalg.pca(forget.moments.mean_second(), rank))
+    second = forget.moments.mean_second()
+    vectors, values = linalg.pca(second, rank)
+    k = linalg.numerical_rank(values, (len(second), len(second)))  # beyond it any direction would do
+    return Found(vectors[:, :k], values[:k])
 
 
 def _contrast(forget: Seen, retain: Seen, rank: int, seed: int) -> Found:  # noqa: ARG001
@@ -85,6 +88,27 @@ def _contrast(forget: Seen, retain: Seen, rank: int, seed: int) -> Found:  # noq
 def _mean_diff(forget: Seen, retain: Seen, rank: int, seed: int) -> Found:  # noqa: ARG001
     difference = (forget.moments.mean - retain.moments.mean)[:, None]
     return Found(difference, difference.norm()[None])
+
+
+def _leace(forget: Seen, retain: Seen, rank: int, seed: int) -> Found:  # noqa: ARG001
+    """The directions that LEACE reads, ``W^T U``, in the covariance of all tokens.
+
+    ``P = I - W^+ U U^T W`` erases the label from x. An update that reads only ``W^T U`` acts on exactly what P takes
+    away (``dW P = 0``): it changes nothing but by what the label can linearly be told by. The direction that is erased,
+    ``W^+ U``, is for two classes the difference of their means (``mean_diff``): an update that reads it answers to all
+    else that varies along it too. The covariance is shrunk, as the authors' package does by default: with few tokens
+    for its width the inverse of the plain one is mostly noise. P erases all of the label nevertheless.
+    """
+    bad, good = forget.moments, retain.moments
+    both = bad.merge(good)
+    cross = (bad.n * good.n / both.n**2) * (bad.mean.double() - good.mean.double())
+    one_hot = torch.stack([cross, -cross], 1)
+    read, _, values = linalg.leace(linalg.shrunk(both.covariance(), both.n), one_hot)
+    if not len(values):
+        raise InputError(
+            f"leace: the classes cannot be told apart by any direction ({bad.n} forget and {good.n} retain tokens)"
+        )
+    return Found(linalg.sign_fixed(read), values)
 
 
 def _random(forget: Seen, retain: Seen, rank: int, seed: int) -> Found:  # noqa: ARG001
@@ -139,6 +163,10 @@ FITTERS: dict[str, Fitter] = {
         ),
         Fitter(
             "mean_diff", "difference of class means, rank 1", "Marks & Tegmark 2023, arXiv 2310.06824", _mean_diff
+        ),
+        Fitter(
+            "leace", "what least-squares concept erasure reads: by it the label can linearly be told, rank 1",
+            "LEACE (Belrose et al. 2023, arXiv 2306.03819)", _leace,
         ),
         Fitter(
             "probe", "logistic regression; further ranks by iterative null-space projection",

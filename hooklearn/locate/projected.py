@@ -164,7 +164,8 @@ class Look:
                 seen.count[corpus] += int(held.sum())
                 for p, space in enumerate(self.spaces):
                     tape = taped[space.site.name]
-                    self._add(seen, p, corpus, _rows(tape, space), tape.of(text), tape.of(slot), tape.of(held))
+                    of_token = (tape.of(known, space.side) for known in (text, slot, held))
+                    self._add(seen, p, corpus, _rows(tape, space), *of_token)
         seen.items.div_(torch.tensor([int(t.sequence.labels.sum()) for t in self.texts])[:, None])
         return seen
 

@@ -66,6 +66,12 @@ class Subspace(Shareable):
         *,
         moments: tuple[Moments, Moments] | None = None,
     ) -> Subspace:
+        wanted = site.width(side)
+        if vectors.ndim != 2 or vectors.shape[0] != wanted:
+            raise InputError(
+                f"vectors at {site.name} ({side}) must be [{wanted}, rank], one a column, got {list(vectors.shape)}; "
+                "a single direction is v[:, None]"
+            )
         basis = linalg.orthonormal(vectors)
         energies = {}
         if moments is not None:

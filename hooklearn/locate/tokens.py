@@ -6,7 +6,8 @@
 
 The components of a place are the columns of ``Subspace.basis``: orthonormal, so that energies add up, and nested, so
 that the first k of them span the fitter's first k vectors. Only projections on them are kept. Shares of energy, class
-means and cosines are taken on texts that the subspaces were *not* fitted on.
+means and cosines are taken on texts that the subspaces were *not* fitted on. A token has its own x, and on side g the
+gradient of the position that predicts it.
 
 Predicted disruption is that of projecting the chosen directions S out of a place: ``dy_t = -W Q_S Q_S^T x_t`` (side x)
 or ``-Q_S Q_S^T W x_t`` (side g). To second order ``KL = 1/2 E[(sum_t g_t . dy_t)^2]`` with g the gradient for labels
