@@ -157,7 +157,11 @@ CASES: dict[str, tuple[Spoil, list[str]]] = {
     "loss becomes NaN": (nan_loss, ["learning_rate 1e+30", "nan", "lower", "2e-05"]),
     "negative budget": (config(budget={"kl": -0.01}), ["budget.kl", "-0.01", "positive"]),
     "a near budget of no neighbours": (
-        config(budget={"kl": 0.01, "near_ce": 0.02}, corpora={"retain": None}, edit={"method": "gradient_ascent", "rank": None}),
+        config(
+            budget={"kl": 0.01, "near_ce": 0.02},
+            corpora={"retain": None},
+            edit={"method": "gradient_ascent", "rank": None},
+        ),
         ["budget.near_ce 0.02", "corpora.near", "corpora.retain"],
     ),
     "a level above": (
