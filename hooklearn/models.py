@@ -255,6 +255,11 @@ def sites(
         ['blocks.0.mlp.gate', 'blocks.0.mlp.in', 'blocks.0.mlp.out']
     """
     every = _every_site(checked(model))
+    if not every:
+        raise InputError(
+            f"model {model.cfg.model_name!r} has no linear weight with hook points on both sides in TransformerLens, so "
+            "that nothing can be located or edited in it"
+        )
     wanted = [which] if isinstance(which, str) else list(which)
     for name in wanted:
         if not any(matches(site, name) for site in every):

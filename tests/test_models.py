@@ -703,3 +703,13 @@ def test_builtin_knows_the_capital_of_france():
         probability = logits_at(model, ids, torch.ones_like(ids), keep).softmax(-1)
     [paris] = model.tokenizer(" Paris").input_ids
     assert probability[0, paris] > 0.5
+
+
+def test_a_model_without_sites_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not that 'all' should have been 'all'; a site that is not there has its neighbours named (control)."""
+    model = tiny("llama")
+    with pytest.raises(InputError, match="no site 'mlp.gaet'; did you mean 'mlp.gate'"):
+        models.sites(model, "mlp.gaet")
+    monkeypatch.setattr(models, "_every_site", lambda _: [])
+    with pytest.raises(InputError, match="no linear weight with hook points"):
+        models.sites(model, "all")
