@@ -257,8 +257,8 @@ def sites(
     every = _every_site(checked(model))
     if not every:
         raise InputError(
-            f"model {model.cfg.model_name!r} has no linear weight with hook points on both sides in TransformerLens, so "
-            "that nothing can be located or edited in it"
+            f"model {model.cfg.model_name!r} has no linear weight with hook points on both sides in TransformerLens, "
+            "so that nothing can be located or edited in it"
         )
     wanted = [which] if isinstance(which, str) else list(which)
     for name in wanted:

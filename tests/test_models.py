@@ -709,7 +709,7 @@ def test_a_model_without_sites_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """And not that 'all' should have been 'all'; a site that is not there has its neighbours named (control)."""
     model = tiny("llama")
     with pytest.raises(InputError, match="no site 'mlp.gaet'; did you mean 'mlp.gate'"):
-        models.sites(model, "mlp.gaet")
-    monkeypatch.setattr(models, "_every_site", lambda _: [])
+        sites(model, "mlp.gaet")
+    monkeypatch.setattr("hooklearn.models._every_site", lambda _: [])
     with pytest.raises(InputError, match="no linear weight with hook points"):
-        models.sites(model, "all")
+        sites(model, "all")
