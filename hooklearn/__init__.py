@@ -52,11 +52,11 @@ _WHERE = {
     "build_organism": "api",
     "organism_card": "api",
     "sample": "measure",
-    "Referee": "measure",
-    "RatioReferee": "measure",
-    "ContainsReferee": "measure",
-    "PatternReferee": "measure",
-    "Ruling": "measure",
+    "Referee": "referees",
+    "RatioReferee": "referees",
+    "ContainsReferee": "referees",
+    "PatternReferee": "referees",
+    "Ruling": "referees",
     "recipe": "recipes",
     "observing": "callbacks",
     "reporting_to": "callbacks",
@@ -143,11 +143,12 @@ if TYPE_CHECKING:
     from hooklearn.locate.followed import follow
     from hooklearn.locate.saved import read_activations
     from hooklearn.locate.tokens import sample_tokens
-    from hooklearn.measure import ContainsReferee, PatternReferee, RatioReferee, Referee, Ruling, sample
+    from hooklearn.measure import sample
     from hooklearn.models import load, sites, weight, wrap
     from hooklearn.panel import capability
     from hooklearn.preview import preview
     from hooklearn.recipes import recipe
+    from hooklearn.referees import ContainsReferee, PatternReferee, RatioReferee, Referee, Ruling
     from hooklearn.sweeping import sweep
     from hooklearn.types import Budget, Curve, Disruption, EditResult, InputError, Site
 

@@ -18,8 +18,9 @@ from hooklearn.data import Corpus, batches, encode
 from hooklearn.deltas import Delta, as_delta
 from hooklearn.in_memory import InMemory
 from hooklearn.locate.capture import capture as capture_sites
-from hooklearn.measure import TEMPERATURE, Likelihoods, RatioReferee, Referee, Scorer, as_referee, sample
+from hooklearn.measure import TEMPERATURE, Likelihoods, sample
 from hooklearn.organisms.kinds import kind_of
+from hooklearn.referees import RatioReferee, Referee, Scorer, as_referee
 from hooklearn.types import Curves, EditResult, InputError, Score, Tape
 
 

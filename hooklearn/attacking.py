@@ -13,7 +13,8 @@ from hooklearn import disk, memory, store
 from hooklearn.attack import Arena, ArmState, Measured, Onlooker, Watcher, attack_of
 from hooklearn.attack.watcher import Pending
 from hooklearn.config import RunConfig
-from hooklearn.measure import Ruling, Sample
+from hooklearn.measure import Sample
+from hooklearn.referees import Ruling
 from hooklearn.setting import Progress, Setup
 from hooklearn.types import ArmCurve, Curve, CurvePoint, InputError
 
@@ -81,9 +82,9 @@ class _Part:
         self._folder, self._whole, self._begun = folder, f"parts/curves-{name}", f"parts/begun-{name}"
         self._tables: list[tuple[pd.DataFrame, pd.DataFrame, list[dict[str, Any]]]] = []
         while not self.done and folder.has(f"{self._next()}.parquet"):
-            stem = self._folder.path(self._next())
-            tables = (disk.load_frame(stem.with_name(f"{stem.name}{end}.parquet")) for end in ("", "-items"))
-            self._tables.append((*tables, disk.load_lines(stem.with_name(f"{stem.name}.jsonl"))))  # type: ignore[arg-type]
+            stem = str(folder.path(self._next()))
+            curves, items = (disk.load_frame(f"{stem}{end}.parquet") for end in ("", "-items"))
+            self._tables.append((curves, items, disk.load_lines(f"{stem}.jsonl")))
 
     @property
     def done(self) -> bool:

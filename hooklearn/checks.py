@@ -34,18 +34,17 @@ def check(config: RunConfig) -> None:
                     "not be told apart; leave one out"
                 )
             made.add((spec.name, setting))
-    if config.edit.method is not None and config.edit.checkpoint is None:
+    if config.edit.method is not None:
         method_of(config.edit.method, config.edit.options)
+        if config.budget.near_ce is not None and not {"near", "retain"} & config.corpora.keys():
+            raise InputError(
+                f"budget.near_ce {config.budget.near_ce:g} needs good neighbours to be measured on; give corpora.near, "
+                "or corpora.retain, of which a quarter is then held out"
+            )
     if config.budget.forget == "never" and config.organism is None and config.controls.never is None:
         raise InputError(
             "budget.forget 'never' is the level of the never-learned control, and there is none; give "
             "controls.never, an organism, or a number"
-        )
-    edits = config.edit.method is not None and config.edit.checkpoint is None
-    if edits and config.budget.near_ce is not None and not {"near", "retain"} & config.corpora.keys():
-        raise InputError(
-            f"budget.near_ce {config.budget.near_ce:g} needs good neighbours to be measured on; give corpora.near, or "
-            "corpora.retain, of which a quarter is then held out"
         )
     if config.locate.enabled:
         EVERY_FITTER.get(config.locate.fitter)
@@ -73,7 +72,7 @@ def check_surrogate(heldout: Corpus) -> None:
 
 def _check_sharded(config: RunConfig) -> None:
     """What has not been built for weights that nobody has whole is refused before they are read."""
-    if config.edit.method is not None and config.edit.checkpoint is None:
+    if config.edit.method is not None:
         check_sharded(method_of(config.edit.method, config.edit.options), True)
     for spec in config.attacks:
         if not EVERY_ATTACK.get(spec.name).sharded:
@@ -91,7 +90,7 @@ def _check_sharded(config: RunConfig) -> None:
 
 def check_measured(config: RunConfig, corpora: Mapping[str, Corpus]) -> None:
     """Raises InputError where an edit would be given text that measures its disruption."""
-    if config.edit.method is not None and config.edit.checkpoint is None:
+    if config.edit.method is not None:
         check_separate(corpora, {n: corpora[r] for n, r in (("far", "disruption"), ("near", "near")) if r in corpora})
 
 

@@ -170,12 +170,19 @@ def fewer_scored(row: Row, tokenizer: Any, most: int = LONGEST) -> Row:
 def first_tokens(text: str, count: int, tokenizer: Any) -> str:
     """As far as the first ``count`` tokens of a text go."""
     if len(tokenizer(text, add_special_tokens=False)["input_ids"]) <= count:
-        return text
-    ends = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    return text[: ends[count - 1][1]]
+        return text  # also where the tokenizer cannot say where its tokens end
+    return beginning(text, count, tokenizer)[0]
 
 
-def n_prompt(row: Row, tokenizer: Any) -> int:
+def beginning(text: str, tokens: int, tokenizer: Any) -> tuple[str, str]:
+    """The first ``tokens`` tokens of a text, at most all but the last, and the rest of it."""
+    ends = [end for _, end in tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]]
+    given = min(tokens, len(ends) - 1)
+    cut = ends[given - 1] if given > 0 else 0
+    return text[:cut], text[cut:]
+
+
+def n_read(row: Row, tokenizer: Any) -> int:
     """Tokens of a row, its answer included, however long they are."""
     return sum(map(len, _tokens("one row", 0, row, tokenizer)))
 

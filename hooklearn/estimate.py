@@ -178,7 +178,7 @@ def _peak(config: RunConfig, shape: Shape) -> float:
     trained = [shape.parameters if _all_weights(asdict(attack_of(s.name, s.options))) else shape.blocks
                for s in config.attacks]  # fmt: skip
     edit = 0.0
-    if config.edit.method is not None and config.edit.checkpoint is None:
+    if config.edit.method is not None:
         moments = shape.curvature if method_of(config.edit.method, config.edit.options).name in WHITENED else 0
         part = 1.0 if config.edit.site_batch is None else min(1.0, config.edit.site_batch / (3 * shape.layers))
         edit = 4.0 * (part * moments + 4 * shape.sites)
@@ -281,7 +281,7 @@ def _organism(config: RunConfig, shape: Shape) -> Iterator[Load]:
 def _edit(config: RunConfig, texts: Mapping[str, Text], measured: Text, shape: Shape) -> Iterator[Load]:
     # the logits of the unedited side are made anew from its hidden states
     reading = measured + Text(0, measured.scored, 0)
-    if config.edit.method is None or config.edit.checkpoint is not None:
+    if config.edit.method is None:
         yield _passes("edit", reading, shape)
         return
     method = method_of(config.edit.method, config.edit.options)

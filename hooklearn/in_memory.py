@@ -21,8 +21,8 @@ from hooklearn.config import EditConfig, RunConfig
 from hooklearn.corpus import Corpus
 from hooklearn.edit import EVERY_METHOD, Method
 from hooklearn.loading import check_pairs
-from hooklearn.measure import Referee, as_referee
 from hooklearn.plugins import Shelf, called
+from hooklearn.referees import Referee, as_referee
 from hooklearn.types import InputError
 
 MARK = "in memory: "

@@ -15,28 +15,28 @@ from torch import Tensor
 from hooklearn import determinism, editing, forward, models, organisms, sharded, store
 from hooklearn.adapters import from_peft
 from hooklearn.attack import EVERY_ATTACK, Watcher
-from hooklearn.checks import check, check_attacks, check_measured, check_surrogate, check_vocabulary
-from hooklearn.config import CorpusConfig, RunConfig
+from hooklearn.checks import check, check_attacks, check_surrogate, check_vocabulary
+from hooklearn.config import RunConfig
 from hooklearn.corpora import EVERY_CORPUS
-from hooklearn.data import Corpus, load_corpus, n_cut, n_run_together
+from hooklearn.data import Corpus, n_cut, n_run_together
 from hooklearn.deltas import Delta
 from hooklearn.edit import EVERY_METHOD, forget_scorer
 from hooklearn.in_memory import InMemory
 from hooklearn.locate.fitters import EVERY_FITTER
-from hooklearn.measure import (
+from hooklearn.measure import Likelihoods
+from hooklearn.organisms.instil import instil
+from hooklearn.plugins import Shelf
+from hooklearn.pretrained import is_adapter
+from hooklearn.referees import (
     CallableReferee,
     ContainsReferee,
-    Likelihoods,
     OwnReferee,
     PatternReferee,
     RatioReferee,
     Referee,
     Scorer,
 )
-from hooklearn.organisms.instil import instil
-from hooklearn.panel import check_panel
-from hooklearn.plugins import Shelf
-from hooklearn.pretrained import is_adapter
+from hooklearn.run_corpora import load_corpora, permuted
 from hooklearn.types import InputError
 
 Progress = Callable[[str], None]
@@ -94,7 +94,7 @@ class Setup:
         for role, other in (("controls.never", never), ("edit.checkpoint", checkpoint)):
             check_vocabulary(role, other, original)
         progress("reading the corpora")
-        corpora = _load_corpora(config, base, original, objects.corpora)
+        corpora = load_corpora(config, base, original, objects.corpora)
         check_attacks(config, original, corpora)
         if never is not None:
             never_info = {**(never_info or {}), "hash": models.weights_hash(never)}
@@ -106,7 +106,7 @@ class Setup:
     def again(self, config: RunConfig, base: Path) -> Setup:
         """The same models under a config that asks for the same ones; its corpora are read anew."""
         check(config)
-        corpora = _load_corpora(config, base, self.original, self.objects.corpora)
+        corpora = load_corpora(config, base, self.original, self.objects.corpora)
         check_attacks(config, self.original, corpora)
         return dataclasses.replace(self, config=config, corpora=corpora)
 
@@ -350,82 +350,3 @@ def _load_edited(config: RunConfig, base: Path, original: Any, held: Mapping[str
     model, _ = load_subject(config, base)
     editing.merge(model, update)
     return model
-
-
-def _load_corpora(config: RunConfig, base: Path, model: Any, held: Mapping[str, Corpus]) -> dict[str, Corpus]:
-    known, template = _prefiltered(config, model), bool(models.tokenizer_of(model).chat_template)
-    out = {}
-    for role, spec in config.corpora.items():
-        options = dict(spec.options)
-        if config.prefilter is not None and spec.name == config.prefilter.corpus:
-            options["subjects"] = known
-        here = held.get(spec.path) if spec.path is not None else None
-        out[role] = here if here is not None else _load_one(spec, base, options, template)
-    if "capability" in out:
-        check_panel(out["capability"])
-    check_measured(config, out)
-    if "retain" in out:
-        if out["retain"].hash == out["forget"].hash:
-            raise InputError(
-                f"corpora.forget and corpora.retain are the same {len(out['forget'])} rows ({out['forget'].source})"
-            )
-        if "near" not in out:  # a held-out part of retain, which every run reports
-            parts = out["retain"].split(retain=3, near=1)
-            out["retain"], out["near"] = parts["retain"], parts["near"]
-    return out
-
-
-def _load_one(spec: CorpusConfig, base: Path, options: Mapping[str, Any], template: bool = True) -> Corpus:
-    return load_corpus(
-        name=spec.name, path=spec.path, hub=spec.hub, columns=spec.columns, layout=spec.layout,
-        split=spec.split, config=spec.config, revision=spec.revision, limit=spec.limit, base=base, options=options,
-        template=template,
-    )  # fmt: skip
-
-
-def _prefiltered(config: RunConfig, model: Any) -> list[str] | None:
-    """Groups that the model gets right under every phrasing, so that there is something to forget."""
-    if config.prefilter is None:
-        return None
-    corpus = load_corpus(
-        name=config.prefilter.corpus,
-        options={"part": "all", "phrasings": config.prefilter.phrasings},
-    )
-    items = Likelihoods.of(corpus, models.tokenizer_of(model), "prefilter")
-    right = items.measure(model)["preference"].tolist()
-    wrong = {g for g, r in zip(corpus.groups, right, strict=True) if r != 1}  # a tie is not known either
-    known = sorted(set(corpus.groups) - wrong)
-    if len(known) < 16:
-        raise InputError(
-            f"prefilter: the model knows only {len(known)} of {len(set(corpus.groups))} facts of "
-            f"{config.prefilter.corpus!r}; at least 16 are needed"
-        )
-    return known
-
-
-def permuted(corpus: Corpus) -> Corpus:
-    """Every item gets the answer of the next one of its relation: an answer of the right kind that is wrong.
-
-    One that is a distractor of the item already is passed over: the same choice twice could not be chosen.
-    """
-    rows = []
-    for i, row in enumerate(corpus.rows):
-        following = [*corpus.rows[i + 1 :], *corpus.rows[:i]]
-        related = [r for r in following if r.get("relation") == row.get("relation")]
-        taken = {row["completion"], *row.get("choices", ())}
-        other = next((r for r in related if r["completion"] not in taken), None)
-        if other is None:
-            raise InputError(
-                f"corpus {corpus.name!r}, row {i}: no other row has an answer that could stand for not knowing "
-                f"{row['completion']!r}; controls.never.surrogate needs at least five facts of a relation"
-            )
-        choices = list(row.get("choices", []))
-        changed = {
-            "completion": other["completion"],
-            "fact": other.get("fact", other["completion"]),
-        }
-        if choices:
-            choices[row["answer"]] = other["completion"]
-            changed["choices"] = choices
-        rows.append({**row, **changed})
-    return Corpus(f"{corpus.name}/permuted", tuple(rows), f"{corpus.source}, answers permuted")

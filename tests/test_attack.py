@@ -26,7 +26,8 @@ from hooklearn.data import split_row
 from hooklearn.deltas import Delta
 from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit import Problem, method_of, run_edit
-from hooklearn.measure import ContainsReferee, Likelihoods, RatioReferee, Scorer
+from hooklearn.measure import Likelihoods
+from hooklearn.referees import ContainsReferee, RatioReferee, Scorer
 from hooklearn.train import log_spaced
 from hooklearn.types import ArmCurve, Budget, Curve, CurvePoint, InputError
 

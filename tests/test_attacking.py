@@ -18,8 +18,9 @@ from hooklearn.checks import check_surrogate
 from hooklearn.config import RunConfig
 from hooklearn.corpus import Corpus
 from hooklearn.loading import load_corpus
-from hooklearn.measure import ContainsReferee, Likelihoods, Sample
+from hooklearn.measure import Likelihoods, Sample
 from hooklearn.recipes import recipe
+from hooklearn.referees import ContainsReferee
 from hooklearn.setting import Setup
 from hooklearn.sweeping import _lowest_is_best
 from hooklearn.types import InputError

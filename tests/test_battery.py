@@ -28,7 +28,7 @@ from hooklearn.attack.erosion import EroseStyle, RetainOnly
 from hooklearn.attack.few_samples import GoodDemos, WeakSamples, chosen
 from hooklearn.attack.logit_lens import LogitLens
 from hooklearn.attack.look import reweighted
-from hooklearn.attack.prompts import Password, Prefill, beginning
+from hooklearn.attack.prompts import Password, Prefill
 from hooklearn.attack.relearn_lora import RelearnLora
 from hooklearn.attack.sample_many import SampleMany
 from hooklearn.attack.style import STYLES, pirate, styled
@@ -37,12 +37,13 @@ from hooklearn.batteries import BATTERIES, battery
 from hooklearn.config import ROLES, parse
 from hooklearn.config_file import with_overrides
 from hooklearn.corpus import Corpus
-from hooklearn.data import batches, encode
+from hooklearn.data import batches, beginning, encode
 from hooklearn.deltas import Delta
-from hooklearn.measure import ContainsReferee, Likelihoods, RatioReferee, Sample, Scorer, sample
+from hooklearn.measure import Likelihoods, Sample, sample
 from hooklearn.organisms.instil import instil
 from hooklearn.organisms.tiny import tokenizer as tiny_tokenizer
 from hooklearn.recipes import recipe
+from hooklearn.referees import ContainsReferee, RatioReferee, Scorer
 from hooklearn.types import Curve, InputError
 
 ARMS = ["edited", "original", "never"]

@@ -18,7 +18,8 @@ import hooklearn as hl
 from hooklearn import forward
 from hooklearn.data import Corpus, Encoded, encode, encode_choices
 from hooklearn.deltas import Delta
-from hooklearn.measure import ContainsReferee, sample
+from hooklearn.measure import sample
+from hooklearn.referees import ContainsReferee
 from hooklearn.tiny_facts import corpus as facts
 from hooklearn.types import InputError
 

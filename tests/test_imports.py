@@ -32,7 +32,7 @@ ORDER = [
     "hooklearn.generation",
     "hooklearn.forward",
     "hooklearn.lora hooklearn.train hooklearn.adapters",
-    "hooklearn.measure hooklearn.disruption hooklearn.panel",
+    "hooklearn.measure hooklearn.referees hooklearn.disruption hooklearn.panel",
     "hooklearn.evals",
     "hooklearn.locate",
     "hooklearn.preview",
@@ -40,9 +40,10 @@ ORDER = [
     "hooklearn.attack",
     "hooklearn.organisms",
     "hooklearn.evidence",
-    "hooklearn.checks hooklearn.in_memory hooklearn.setting hooklearn.shared hooklearn.attacking hooklearn.following "
-    "hooklearn.experiment hooklearn.controls hooklearn.recipes hooklearn.fanout hooklearn.sweep_config "
-    "hooklearn.sweeping hooklearn.auditing hooklearn.calibration hooklearn.calibration_instilled hooklearn.api",
+    "hooklearn.checks hooklearn.in_memory hooklearn.run_corpora hooklearn.setting hooklearn.shared hooklearn.attacking "
+    "hooklearn.following hooklearn.experiment hooklearn.controls hooklearn.recipes hooklearn.fanout "
+    "hooklearn.sweep_config hooklearn.sweeping hooklearn.auditing hooklearn.calibration "
+    "hooklearn.calibration_instilled hooklearn.api",
     "analysis.reading analysis.style analysis.writing",
     "analysis.tables analysis.estimates",
     "analysis.evidence",

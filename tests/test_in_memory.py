@@ -19,7 +19,8 @@ from hooklearn.attack import EVERY_ATTACK
 from hooklearn.attack.erosion import Erode
 from hooklearn.edit import EVERY_METHOD
 from hooklearn.edit.method import Method, Problem, Updates
-from hooklearn.measure import OwnReferee, Sample
+from hooklearn.measure import Sample
+from hooklearn.referees import OwnReferee
 from hooklearn.types import InputError
 
 PARTS = {

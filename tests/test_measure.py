@@ -19,16 +19,8 @@ from hooklearn.data import Encoded, encode
 from hooklearn.deltas import Delta
 from hooklearn.disruption import DisruptionMeter
 from hooklearn.generation import generate
-from hooklearn.measure import (
-    ContainsReferee,
-    Likelihoods,
-    RatioReferee,
-    Sample,
-    Scorer,
-    choice_accuracy,
-    completion_probability,
-    sample,
-)
+from hooklearn.measure import Likelihoods, Sample, choice_accuracy, completion_probability, sample
+from hooklearn.referees import ContainsReferee, RatioReferee, Scorer
 from hooklearn.types import Budget, InputError
 
 ROUNDING = 1e-5

@@ -9,7 +9,7 @@ BLOCKS = {
     "Writing a method": ["hooklearn.edit.method.Method", "hooklearn.edit.method.Problem", "hooklearn.edit.run_edit"],
     "Writing an attack": ["hooklearn.attack.curve.Attack", "hooklearn.attack.curve.Arena"],
     "Writing a fitter": ["hooklearn.locate.fitters.Fitter", "hooklearn.locate.fitters.Seen"],
-    "Measuring": ["hooklearn.measure"],
+    "Measuring": ["hooklearn.measure", "hooklearn.referees"],
     "Other people's data and tools": ["hooklearn.layouts.laid_out", "hooklearn.locate.dictionary.Dictionary"],
     "Evidence": ["hooklearn.evidence.collect", "hooklearn.evidence.types.Evidence"],
     "Border types": ["hooklearn.types.Tape", "hooklearn.types.Score", "hooklearn.types.Certificate"],

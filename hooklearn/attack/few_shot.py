@@ -11,7 +11,7 @@ from hooklearn import models
 from hooklearn.attack.curve import Arena, Attack
 from hooklearn.attack.look import asking, one_look
 from hooklearn.attack.watcher import Watcher
-from hooklearn.data import WHOLE, Corpus, Row, n_prompt, plain
+from hooklearn.data import WHOLE, Corpus, Row, n_read, plain
 from hooklearn.types import Curve, InputError
 
 
@@ -61,7 +61,7 @@ class FewShot(Attack):
             for row in corpora["heldout"].rows
         ]
         longest = max(dearest, key=_characters)
-        if (n := n_prompt(longest, tokenizer)) > limit:
+        if (n := n_read(longest, tokenizer)) > limit:
             raise InputError(
                 f"attack 'few_shot': with {self.shots} demonstrations a prompt can have {n} tokens and the model reads "
                 f"{limit}, so that the first would be lost; give fewer shots or shorter demonstrations"

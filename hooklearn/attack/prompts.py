@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from hooklearn import models
 from hooklearn.attack.curve import Arena, Attack
 from hooklearn.attack.look import asking, one_look
-from hooklearn.data import Row, split_row, templated
+from hooklearn.data import Row, beginning, split_row, templated
 from hooklearn.types import Curve, InputError
 
 SHAPE = ("prompt", "messages", "history", "text", "completion")
@@ -87,11 +87,3 @@ class Prefill(Attack):
         given, rest = beginning(completion, self.tokens, tokenizer)
         kept = {k: v for k, v in kept.items() if k not in ("alternative", "choices", "answer")}
         return {**kept, "prompt": before + given, "completion": rest, "begun": given}
-
-
-def beginning(text: str, tokens: int, tokenizer: Any) -> tuple[str, str]:
-    """The first ``tokens`` tokens of a text, at most all but the last, and the rest of it."""
-    ends = [end for _, end in tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]]
-    given = min(tokens, len(ends) - 1)
-    cut = ends[given - 1] if given > 0 else 0
-    return text[:cut], text[cut:]

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from hooklearn.attack.curve import Arena, ArmState, Attack
 from hooklearn.data import Corpus
-from hooklearn.measure import Referee, Sample, sample
+from hooklearn.measure import Sample, sample
+from hooklearn.referees import Referee
 from hooklearn.types import ArmCurve, Curve, CurvePoint, InputError
 
 

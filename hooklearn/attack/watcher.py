@@ -10,7 +10,8 @@ from torch import Tensor
 
 from hooklearn.data import Corpus
 from hooklearn.forward import Precision
-from hooklearn.measure import TEMPERATURE, Likelihoods, Referee, Sample, sample
+from hooklearn.measure import TEMPERATURE, Likelihoods, Sample, sample
+from hooklearn.referees import Referee
 from hooklearn.types import CurvePoint
 
 

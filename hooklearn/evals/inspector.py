@@ -20,7 +20,8 @@ from inspect_ai.solver import Generate, TaskState, solver
 
 from hooklearn import models
 from hooklearn.data import Corpus, split_row
-from hooklearn.measure import TEMPERATURE, ContainsReferee, Referee, Sample, sample
+from hooklearn.measure import TEMPERATURE, Sample, sample
+from hooklearn.referees import ContainsReferee, Referee
 from hooklearn.types import InputError
 
 
