@@ -192,8 +192,8 @@ def run_edit(
     _check_confinable(method, problem)
     if budget.near_ce is not None and not meter.has_near:
         raise InputError(
-            f"the budget allows near CE {budget.near_ce:g}, and there is no near corpus to measure it on; give near= "
-            "(corpora.near, or retain, a quarter of which is then held out for it)"
+            f"the budget allows near CE {budget.near_ce:g}, and there is no near corpus to measure it on: give "
+            "near= (good answers that are not trained on)"
         )
     started, tokens_before = time.perf_counter(), problem.tokens
     problem.found.clear()
