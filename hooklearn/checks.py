@@ -52,7 +52,7 @@ def check(config: RunConfig) -> None:
         evidence.check_names(config.evidence.measures)
     if len(set(config.seeds)) < len(config.seeds):
         raise InputError(f"seeds {config.seeds}: the same one twice")
-    if config.model.shard:
+    if config.model.spread:
         _check_sharded(config)
 
 
@@ -77,7 +77,9 @@ def _check_sharded(config: RunConfig) -> None:
     for spec in config.attacks:
         if not EVERY_ATTACK.get(spec.name).sharded:
             valid = ", ".join(name for name, attack in ATTACKS.items() if attack.sharded)
-            raise InputError(f"attack {spec.name!r} does not work on spread weights (model.shard); valid: {valid}")
+            raise InputError(
+                f"attack {spec.name!r} does not work on spread weights (model.shard, model.offload); valid: {valid}"
+            )
     off = {
         "evidence.enabled": config.evidence.enabled,
         "locate.tokens": config.locate.tokens,
@@ -85,7 +87,9 @@ def _check_sharded(config: RunConfig) -> None:
     }
     for key, value in off.items():
         if value:
-            raise InputError(f"{key} is {value!r}, and does not work on spread weights (model.shard); leave it out")
+            raise InputError(
+                f"{key} is {value!r}, and does not work on spread weights (model.shard, model.offload); leave it out"
+            )
 
 
 def check_measured(config: RunConfig, corpora: Mapping[str, Corpus]) -> None:

@@ -154,7 +154,9 @@ def export(
             progress("loading the model")
             model = models.load(target)
         if peft and models.is_sharded(model):
-            raise InputError("an adapter is not written from sharded weights; leave out --peft or model.shard")
+            raise InputError(
+                "an adapter is not written from spread weights; leave out --peft, or model.shard and model.offload"
+            )
         loaded = load_delta(delta, sharded.placing(model))
         progress("writing, reading back, comparing")
         text = None if card is None else card.read_text(encoding="utf-8")

@@ -32,13 +32,20 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 class ModelConfig(Strict):
     """``name``: built-in name, local folder, ``.gguf`` file or hub id. ``shard``: spread the weights over the processes
-    that ``torchrun`` started (:mod:`hooklearn.sharded`), where one device cannot hold them."""
+    that ``torchrun`` started (:mod:`hooklearn.sharded`), where one device cannot hold them. ``offload``: keep them on
+    the host, and a block on the device only while it computes."""
 
     name: str = "smollm2-135m-instruct"
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     trust_remote_code: bool = False
     shard: bool = False
+    offload: bool = False
+
+    @property
+    def spread(self) -> bool:
+        """Whether nobody has the weights whole, on the device that computes."""
+        return self.shard or self.offload
 
 
 class CorpusConfig(Strict):

@@ -70,7 +70,9 @@ def _export_sharded(model: Any, delta: Delta, folder: str | Path, card: str | No
             model.tokenizer.save_pretrained(written)
             (written / CARD).write_text(text, encoding="utf-8")
         parallel.wait()  # all of it is there
-        again = sharded.load(str(written), device=model.cfg.device, dtype=_dtype(model))
+        again = sharded.load(
+            str(written), device=model.cfg.device, dtype=_dtype(model), offload=sharded.is_offloaded(model)
+        )
         difference = compare(logits(model), logits(again))
         parallel.wait()  # nobody reads any more: it may be given its name
     return ExportReport(Path(folder).expanduser(), difference)

@@ -62,6 +62,7 @@ def generate(
         for parameter in plain.parameters():  # not the buffers: rotary frequencies stay exact
             parameter.data = parameter.data.to(dtype)
     with_fused_attention(plain)
+    device = models.device_of(model)
     plain.generation_config = own = _plainest(plain.generation_config, tokenizer, new_tokens)
     asked = [prompt_tokens(text, tokenizer) if isinstance(text, str) else text for text in texts]
     if (room := tokenizer.model_max_length - new_tokens) < 1:
@@ -71,11 +72,11 @@ def generate(
         )
     asked = [ids[-room:] for ids in asked]
     with interventions.carried_over(model, plain):
-        ids, mask, begun = _begun(plain, asked, tokenizer.pad_token_id or 0)
+        ids, mask, begun = _begun(plain, asked, tokenizer.pad_token_id or 0, device)
         start, chooser = ids.shape[1], LogitsProcessorList()
         if temperature != 0:
             uniform = torch.rand(len(texts), new_tokens, generator=generator)
-            chooser.append(_Drawn(uniform.to(plain.device), temperature, start))
+            chooser.append(_Drawn(uniform.to(device), temperature, start))
         out = plain.generate(
             input_ids=ids, attention_mask=mask, generation_config=own, logits_processor=chooser, **begun
         )
@@ -91,15 +92,17 @@ def _plainest(given: GenerationConfig, tokenizer: Any, new_tokens: int) -> Gener
     )  # fmt: skip
 
 
-def _begun(plain: Any, asked: list[list[int]], pad: int) -> tuple[Tensor, Tensor, dict[str, Cache]]:
+def _begun(
+    plain: Any, asked: list[list[int]], pad: int, device: torch.device
+) -> tuple[Tensor, Tensor, dict[str, Cache]]:
     """(ids, mask, cache of the prefixes): one left-padded block, or two where prompts begin alike."""
     if (found := prefixes.shared_prefixes(asked)) is not None:
-        ids, mask = (t.to(plain.device) for t in found.beginnings(pad))
+        ids, mask = (t.to(device) for t in found.beginnings(pad))
         if (read := read_once(plain, ids, mask)) is not None:
             name, cache = read
-            owner = found.owner.to(plain.device)
+            owner = found.owner.to(device)
             cache.batch_select_indices(owner)
-            more, more_mask = (t.to(plain.device) for t in found.rests(pad))
+            more, more_mask = (t.to(device) for t in found.rests(pad))
             return torch.cat([ids[owner], more], 1), torch.cat([mask[owner], more_mask], 1), {name: cache}
     ids, mask = prefixes.left_padded(asked, pad)
-    return ids.to(plain.device), mask.to(plain.device), {}
+    return ids.to(device), mask.to(device), {}

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from hooklearn import disk, editing, models
+from hooklearn import disk, editing, models, sharded
 from hooklearn.attack import EVERY_ATTACK, Attack
 from hooklearn.config import EditConfig, RunConfig
 from hooklearn.corpus import Corpus
@@ -149,7 +149,8 @@ class InMemory:
         device = models.device_of(model)
         # what is loaded by name goes to the same place
         at = {} if device.type == models.available("auto") else {"device": str(device)}
-        return {**section, "name": name, **at, **({"shard": True} if models.is_sharded(model) else {})}
+        spread = "offload" if sharded.is_offloaded(model) else "shard"
+        return {**section, "name": name, **at, **({spread: True} if models.is_sharded(model) else {})}
 
     def _controls(self, section: Any) -> Any:
         never = section.get("never") if isinstance(section, Mapping) else None

@@ -81,9 +81,9 @@ def precondition(
     if isinstance(update, DTensor):
         kept = update.placements
         if g_factor is not None:
-            update = _on_own_part(update, 1, lambda columns: precondition(columns, None, g_factor))
+            update = _on_own_part(update, 1, g_factor.device, lambda columns: precondition(columns, None, g_factor))
         if x_factor is not None:
-            update = _on_own_part(update, 0, lambda rows: precondition(rows, x_factor, None))
+            update = _on_own_part(update, 0, x_factor.device, lambda rows: precondition(rows, x_factor, None))
         return update.redistribute(placements=kept)
     if g_factor is not None:
         update = torch.cholesky_solve(update, g_factor)
@@ -105,10 +105,10 @@ def whitened(
     return update
 
 
-def _on_own_part(update: DTensor, dim: int, solve: Callable[[Tensor], Tensor]) -> DTensor:
-    """With the update cut along ``dim``: by way of the whole matrix, since gloo has nothing more direct."""
+def _on_own_part(update: DTensor, dim: int, device: torch.device, solve: Callable[[Tensor], Tensor]) -> DTensor:
+    """On ``device``, with the update cut along ``dim``: by way of the whole, since gloo has nothing more direct."""
     cut = update.redistribute(placements=[Replicate()]).redistribute(placements=[Shard(dim)])
-    own = solve(cut.to_local()).contiguous()
+    own = solve(cut.to_local().to(device)).to(update.to_local().device).contiguous()
     return DTensor.from_local(
         own, cut.device_mesh, [Shard(dim)], run_check=False, shape=cut.shape, stride=cut.stride()
     )  # fmt: skip
@@ -157,8 +157,10 @@ def project(
                 [1., 0.]])
     """
     if g_basis is not None:
+        g_basis = g_basis.to(update)
         update = g_basis @ (g_basis.T @ update)
     if x_basis is not None:
+        x_basis = x_basis.to(update)
         update = (update @ x_basis) @ x_basis.T
     return update
 
@@ -173,12 +175,7 @@ def escape(
     norm = float(wide.norm())
     if norm == 0:
         return 0.0
-    kept = project(
-        wide,
-        None if x_basis is None else x_basis.double(),
-        None if g_basis is None else g_basis.double(),
-    )
-    return float((wide - kept).norm()) / norm
+    return float((wide - project(wide, x_basis, g_basis)).norm()) / norm
 
 
 def pca(second: Float[Tensor, "d d"], rank: int) -> tuple[Float[Tensor, "d rank"], Float[Tensor, " rank"]]:

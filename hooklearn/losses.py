@@ -1,6 +1,7 @@
 """Losses as sums and counts: logits at labelled positions -> ``LossSum``. Divide once, at the end.
 
-``logits`` is ``[kept, vocab]``, ``targets`` ``[kept]``; everything is computed in float32, in nats.
+``logits`` is ``[kept, vocab]``, ``targets`` ``[kept]``; everything is computed in float32, or float64 where
+the weights are, in nats.
 """
 
 from __future__ import annotations
@@ -33,21 +34,26 @@ class LossSum:
     __rmul__ = __mul__
 
 
+def wide(values: Tensor) -> Tensor:
+    """In float32, or as they are in float64."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def token_logprobs(logits: Float[Tensor, "kept vocab"], targets: Int[Tensor, " kept"]) -> Float[Tensor, " kept"]:
     """log p(target) per token, nats."""
-    return -F.cross_entropy(logits.float(), targets, reduction="none")
+    return -F.cross_entropy(wide(logits), targets, reduction="none")
 
 
 def ce(logits: Float[Tensor, "kept vocab"], targets: Int[Tensor, " kept"]) -> LossSum:
     """Cross-entropy: sum over tokens of -log p(target)."""
-    return LossSum(F.cross_entropy(logits.float(), targets, reduction="sum"), targets.numel())
+    return LossSum(F.cross_entropy(wide(logits), targets, reduction="sum"), targets.numel())
 
 
 def kl_per_token(
     p_logits: Float[Tensor, "kept vocab"], q_logits: Float[Tensor, "kept vocab"]
 ) -> Float[Tensor, " kept"]:
     """KL(p || q) per token in nats; p is the original, q the edited model."""
-    p, q = p_logits.float().log_softmax(-1), q_logits.float().log_softmax(-1)
+    p, q = wide(p_logits).log_softmax(-1), wide(q_logits).log_softmax(-1)
     return (p.exp() * (p - q)).sum(-1)
 
 
@@ -57,7 +63,7 @@ def kl(p_logits: Float[Tensor, "kept vocab"], q_logits: Float[Tensor, "kept voca
 
 def entropy(logits: Float[Tensor, "kept vocab"]) -> LossSum:
     """Sum over tokens of the predictive entropy, nats."""
-    logp = logits.float().log_softmax(-1)
+    logp = wide(logits).log_softmax(-1)
     return LossSum(-(logp.exp() * logp).sum(), logits.shape[0])
 
 
@@ -76,7 +82,7 @@ def ce_gradient(
     Without targets, labels are drawn from the model itself: the gradients then give the true Fisher (Martens 2020, "New
     insights and perspectives on the natural gradient method", section 5).
     """
-    p = logits.float().softmax(-1)
+    p = wide(logits).softmax(-1)
     chosen = drawn(p, torch.rand(len(p), generator=generator)) if targets is None else targets
     p[torch.arange(len(p), device=p.device), chosen] -= 1
     return p.to(logits.dtype)
@@ -89,7 +95,7 @@ def skip_labels(n: int, generator: torch.Generator) -> None:
 
 def sampled_labels(logits: Float[Tensor, "kept vocab"], generator: torch.Generator) -> Int[Tensor, " kept"]:
     """One label a row, drawn from the model itself."""
-    return drawn(logits.float().softmax(-1), torch.rand(len(logits), generator=generator))
+    return drawn(wide(logits).softmax(-1), torch.rand(len(logits), generator=generator))
 
 
 def drawn(p: Float[Tensor, "kept vocab"], uniform: Float[Tensor, " kept"]) -> Int[Tensor, " kept"]:

@@ -51,6 +51,7 @@ def load(
     dtype: torch.dtype = torch.float32,
     trust_remote_code: bool = False,
     shard: bool = False,
+    offload: bool = False,
 ) -> TransformerBridge:
     """A model in eval mode: a built-in name, a local folder, a ``.gguf`` file or a hub id.
 
@@ -58,16 +59,17 @@ def load(
 
     Args:
         shard: over the processes that a launcher started, as :func:`hooklearn.sharded.load` does.
+        offload: weights wait on the host, and a block is on ``device`` only while it computes (the same function).
     Raises:
         InputError: if there is no such model, or TransformerLens does not know its architecture.
     """
     if not isinstance(name, str | Path):
         raise InputError(f"load reads a model by name, not {_given(name)}; hl.wrap takes one in memory")
     device = available(device)
-    if shard:
+    if shard or offload:
         from hooklearn import sharded  # above this module: it wraps what it loads
 
-        return sharded.load(name, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+        return sharded.load(name, device=device, dtype=dtype, trust_remote_code=trust_remote_code, offload=offload)
     hf_model, tokenizer = read(name, dtype, trust_remote_code)
     return wrap(hf_model.to(device), tokenizer, name)  # type: ignore[arg-type]
 
@@ -418,11 +420,12 @@ def _oriented(stored: Any) -> Tensor:
 
 
 def device_of(model: TransformerBridge) -> torch.device:
-    return next(model.parameters()).device
+    """That computes with it."""
+    return parallel.device_of(next(model.parameters()))
 
 
 def is_sharded(model: TransformerBridge) -> bool:
-    """Whether its weights are spread over processes (:mod:`hooklearn.sharded`)."""
+    """Whether its weights are spread over processes, or wait on the host (:mod:`hooklearn.sharded`)."""
     return parallel.is_sharded(next(model.parameters()))
 
 

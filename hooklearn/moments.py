@@ -74,7 +74,7 @@ class Moments:
 def add_product(
     into: Float[Tensor, "d k"], a: Float[Tensor, "token d"], b: Float[Tensor, "token k"]
 ) -> Float[Tensor, "d k"]:
-    """``into += a^T b`` in place, summed in float32 whatever the rows are.
+    """``into += a^T b`` in place, summed in the precision of ``into`` whatever the rows are.
 
     The product of two bfloat16 numbers fits into float32 without rounding, so for bfloat16 rows the processor's (or the
     card's) bfloat16 unit gives the float32 answer at several times its speed; torch lets it when told ``medium``.

@@ -12,6 +12,7 @@ takes as many as the others; who has nothing left to do takes a piece again, and
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import os
 import shutil
@@ -42,6 +43,16 @@ def joined() -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def begin_alone() -> None:
+    """A group of this process only, until it ends, where no launcher started others: what cuts weights wants one."""
+    if _together():
+        return
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+    dist.init_process_group(backend, store=store, rank=0, world_size=1)
+    atexit.register(dist.destroy_process_group)
 
 
 def _together() -> bool:
@@ -158,7 +169,7 @@ def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
         return whole(tensor)
     if isinstance(tensor, DTensor):
         return tensor
-    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+    return _kept_as(distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None), like)
 
 
 def sum_shard_like(tensor: Tensor, like: Tensor) -> Tensor:
@@ -166,7 +177,25 @@ def sum_shard_like(tensor: Tensor, like: Tensor) -> Tensor:
     if not isinstance(like, DTensor):
         return add_(tensor)
     partial = DTensor.from_local(tensor, like.device_mesh, [Partial()] * like.device_mesh.ndim, run_check=False)
-    return partial.redistribute(placements=like.placements)
+    return _kept_as(partial.redistribute(placements=like.placements), like)
+
+
+def _kept_as(tensor: DTensor, like: DTensor) -> DTensor:
+    """On the device where this process keeps its part of ``like``: not the mesh's, where weights wait on the host."""
+    own, device = tensor.to_local(), like.to_local().device
+    if own.device == device:
+        return tensor
+    shape, stride = tensor.shape, tensor.stride()
+    return DTensor.from_local(
+        own.to(device), tensor.device_mesh, tensor.placements, run_check=False, shape=shape, stride=stride
+    )
+
+
+def device_of(tensor: Tensor) -> torch.device:
+    """Where it is computed with. A part that waits on the host goes to the device of its mesh."""
+    if not isinstance(tensor, DTensor) or tensor.device_mesh.device_type == "cpu":
+        return tensor.device
+    return torch.device(tensor.device_mesh.device_type, torch.cuda.current_device())
 
 
 def wait() -> None:

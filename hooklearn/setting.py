@@ -238,7 +238,7 @@ class Setup:
             referee = RatioReferee(scorer(self.original), (scorer(self.never),), "original / never-learned")
         elif models.is_sharded(self.original):
             raise InputError(
-                "on sharded weights (model.shard) samples are judged against a never-learned model only; give "
+                "on spread or offloaded weights samples are judged against a never-learned model only; give "
                 "controls.never.name, or behaviour.samples: 0"
             )
         elif "retain" in self.corpora:
@@ -331,7 +331,7 @@ def _load_model(config: RunConfig, name: str, base: Path, held: Any | None = Non
     path = str(local) if not Path(name).is_absolute() and local.exists() else name
     asked = config.model
     model = held if held is not None else models.load(
-        path, device=asked.device, trust_remote_code=asked.trust_remote_code, shard=asked.shard
+        path, device=asked.device, trust_remote_code=asked.trust_remote_code, shard=asked.shard, offload=asked.offload
     )  # fmt: skip
     models.check_finite(model)
     return model
@@ -343,8 +343,8 @@ def _load_edited(config: RunConfig, base: Path, original: Any, held: Mapping[str
     folder = base / Path(name).expanduser()
     if "edit.checkpoint" in held or not is_adapter(folder):
         return _load_model(config, name, base, held.get("edit.checkpoint"))
-    if config.model.shard or "model.name" in held:
-        why = "is spread (model.shard)" if config.model.shard else "is in memory only"
+    if config.model.spread or "model.name" in held:
+        why = "is spread or offloaded" if config.model.spread else "is in memory only"
         raise InputError(f"{folder}: an adapter goes on a second copy of its model, which {why}; give the edited model")
     update = from_peft(original, folder)
     model, _ = load_subject(config, base)

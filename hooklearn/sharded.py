@@ -3,7 +3,8 @@
 Every process holds its part of every weight and has a block whole only while it computes with it, forward and once
 more backward (PyTorch's ``fully_shard``, Zhao et al. 2023, arXiv 2304.11277). So it holds that much less of whatever
 is as large as the weights: gradients, the moments of Adam, the copies that put an edit back, a delta. All of these are
-DTensors; :mod:`hooklearn.parallel` says how one becomes whole.
+DTensors; :mod:`hooklearn.parallel` says how one becomes whole. ``offload`` keeps the parts on the host, where they
+wait, are updated, and a block leaves for the device only while that computes with it; one process will do.
 
 Blocks keep nothing between their passes but their input and are computed again on the way back: what autocast keeps
 for it would be a copy of all weights in bfloat16.
@@ -20,7 +21,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM
 
@@ -35,19 +36,31 @@ warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserW
 
 
 def load(
-    name: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32, trust_remote_code: bool = False
+    name: str,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
+    offload: bool = False,
 ) -> models.TransformerBridge:
     """A model in eval mode whose weights are read tensor by tensor; all processes have to ask.
 
     No process ever holds more of it than its parts and one block.
 
+    Args:
+        offload: parts wait in the memory of the host, and a block goes to the device for the time it computes. Here
+            one process is enough.
+
     Raises:
         InputError: one process only; no safetensors; an architecture whose weights the bridge takes apart (fused
             projections, mixtures of experts); as :func:`hooklearn.models.load`.
     """
-    _check_processes()
+    _check_processes(offload)
     if name.endswith(".gguf"):
-        raise InputError(f"model {name!r}: a GGUF file cannot be read tensor by tensor; model.shard needs safetensors")
+        raise InputError(
+            f"model {name!r}: a GGUF file cannot be read tensor by tensor; model.shard and model.offload "
+            "need safetensors"
+        )
     config, tokenizer = pretrained.read_config(name, trust_remote_code)
     files = TensorFiles.of(name)
     with init_empty_weights(include_buffers=False):
@@ -67,22 +80,42 @@ def load(
             owner.register_buffer(key, torch.zeros(buffer.shape, dtype=buffer.dtype, device=device))
         else:
             owner._buffers[key] = buffer.to(device)
-    return _shard(model, device, files)
+    return _shard(model, device, files, offload)
 
 
-def shard(model: models.TransformerBridge) -> models.TransformerBridge:
+def shard(
+    model: models.TransformerBridge, *, device: str | None = None, offload: bool = False
+) -> models.TransformerBridge:
     """Spread a model that every process has whole; in place.
 
+    Args:
+        device: that computes; None: where the model is.
+        offload: as in :func:`load`. The model may be on the host, where no device could hold it.
     Raises:
         InputError: one process only; an architecture whose weights the bridge takes apart.
     """
-    _check_processes()
+    _check_processes(offload)
     if fused_parameters(model):
         raise _taken_apart(model.cfg.model_name)
-    return _shard(model, str(models.device_of(model)), None)
+    device = str(models.device_of(model)) if device is None else models.available(device)
+    model.cfg.device = device
+    for owner, key, buffer in list(_buffers(model.original_model)):
+        owner._buffers[key] = buffer.to(device)
+    return _shard(model, device, None, offload)
 
 
-def _shard(model: models.TransformerBridge, device: str, files: TensorFiles | None) -> models.TransformerBridge:
+def is_offloaded(model: models.TransformerBridge) -> bool:
+    """Whether the parts of its weights wait on the host."""
+    return getattr(model.original_model, _OFFLOADED, False)
+
+
+_OFFLOADED = "_hooklearn_offloaded"
+
+
+def _shard(
+    model: models.TransformerBridge, device: str, files: TensorFiles | None, offload: bool
+) -> models.TransformerBridge:
+    parallel.begin_alone()
     mesh = init_device_mesh(torch.device(device).type, (parallel.size(),))
     hf_model: Any = model.original_model
     names: dict[int, str] = {}  # tied ones by the name that comes first, as in a checkpoint
@@ -91,27 +124,29 @@ def _shard(model: models.TransformerBridge, device: str, files: TensorFiles | No
     for group in _groups(model):
         if files is not None:
             _fill(group, names, files, device)
-        _cut(group, mesh)
-    _cut([hf_model], mesh)  # of its own it has nothing left; it is where a pass begins and ends
+        _cut(group, mesh, offload)
+    _cut([hf_model], mesh, offload)  # of its own it has nothing left; it is where a pass begins and ends
+    setattr(hf_model, _OFFLOADED, offload)
     for block in model.blocks:
         block.__dict__["forward"] = _computed_again(block.forward)
     return model
 
 
-def _check_processes() -> None:
+def _check_processes(offload: bool) -> None:
     if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
         raise InputError(f"model.shard: the fully_shard of torch {torch.__version__} cannot add; install a later one")
-    if parallel.size() == 1:
+    if parallel.size() == 1 and not offload:
         raise InputError(
             "model.shard: true spreads the weights over several processes, and this is one; start them with "
-            "torchrun --nproc_per_node N -m hooklearn ..., or leave it out"
+            "torchrun --nproc_per_node N -m hooklearn ..., or leave it out; model.offload: true keeps the weights on "
+            "the host, where one process is enough"
         )
 
 
 def _taken_apart(name: str) -> InputError:
     return InputError(
         f"model {name!r}: its architecture stores several weights in one (fused projections, or experts), and such "
-        "weights cannot be spread over processes; leave model.shard out"
+        "weights cannot be spread or offloaded; leave model.shard and model.offload out"
     )
 
 
@@ -134,8 +169,11 @@ def _groups(model: models.TransformerBridge) -> Iterator[list[nn.Module]]:
     yield from rest.values()
 
 
-def _cut(group: list[nn.Module], mesh: DeviceMesh) -> None:
-    fully_shard(group if len(group) > 1 else group[0], mesh=mesh, reshard_after_forward=True)
+def _cut(group: list[nn.Module], mesh: DeviceMesh, offload: bool) -> None:
+    # page-locked, so that a block comes over while the one before it computes
+    policy = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if offload else OffloadPolicy()
+    target = group if len(group) > 1 else group[0]
+    fully_shard(target, mesh=mesh, reshard_after_forward=True, offload_policy=policy)
     for module in group:
         if isinstance(module, FSDPModule):  # gradients are added up and not averaged; gloo can do nothing else
             module.set_gradient_divide_factor(1.0)
@@ -205,8 +243,8 @@ def plain_copy(model: models.TransformerBridge) -> Any:
     mesh = parameters[0][1].device_mesh
     at = {id(module): plain_name(name) for name, module in hf_model.named_modules()}
     for group in _groups(model):
-        _cut([plain.get_submodule(at[id(module)]) for module in group], mesh)
-    _cut([plain], mesh)
+        _cut([plain.get_submodule(at[id(module)]) for module in group], mesh, is_offloaded(model))
+    _cut([plain], mesh, is_offloaded(model))
     for name, _ in list(plain.named_parameters(remove_duplicate=False)):
         owner, _, key = name.rpartition(".")
         plain.get_submodule(owner)._parameters[key] = twins[name]

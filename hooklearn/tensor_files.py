@@ -54,8 +54,8 @@ class TensorFiles:
                 raise InputError(f"model {name!r}: {INDEX} is damaged ({type(error).__name__})") from error
         if not (folder / SINGLE).is_file():
             raise InputError(
-                f"model {name!r}: model.shard reads {SINGLE} or {INDEX}, and neither is in {folder}; write the "
-                "folder again with save_pretrained"
+                f"model {name!r}: model.shard and model.offload read {SINGLE} or {INDEX}, and neither is in {folder}; "
+                "write the folder again with save_pretrained"
             )
         try:
             with safe_open(folder / SINGLE, framework="pt") as file:

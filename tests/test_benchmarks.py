@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +29,92 @@ DRAWN = {"report"}
 STARTUP = {"startup"}
 
 
+RowsOf = Callable[[str], list[harness.Row]]
+
+
 @pytest.fixture(scope="module")
 def bench() -> harness.Bench:
     return harness.Bench("tiny", quick=True)
 
 
+@pytest.fixture(scope="module")
+def rows_of(bench: harness.Bench) -> RowsOf:
+    """Each benchmark is run once, whatever is asked of its rows."""
+    return functools.cache(lambda name: list(importlib.import_module(f"benchmarks.bench_{name}").rows(bench)))
+
+
 @pytest.mark.parametrize("name", sorted(set(names()) - WHOLE_RUNS - DRAWN - STARTUP))
-def test_every_benchmark_runs_on_the_tiny_model(bench: harness.Bench, name: str) -> None:
+def test_every_benchmark_runs_on_the_tiny_model(rows_of: RowsOf, name: str) -> None:
     """Rows with finite numbers; whether a goal is met says nothing on a model this small."""
-    for row in importlib.import_module(f"benchmarks.bench_{name}").rows(bench):
+    for row in rows_of(name):
         value = row.measured.median if isinstance(row.measured, harness.Spread) else row.measured
         assert value == value and (row.met is None) == (row.goal == "")
         json.dumps(row.as_json())
+
+
+@pytest.mark.parametrize(
+    ("name", "side"), [("edit", "ours"), ("edit", "theirs"), ("attack", "of all")], ids=lambda x: x.replace(" ", "-")
+)
+def test_stages_add_up_to_the_whole(rows_of: RowsOf, name: str, side: str) -> None:
+    """Every stage took some time, and nothing is counted twice: what is left over is not less than nothing."""
+    row = rows_of(name)[0]
+    parts = {k.partition(", ")[2]: v for k, v in row.numbers.items() if k.startswith(f"seconds: {side}, ")}
+    assert len(parts) > 2 and min(parts.values()) > 0
+    whole = row.numbers["seconds" if name == "attack" else f"seconds: {side}"]
+    assert sum(parts.values()) == pytest.approx(whole, rel=1e-6)
+
+
+def test_no_edit_is_faster_than_what_none_can_leave_out(rows_of: RowsOf) -> None:
+    """The largest ratio that a solver and a filter could reach is above the one that was measured."""
+    row = rows_of("edit")[0]
+    most = row.numbers["largest ratio that any solver and filter could reach (calculated)"]
+    assert isinstance(row.measured, harness.Spread) and most > row.measured.median > 0
+
+
+def test_products_are_a_part_of_a_pass(rows_of: RowsOf) -> None:
+    """Some of the time, not all of it; of a step of training on either side, and of a pass."""
+    for name, words in (("peak", ("% of the pass: matrix products in all",)), ("relearn", ("ours", "Trainer"))):
+        numbers = rows_of(name)[0].numbers
+        for word in words:
+            key = word if name == "peak" else f"% of the time, under a profiler: {word}, matrix products"
+            assert 0 < numbers[key] < 100
+        if name == "relearn":
+            for side in words:
+                spent = [numbers[f"seconds, under a profiler: {side}, {what}"] for what in ("optimizer", "everything")]
+                assert 0 < spent[0] < spent[1]
+
+
+def test_a_stage_inside_another_is_counted_once() -> None:
+    """The seconds of the inner one are not the outer one's; afterwards the functions are what they were (control)."""
+
+    class Work:
+        def outer(self) -> str:
+            time.sleep(0.02)
+            return self.inner()
+
+        def inner(self) -> str:
+            time.sleep(0.05)
+            return "done"
+
+    before, stages = dict(vars(Work)), harness.Stages()
+    with stages.watching({"out": [(Work, "outer")], "in": [(Work, "inner")]}):
+        assert [Work().outer(), Work().inner()] == ["done", "done"]
+    assert dict(vars(Work)) == before and stages.calls == {"out": 1, "in": 2}
+    assert 0.02 <= stages.seconds["out"] < 0.05 < 0.1 <= stages.seconds["in"]
+
+
+def test_stages_of_a_run_are_those_of_its_record() -> None:
+    from benchmarks.whole_runs import stages
+
+    events = [
+        {"time": "2026-01-01T00:00:02.500+00:00", "event": "started"},
+        {"time": "2026-01-01T00:00:10.000+00:00", "event": "edited", "seed": 0},
+        {"time": "2026-01-01T00:00:30.000+00:00", "event": "attacked", "seed": 0, "attack": "0-relearn"},
+        {"time": "2026-01-01T00:00:31.000+00:00", "event": "done"},
+    ]
+    assert stages(events, 35.0) == {
+        "until edited": 7.5, "until attacked 0-relearn": 20.0, "until done": 1.0, "outside the record": 6.5,
+    }  # fmt: skip
 
 
 def test_whole_runs_are_importable_and_slow_ones_must_be_named() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import user_files
-from launching import in_two_processes
+from launching import in_a_process, in_two_processes
 from safetensors.torch import load_file
 from test_parallel import ADAM, SOLVED, SUMS, off
 from torch import Tensor
@@ -140,6 +140,45 @@ def test_a_run_is_the_run_of_one_process(launched: Any, folder: Path, tmp_path: 
     assert off(torch.tensor(ours["value"].to_numpy()), torch.tensor(theirs["value"].to_numpy())) < SOLVED
     texts = [[r["completion"] for r in disk.load_lines(f / "run" / "samples.jsonl")] for f in (folder, tmp_path)]
     assert texts[0] == texts[1] and len(texts[0]) >= 8
+
+
+@pytest.fixture(scope="module")
+def offloaded(folder: Path) -> dict[str, Any]:
+    """``one_offloaded.py``, in a process of its own."""
+    given = user_files.config() | {"attacks": [{"name": "relearn", "learning_rates": [1e-4], "max_steps": 10}]}
+    in_a_process("one_offloaded.py", folder, user_files.Files(folder, given).save(), timeout=900)
+    return json.loads((folder / "offloaded.json").read_text())
+
+
+def test_weights_that_wait_on_the_host_compute_the_same_bits(offloaded: dict[str, Any], folder: Path) -> None:
+    """One process: moments, gradients, an edit, attacks and their curves; samples, hashes, an export."""
+    from two_sharded import looked_at
+
+    assert offloaded["sharded"] and all(offloaded["offloaded"])
+    assert offloaded["compared"] > 50 and offloaded["unlike"] == []
+    alone, host = looked_at(models.load(str(folder / "tied"))), offloaded["tied"]
+    assert torch.allclose(torch.tensor(host.pop("logits")), torch.tensor(alone.pop("logits")), rtol=0, atol=1e-3)
+    assert host == alone and alone["before"] == alone["after"] != alone["edited"]
+    exported = models.load(str(folder / "exported-from-host"))
+    assert models.weights_hash(exported) == alone["edited"]
+
+
+def test_one_block_at_a_time_leaves_the_host(offloaded: dict[str, Any]) -> None:
+    """As one computes its own weights are whole on the device and no others, and none afterwards. The host is a CPU
+    here and so is the device: how the copies go is PyTorch's."""
+    assert offloaded["inside"] == [offloaded["a block"]] and offloaded["after"] == 0
+
+
+def test_a_run_with_offloaded_weights_is_the_run_without(offloaded: dict[str, Any], folder: Path) -> None:
+    from two_processes import run
+    from two_sharded import OFF
+
+    assert store.open_run(folder / "run-from-host")["config"]["model"]["offload"] is True
+    run(str(folder / "mine.yaml"), folder / "run-plain", *(w for o in OFF for w in ("--set", o)))
+    ours, theirs = (disk.load_frame(folder / f / "curves.parquet") for f in ("run-from-host", "run-plain"))
+    same = [c for c in ours.columns if c not in ("value", "stderr")]
+    assert ours[same].equals(theirs[same]) and len(ours) > 20
+    assert off(torch.tensor(ours["value"].to_numpy()), torch.tensor(theirs["value"].to_numpy())) < SOLVED
 
 
 @pytest.mark.parametrize(

@@ -26,11 +26,13 @@ from hooklearn.train import fit
 from hooklearn.types import Budget, Curves
 
 STEPS = 10
+DTYPES = {"single": torch.float32, "double": torch.float64}
+"""Of the weights, and so of everything that is computed with them."""
 
 
-def everything(shard: bool = False) -> dict[str, Tensor]:
-    """Statistics, scores, an edit and the first steps of an attack, all in float32."""
-    model = models.load("tiny", shard=shard)
+def everything(shard: bool = False, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Statistics, scores, an edit and the first steps of an attack, all in float32, or in float64 with such weights."""
+    model = models.load("tiny", shard=shard, dtype=dtype)
     sites = models.sites(model, "mlp", [1, 2])
     forget, retain = corpus("forget", "bad").take(24), corpus("forget", "good").take(24)
     problem = Problem(model, sites, forget, retain, corpus("text", "bad").take(20), precision="float32", max_tokens=100)
@@ -95,6 +97,7 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     with parallel.joined():
         assert parallel.size() == 2
-        save_file(everything(), folder / f"rank{parallel.rank()}.safetensors")
+        for name, dtype in DTYPES.items():
+            save_file(everything(dtype=dtype), folder / f"{name}-rank{parallel.rank()}.safetensors")
         run(sys.argv[2], folder / "run")
         run(sys.argv[2], folder / "run", "--resume")

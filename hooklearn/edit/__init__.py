@@ -271,7 +271,7 @@ def _check_confinable(method: Method, problem: Problem) -> None:
             f"method {method.name!r} takes steps, and steps are not confined to given subspaces; valid: {rays}"
         )
     if models.is_sharded(problem.model):
-        raise InputError("an edit of spread weights (model.shard) is not confined to subspaces; leave one of them out")
+        raise InputError("an edit of spread or offloaded weights is not confined to subspaces; leave one of them out")
 
 
 def _path(method: Method, problem: Problem) -> Iterator[Updates]:
@@ -298,8 +298,8 @@ def check_sharded(method: Method, sharded: bool) -> None:
     """Raises InputError for a method that takes whole matrices, on a model that nobody has whole."""
     if sharded and not method.sharded:
         raise InputError(
-            f"method {method.name!r} with these options does not work on spread weights (model.shard); valid: "
-            "natural (curvature kfac, no rank), gradient_ascent"
+            f"method {method.name!r} with these options does not work on spread weights (model.shard, model.offload); "
+            "valid: natural (curvature kfac, no rank), gradient_ascent"
         )
 
 

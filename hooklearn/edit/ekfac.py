@@ -55,9 +55,9 @@ class EigenMetric(SiteMetric):
             if one.n == 0:
                 raise InputError(f"no retain token was sent to {name}: leave that expert out, or give more retain text")
             if last is None or last[0] is not one:  # gate and up share their inputs
-                last = (one, Eigen.of(one.mean_second()).vectors.float())
+                last = (one, Eigen.of(one.mean_second()).vectors.to(one.second))
             self.v[name] = last[1]
-            self.u[name] = Eigen.of(moments.side("g").mean_second()).vectors.float()
+            self.u[name] = Eigen.of(moments.side("g").mean_second()).vectors.to(one.second)
         memory.give_back()
         self.curvature = self._curvature(problem)
 
@@ -66,15 +66,15 @@ class EigenMetric(SiteMetric):
         roles = [r for r, c in (("retain", problem.retain), ("reference", problem.reference)) if c]
         stream = [b for role in roles for b in problem.curvature_stream(role)]
         problem.tokens += count_tokens(stream)
-        total = {s.name: torch.zeros(s.d_out, s.d_in) for s in problem.sites}
+        total = {s.name: self.u[s.name].new_zeros(s.d_out, s.d_in) for s in problem.sites}
         rows = 0
         for batch, taped in tapes(
             problem.model, stream, problem.sites, labels="sampled", precision=problem.precision, seed=problem.seed
         ):
             for name, tape in taped.items():
                 assert tape.g is not None
-                g, x = tape.g.float() @ self.u[name].to(tape.g.device), tape.x.float() @ self.v[name].to(tape.x.device)
-                total[name] += (g.square().T @ x.square()).to(total[name])
+                u, v = self.u[name], self.v[name]
+                total[name] += (tape.g.to(u) @ u).square().T @ (tape.x.to(v) @ v).square()
             rows += int(batch.mask.sum())
         for name, s in total.items():
             if not bool(s.isfinite().all()):

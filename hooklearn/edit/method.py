@@ -118,7 +118,7 @@ class Problem:
     # -------------------------------------------------------------------------- gradients, curvature
 
     def gradient(self, role: str) -> Updates:
-        """Gradient of the summed NLL of a corpus, per site, float32."""
+        """Gradient of the summed NLL of a corpus, per site, float32 or better."""
         if role not in self._gradients:
             self._gradients[role] = self.fresh_gradient(role)
         return self._gradients[role]

@@ -247,7 +247,7 @@ def weight_gradients(
 ) -> tuple[dict[str, Tensor], int]:
     """``sum over tokens of g x^T`` for every site (gradient of the summed NLL), and the tokens it took.
 
-    Accumulated in float32 whatever the compute precision. Of a model that is spread over the processes so is each
+    Accumulated in float32 (:func:`sums_dtype`) whatever the compute precision. Of a model that is spread over the processes so is each
     gradient: one site at a time is added up after every batch, and nobody keeps more than his part.
 
     Raises:
@@ -273,8 +273,13 @@ def weight_gradients(
     return total, int(parallel.total(tokens))
 
 
+def sums_dtype(model: Any) -> torch.dtype:
+    """Of what is summed over tokens: float32, or float64 where the weights are."""
+    return torch.promote_types(next(model.parameters()).dtype, torch.float32)
+
+
 def _zeros(model: Any, site: Site, sharded: bool) -> Tensor:
-    """In float32, cut as the weight is or whole."""
+    """Cut as the weight is or whole."""
     if sharded:
-        return torch.zeros_like(models.weight(model, site).detach(), dtype=torch.float32)
-    return torch.zeros(site.d_out, site.d_in, device=models.device_of(model))
+        return torch.zeros_like(models.weight(model, site).detach(), dtype=sums_dtype(model))
+    return torch.zeros(site.d_out, site.d_in, dtype=sums_dtype(model), device=models.device_of(model))

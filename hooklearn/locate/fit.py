@@ -20,11 +20,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hooklearn import linalg, models, parallel
+from hooklearn import linalg, losses, models, parallel
 from hooklearn.data import Corpus, TokenBatch, batches, encode
 from hooklearn.forward import Precision
 from hooklearn.linalg import Sides
-from hooklearn.locate.capture import tapes
+from hooklearn.locate.capture import sums_dtype, tapes
 from hooklearn.locate.fitters import EVERY_FITTER, Fitter, Found, Seen, logistic, stacked
 from hooklearn.locate.subspace import Subspace, Subspaces
 from hooklearn.moments import Moments, MomentSum
@@ -217,7 +217,7 @@ def _collect_class(
     fitted = [s for s in sequences if group_of[s.item] not in held]
     held_out = [s for s in sequences if group_of[s.item] in held]
     gradients = "g" in sides
-    device = models.device_of(model)
+    device, dtype = models.device_of(model), sums_dtype(model)
     sums: dict[tuple[str, Side], MomentSum] = {}
     shared: dict[tuple[str, Side], tuple[str, Side]] = {}
     means: dict[bool, list[dict[tuple[str, Side], Tensor]]] = {True: [], False: []}
@@ -239,11 +239,11 @@ def _collect_class(
                     if is_fitted:
                         shared[key] = first_with.setdefault(id(rows), key)
                         if shared[key] == key:
-                            sums.setdefault(key, MomentSum(site.width(side), device=device)).add(rows)
+                            sums.setdefault(key, MomentSum(site.width(side), dtype=dtype, device=device)).add(rows)
     shared = parallel.agreed(shared)  # a process without a batch has seen none
     named, moments = {site.name: site for site in sites}, {}
     for name, side in dict.fromkeys(shared.values()):
-        own = sums.pop((name, side), None) or MomentSum(named[name].width(side), device=device)
+        own = sums.pop((name, side), None) or MomentSum(named[name].width(side), dtype=dtype, device=device)
         moments[name, side] = own.everywhere().moments(f"{name} ({side})")
     of_items = {is_fitted: parallel.gather(parts) for is_fitted, parts in means.items()}
     return ClassData(
@@ -266,9 +266,9 @@ def item_means(
 ) -> Float[Tensor, "item d"]:
     """Of the items that any of these tokens belongs to; all of a batch's labelled tokens where no owner is given."""
     n = len(batch.sequences)
-    owner = (batch.owner if owner is None else owner).to(rows.device)
-    sums = torch.zeros(n, rows.shape[1], device=rows.device).index_add(0, owner, rows.float())
-    counts = torch.zeros(n, device=rows.device).index_add(0, owner, torch.ones_like(rows[:, 0]).float())
+    owner, rows = (batch.owner if owner is None else owner).to(rows.device), losses.wide(rows)
+    sums = rows.new_zeros(n, rows.shape[1]).index_add(0, owner, rows)
+    counts = rows.new_zeros(n).index_add(0, owner, torch.ones_like(rows[:, 0]))
     return (sums[counts > 0] / counts[counts > 0, None]).cpu()
 
 
@@ -283,6 +283,7 @@ def _separation(basis: Tensor, data: tuple[Tensor, Tensor, Tensor, Tensor], *, s
     """
     from sklearn.metrics import roc_auc_score
 
+    basis = basis.to(data[0])
     rows, truth = stacked(data[0] @ basis, data[1] @ basis)
     test, answers = stacked(data[2] @ basis, data[3] @ basis)
     if len(set(truth)) < 2 or len(set(answers)) < 2:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from hooklearn import models, parallel
 from hooklearn.data import TokenBatch
 from hooklearn.forward import Precision
-from hooklearn.locate.capture import Labels, tapes
+from hooklearn.locate.capture import Labels, sums_dtype, tapes
 from hooklearn.moments import Moments, MomentSum
 from hooklearn.types import InputError, Side, Site
 
@@ -50,7 +50,7 @@ def site_moments(
     precision: Precision = "auto",
     seed: int = 0,
 ) -> dict[str, SiteMoments]:
-    """Moments of every site over unmasked tokens, float32 sums.
+    """Moments of every site over unmasked tokens; sums are float32, or float64 where the weights are.
 
     Sites that read the same tensor (gate and up) share one object for their x side. An expert's x side is over the
     tokens that were sent to it (its n counts them); its g side is over all, the gradient of the others being zero:
@@ -62,10 +62,10 @@ def site_moments(
         NumericalError: moments of a site are not finite.
     """
     leader: dict[str, str] = {}
-    gradients, device = sides != "x", models.device_of(model)
+    gradients, device, dtype = sides != "x", models.device_of(model), sums_dtype(model)
     # made before the first batch: what stays for long is not to lie between what comes and goes
-    x = {site.name: MomentSum(site.d_in, device=device) for site in sites} if sides != "g" else {}
-    g = {site.name: MomentSum(site.d_out, device=device) for site in sites} if gradients else {}
+    x = {site.name: MomentSum(site.d_in, dtype=dtype, device=device) for site in sites} if sides != "g" else {}
+    g = {site.name: MomentSum(site.d_out, dtype=dtype, device=device) for site in sites} if gradients else {}
     for batch, taped in tapes(
         model,
         stream,
