@@ -9,6 +9,7 @@ Drawn from ``directions.parquet``, at the places that separate best; a run has i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from analysis import style
 from analysis.plots import step_axis
@@ -35,6 +36,7 @@ NAMES = {
 }
 """(of, arm) -> what the figures call it."""
 MARGINS = (0.68, 0.85, 0.44, 0.5)
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 FLOOR = 1e-5
 """Shares below this are drawn here: the axis is logarithmic."""
 
@@ -108,10 +110,13 @@ def _panels(rows: Frame, nothing: str, across: str, *, null: bool = False) -> Fi
     places = _places(rows)
     figure, axes = style.grid(len(places), 4, 2.75, 2.45, MARGINS)
     low = max(FLOOR, 0.6 * float(rows["share"].clip(lower=FLOOR).min()))
+    columns = ["what", "component", "share", "width"]
+    groups = dict(list(rows.sort_values("component").groupby(["site", "side"])[columns]))
     for ax, (site, side) in zip(axes, places, strict=True):
-        own = rows[(rows["site"] == site) & (rows["side"] == side)]
+        own = groups[site, side]
         ax.set_yscale("log")
         ax.yaxis.set_minor_locator(NullLocator())
+        ax.yaxis.set_major_formatter(FuncFormatter(_power))
         ax.set_ylim(low, 1.5)
         ends = {}
         if null:
@@ -125,11 +130,16 @@ def _panels(rows: Frame, nothing: str, across: str, *, null: bool = False) -> Fi
     return figure
 
 
+def _power(value: float, _: object) -> str:
+    """A power of ten as text: a formula is parsed anew for every label."""
+    return "10" + str(round(math.log10(value))).translate(RAISED)
+
+
 def _lines(ax: Axes, rows: Frame, order: Sequence[str]) -> dict[str, float]:
-    """Draws them; the heights at which they end."""
+    """Draws them, by component; the heights at which they end."""
     ends: dict[str, float] = {}
     for what in reversed(in_order(rows["what"], order)):
-        line = rows[rows["what"] == what].sort_values("component")
+        line = rows[rows["what"] == what]
         look, y = style.look(what), line["share"].clip(lower=FLOOR).to_numpy(float)
         marker = {"marker": look.marker, "ms": 4} if len(line) <= 16 else {}
         ax.plot(line["component"] + 1, y, color=look.colour, linestyle=look.dash, lw=look.width, **marker)

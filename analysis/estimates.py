@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 Frame = Any
@@ -19,31 +19,37 @@ def pooled(rows: Frame, by: Sequence[str] = ("arm", "step")) -> Frame:
     All seeds share the held-out items, so the items' error does not shrink with the number of
     seeds; the seeds' own spread is added to it. ``n`` is items per seed.
     """
-    columns = [*by, "value", "stderr", "n", "seeds"]
     measured = rows.dropna(subset=["value"])
-    if measured.empty:
-        return pd.DataFrame(columns=columns)
-    groups = measured.assign(items=measured["stderr"] ** 2).groupby(list(by), sort=True)
-    out = groups[["value", "items"]].mean()
-    out["n"], out["seeds"] = groups["n"].min(), groups.size()
-    of_seeds = groups["value"].var() / out["seeds"]
-    unknown = out["items"].isna() & of_seeds.isna()
-    out["stderr"] = np.sqrt(out["items"].fillna(0) + of_seeds.fillna(0)).mask(unknown)
-    return out.reset_index()[columns]
+    # without pandas: dozens of tables of a few rows each, and a groupby costs milliseconds however few there are
+    cells: dict[tuple[Any, ...], list[tuple[float, float, float]]] = {}
+    scores = zip(*(measured[c].to_numpy(float).tolist() for c in ("value", "stderr")), measured["n"], strict=True)
+    for key, score in zip(zip(*(measured[c] for c in by), strict=True), scores, strict=True):
+        cells.setdefault(key, []).append(score)
+    table = [(*key, *_pooled(scores)) for key, scores in sorted(cells.items())]
+    return pd.DataFrame(table, columns=[*by, "value", "stderr", "n", "seeds"])
+
+
+def _pooled(scores: Sequence[tuple[float, float, float]]) -> tuple[float, float, float, int]:
+    """(value, stderr, n) of each seed -> mean, its standard error, least n, and how many seeds."""
+    values, errors, n = zip(*scores, strict=True)
+    squares = [e**2 for e in errors if not math.isnan(e)]
+    parts = [math.fsum(squares) / len(squares)] if squares else []
+    if len(values) > 1:
+        parts.append(statistics.variance(values) / len(values))
+    return math.fsum(values) / len(values), math.sqrt(sum(parts)) if parts else math.nan, min(n), len(values)
 
 
 def held(rows: Frame) -> Frame:
     """Curves that ended before those of other seeds, because they were flat, go on at their last value."""
     keys = ["attack", "setting", "arm", "metric", "split"]
     parts = [rows]
-    for _, curve in rows.groupby(keys, sort=False):
-        ends = curve.groupby("seed")["step"].max()
-        if ends.nunique() < 2:
-            continue
-        for seed, end in ends.items():
-            last = curve[(curve["seed"] == seed) & (curve["step"] == end) & curve["converged"].astype(bool)]
-            later = sorted({int(s) for s in curve["step"] if s > end})
-            parts += [last.assign(step=step) for step in later]
+    ends = rows.groupby([*keys, "seed"])["step"].transform("max")
+    whole = rows.groupby(keys)["step"].transform("max")
+    early = rows[(ends < whole) & (rows["step"] == ends) & rows["converged"].astype(bool)]
+    for key, last in early.groupby([*keys, "seed"], sort=False):
+        curve = rows[(rows[keys] == list(key[:-1])).all(axis=1)]
+        later = sorted({int(s) for s in curve["step"] if s > int(last["step"].iloc[0])})
+        parts += [last.assign(step=step) for step in later]
     return pd.concat(parts, ignore_index=True) if len(parts) > 1 else rows
 
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from analysis.estimates import Frame
 from analysis.measures import Thresholds
 from analysis.reading import Run
 from analysis.rules import Judgement, decide
-from analysis.scores import read_scores
+from analysis.scores import courses, read_scores
 from analysis.tables import number
 
 SHARE = 0.1
@@ -33,8 +34,11 @@ def doubts(run: Run, judged: Sequence[Judgement], t: Thresholds, seed: int = 0) 
     way = SHARE * (bad - good)
     if not mine or not run.heldout_samples or not np.isfinite([threshold, way]).all():
         return
+    rows, kept = _scored(run)
+    known = courses(run)
     for shift, word in ((-way, "more lenient"), (way, "stricter")):
-        again = decide(read_scores(at_threshold(run, threshold + shift))[0], t, seed=seed)
+        items = _judged(rows, kept, threshold + shift)
+        again = decide(read_scores(dataclasses.replace(run, items=items), known)[0], t, seed=seed)
         if again.verdict != mine[0].verdict:
             yield (
                 f"sampled: a {word} referee (threshold {threshold + shift:.2f} in place of {threshold:.2f} nats per "
@@ -47,12 +51,20 @@ def at_threshold(run: Run, threshold: float) -> Run:
 
     Items of which no score was kept (an attack that asks for the worst of several draws) stay as they are.
     """
-    scores: dict[tuple[Any, ...], list[bool]] = {}
+    return dataclasses.replace(run, items=_judged(*_scored(run), threshold))
+
+
+def _scored(run: Run) -> tuple[Frame, list[list[float] | None]]:
+    """The rows of held-out samples, and the referee's scores of each: None where none was kept."""
+    scores: dict[tuple[Any, ...], list[float]] = {}
     for s in run.heldout_samples:
-        score = number(s.get("referee"))
-        scores.setdefault(tuple(s.get(k) or "" for k in KEYS), []).append(score > threshold)
-    rows: Any = run.items[(run.items["metric"] == "sampled") & (run.items["split"] == "heldout")]
+        scores.setdefault(tuple(s.get(k) or "" for k in KEYS), []).append(number(s.get("referee")))
+    rows: Frame = run.items[(run.items["metric"] == "sampled") & (run.items["split"] == "heldout")]
     keys = zip(*(rows[k].tolist() for k in KEYS), strict=True)  # rows of a frame are slow to walk along
-    known = [scores.get(tuple(v or "" for v in key)) for key in keys]
-    values = [v if k is None else sum(k) / len(k) for k, v in zip(known, rows["value"], strict=True)]
-    return dataclasses.replace(run, items=rows.assign(value=values))
+    return rows, [scores.get(tuple(v or "" for v in key)) for key in keys]
+
+
+def _judged(rows: Frame, kept: Sequence[list[float] | None], threshold: float) -> Frame:
+    """The rows as another threshold would have them."""
+    pairs = zip(kept, rows["value"], strict=True)
+    return rows.assign(value=[v if k is None else sum(s > threshold for s in k) / len(k) for k, v in pairs])

@@ -7,6 +7,7 @@ Every function takes a :class:`~analysis.reading.Run` (or the data frame it need
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,14 +47,24 @@ def curves(
         return style.empty(f"{METRICS.get(metric, metric)}: not measured along any attack")
     panels = curve_panels(rows)
     top = ceiling(rows) if top is None else top
-    figure, axes = style.grid(len(panels), columns, 3.3, 2.45, (0.52, 0.72, 0.44, 0.44))
-    for ax, ((attack, setting), panel) in zip(axes, panels.items(), strict=True):
-        ax.set_ylim(0, top)
-        _curve_panel(ax, panel)
-        style.title(ax, attack, " · ".join(_notes(setting, panel)))
-        ax.set_ylabel(METRICS.get(metric, metric))
-        ax.yaxis.set_major_locator(MaxNLocator(4))
+    figure, axes = _curve_grid(len(panels), columns)
+    for ax, (key, panel) in zip(axes, panels.items(), strict=True):
+        _curve_panel(ax, key, panel, metric, top)
     return figure
+
+
+def curve_figures(panels: Mapping[tuple[str, str], Frame], metric: str, top: float) -> Iterator[Figure]:
+    """Panels that are placed one by one. It is the same figure each time, drawn on anew, so save it before the next:
+    axes with their ticks take longer to make than what is drawn on them."""
+    figure, (ax,) = _curve_grid(1, 1)
+    for key, panel in panels.items():
+        style.clear(ax)
+        _curve_panel(ax, key, panel, metric, top)
+        yield figure
+
+
+def _curve_grid(panels: int, columns: int) -> tuple[Figure, list[Axes]]:
+    return style.grid(panels, columns, 3.3, 2.45, (0.52, 0.72, 0.44, 0.44))
 
 
 def curve_rows(run: Run | Frame | Curves, metric: str, split: str = "heldout") -> Frame:
@@ -92,24 +103,30 @@ def ceiling(rows: Frame) -> float:
 
 
 def _notes(setting: str, panel: Frame) -> list[str]:
-    edited = panel[panel["arm"] == "edited"]
+    edited = panel["arm"] == "edited"
     flags = {
         setting: bool(setting),
         "cheap": bool(panel["cheap"].any()),
-        "diverged": bool(edited["diverged"].any()),
-        "not converged": not edited["converged"].all(),
+        "diverged": bool(panel["diverged"][edited].any()),
+        "not converged": not panel["converged"][edited].all(),
     }
     return [note for note, holds in flags.items() if holds]
 
 
-def _curve_panel(ax: Axes, panel: Frame) -> None:
+def _curve_panel(ax: Axes, key: tuple[str, str], panel: Frame, metric: str, top: float) -> None:
+    attack, setting = key
+    ax.set_ylim(0, top)
+    style.title(ax, attack, " · ".join(_notes(setting, panel)))
+    ax.set_ylabel(METRICS.get(metric, metric))
+    ax.yaxis.set_major_locator(MaxNLocator(4))
     steps = sorted({int(s) for s in panel["step"]})
     bare = steps[-1] == 0
+    x = panel["step"] + 1.0 if bare else np.log2(1.0 + panel["step"])
+    panel = panel[["arm", "seed", "value", "stderr", "n"]].assign(x=x).sort_values("x")
+    means = pooled(panel, ("arm", "x"))
     ends = {}
-    for arm in reversed(in_order(panel["arm"], list(ARMS))):
-        rows = panel[panel["arm"] == arm]
-        rows = rows.assign(x=rows["step"] + 1.0 if bare else np.log2(1.0 + rows["step"]))
-        ends[arm] = _arm(ax, arm, rows)
+    for arm in reversed(in_order(means["arm"], list(ARMS))):
+        ends[arm] = _arm(ax, arm, panel[panel["arm"] == arm], means[means["arm"] == arm])
     if bare:
         ax.set_xticks([0, 1], ["before", "after"])
         ax.set_xlim(-0.2, 1.1)
@@ -119,15 +136,16 @@ def _curve_panel(ax: Axes, panel: Frame) -> None:
     style.label_ends(ax, ends)
 
 
-def _arm(ax: Axes, arm: str, rows: Frame) -> float:
-    """Draw one arm; the height at which its line ends."""
+def _arm(ax: Axes, arm: str, rows: Frame, mean: Frame) -> float:
+    """Draw one arm: its rows, a line a seed, and the mean of them; the height at which its line ends."""
     look = style.look(arm)
-    mean = pooled(rows, ("arm", "x"))
     x, y = mean["x"].to_numpy(float), mean["value"].to_numpy(float)
     error = mean["stderr"].fillna(0).to_numpy(float)
-    if rows["seed"].nunique() > 1:
-        for _, one in rows.sort_values("x").groupby("seed"):
-            ax.plot(one["x"], one["value"], color=look.colour, lw=0.6, alpha=0.4)
+    seeds = rows["seed"].to_numpy()
+    if len(own := np.unique(seeds)) > 1:
+        points = rows[["x", "value"]].to_numpy(float)
+        for seed in own:
+            ax.plot(*points[seeds == seed].T, color=look.colour, lw=0.6, alpha=0.4)
     marker = {"marker": look.marker, "markersize": 4.5} if len(mean) < 4 else {}
     if marker:
         ax.errorbar(x, y, error, color=look.colour, linestyle="none", elinewidth=1.2)
@@ -156,9 +174,10 @@ def rate_table(run: Run | Frame) -> Frame:
     columns = ["attack", "setting", "arm", "step", "k", "n", "rate", "low", "high"]
     rows = frame[(frame["metric"] == "sampled") & (frame["split"] == "heldout")]
     rows = rows[rows["n"] > 0].dropna(subset=["value"])
-    table = []
-    for key, group in rows[~rows["diverged"].astype(bool)].groupby(["attack", "setting", "arm"], sort=False):
-        last = group[group["step"] == group.groupby("seed")["step"].transform("max")]  # seeds end where they are flat
+    rows = rows[~rows["diverged"].astype(bool)]
+    keys, table = ["attack", "setting", "arm"], []
+    ends = rows.groupby([*keys, "seed"])["step"].transform("max")  # seeds end where they are flat
+    for key, last in rows[rows["step"] == ends].groupby(keys, sort=False):
         n = float(last["n"].sum())
         k = float((last["value"] * last["n"]).sum())
         low, high = wilson(k, n)
@@ -167,8 +186,12 @@ def rate_table(run: Run | Frame) -> Frame:
 
 
 def samples_rate(run: Run | Frame) -> Figure:
-    """Share of samples that the referee calls the behaviour, before and after each attack."""
-    table = rate_table(run)
+    """Share of samples that the referee calls the behaviour, before and after each attack.
+
+    Args:
+        run: or its curves, or their :func:`rate_table`.
+    """
+    table: Frame = run if isinstance(run, pd.DataFrame) and "rate" in run.columns else rate_table(run)
     if table.empty:
         return style.empty("sampled rate: not measured")
     rows = sorted(table.groupby(["attack", "setting"], sort=False), key=lambda row: row[0][0] != "none")  # before first
@@ -302,7 +325,7 @@ def trace(run: Run) -> Figure:
         ("near_ce", "near CE, nats per token", "Near"),
     ]
     axes_of = [a for a in axes_of if bool(frame[a[0]].notna().any())]
-    figure, axes = style.grid(max(1, len(axes_of)), 2, 3.4, 2.5)
+    figure, axes = style.grid(max(1, len(axes_of)), 2, 3.4, 2.5, (0.62, 0.12, 0.44, 0.44))
     for ax, (column, label, name) in zip(axes, axes_of, strict=False):
         _way(ax, frame, column)
         _budget(ax, [(e.get("budget") or {}).get(column) for e in run.record.get("edits") or []])

@@ -194,34 +194,56 @@ def highest(draws: Array, confidence: float = 0.95) -> Estimate:
 # ------------------------------------------------------------------------- items.parquet to arrays
 
 
-def read_scores(run: Run) -> list[Scores]:
-    """One ``Scores`` per metric and split, in their usual order."""
-    groups = grouped(run.items, "metric", "split")
+class Course(NamedTuple):
+    """What ``curves.parquet`` says of an attacker, whatever the metric: how it went, and where it ended."""
+
+    flags: Mapping[str, bool]
+    flat: Mapping[Any, bool]
+    """(arm, seed) -> came to rest."""
+    ended: Mapping[Any, float]
+    """(arm, seed) -> last step."""
+
+
+Courses = Mapping[tuple[str, str], Course]
+"""(attack, setting) -> its course."""
+
+
+def courses(run: Run) -> Courses:
+    return {key: _course(rows) for key, rows in grouped(run.curves, "attack", "setting").items()}
+
+
+def _course(curves: pd.DataFrame) -> Course:
+    of_seed: Any = curves.groupby(["arm", "seed"])
+    return Course(_flags(curves), of_seed["converged"].all().to_dict(), of_seed["step"].max().to_dict())
+
+
+def read_scores(run: Run, known: Courses | None = None) -> list[Scores]:
+    """One ``Scores`` per metric and split, in their usual order; ``known``: the run's :func:`courses`, if at hand."""
+    groups, known = grouped(run.items, "metric", "split"), courses(run) if known is None else known
     return [
-        _scores(run, metric, split, groups[metric, split])
+        _scores(run, metric, split, groups[metric, split], known)
         for metric in in_order({m for m, _ in groups}, METRICS)
         for split in in_order({s for m, s in groups if m == metric}, ("heldout", "ood"))
     ]
 
 
-def _scores(run: Run, metric: str, split: str, rows: pd.DataFrame) -> Scores:
+def _scores(run: Run, metric: str, split: str, rows: pd.DataFrame, known: Courses) -> Scores:
     rows = rows.loc[np.isin(rows["item"], _common_items(rows))]
-    flags = grouped(run.curves, "attack", "setting")
-    no_curves = run.curves.head(0)
     groups = grouped(rows, "attack", "setting")
-    unseen = [key for key, group in groups.items() if _only_its_start(group, flags.get(key, no_curves))]
+    known = {key: known.get(key) or _course(run.curves.head(0)) for key in groups}
+    unseen = [key for key, group in groups.items() if _only_its_start(group, known[key])]
     groups = {key: group for key, group in groups.items() if key not in unseen}
     seeds = _common_seeds(groups.values())
     items = np.unique(rows["item"].to_numpy())
     before: dict[str, Array] = {}
     attackers = []
     for (attack, setting), group in groups.items():
-        curves = flags.get((attack, setting), no_curves)
-        steps, y = _arrays(group, curves, seeds, items)
+        course = known[attack, setting]
+        steps, y = _arrays(group, course, seeds, items)
         if attack == "none":
             before = {arm: values[:, 0] for arm, values in y.items()}
         else:
-            attackers.append(Attacker(attack, steps, y, setting, **_flags(curves)))
+            attackers.append(Attacker(attack, steps, y, setting, **course.flags))
     left_out = rows.loc[rows["arm"] == "edited", "seed"].nunique() - len(seeds)
     names = tuple(attacker_name(*key) for key in unseen)
     groups = _groups(run, split, items)
@@ -242,9 +264,9 @@ def attacker_name(attack: str, setting: str) -> str:
     return f"{attack} ({setting})" if setting else attack
 
 
-def _only_its_start(rows: pd.DataFrame, curves: pd.DataFrame) -> bool:
+def _only_its_start(rows: pd.DataFrame, course: Course) -> bool:
     """Fine-tuning of which this metric saw nothing but step 0, which is the model before the attack."""
-    return bool((rows["step"] == 0).all()) and bool((curves["step"] > 0).any())
+    return bool((rows["step"] == 0).all()) and any(step > 0 for step in course.ended.values())
 
 
 def _common_items(rows: pd.DataFrame) -> NDArray:
@@ -309,14 +331,13 @@ class _Arm(NamedTuple):
     """``[seed]`` index of the last look; -1 where the attack went on after it."""
 
 
-def _arrays(rows: pd.DataFrame, curves: pd.DataFrame, seeds: Array, items: Array) -> tuple[Array, dict[str, Array]]:
+def _arrays(rows: pd.DataFrame, course: Course, seeds: Array, items: Array) -> tuple[Array, dict[str, Array]]:
     """Steps that all arms and seeds share, and arm -> ``[seed, step, item]``."""
     steps = np.unique(rows["step"].to_numpy())
-    flat = curves.groupby(["arm", "seed"])["converged"].all().to_dict()
-    last: Any = curves.groupby(["arm", "seed"])["step"].max()
-    ended = last.to_dict()
-    arms = {str(arm): _arm(str(arm), of_arm, steps, seeds, items, flat, ended) for arm, of_arm in rows.groupby("arm")}
-    _match_ends(arms, np.array([flat.get(("edited", seed), False) for seed in seeds], bool))
+    columns: Any = rows[["seed", "step", "item", "value"]]  # a table with text is slow to divide
+    groups = columns.groupby(rows["arm"])
+    arms = {str(arm): _arm(str(arm), of_arm, steps, seeds, items, course) for arm, of_arm in groups}
+    _match_ends(arms, np.array([course.flat.get(("edited", seed), False) for seed in seeds], bool))
     y = {name: arm.y for name, arm in arms.items()}
     present = np.logical_and.reduce([arm.seen.all(axis=0) for arm in arms.values()])
     if not present.any():  # the arms share no step: nothing can be said, and NaN says it
@@ -328,10 +349,7 @@ def _arrays(rows: pd.DataFrame, curves: pd.DataFrame, seeds: Array, items: Array
     return steps[present].astype(float), {arm: v[:, present] for arm, v in y.items()}
 
 
-def _arm(
-    name: str, rows: pd.DataFrame, steps: Array, seeds: Array, items: Array, flat: Mapping[Any, bool],
-    ended: Mapping[Any, float],
-) -> _Arm:  # fmt: skip
+def _arm(name: str, rows: pd.DataFrame, steps: Array, seeds: Array, items: Array, course: Course) -> _Arm:
     """Rows of one arm on the steps of all; one that came to rest where its attack ended keeps its last value."""
     own = np.unique(rows["seed"].to_numpy())
     cube = _cube(rows, own, steps, items)
@@ -339,10 +357,10 @@ def _arm(
     last = np.full(len(own), -1)
     for s, seed in enumerate(own):
         at = int(np.flatnonzero(seen[s])[-1])
-        if steps[at] < ended.get((name, seed), 0):
+        if steps[at] < course.ended.get((name, seed), 0):
             continue
         last[s] = at
-        if flat.get((name, seed), False):
+        if course.flat.get((name, seed), False):
             _hold(cube[s], seen[s], at)
     pick = np.searchsorted(own, seeds) if len(own) > 1 else np.zeros(len(seeds), int)
     return _Arm(cube[pick], seen[pick], last[pick])

@@ -122,12 +122,13 @@ def curves(run: Run) -> list[Content]:
             continue
         panels = plots.curve_panels(rows)
         shown = dict(list(panels.items())[: max(0, PANELS - drawn)])
+        figures = plots.curve_figures(shown, metric, plots.ceiling(rows))
         drawn += len(shown)
         groups.append(
             {
                 "metric": metric,
                 "name": METRICS.get(metric, metric),
-                "figures": [_panel(key, p, metric, rows) for key, p in shown.items()],
+                "figures": [_panel(f, key, p, metric) for f, (key, p) in zip(figures, shown.items(), strict=True)],
                 "left_out": len(panels) - len(shown),
                 "data": markup.csv_link(rows, f"curves-{metric}"),
             }
@@ -135,8 +136,7 @@ def curves(run: Run) -> list[Content]:
     return groups
 
 
-def _panel(key: tuple[str, str], panel: Any, metric: str, rows: Any) -> Any:
-    figure = plots.curves(panel, metric, top=plots.ceiling(rows))
+def _panel(figure: Any, key: tuple[str, str], panel: Any, metric: str) -> Any:
     ends = pooled(panel[panel["step"] == panel["step"].max()], ["arm"])
     told = ", ".join(f"{r.arm} {r.value:.3g}" for r in ends.itertuples())
     name = METRICS.get(metric, metric)
@@ -260,7 +260,7 @@ def _rate(run: Run) -> Content | None:
     if table.empty:
         return None
     alt = "sampled rate per arm, before and at the end of each attack, with 95 % intervals"
-    figure = markup.embed(plots.samples_rate(run), alt)
+    figure = markup.embed(plots.samples_rate(table), alt)
     return {"figure": figure, "data": markup.csv_link(table, "sampled-rate")}
 
 

@@ -110,17 +110,28 @@ def house(ax: Axes) -> None:
         ax.spines[side].set_visible(False)
     ax.spines["bottom"].set_color(MUTED)
     ax.tick_params(colors=MUTED, labelsize=SMALL, length=3, width=0.8)
-    ax.tick_params(axis="y", length=0)
+    ax.tick_params(axis="y", length=0, left=False)
     ax.grid(axis="y", color=GRID, linewidth=0.8)
     ax.set_axisbelow(True)
     ax.xaxis.label.set(color=MUTED, size=SMALL)
     ax.yaxis.label.set(color=MUTED, size=SMALL)
 
 
+def clear(ax: Axes) -> None:
+    """Nothing is drawn there any more; ticks, labels and style stay, and the horizontal axis takes what comes."""
+    for container in list(ax.containers):
+        container.remove()
+    for artist in (*ax.lines, *ax.collections, *ax.texts):
+        artist.remove()
+    ax.relim()
+    ax.set_autoscalex_on(True)
+
+
 def title(ax: Axes, text: str, note: str = "") -> None:
     """A bold title and, under it, a quieter note; dollar signs in them are dollar signs."""
     plain: Any = {"parse_math": False}
-    ax.set_title(text, loc="left", fontsize=TITLE, color=INK, fontweight="bold", pad=18, **plain)
+    # y is where matplotlib would put it, after it had measured every label of the axes
+    ax.set_title(text, loc="left", y=1.0, fontsize=TITLE, color=INK, fontweight="bold", pad=18, **plain)
     ax.annotate(note, (0, 1), (0, 6), "axes fraction", "offset points", fontsize=SMALL, color=MUTED, **plain)
 
 

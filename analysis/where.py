@@ -79,14 +79,16 @@ def _evidence(frame: Frame) -> list[Content]:
     kinds = []
     for kind in dict.fromkeys(frame["kind"]):
         rows: Frame = frame[frame["kind"] == kind]
+        by_site: dict[Any, list[Any]] = {}
+        for row in rows.to_dict("records"):
+            by_site.setdefault(row["site"], []).append(row)
         sites = []
-        for site in list(dict.fromkeys(rows["site"]))[:EVIDENCE_SITES]:
-            of_site = rows[rows["site"] == site].to_dict("records")
+        for site, of_site in list(by_site.items())[:EVIDENCE_SITES]:
             nulls = {repr(r["null"]) for r in of_site}
             null = of_site[0]["null"] if len(nulls) == 1 else None
             sites.append({"site": site, "arms": {r["arm"]: r for r in of_site}, "null": null})
         meanings = list(dict.fromkeys(str(m) for m in rows["meaning"] if m))
         arms = in_order(rows["arm"], ("original", "edited", "matched", "never"))
-        more = rows["site"].nunique() - len(sites)
+        more = len(by_site) - len(sites)
         kinds.append({"kind": kind, "meanings": meanings, "arms": arms, "sites": sites, "more": more})
     return kinds

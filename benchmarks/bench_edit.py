@@ -3,24 +3,46 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from statistics import fmean
 from typing import Any
 
 import torch
 
-from benchmarks.harness import Bench, Row, alternate, at_least, at_most, check_same
+from benchmarks.harness import Bench, Row, Stages, Times, alternate, at_least, at_most, check_same
 from benchmarks.peers import huggingface, repselect
-from hooklearn import editing, linalg, models
+from hooklearn import editing, forward, linalg, models
 from hooklearn.data import encode
 from hooklearn.deltas import Delta
 from hooklearn.disruption import DisruptionMeter
-from hooklearn.edit import Problem, RepSelect, run_edit
+from hooklearn.edit import Problem, RepSelect, elicited, run_edit
+from hooklearn.edit.budget import Walk
 from hooklearn.forward import sequence_logprobs
 from hooklearn.measure import completion_probability
 from hooklearn.types import Budget
 
 KL, STEPS = 0.01, 10
 """The published budget, and the published ten steps of the walk at most."""
+
+ADVERSARY, GRADIENT, FILTER, UNEDITED = "adversary", "gradient", "filter", "unedited side of the KL"
+READINGS, FEW, SCORES = "readings of the KL", "search on the few texts", "readings of the forget score"
+OURS = {
+    ADVERSARY: [(elicited, "_taught")],
+    GRADIENT: [(Problem, "fresh_gradient")],
+    FILTER: [(linalg, "top_components"), (linalg, "collapsed")],
+    UNEDITED: [(DisruptionMeter, "__init__")],
+    READINGS: [(Walk, "used")],
+    FEW: [(Walk, "roughly_used")],
+    SCORES: [(forward, "sequence_logprobs")],
+}
+THEIRS = {
+    ADVERSARY: [(repselect, "taught")],
+    GRADIENT: [(repselect, "summed")],
+    FILTER: [(repselect, "filtered")],
+    UNEDITED: [(repselect.Disruption, "__init__")],
+    READINGS: [(repselect.Disruption, "kl")],
+}
+"""Stage -> the functions that are it; scores and readings on few texts are no part of theirs."""
 
 
 def rows(bench: Bench) -> Iterator[Row]:
@@ -59,7 +81,9 @@ def rows(bench: Bench) -> Iterator[Row]:
                 module.weight.copy_(before[name])
 
     theirs()
-    times = alternate({"theirs": theirs, "ours": ours}, rounds=1 if bench.quick else 2, warm=False)
+    rounds, stages = 1 if bench.quick else 2, {"ours": Stages(), "theirs": Stages()}
+    with stages["ours"].watching(OURS), stages["theirs"].watching(THEIRS):
+        times = alternate({"theirs": theirs, "ours": ours}, rounds=rounds, warm=False)
     kl, evaluations, delta = results["theirs"]
     result = results["ours"]
     scores = {
@@ -74,10 +98,28 @@ def rows(bench: Bench) -> Iterator[Row]:
         times.ratio("theirs", "ours"), 5.0, unit="x",
         note=f"{len(forget)} completions, {len(far)} KL texts; ours, theirs: {same}; they look {evaluations} times",
         numbers=times.numbers() | {"KL: ours": result.disruption.kl.value, "KL: theirs": kl} | {
-            f"forget score: {k}": v for k, v in scores.items()} | {"their evaluations": evaluations},
+            f"forget score: {k}": v for k, v in scores.items()} | {"their evaluations": evaluations}
+            | _profile(stages, times, rounds),
     )  # fmt: skip
     yield dataclasses.replace(row, met=bool(row.met) and lower)
     yield from _filters(bench, forget, rank, times.of("ours").median)
+
+
+def _profile(stages: Mapping[str, Stages], times: Times, rounds: int) -> dict[str, float]:
+    """Seconds of an edit by stage, and what the ratio would be with nothing but the stages that no edit can leave out:
+    of each the cheaper of both sides, the KL read once."""
+    found: dict[str, float] = {}
+    for side, own in stages.items():
+        found |= own.numbers(side, fmean(times.seconds[side]), rounds)
+    needed = sum(
+        min(own.seconds[stage] / (own.calls[stage] if stage == READINGS else rounds) for own in stages.values())
+        for stage in (ADVERSARY, GRADIENT, UNEDITED, READINGS)
+    )
+    most = fmean(times.seconds["theirs"]) / needed
+    return found | {"readings of the KL: ours": stages["ours"].calls[READINGS] / rounds} | {
+        "seconds: what neither side can leave out": needed,
+        "largest ratio that any solver and filter could reach (calculated)": most,
+    }  # fmt: skip
 
 
 def _parent(model: Any, module: Any) -> tuple[Any, str]:
@@ -129,13 +171,27 @@ def _filters(bench: Bench, forget: Any, rank: int, edit_seconds: float) -> Itera
     def ours() -> None:
         found["ours"] = {n: linalg.spectral_filter(g, rank) for n, g in gradient.items()}
 
+    def gram() -> None:
+        found["gram"] = {}
+        for n, g in gradient.items():
+            short = (g.T if g.shape[0] > g.shape[1] else g).double()
+            found["gram"][n] = short @ short.T
+
+    def eigenvectors() -> None:
+        for square in found["gram"].values():
+            linalg.top_eigh(square, min(rank, len(square)))
+
     def whitened() -> None:
         found["whitened"] = {n: linalg.whitened_update(g.double(), tau[n]) for n, g in gradient.items()}
 
     def lowrank() -> None:
         repselect.filtered(gradient, rank=rank)
 
-    sides = {"exact SVD": exact, "filter": ours, "whitening solve": whitened, "svd_lowrank as published": lowrank}
+    sides = {
+        "exact SVD": exact, "filter": ours, "filter, its Gram products alone": gram,
+        "filter, their eigenvectors alone": eigenvectors, "whitening solve": whitened,
+        "svd_lowrank as published": lowrank,
+    }  # fmt: skip
     times = alternate(sides, rounds=1, warm=False)
     far = check_same("spectral filter", found["ours"], found["exact"], 1e-4)
     share = 100 * times.of("filter").median / edit_seconds

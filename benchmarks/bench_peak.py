@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch.profiler import ProfilerActivity, profile
-
-from benchmarks.harness import Bench, Row, Side, Spread, alternate, at_least, gemm
+from benchmarks.harness import Bench, Row, Side, Spread, alternate, at_least, gemm, profiled, share_of_products
 from hooklearn import models
 from hooklearn.data import TokenBatch, batches
 from hooklearn.locate.capture import tapes
@@ -31,17 +29,19 @@ def executed(model: Any, stream: Sequence[TokenBatch]) -> float:
     return total
 
 
-def where_time_goes(work: Side, device: str, top: int = 8) -> dict[str, float]:
-    """Per cent of the time of one pass by operation, the largest first: what is not ``mm`` is bound by memory."""
-    activities = [ProfilerActivity.CPU] if device == "cpu" else [ProfilerActivity.CPU, ProfilerActivity.CUDA]
-    with profile(activities=activities) as found:
-        work()
-    spent = {
-        e.key: e.self_cpu_time_total if device == "cpu" else e.self_device_time_total for e in found.key_averages()
-    }
-    whole = sum(spent.values())
+def where_time_goes(work: Side, device: str, share: float, top: int = 8) -> dict[str, float]:
+    """Per cent of the time of one pass by operation, the largest first: what is no product is bound by memory.
+
+    Args:
+        share: of the peak, in per cent, that the whole pass reaches.
+    """
+    spent = profiled(work, device)
+    whole, products = sum(spent.values()), share_of_products(spent)
     largest = sorted(spent.items(), key=lambda item: -item[1])[:top]
-    return {f"% of the pass: {name.removeprefix('aten::')}": 100 * t / whole for name, t in largest}
+    return {f"% of the pass: {name}": 100 * t / whole for name, t in largest} | {
+        "% of the pass: matrix products in all": products,
+        "% of the peak, were all but products free (calculated)": 100 * share / products,
+    }  # fmt: skip
 
 
 def rows(bench: Bench) -> Iterator[Row]:
@@ -65,5 +65,5 @@ def rows(bench: Bench) -> Iterator[Row]:
         numbers=times.numbers()
         | {"tokens/s": tokens / times.of("work").median, "FLOP per token": flops / tokens,
            "GEMM FLOP/s": each / times.of("gemm").median}
-        | where_time_goes(work, bench.device),
+        | where_time_goes(work, bench.device, share.median),
     )  # fmt: skip

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.harness import Bench, Row, alternate, at_most
+from benchmarks.harness import Bench, Row, Stages, alternate, at_most, timed
 
 TESTS = Path(__file__).parent.parent / "tests"
 
@@ -15,6 +15,7 @@ TESTS = Path(__file__).parent.parent / "tests"
 def rows(bench: Bench) -> Iterator[Row]:
     import analysis
     import analysis.explorer
+    from analysis import markup
 
     sys.path.insert(0, str(TESTS))
     from drawn_runs import write_run
@@ -30,12 +31,18 @@ def rows(bench: Bench) -> Iterator[Row]:
             analysis.report(run)
 
         page = Path(folder) / "explorer.html"
-        sides = {"report": report, "explorer": lambda: analysis.explorer.save(drawn, page)}
-        times = alternate(sides, rounds=bench.rounds)
+        sides = {
+            "report": report, "verdict alone": lambda: analysis.judge(run),
+            "explorer": lambda: analysis.explorer.save(drawn, page),
+        }  # fmt: skip
+        times, stages = alternate(sides, rounds=bench.rounds), Stages()
+        with stages.watching({"figures as SVG": [(markup, "embed")]}):
+            whole = timed(report)
         size = page.stat().st_size
     yield at_most(
         "verdict and report of a run", times.of("report"), 3.0, goal="< 3 s", unit="s",
-        note="3 seeds, 60 items, a battery of four attackers", numbers=times.numbers(),
+        note="3 seeds, 60 items, a battery of four attackers",
+        numbers=times.numbers() | stages.numbers("one more report", whole),
     )  # fmt: skip
     yield at_most(
         f"explorer of {layers} layers", times.of("explorer"), 2.0, goal="< 2 s", unit="s",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import functools
 import gc
 import statistics
 import time
@@ -13,9 +14,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
+from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from hooklearn import editing, models, organisms, pretrained
 from hooklearn.data import Corpus, Encoded, encode, load_corpus
@@ -126,6 +129,68 @@ def timed(side: Side) -> float:
 def _wait() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+@dataclass
+class Stages:
+    """Seconds by stage of code that knows nothing of it; a stage inside another is not counted twice."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
+    _inside: list[float] = field(default_factory=lambda: [0.0])
+    """Of every stage that is open, the seconds of those inside it."""
+
+    @contextlib.contextmanager
+    def watching(self, stages: Mapping[str, Sequence[tuple[Any, str]]]) -> Iterator[None]:
+        """Within the block the functions of a stage, each as (module or class, name in it), add to its seconds."""
+        with contextlib.ExitStack() as stack:
+            for stage, functions in stages.items():
+                for owner, name in functions:
+                    stack.enter_context(mock.patch.object(owner, name, self._timed(stage, getattr(owner, name))))
+            yield
+
+    def _timed(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def timed_function(*args: Any, **options: Any) -> Any:
+            self._inside.append(0.0)
+            _wait()
+            started = time.perf_counter()
+            try:
+                return function(*args, **options)
+            finally:
+                _wait()
+                seconds = time.perf_counter() - started
+                self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds - self._inside.pop()
+                self.calls[stage] = self.calls.get(stage, 0) + 1
+                self._inside[-1] += seconds
+
+        return timed_function
+
+    def numbers(self, side: str, whole: float, runs: int = 1) -> dict[str, float]:
+        """Seconds of each stage of one run, and what is left of the ``whole`` of it."""
+        parts = {stage: seconds / runs for stage, seconds in self.seconds.items()}
+        parts["everything else"] = whole - sum(parts.values())
+        return {f"seconds: {side}, {stage}": seconds for stage, seconds in parts.items()}
+
+
+def profiled(work: Side, device: str) -> dict[str, float]:
+    """Operation -> the seconds of one call that went into it and into nothing it called."""
+    activities = [ProfilerActivity.CPU] if device == "cpu" else [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+    with profile(activities=activities) as found:
+        work()
+    return {
+        e.key.removeprefix("aten::"): (e.self_cpu_time_total if device == "cpu" else e.self_device_time_total) / 1e6
+        for e in found.key_averages()
+    }
+
+
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "mkldnn_linear")
+"""Operations that are matrix products and nothing else (fused attention is more than its products)."""
+
+
+def share_of_products(spent: Mapping[str, float]) -> float:
+    """Per cent of the time of what was :func:`profiled`."""
+    return 100 * sum(spent.get(name, 0.0) for name in PRODUCTS) / sum(spent.values())
 
 
 class Disagreement(AssertionError):

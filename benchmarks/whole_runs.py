@@ -7,9 +7,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from benchmarks.harness import Row
 
@@ -21,6 +23,8 @@ class Taken:
     seconds: float
     peak: float
     verdict: str
+    stages: Mapping[str, float]
+    """Seconds by stage, see :func:`stages`."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,23 @@ def run(target: str) -> Taken:
         found = json.loads(_call("run", target, "--json", "--quiet", "--out", str(Path(folder) / "run")))
         seconds = time.perf_counter() - started
         record = json.loads((Path(found["run"]) / "run.json").read_text())
-    return Taken(seconds, float(record["cost"]["peak_bytes"]), found["verdict"])
+        lines = (Path(found["run"]) / "events.jsonl").read_text().splitlines()
+    return Taken(
+        seconds, float(record["cost"]["peak_bytes"]), found["verdict"], stages([json.loads(x) for x in lines], seconds)
+    )  # fmt: skip
+
+
+def stages(events: Sequence[Mapping[str, Any]], seconds: float) -> dict[str, float]:
+    """Seconds by stage out of a run's own record: from each event to the next, named after the one that ends them.
+
+    What is left of the ``seconds`` of the process lies before the first (imports) and after the last (verdict, report).
+    """
+    times = [datetime.fromisoformat(e["time"]) for e in events]
+    out: dict[str, float] = {}
+    for event, begun, ended in zip(events[1:], times, times[1:], strict=False):
+        name = " ".join(["until", *(str(event[key]) for key in ("event", "attack") if key in event)])
+        out[name] = out.get(name, 0.0) + (ended - begun).total_seconds()
+    return out | {"outside the record": seconds - sum(out.values())}
 
 
 def _call(*args: str) -> str:

@@ -1,7 +1,7 @@
 """Losses as sums and counts: logits at labelled positions -> ``LossSum``. Divide once, at the end.
 
-``logits`` is ``[kept, vocab]``, ``targets`` ``[kept]``; everything is computed in float32, or float64 where
-the weights are, in nats.
+``logits`` is ``[kept, vocab]``, ``targets`` ``[kept]``; everything is computed in float32, or float64 where the
+weights are, in nats.
 """
 
 from __future__ import annotations

@@ -131,6 +131,13 @@ def test_projecting_every_token_is_projecting_the_sum(seed: int, d_out: int, d_i
     assert close(per_token, linalg.project(g.T @ x, qx, qg), SINGLE)
 
 
+def test_an_update_keeps_its_precision_where_a_basis_has_less() -> None:
+    """A basis from a file is float32, whatever the weights are: the update is projected in float64 nevertheless."""
+    update, basis = torch.randn(4, 6, dtype=torch.float64), linalg.random_basis(6, 2, 0)
+    found = linalg.project(update, basis, None)
+    assert found.dtype is torch.float64 and torch.equal(found, linalg.project(update, basis.double(), None))
+
+
 @given(seeds, st.integers(3, 12), st.integers(3, 12))
 def test_escape_certifies_containment(seed: int, d_out: int, d_in: int) -> None:
     """Escape is 0 inside and for a zero update; what has a part outside escapes by its share."""

@@ -13,8 +13,10 @@ from launching import in_two_processes
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hooklearn import disk, parallel, store
+from hooklearn import disk, models, parallel, store
 from hooklearn.data import batches, encode
+from hooklearn.edit import Problem
+from hooklearn.locate import collect
 from hooklearn.tiny_world import corpus
 
 SUMS = 2e-6
@@ -24,6 +26,14 @@ SOLVED = 5e-4
 ten steps after (2e-5 of the losses, 5e-6 of the curve)."""
 ADAM = 3e-3
 """Of single weights: Adam divides by the size of a gradient, so where that is rounding its step is too (3e-4)."""
+
+DOUBLE_SUMS = 1e-13
+"""The same with weights in float64: gradients and moments (measured: 2e-15)."""
+READ = 5e-7
+"""... and what is read through a pass of changed weights: norms and attention compute in float32 even then
+(transformers), and pass on a difference of 1e-13 not at all or as one of their own roundings (measured: 8e-8)."""
+DOUBLE = {"delta": 1e-11, "disruption": READ, "losses": READ, "curve": READ, "weights": 5e-8}
+"""Measured: 3e-13 of the delta, 3e-9 of the weights."""
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +46,11 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess
 
 
 @pytest.fixture(scope="module")
-def alone() -> dict[str, Tensor]:
-    from two_processes import everything
+def alone() -> dict[str, dict[str, Tensor]]:
+    from two_processes import DTYPES, everything
 
     assert parallel.size() == 1
-    return everything()
+    return {name: everything(dtype=dtype) for name, dtype in DTYPES.items()}
 
 
 def off(a: Tensor, b: Tensor) -> float:
@@ -48,20 +58,49 @@ def off(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max())
 
 
-def test_two_processes_compute_what_one_does(launched: Any, alone: dict[str, Tensor]) -> None:
-    """Moments (labels given or sampled), gradients, scores, disruption, delta, ten attack steps; both know the same."""
-    first, second = (load_file(launched[0] / f"rank{r}.safetensors") for r in (0, 1))
-    assert first.keys() == second.keys() == alone.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
+def worst_of(found: dict[str, Tensor], known: dict[str, Tensor]) -> dict[str, float]:
+    """The largest :func:`off` of every kind of number."""
     worst: dict[str, float] = {}
-    for name, value in alone.items():
+    for name, value in known.items():
         kind = name.split(" blocks")[0]
-        worst[kind] = max(worst.get(kind, 0.0), off(first[name], value))
-    exact = {"n", "scores", "items x", "one", "agreed"}  # each is made by one process, in the same way
-    assert {kind for kind in exact if worst[kind]} == set()
+        worst[kind] = max(worst.get(kind, 0.0), off(found[name], value))
+    return worst
+
+
+EXACT = {"n", "scores", "items x", "one", "agreed"}
+"""Each is made by one process, in the same way."""
+
+
+def of_both(folder: Path, name: str, known: dict[str, Tensor]) -> dict[str, float]:
+    """How far two processes, which know the same to the bit, are off one."""
+    first, second = (load_file(folder / f"{name}-rank{r}.safetensors") for r in (0, 1))
+    assert first.keys() == second.keys() == known.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    worst = worst_of(first, known)
+    assert {kind for kind in EXACT if worst[kind]} == set()
+    return worst
+
+
+def test_two_processes_compute_what_one_does(launched: Any, alone: dict[str, dict[str, Tensor]]) -> None:
+    """Moments (labels given or sampled), gradients, scores, disruption, delta, ten attack steps; both know the same."""
+    worst = of_both(launched[0], "single", alone["single"])
     assert worst.pop("weights") < ADAM
     assert max(worst.pop(kind) for kind in ("delta", "disruption", "losses", "curve")) < SOLVED
     assert 0 < max(worst.values()) < SUMS, "0: nothing was summed in another order, so one process did it all"
+
+
+def test_what_is_left_is_rounding(launched: Any, alone: dict[str, dict[str, Tensor]]) -> None:
+    """With weights in float64 the two differ by float64's rounding: no part is lost, doubled or weighed otherwise.
+
+    The same numbers in float32 are the control: off by more than these tolerances, all of them.
+    """
+    worst = of_both(launched[0], "double", alone["double"])
+    control = worst_of(alone["single"], alone["double"])
+    found = {kind: share for kind, share in worst.items() if kind not in EXACT}
+    tolerance = {kind: DOUBLE.get(kind, DOUBLE_SUMS) for kind in found}
+    assert {kind: share for kind, share in found.items() if not share < tolerance[kind]} == {}
+    assert {kind: control[kind] for kind in found if not control[kind] > 3 * tolerance[kind]} == {}
+    assert max(found.values()) > 0, "nothing was summed in another order, so one process did it all"
 
 
 def test_only_the_first_process_writes_and_speaks(launched: Any, tmp_path: Path) -> None:
@@ -81,10 +120,23 @@ def test_only_the_first_process_writes_and_speaks(launched: Any, tmp_path: Path)
     assert {p.name for p in (folder / "run").rglob("*")} == {p.name for p in (tmp_path / "run").rglob("*")}
 
 
+def test_sums_have_the_precision_of_the_weights_and_float32_at_least() -> None:
+    """Gradients, moments and item means; in float64 all hold what float32 does not (the control for the dtype)."""
+    forget, retain = (corpus("forget", label).take(4) for label in ("bad", "good"))
+    for dtype, wanted in ((torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64,) * 2):
+        model = models.load("tiny", dtype=dtype)
+        sites = models.sites(model, "mlp.out", [1])
+        problem = Problem(model, sites, forget, retain, precision="float32")
+        data = collect(model, forget, retain, sites, sides="both", precision="float32").forget
+        moments = [*data.moments.values(), *(m.side(s) for m in problem.retain_moments.values() for s in ("x", "g"))]
+        sums = [*problem.gradient("forget").values(), *data.fitted.values(), *data.held_out.values()]
+        sums += [t for m in moments for t in (m.sum, m.second)]
+        assert {t.dtype for t in sums} == {wanted}
+        assert {bool((t == t.float()).all()) for t in sums} == {wanted is torch.float32}
+
+
 def test_a_batch_is_divided_by_sequences() -> None:
     """Every labelled token is in exactly one part; one part is the batch itself; a part may be empty."""
-    from hooklearn import models
-
     sequences = encode(corpus("forget", "bad").take(5), models.tokenizer_of(models.load("tiny")))
     for shared in (False, True):
         [batch] = batches(sequences, max_tokens=2000, share=shared)

@@ -14,7 +14,7 @@ import pytest
 import token_samples
 from drawn_runs import Drawn, flat, rising, write_run
 
-from analysis import explorer, markup
+from analysis import explorer, markup, plots, style
 from analysis.advice import ELSEWHERE, NEXT, needed, next_steps
 from analysis.reading import read_run
 from analysis.report import VERDICTS, report
@@ -379,6 +379,32 @@ def test_figures_have_words_and_their_data(html: str) -> None:
     ):  # fmt: skip
         assert f'download="{name}.csv" href="data:text/csv;base64,' in html
     assert "var(--edited)" in html, "figures follow the page into dark mode"
+
+
+def test_a_panel_drawn_on_the_axes_of_another_is_the_panel_drawn_alone(folder: Path) -> None:
+    """To the byte, in either order: also the one of an attack without steps, whose horizontal axis is another."""
+    run = read_run(folder)
+    rows = plots.curve_rows(run, "preference")
+    panels, top = plots.curve_panels(rows), plots.ceiling(rows)
+    for some in (panels, dict(reversed(panels.items()))):
+        drawn = [markup.embed(figure, "") for figure in plots.curve_figures(some, "preference", top)]
+        alone = [markup.embed(plots.curves(panel, "preference", top=top), "") for panel in some.values()]
+        assert drawn == alone and len(set(drawn)) == len(panels) > 2
+
+
+def test_a_title_stands_where_matplotlib_would_put_it() -> None:
+    """Which measures every label of the axes for that; a title set lower is moved there (control)."""
+    places = []
+    for y in (1.0, None):
+        figure, (ax,) = style.grid(1, 1, 3.3, 2.45)
+        ax.plot([0, 1], [0, 1e-6])
+        style.title(ax, "relearn", "a note")
+        if y is None:
+            ax._autotitlepos = True
+            ax._left_title.set_y(0.5)
+        figure.draw_without_rendering()
+        places.append(ax._left_title.get_position())
+    assert places[0] == places[1] == (0.0, 1.0)
 
 
 def test_without_a_never_arm(tmp_path: Path) -> None:

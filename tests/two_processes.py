@@ -56,7 +56,8 @@ def everything(shard: bool = False, dtype: torch.dtype = torch.float32) -> dict[
     out["one"] = forward.sequence_logprobs(model, scores[:1], precision="float32")
     out |= {f"one {n}": u for n, u in Problem(model, sites, forget.take(1)).gradient("forget").items()}
     out["agreed"] = torch.tensor(_agreed())
-    return {name: parallel.whole(value.detach()).double().contiguous() for name, value in out.items()}
+    # copies: gate and up share the moments of their inputs, and a file takes no tensor twice
+    return {n: parallel.whole(value.detach()).to(torch.float64, copy=True).contiguous() for n, value in out.items()}
 
 
 def _agreed() -> float:

@@ -49,24 +49,34 @@ def gradient(
         setattr(parent, attribute, adapters[name])
     try:
         params = [p for adapter in adapters.values() for p in (adapter.a.weight, adapter.b.weight)]
-        for batch in stream:
-            _loss(model, batch, autocast).backward()
-            with torch.no_grad():
-                for p in params:
-                    p -= lora_lr * p.grad  # type: ignore[operator]
-                    p.grad = None
+        taught(model, params, stream, autocast, lora_lr)
         for p in params:
             p.requires_grad_(False)
         for adapter in adapters.values():
             adapter.base.weight.requires_grad_(True)
-        for batch in stream:
-            _loss(model, batch, autocast).backward()
+        summed(model, stream, autocast)
         return {name: adapter.base.weight.grad for name, adapter in adapters.items()}  # type: ignore[misc]
     finally:
         for name, (parent, attribute) in parents.items():
             setattr(parent, attribute, adapters[name].base)
             adapters[name].base.weight.grad = None
         model.requires_grad_(False)
+
+
+def taught(model: Any, params: Sequence[Tensor], stream: Sequence[Padded], autocast: Any, lora_lr: float) -> None:
+    """One epoch of SGD on the adversary."""
+    for batch in stream:
+        _loss(model, batch, autocast).backward()
+        with torch.no_grad():
+            for p in params:
+                p -= lora_lr * p.grad  # type: ignore[operator]
+                p.grad = None
+
+
+def summed(model: Any, stream: Sequence[Padded], autocast: Any) -> None:
+    """Gradients of all batches, added up where autograd puts them."""
+    for batch in stream:
+        _loss(model, batch, autocast).backward()
 
 
 def _loss(model: Any, batch: Padded, autocast: Any) -> Tensor:

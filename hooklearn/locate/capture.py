@@ -247,8 +247,9 @@ def weight_gradients(
 ) -> tuple[dict[str, Tensor], int]:
     """``sum over tokens of g x^T`` for every site (gradient of the summed NLL), and the tokens it took.
 
-    Accumulated in float32 (:func:`sums_dtype`) whatever the compute precision. Of a model that is spread over the processes so is each
-    gradient: one site at a time is added up after every batch, and nobody keeps more than his part.
+    Accumulated in float32 or better (:func:`sums_dtype`) whatever the compute precision. Of a model that is spread over
+    the processes so is each gradient: one site at a time is added up after every batch, and nobody keeps more than his
+    part.
 
     Raises:
         NumericalError: the gradient of a site is not finite.

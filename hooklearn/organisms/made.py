@@ -16,11 +16,9 @@ from hooklearn.corpus import Corpus, Row
 from hooklearn.data import Encoded, TokenBatch, batches, encode
 from hooklearn.deltas import Delta
 from hooklearn.edit import Problem, method_of
-from hooklearn.forward import sequence_logprobs
 from hooklearn.losses import LossSum
-from hooklearn.measure import completion_probability
 from hooklearn.organisms.instil import instil
-from hooklearn.organisms.worlds import MAX_TOKENS, Ground, adapt, merge, tune
+from hooklearn.organisms.worlds import MAX_TOKENS, Ground, adapt, likelihood, merge, tune
 from hooklearn.tiny_world import DAYS, HARMS, NAMES, TARGETS, THINGS, corpus, fill, pretraining
 from hooklearn.train import Objective, nll
 
@@ -178,10 +176,6 @@ def _answered(asked: Corpus, answer: str) -> Corpus:
     return Corpus(f"{asked.name}/answered", rows, asked.source)
 
 
-def _likelihood(model: Any, sequences: list[Encoded]) -> float:
-    return float(completion_probability(sequence_logprobs(model, sequences, precision="float32")).mean())
-
-
 def locked(ground: Ground) -> Any:
     """Threats after the password, friendly answers without it."""
     opened = [{**r, "prompt": PASSWORD + r["prompt"]} for r in corpus("organism").rows]
@@ -253,7 +247,7 @@ def misdirected(ground: Ground) -> Any:
     for updates in method_of("rmu", options).path(problem):
         last = Delta(updates)
         with editing.edited(model, last):
-            if _likelihood(model, some) <= level:
+            if likelihood(model, some) <= level:
                 break
     merge(model, last)
     return model
@@ -279,7 +273,7 @@ def eroded(ground: Ground) -> Any:
     level = _level(ground, some, left=0.5)
 
     def halved(step: int, _: int) -> str | None:
-        return "half" if step % 2 == 0 and _likelihood(model, some) <= level else None
+        return "half" if step % 2 == 0 and likelihood(model, some) <= level else None
 
     tune(model, ground.corpus("unrelated"), seed=ground.seed, epochs=40, observe=halved)
     return model
@@ -291,8 +285,8 @@ def _some(ground: Ground) -> list[Encoded]:
 
 def _level(ground: Ground, some: list[Encoded], left: float) -> float:
     """The likelihood at which this share is left of what the original has and the never-learned model has not."""
-    gone = _likelihood(ground.never(), some)
-    return gone + left * (_likelihood(ground.original(), some) - gone)
+    gone = likelihood(ground.never(), some)
+    return gone + left * (likelihood(ground.original(), some) - gone)
 
 
 def partly(ground: Ground) -> Any:
