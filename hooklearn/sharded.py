@@ -134,7 +134,9 @@ def _shard(
 
 def _check_processes(offload: bool) -> None:
     if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
-        raise InputError(f"model.shard: the fully_shard of torch {torch.__version__} cannot add; install a later one")
+        raise InputError(
+            f"model.shard, model.offload: the fully_shard of torch {torch.__version__} cannot add; install a later one"
+        )
     if parallel.size() == 1 and not offload:
         raise InputError(
             "model.shard: true spreads the weights over several processes, and this is one; start them with "
