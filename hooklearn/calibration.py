@@ -40,9 +40,9 @@ HELDOUT_KINDS = (
     "retrained", "locked", "instilled-full", "goodhart", "half-undone", "never-taught-on", "rounded", "abliterated",
 )  # fmt: skip
 """No threshold was set by looking at these, nor were they made anew after their verdicts were known ..."""
-SEEN_SEEDS = tuple(range(12))
+SEEN_SEEDS = tuple(range(15))
 """... nor was anything at all chosen by looking at another seed than these."""
-SEEDS = (12, 13, 14)
+SEEDS = (15, 16, 17)
 """What is tried unless seeds are asked for: all of it is held out."""
 
 RATES = 10.0
