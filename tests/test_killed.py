@@ -269,7 +269,7 @@ def test_a_run_whose_model_is_here_asks_nobody(hooklearn: Workers, whole: tuple[
     subprocess.run(["unshare", "-n", "true"], capture_output=True, check=False).returncode != 0,
     reason="this machine lets nobody cut the network off",
 )
-@pytest.mark.parametrize("recipe", ["tiny", "capitals", "threats"])
+@pytest.mark.parametrize("recipe", sorted(RECIPES))
 def test_recipes_run_with_the_network_cut_off(recipe: str, tmp_path: Path) -> None:
     """Every recipe whose model is cached, cut down, in a new interpreter without a network."""
     if not is_cached(RECIPES[recipe]()["model"]["name"]):
