@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hooklearn import models, organisms
 from hooklearn.attack import attack_of
 from hooklearn.checks import check, check_measured
@@ -99,6 +101,8 @@ class Estimate:
     precision: str
     parameters: int
     note: str
+    where: str = "this machine now"
+    """Whose speeds these are."""
 
     def rows(self) -> list[dict[str, Any]]:
         """The stages, and their total."""
@@ -112,7 +116,7 @@ class Estimate:
         size = self.peak_bytes / 2**20
         room = f"{size:.0f} MiB" if size < 1000 else f"{size / 1024:.1f} GiB"
         return (
-            f"about {took} and {room} ({self.parameters / 1e6:.1f} M parameters; this machine now: "
+            f"about {took} and {room} ({self.parameters / 1e6:.1f} M parameters; {self.where}: "
             f"{self.speed / 1e9:.0f} GFLOP/s in {self.precision}, {self.bandwidth / 1e9:.0f} GB/s). {self.note}"
         )
 
@@ -133,7 +137,8 @@ def estimate(config: RunConfig, base: Path) -> Estimate:
                  copies of the sites + what a batch of B tokens leaves for its way back, 4 (14 d + 5 n) L B, with
                  512 rows of logits
 
-    Sampling, evidence and walked methods are known least.
+    Sampling, evidence and walked methods are known least. A GPU (``model.device: cuda``) that is not here is taken for
+    an H100, and the answer says so.
 
     Raises:
         InputError: a model, corpus, method or attack that the run would refuse.
@@ -148,9 +153,10 @@ def estimate(config: RunConfig, base: Path) -> Estimate:
         if name == config.edit.checkpoint and is_adapter(base / Path(name).expanduser()):
             continue  # put on the model itself
         model_shape(name, base, config.model.trust_remote_code)
-    device = models.available(config.model.device)
+    card = config.model.device == "cuda" and not torch.cuda.is_available()
+    device = "cuda" if card else models.available(config.model.device)
     dtype = resolve_precision(config.model.precision, device)  # type: ignore[arg-type]
-    speed, bandwidth = gemm_speed(dtype, device), copy_speed(device)
+    speed, bandwidth = (H100[dtype], H100_BANDWIDTH) if card else (gemm_speed(dtype, device), copy_speed(device))
     reached = speed * min(1.0, shape.width / NARROW)
     stages: dict[str, dict[str, Any]] = {}
     for load in _loads(config, corpora, shape):
@@ -170,6 +176,7 @@ def estimate(config: RunConfig, base: Path) -> Estimate:
         precision=str(dtype).removeprefix("torch."),
         parameters=shape.parameters,
         note=shape.note,
+        where="an H100, assumed, as no GPU is here" if card else "this machine now",
     )
 
 
@@ -188,6 +195,10 @@ def _peak(config: RunConfig, shape: Shape) -> float:
         PROCESS_BYTES + 4.0 * held * shape.parameters + max(16.0 * max(trained, default=0), edit) + activations + logits
     )
 
+
+H100 = {torch.bfloat16: 4e14, torch.float32: 3e13}
+"""FLOP per second where a GPU is asked for that is not here: 40 % of the card's peak (docs/performance.md)."""
+H100_BANDWIDTH = 2.5e12
 
 WHITENED = ("natural", "natural_rounds", "kfac")
 """Methods whose metric is the curvature of the retain text."""

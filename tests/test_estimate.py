@@ -101,6 +101,14 @@ def test_each_adversary_is_a_training_pass_and_a_gradient() -> None:
     assert none < one and two - none == pytest.approx(2 * (one - none))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU that is here is measured")
+def test_a_gpu_that_is_not_here_is_taken_for_a_known_card() -> None:
+    """The same work and memory, at the card's speed, and the answer says whose it is."""
+    here, card = told(model={"precision": "bfloat16"}), told(model={"precision": "bfloat16", "device": "cuda"})
+    assert card.flops == here.flops and card.peak_bytes == here.peak_bytes and card.seconds < here.seconds
+    assert "this machine now" in str(here) and "an H100, assumed" in str(card)
+
+
 def test_the_speeds_are_measured() -> None:
     assert shapes.gemm_speed(torch.float32, "cpu", seconds=0.05, n=128) > 1e6
     assert shapes.copy_speed("cpu", times=2, n=2**16) > 1e6
