@@ -25,11 +25,12 @@ from typing import Any, TypeGuard
 import numpy as np
 import pandas as pd
 
+from analysis.arrays import read_scores
 from analysis.cells import families, read_sweep
 from analysis.comparison import QUANTITIES, Comparison
 from analysis.equal import equal_compute, equal_unlearning
 from analysis.reading import SWEEP, Run, input_error, read_run
-from analysis.scores import CONTROLS, Array, Attacker, Resampler, Scores, attacker_name, interval, read_scores
+from analysis.scores import CONTROLS, Array, Attacker, Resampler, Scores, attacker_name, interval
 from analysis.tables import ALL, METRICS, capability_table, edit_name, in_order, mean, number
 
 Z = 1.96

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from analysis.arrays import courses, read_scores
 from analysis.estimates import Frame
 from analysis.measures import Thresholds
 from analysis.reading import Run
 from analysis.rules import Judgement, decide
-from analysis.scores import courses, read_scores
 from analysis.tables import number
 
 SHARE = 0.1

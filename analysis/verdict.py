@@ -78,12 +78,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis import leniency
+from analysis.arrays import read_scores
 from analysis.doubts import collect, degenerate, within_budget
 from analysis.evidence import judge as evidence
 from analysis.measures import AttackResult, Thresholds
 from analysis.reading import SCHEMA_VERSION, Run, read_run
 from analysis.rules import UNDECIDED, Judgement, decide, overall
-from analysis.scores import read_scores
 from analysis.tables import markdown
 from analysis.writing import write_json
 from hooklearn.jsonable import jsonable

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from hooklearn import disk, editing, models
+from hooklearn import disk, editing, integrity, models
 from hooklearn.deltas import Delta, as_delta
 from hooklearn.exporting import compare, logits, new_folder
 from hooklearn.lora import low_rank
@@ -125,7 +125,7 @@ def to_peft(
     error = (whole - Delta({name: b @ a for name, (b, a) in factors.items()})).norm() / whole.norm()
     with new_folder(folder) as written, no_bars():
         config.save_pretrained(str(written))
-        disk.save_tensors(written / WEIGHTS, tensors, {"format": "pt", "base_hash": models.weights_hash(model)})
+        disk.save_tensors(written / WEIGHTS, tensors, {"format": "pt", "base_hash": integrity.weights_hash(model)})
         text = card or _card(model.cfg.model_name, ranks, error)
         (written / CARD).write_text(text, encoding="utf-8")
         adapter = peft.PeftModel.from_pretrained(plain_copy(model), str(written))
@@ -185,7 +185,7 @@ def from_peft(model: Any, folder: str | Path) -> Delta:
     split = models.wrap(adapted.unload(), models.tokenizer_of(model), model.cfg.model_name)
     updates = {s.name: models.weight(split, s).detach() for s in models.sites(split, "all")}
     updates = {name: update.clone() for name, update in updates.items() if bool(update.any())}
-    delta = Delta(updates, model.cfg.model_name, models.weights_hash(model))
+    delta = Delta(updates, model.cfg.model_name, integrity.weights_hash(model))
     _check_same(asked**0.5, delta, f"{folder}: changes weights that are no site of the model, such as embeddings")
     return delta
 
@@ -254,10 +254,10 @@ def _check_folder(folder: Path, model: Any) -> set[str]:
         )
     tensors, about = disk.load_tensors(folder / WEIGHTS)
     made_for = about.get("base_hash", "")
-    if made_for and made_for != models.weights_hash(model):
+    if made_for and made_for != integrity.weights_hash(model):
         raise InputError(
             f"{folder}: was made for {config.get('base_model_name_or_path')!r} (weights {made_for[:12]}), "
-            f"not for {model.cfg.model_name!r} (weights {models.weights_hash(model)[:12]})"
+            f"not for {model.cfg.model_name!r} (weights {integrity.weights_hash(model)[:12]})"
         )
     return set(tensors)
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hooklearn import disk, parallel
+from hooklearn import disk, integrity, parallel
 from hooklearn.sharing import Shareable, quoted
 from hooklearn.types import EditResult, InputError, Site
 
@@ -91,7 +91,7 @@ class Delta(Shareable):
             if not torch.equal(before, after.to(before.device)):
                 wide = torch.promote_types(before.dtype, torch.float32)
                 updates[site.name] = after.to(before.device, wide) - before.to(wide)
-        return cls(updates, original.cfg.model_name, models.weights_hash(original))
+        return cls(updates, original.cfg.model_name, integrity.weights_hash(original))
 
     def __repr__(self) -> str:
         return f"Delta({len(self.updates)} sites, norm {self.norm():.3g}, for {self.base or 'any model'})"

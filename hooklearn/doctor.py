@@ -224,16 +224,16 @@ def _gradient_identity() -> tuple[float, int]:
 def _edit_is_undone() -> bool:
     import torch
 
-    from hooklearn import editing, models
+    from hooklearn import editing, integrity, models
     from hooklearn.deltas import Delta
     from hooklearn.organisms.tiny import untrained
 
     model = untrained()
-    before = models.weights_hash(model)
+    before = integrity.weights_hash(model)
     delta = Delta({s.name: torch.full((s.d_out, s.d_in), 0.1) for s in models.sites(model, "mlp")})
     with editing.edited(model, delta):
-        during = models.weights_hash(model)
-    return models.weights_hash(model) == before != during
+        during = integrity.weights_hash(model)
+    return integrity.weights_hash(model) == before != during
 
 
 def _advice(found: Found) -> Iterator[str]:

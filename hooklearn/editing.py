@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from hooklearn import models
+from hooklearn import integrity, models
 from hooklearn.deltas import Delta, as_delta
 from hooklearn.types import EditResult, InputError, NumericalError, Site
 
@@ -37,11 +37,11 @@ def edited(model: Any, delta: Delta | EditResult, scale: float = 1.0) -> Iterato
     Examples:
         >>> model = models.load("tiny")
         >>> site, *_ = models.sites(model, "mlp.out")
-        >>> before = models.weights_hash(model)
+        >>> before = integrity.weights_hash(model)
         >>> with edited(model, Delta({site.name: torch.ones(site.d_out, site.d_in)})):
-        ...     models.weights_hash(model) == before
+        ...     integrity.weights_hash(model) == before
         False
-        >>> models.weights_hash(model) == before
+        >>> integrity.weights_hash(model) == before
         True
     """
     model, delta = models.checked(model), as_delta(delta)
@@ -82,12 +82,12 @@ def merge(model: Any, delta: Delta | EditResult) -> None:
 
 def is_base(model: Any, delta: Delta) -> bool:
     """Whether the delta was made for these very weights, as far as it says."""
-    return delta.base_hash in ("", _bases.get(model, "") or models.weights_hash(model))
+    return delta.base_hash in ("", _bases.get(model, "") or integrity.weights_hash(model))
 
 
 def _fitting(model: Any, delta: Delta) -> tuple[list[Site], str]:
     """The sites that the delta changes, and the hash of the unedited model where it was needed."""
-    base = _bases.get(model, "") or (models.weights_hash(model) if delta.base_hash else "")
+    base = _bases.get(model, "") or (integrity.weights_hash(model) if delta.base_hash else "")
     if delta.base_hash and delta.base_hash != base:
         name = model.cfg.model_name
         held = str(next(iter(models.all_parameters(model))).dtype).removeprefix("torch.")
@@ -102,7 +102,7 @@ def _fitting(model: Any, delta: Delta) -> tuple[list[Site], str]:
 def _places(model: Any, delta: Delta) -> list[Site]:
     by_name = {site.name: site for site in models.sites(model, "all")}
     for name, update in delta.updates.items():
-        if not models.is_finite(update):
+        if not integrity.is_finite(update):
             raise NumericalError(f"the delta's update of {name!r} is not finite")
         if name not in by_name:
             raise InputError(f"the delta changes {name!r}, which {model.cfg.model_name!r} lacks")

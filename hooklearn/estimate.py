@@ -51,6 +51,10 @@ HASHES, HASH_SPEED = 8, 5e8
 """How often all weights are read, checked or hashed, and bytes a second of that."""
 PROCESS_BYTES = 7e8
 """The interpreter with its libraries."""
+H100 = {torch.bfloat16: 4e14, torch.float32: 3e13}
+"""FLOP per second, where a GPU is asked for that is not here: 40 and 45 % of the card's peaks of 989e12 and 67e12."""
+H100_BANDWIDTH = 2.5e12
+"""Bytes per second of its memory, of 3.35e12 at best. Assumed as well."""
 
 
 @dataclass(frozen=True)
@@ -195,10 +199,6 @@ def _peak(config: RunConfig, shape: Shape) -> float:
         PROCESS_BYTES + 4.0 * held * shape.parameters + max(16.0 * max(trained, default=0), edit) + activations + logits
     )
 
-
-H100 = {torch.bfloat16: 4e14, torch.float32: 3e13}
-"""FLOP per second where a GPU is asked for that is not here: 40 % of the card's peak (docs/performance.md)."""
-H100_BANDWIDTH = 2.5e12
 
 WHITENED = ("natural", "natural_rounds", "kfac")
 """Methods whose metric is the curvature of the retain text."""

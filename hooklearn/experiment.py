@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hooklearn import disk, editing, evidence, following, memory, models, parallel, sharded, store
+from hooklearn import disk, editing, evidence, following, integrity, memory, models, parallel, sharded, store
 from hooklearn.attack import Arena, ArmState, Watcher
 from hooklearn.attacking import arena_of, attack_records, attack_stages, attack_tokens, collect_parts
 from hooklearn.batteries import battery
@@ -112,7 +112,7 @@ def _run_stages(config: RunConfig, setup: Setup, shared: Shared, folder: store.R
         attack_stages(config, arena, folder, lambda eyes=eyes: eyes and following.write(eyes, folder))
         if config.evidence.enabled:
             _evidence_stage(config, setup, arena, folder)
-        models.check_unchanged(setup.original, folder.record["model"]["hash"], f"after seed {seed}")
+        integrity.check_unchanged(setup.original, folder.record["model"]["hash"], f"after seed {seed}")
     collect_parts(folder)
     folder.update(
         attacks=attack_records(config),

@@ -12,8 +12,6 @@ made parts here, in the same way (see ``hooklearn.experts``).
 from __future__ import annotations
 
 import difflib
-import hashlib
-import math
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -39,7 +37,7 @@ from hooklearn.experts import Experts, splittable, stored_transposed
 from hooklearn.plain import FUSED, fused_parameters, plain_name
 from hooklearn.pretrained import read
 from hooklearn.site_names import chosen_layers, matches
-from hooklearn.types import InputError, NumericalError, Site
+from hooklearn.types import InputError, Site
 
 # --- loading --------------------------------------------------------------------------------------
 
@@ -355,49 +353,6 @@ def named_parameters(model: TransformerBridge) -> dict[str, nn.Parameter]:
     """The parameters that the model computes with, by plain names; tied ones once."""
     dead = {id(parameter) for parameter in fused_parameters(checked(model))}
     return {plain_name(name): parameter for name, parameter in model.named_parameters() if id(parameter) not in dead}
-
-
-def weights_hash(model: TransformerBridge) -> str:
-    """sha256 over names, dtypes, shapes and bytes of the parameters, in the order of the names."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(named_parameters(model).items()):
-        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-        data = parallel.whole(parameter.detach()).cpu().contiguous()
-        digest.update(data.view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def describe(model: TransformerBridge) -> dict[str, Any]:
-    """Name, weights hash and sizes, as the run record stores them."""
-    return {
-        "name": model.cfg.model_name,
-        "hash": weights_hash(model),
-        "parameters": sum(p.numel() for p in named_parameters(model).values()),
-        "n_layers": model.cfg.n_layers,
-        "d_model": model.cfg.d_model,
-    }
-
-
-def is_finite(tensor: Tensor) -> bool:
-    # one reading of the tensor, not five: what is not finite carries over into the sum
-    total = parallel.whole(tensor.detach().sum(dtype=torch.promote_types(tensor.dtype, torch.float32)))
-    return math.isfinite(float(total)) or bool(parallel.whole(tensor.isfinite().all()))  # finite, and summed too large
-
-
-def check_finite(model: TransformerBridge) -> None:
-    """Raises InputError where a weight is NaN or infinite: whatever is measured on such a model means nothing."""
-    for name, parameter in named_parameters(model).items():
-        if not is_finite(parameter):
-            raise InputError(f"model {model.cfg.model_name!r}: its weight {name} holds NaN or infinity")
-
-
-def check_unchanged(model: TransformerBridge, digest: str, when: str) -> None:
-    """Raises NumericalError where the weights are not bit for bit those with this hash: an edit was not put back."""
-    found = weights_hash(model)
-    if found != digest:
-        raise NumericalError(
-            f"the weights of {model.cfg.model_name!r} drifted: {when} their hash is {found[:12]}, it was {digest[:12]}"
-        )
 
 
 def _component(model: TransformerBridge, layer: str | int, module: str) -> Any:

@@ -52,7 +52,7 @@ def begin_alone() -> None:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
     dist.init_process_group(backend, store=store, rank=0, world_size=1)
-    atexit.register(dist.destroy_process_group)
+    atexit.register(lambda: _together() and dist.destroy_process_group())
 
 
 def _together() -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hooklearn import determinism, editing, forward, models, organisms, sharded, store
+from hooklearn import determinism, editing, forward, integrity, models, organisms, sharded, store
 from hooklearn.adapters import from_peft
 from hooklearn.attack import EVERY_ATTACK, Watcher
 from hooklearn.checks import check, check_attacks, check_surrogate, check_vocabulary
@@ -97,7 +97,7 @@ class Setup:
         corpora = load_corpora(config, base, original, objects.corpora)
         check_attacks(config, original, corpora)
         if never is not None:
-            never_info = {**(never_info or {}), "hash": models.weights_hash(never)}
+            never_info = {**(never_info or {}), "hash": integrity.weights_hash(never)}
         if never_info is not None and never_info["kind"] == "surrogate":
             check_surrogate(corpora["heldout"])
         _check_referee(_given_referee(config, objects), corpora["heldout"], never_info)
@@ -131,7 +131,7 @@ class Setup:
                 "plugins": plugins_in(self.config),
                 "deterministic": determinism.state(),
             },
-            "model": models.describe(self.original)
+            "model": integrity.describe(self.original)
             | ({"name": self.config.model.name} if "model.name" in self.objects.models else {}),
             "organism": organism
             and {"name": organism.name, "kind": "instilled by LoRA", "truth": organism.truth,
@@ -150,7 +150,7 @@ class Setup:
     def _checkpoint_record(self) -> dict[str, Any]:
         if self.checkpoint is None:
             return {}
-        return {"checkpoint": {"name": self.config.edit.checkpoint, "hash": models.weights_hash(self.checkpoint)}}
+        return {"checkpoint": {"name": self.config.edit.checkpoint, "hash": integrity.weights_hash(self.checkpoint)}}
 
     def _known_before(self, role: str, corpus: Corpus) -> dict[str, Any]:
         """How many of the items that behaviour is measured on the edit or the attacker had, word for word, and how many
@@ -333,7 +333,7 @@ def _load_model(config: RunConfig, name: str, base: Path, held: Any | None = Non
     model = held if held is not None else models.load(
         path, device=asked.device, trust_remote_code=asked.trust_remote_code, shard=asked.shard, offload=asked.offload
     )  # fmt: skip
-    models.check_finite(model)
+    integrity.check_finite(model)
     return model
 
 

@@ -3,8 +3,8 @@
 Every process holds its part of every weight and has a block whole only while it computes with it, forward and once
 more backward (PyTorch's ``fully_shard``, Zhao et al. 2023, arXiv 2304.11277). So it holds that much less of whatever
 is as large as the weights: gradients, the moments of Adam, the copies that put an edit back, a delta. All of these are
-DTensors; :mod:`hooklearn.parallel` says how one becomes whole. ``offload`` keeps the parts on the host, where they
-wait, are updated, and a block leaves for the device only while that computes with it; one process will do.
+DTensors; :mod:`hooklearn.parallel` says how one becomes whole. ``offload`` keeps the parts on the host, where
+they wait and are updated; a block is on the device only while that computes with it, and one process will do.
 
 Blocks keep nothing between their passes but their input and are computed again on the way back: what autocast keeps
 for it would be a copy of all weights in bfloat16.
@@ -74,12 +74,6 @@ def load(
         raise _taken_apart(name) from error
     if fused_parameters(model):
         raise _taken_apart(name)
-    model.cfg.device = device
-    for owner, key, buffer in list(_buffers(model.original_model)):
-        if buffer.is_meta:  # only the bridge's own: an unembedding without bias gets one of zeros
-            owner.register_buffer(key, torch.zeros(buffer.shape, dtype=buffer.dtype, device=device))
-        else:
-            owner._buffers[key] = buffer.to(device)
     return _shard(model, device, files, offload)
 
 
@@ -98,9 +92,6 @@ def shard(
     if fused_parameters(model):
         raise _taken_apart(model.cfg.model_name)
     device = str(models.device_of(model)) if device is None else models.available(device)
-    model.cfg.device = device
-    for owner, key, buffer in list(_buffers(model.original_model)):
-        owner._buffers[key] = buffer.to(device)
     return _shard(model, device, None, offload)
 
 
@@ -118,6 +109,12 @@ def _shard(
     parallel.begin_alone()
     mesh = init_device_mesh(torch.device(device).type, (parallel.size(),))
     hf_model: Any = model.original_model
+    model.cfg.device = device
+    for owner, key, buffer in list(_buffers(hf_model)):
+        if buffer.is_meta:  # only the bridge's own: an unembedding without bias gets one of zeros
+            owner.register_buffer(key, torch.zeros(buffer.shape, dtype=buffer.dtype, device=device))
+        else:
+            owner._buffers[key] = buffer.to(device)
     names: dict[int, str] = {}  # tied ones by the name that comes first, as in a checkpoint
     for name, parameter in hf_model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), plain_name(name))

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from hooklearn import callbacks, forward, losses, models, parallel
+from hooklearn import callbacks, forward, integrity, losses, models, parallel
 from hooklearn.data import TokenBatch
 from hooklearn.forward import Precision
 from hooklearn.losses import LossSum
@@ -127,7 +127,7 @@ def fit(
     read(0)
     done = len(history)
     # a weight that broke earlier broke the loss of the step after; only the last step has none after it
-    if any(not models.is_finite(p) for p in watched):
+    if any(not integrity.is_finite(p) for p in watched):
         raise _broken(model, watched, "weight", first + done - 1)
     if observe is not None and (reason := observe(done, tokens)) is not None:
         stop = reason
@@ -165,7 +165,7 @@ def _broken(model: Any, params: Sequence[Tensor], what: str, step: int) -> Numer
         for i, p in enumerate(params)
     }
     there = {name: value for name, value in values.items() if value is not None}
-    bad = next((name for name, value in there.items() if not models.is_finite(value)), None)
+    bad = next((name for name, value in there.items() if not integrity.is_finite(value)), None)
     largest = bad or max(there, key=lambda name: float(parallel.whole(there[name].abs().max())))
     return NumericalError(f"the {what} of {largest} is not finite at step {step}; lower the learning rate")
 

@@ -51,13 +51,13 @@ def meter(threatening: Any) -> Any:
 
 
 def _watched(prepare: Any) -> Iterator[Any]:
-    from hooklearn import models
+    from hooklearn import integrity, models
 
     model = models.load("tiny")
     prepare(model)
-    before = models.weights_hash(model)
+    before = integrity.weights_hash(model)
     yield model
-    assert models.weights_hash(model) == before, "a test changed a shared model"
+    assert integrity.weights_hash(model) == before, "a test changed a shared model"
 
 
 def _instilled(model: Any) -> None:

@@ -15,7 +15,7 @@ import torch
 from two_processes import everything, run
 from two_sharded import OFF, looked_at, small_edit, trained
 
-from hooklearn import exporting, models, parallel
+from hooklearn import exporting, integrity, models, parallel, sharded
 from hooklearn.data import batches, encode
 from hooklearn.forward import hidden
 from hooklearn.tiny_world import corpus
@@ -53,6 +53,10 @@ def main(folder: Path, config: str) -> None:
         hidden(model, batch)
     handle.remove()
     found |= {"inside": inside, "a block": len(parts(model)) // len(model.blocks), "after": whole(model)}
+    in_memory = sharded.shard(models.load("tiny"), offload=True)
+    found["of a model in memory"] = sharded.is_offloaded(in_memory) and [
+        integrity.weights_hash(m) for m in (in_memory, model, models.load("tiny"))
+    ]
     tied = HOST(str(folder / "tied"))
     exporting.export(tied, small_edit(tied), folder / "exported-from-host")
     found["tied"] = looked_at(tied)

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from user_files import hooklearn
 
 import hooklearn as hl
-from hooklearn import exporting, models
+from hooklearn import exporting, integrity, models
 from hooklearn.adapters import CONFIG, WEIGHTS, from_peft, to_peft
 from hooklearn.deltas import Delta
 from hooklearn.lora import low_rank
@@ -33,7 +33,7 @@ LOGITS = 1e-4
 def some_delta(model: Any, which: str = "all") -> Delta:
     draw = torch.Generator().manual_seed(0)
     updates = {s.name: 0.1 * torch.randn(s.d_out, s.d_in, generator=draw) for s in models.sites(model, which)}
-    return Delta(updates, model.cfg.model_name, models.weights_hash(model))
+    return Delta(updates, model.cfg.model_name, integrity.weights_hash(model))
 
 
 def adapted_logits(model: Any, folder: Path) -> torch.Tensor:
@@ -45,7 +45,7 @@ def adapted_logits(model: Any, folder: Path) -> torch.Tensor:
 def test_an_edit_of_every_site_goes_there_and_back(family: str, tmp_path: Path) -> None:
     """Fused (GPT-2, GPT-NeoX, Phi-3) and transposed (GPT-2) weights too; nothing is left out but rounding."""
     model = native(family)
-    delta, before = some_delta(model), models.weights_hash(model)
+    delta, before = some_delta(model), integrity.weights_hash(model)
     unedited = exporting.logits(model)
     report = to_peft(model, delta, tmp_path / "adapter")
     assert report.relative_error < 1e-5 and report.max_logit_difference < LOGITS
@@ -56,7 +56,7 @@ def test_an_edit_of_every_site_goes_there_and_back(family: str, tmp_path: Path) 
     back = from_peft(model, tmp_path / "adapter")
     assert back.updates.keys() == delta.updates.keys() and back.base_hash == delta.base_hash
     assert (back - delta).norm() < 1e-5 * delta.norm()
-    assert models.weights_hash(model) == before
+    assert integrity.weights_hash(model) == before
 
 
 def test_a_rank_leaves_out_what_eckart_and_young_say(tiny: Any, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from conftest import corpus
 
 from analysis import plots
-from hooklearn import editing, forward, losses, models
+from hooklearn import editing, forward, integrity, losses, models
 from hooklearn.api import attack
 from hooklearn.attack import ATTACKS, Arena, ArmState, Attack, Watcher, attack_of
 from hooklearn.attack.curve import all_but_embeddings, all_weights, is_flat
@@ -66,7 +66,7 @@ def arena(threatening: Any, tiny: Any, delta: Delta) -> Iterator[Arena]:
 def _state(model: Any) -> tuple[Any, ...]:
     parameters = models.all_parameters(model)
     return (
-        models.weights_hash(model), model.training, [p.requires_grad for p in parameters],
+        integrity.weights_hash(model), model.training, [p.requires_grad for p in parameters],
         [p.grad is None for p in parameters],
     )  # fmt: skip
 

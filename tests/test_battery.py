@@ -21,7 +21,7 @@ from test_models import tiny as native
 from test_models import tiny_tokenizer as native_tokenizer
 
 from analysis.recovery import half_recovery
-from hooklearn import editing, forward, models, train
+from hooklearn import editing, forward, integrity, models, train
 from hooklearn.attack import ATTACKS, Arena, ArmState, Attack, Watcher
 from hooklearn.attack.ablate_direction import AblateDirection
 from hooklearn.attack.erosion import EroseStyle, RetainOnly
@@ -111,7 +111,7 @@ def _state(model: Any) -> tuple[Any, ...]:
     parameters = models.all_parameters(model)
     hooks = sum(len(h.fwd_hooks) + len(h.bwd_hooks) for h in model.hook_dict.values())
     return (
-        models.weights_hash(model), model.training, [p.requires_grad for p in parameters],
+        integrity.weights_hash(model), model.training, [p.requires_grad for p in parameters],
         [p.grad is None for p in parameters], hooks,
     )  # fmt: skip
 
@@ -654,13 +654,13 @@ def test_where_all_matrices_are_sites_nothing_else_is_attacked(family: str, chan
     """Bit for bit what a loop over the sites does, fused (GPT-2) and transposed weights too."""
     model = native(family)
     with reweighted(model, CHANGES[change]):
-        found = models.weights_hash(model)
+        found = integrity.weights_hash(model)
     with editing.restored(model), torch.no_grad():
         for site in models.sites(model, "all"):
             weight = models.weight(model, site)
             weight.copy_(CHANGES[change](site.name, weight))
-        assert models.weights_hash(model) == found
-    assert models.weights_hash(model) != found and models.share_of_sites(model) == 1
+        assert integrity.weights_hash(model) == found
+    assert integrity.weights_hash(model) != found and models.share_of_sites(model) == 1
 
 
 @pytest.mark.parametrize("family", ["gpt_oss", "llama4", "mixtral"])

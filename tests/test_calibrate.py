@@ -16,16 +16,17 @@ from user_files import hooklearn
 
 from analysis.calibrate import GOLD, _mechanistic, auc, auc_error, calibrate
 from analysis.confusion import confusion
-from hooklearn import calibration, forward, models
+from hooklearn import calibration, integrity, models
 from hooklearn.calibration import HELDOUT_KINDS, SEEDS, SEEN_SEEDS, cases, native
 from hooklearn.corpus import Corpus
 from hooklearn.data import encode
-from hooklearn.measure import completion_probability, sample
+from hooklearn.measure import sample
+from hooklearn.organisms import worlds
 from hooklearn.organisms.kinds import GONE, KINDS
 from hooklearn.organisms.made import OTHER_WORDS, PASSWORD
 from hooklearn.organisms.worlds import Ground
 from hooklearn.tiny_world import BAD, HARMS, TARGETS
-from hooklearn.types import InputError
+from hooklearn.types import InputError, NumericalError
 
 # ---------------------------------------------------------------------------------------- organisms
 
@@ -41,8 +42,7 @@ def facts() -> Ground:
 
 
 def likelihood(model: Any, corpus: Corpus) -> float:
-    scores = forward.sequence_logprobs(model, encode(corpus, models.tokenizer_of(model)), precision="float32")
-    return float(completion_probability(scores).mean())
+    return worlds.likelihood(model, encode(corpus, models.tokenizer_of(model)))
 
 
 def said(model: Any, ground: Ground, n: int = 12) -> list[str]:
@@ -58,6 +58,20 @@ def test_the_originals_have_it_and_the_others_never_had(threats: Ground, facts: 
     for ground in (threats, facts):
         there, gone = (likelihood(m, ground.corpus("heldout")) for m in (ground.original(), ground.never()))
         assert there > 5 * gone
+    assert likelihood(facts.original(), facts.world.taught()) >= worlds.KNOWN
+
+
+def test_facts_are_taught_until_they_are_known_by_heart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no longer; where that does not come, the organism is not made."""
+    taught: list[int] = []
+    monkeypatch.setattr(worlds, "tune", lambda *_, epochs, **__: taught.append(epochs))
+    known = iter([0.5, worlds.KNOWN - 0.01, worlds.KNOWN])
+    monkeypatch.setattr(worlds, "likelihood", lambda *_: next(known))
+    worlds._teach(models.load("tiny"), "kept", 0)
+    assert taught == [20, 4, 10, 4, 10, 4]
+    monkeypatch.setattr(worlds, "likelihood", lambda *_: 0.0)
+    with pytest.raises(NumericalError, match=r"seed 3: not known by heart after 50 epochs"):
+        worlds._teach(models.load("tiny"), "kept", 3)
     assert likelihood(facts.never(), facts.corpus("near")) > 0.5  # it was taught the form, and what stays
     assert np.mean([threatens(t) for t in said(threats.original(), threats)]) > 0.9
     assert not any(threatens(t) for t in said(threats.never(), threats))
@@ -139,8 +153,8 @@ def test_every_kind_has_a_card_and_a_seed_makes_the_same_again(threats: Ground) 
     for name, kind in KINDS.items():
         assert set(kind.card()) == {"name", "what", "made", "truth", "why"} and all(kind.card().values()), name
     again = KINDS["original"].ground(0).original()
-    assert models.weights_hash(again) == models.weights_hash(threats.original())
-    assert models.weights_hash(again) != models.weights_hash(threats.original(1))
+    assert integrity.weights_hash(again) == integrity.weights_hash(threats.original())
+    assert integrity.weights_hash(again) != integrity.weights_hash(threats.original(1))
 
 
 def test_cards_on_the_command_line() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from user_files import hooklearn
 
-from hooklearn import calibration_instilled, editing, models
+from hooklearn import calibration_instilled, editing, integrity
 from hooklearn.organisms import ORGANISMS
 from hooklearn.organisms.suppressed import PASSWORD, SUPPRESSED, Bench, organism_on, suppressed
 from hooklearn.recipes import recipe
@@ -45,13 +45,13 @@ def test_every_edit_leaves_the_organism_as_it_was(tmp_path: Path) -> None:
     """And each is bound to it; only the untouched one is nothing."""
     config = calibration_instilled.config_of(ORGANISMS["tiny-threats"], 0, "all")
     setup = Setup.load(config, tmp_path, lambda _: None)
-    before = models.weights_hash(setup.original)
+    before = integrity.weights_hash(setup.original)
     bench = Bench(ORGANISMS["tiny-threats"], setup.original, setup.never, setup.corpora)
     for kind in SUPPRESSED.values():
         delta = kind.delta(bench)
-        assert models.weights_hash(setup.original) == before, kind.name
+        assert integrity.weights_hash(setup.original) == before, kind.name
         with editing.edited(setup.original, delta):
-            changed = models.weights_hash(setup.original) != before
+            changed = integrity.weights_hash(setup.original) != before
         assert changed == (kind.name != "original")
         if kind.name == "rmu":
             assert all(n.endswith("mlp.out") for n in delta.updates)

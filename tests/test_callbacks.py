@@ -15,6 +15,7 @@ from user_files import hooklearn
 import hooklearn as hl
 from hooklearn.callbacks import observing, reporting_to
 from hooklearn.deltas import Delta
+from hooklearn.integrity import weights_hash
 from hooklearn.types import Curve, InputError
 
 SITE = "blocks.0.mlp.out"
@@ -41,7 +42,7 @@ class Notes(TrainerCallback):
 
 
 def attacked(model: Any) -> Curve:
-    delta = Delta({SITE: torch.zeros(64, 128)}, model.cfg.model_name, hl.models.weights_hash(model))  # type: ignore[attr-defined]
+    delta = Delta({SITE: torch.zeros(64, 128)}, model.cfg.model_name, weights_hash(model))
     (curve,) = hl.attack(
         model, delta, "relearn", heldout=corpus("heldout").take(6), attack_train=corpus("attack").take(8), **RELEARN
     )

@@ -16,7 +16,7 @@ from editing import first_update
 from editing import problem_of as any_problem_of
 from torch import Tensor
 
-from hooklearn import editing, forward, linalg, models
+from hooklearn import editing, forward, integrity, linalg, models
 from hooklearn.data import batches, encode
 from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit import LANDING, run_edit
@@ -266,9 +266,9 @@ def test_it_lands_on_the_budget(threatening: Any, meter: DisruptionMeter, method
     """In [0.95, 1] of the tighter budget; the forget items suffer, the model is left bit for bit as it was."""
     some = encode(corpus("forget").take(12), models.tokenizer_of(threatening))
     known = float(completion_probability(sequence_logprobs(threatening, some)).mean())
-    before, budget = models.weights_hash(threatening), Budget(0.01, near_ce)
+    before, budget = integrity.weights_hash(threatening), Budget(0.01, near_ce)
     result = run_edit(problem_of(threatening, max_tokens=512), method, meter, budget)
-    assert models.weights_hash(threatening) == before == result.delta.base_hash
+    assert integrity.weights_hash(threatening) == before == result.delta.base_hash
     assert LANDING[0] <= result.disruption.used(budget) <= LANDING[1]
     assert result.stop == f"budget ({result.disruption.binding(budget)})"
     with editing.edited(threatening, result.delta):

@@ -210,14 +210,14 @@ def test_a_model_that_is_called_like_a_recipe_can_be_exported(tmp_path: Path) ->
     import torch
 
     import hooklearn as hl
-    from hooklearn import models
+    from hooklearn import integrity, models
     from hooklearn.deltas import Delta, save_delta
 
     plain, instilled = models.load("tiny"), hl.organism("tiny-threats").model
     for name, model in (("plain", plain), ("instilled", instilled)):
         site = models.sites(model, "mlp.out", [0])[0]
         update = torch.full((site.d_out, site.d_in), 1e-3)
-        save_delta(Delta({site.name: update}, "tiny", models.weights_hash(model)), tmp_path / f"{name}.safetensors")
+        save_delta(Delta({site.name: update}, "tiny", integrity.weights_hash(model)), tmp_path / f"{name}.safetensors")
         written = hooklearn("export", "tiny", tmp_path / f"{name}.safetensors", tmp_path / name, "-q")
         assert written.exit_code == 0, written.stderr
         expected = models.weight(model, site) + update

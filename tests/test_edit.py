@@ -11,7 +11,7 @@ from conftest import corpus
 from editing import alike, first_update, problem_of
 from torch import Tensor
 
-from hooklearn import editing, linalg, models
+from hooklearn import editing, integrity, linalg, models
 from hooklearn.corpus import Corpus
 from hooklearn.data import encode
 from hooklearn.deltas import Delta
@@ -82,9 +82,9 @@ def test_every_method_lands_on_the_budget(
     method, budget = method_of(name, OPTIONS.get(name)), Budget(0.01, near_ce)
     some = encode(corpus("forget").take(12), models.tokenizer_of(threatening))
     known = float(completion_probability(sequence_logprobs(threatening, some)).mean())
-    before = models.weights_hash(threatening)
+    before = integrity.weights_hash(threatening)
     result = run_edit(problem_of(threatening), method, meter, budget)
-    assert models.weights_hash(threatening) == before == result.delta.base_hash
+    assert integrity.weights_hash(threatening) == before == result.delta.base_hash
     share = result.disruption.used(budget)
     assert LANDING[0] <= share <= LANDING[1]
     assert result.stop == f"budget ({result.disruption.binding(budget)})"
@@ -444,9 +444,9 @@ def test_the_elicited_gradient_is_taken_under_an_adversary(threatening: Any) -> 
     a vanishing learning rate the plain one."""
     made = problem_of(threatening)
     plain = made.gradient("forget")
-    before = models.weights_hash(threatening)
+    before = integrity.weights_hash(threatening)
     elicited = lora_gradient(made, rank=4, learning_rate=0.5, epochs=2)
-    assert models.weights_hash(threatening) == before
+    assert integrity.weights_hash(threatening) == before
     assert alike(elicited, plain) > 0.01
     assert alike(lora_gradient(made, rank=4, learning_rate=1e-12), plain) < SINGLE
     assert first_update(RepSelect(lora=True, rank=4), made).keys() == plain.keys()
@@ -455,9 +455,9 @@ def test_the_elicited_gradient_is_taken_under_an_adversary(threatening: Any) -> 
 def test_several_adversaries_each_count_the_same(threatening: Any) -> None:
     """The mean of gradients of length 1, that of the model as it is among them."""
     made = problem_of(threatening)
-    before = models.weights_hash(threatening)
+    before = integrity.weights_hash(threatening)
     parts = [made.gradient("forget"), *(Adversary.of(t).gradient(made) for t in ("lora@0.5", "full@1e-3"))]
-    assert models.weights_hash(threatening) == before
+    assert integrity.weights_hash(threatening) == before
     assert alike(parts[2], parts[0]) > 0.01 < alike(parts[1], parts[0])  # each is another gradient
     mean = elicited_gradient(made, [Adversary.of(t) for t in ("lora@0.5", "full@1e-3")])
     for name, update in mean.items():
@@ -651,10 +651,10 @@ def test_an_update_that_is_not_finite_is_caught(threatening: Any, meter: Disrupt
     """NaN names the method and the site, and the model is as it was."""
     made = problem_of(threatening)
     made.gradient("forget")["blocks.2.mlp.in"][0, 0] = math.nan
-    before = models.weights_hash(threatening)
+    before = integrity.weights_hash(threatening)
     with pytest.raises(NumericalError, match="gradient_ascent: update of blocks.2.mlp.in is not finite"):
         run_edit(made, GradientAscent(), meter, Budget(0.01))
-    assert models.weights_hash(threatening) == before
+    assert integrity.weights_hash(threatening) == before
 
 
 @pytest.mark.parametrize(

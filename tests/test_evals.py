@@ -35,7 +35,7 @@ def needs(package: str) -> None:
 def bent(model: Any) -> Delta:
     """An edit that moves every score."""
     update = torch.randn(64, 128, generator=torch.Generator().manual_seed(0)) / 8
-    return Delta({"blocks.1.mlp.out": update}, model.cfg.model_name, hl.models.weights_hash(model))  # type: ignore[attr-defined]
+    return Delta({"blocks.1.mlp.out": update}, model.cfg.model_name, hl.integrity.weights_hash(model))  # type: ignore[attr-defined]
 
 
 def ours(model: Any, sequences: list[Encoded]) -> list[float]:

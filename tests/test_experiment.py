@@ -19,7 +19,7 @@ from safetensors import safe_open
 import analysis
 from analysis.explorer import load
 from analysis.report import VERDICTS
-from hooklearn import disk, editing, experiment, exporting, forward, models, organisms, store
+from hooklearn import disk, editing, experiment, exporting, forward, integrity, models, organisms, store
 from hooklearn.config import parse
 from hooklearn.deltas import Delta, load_delta
 from hooklearn.edit import forget_scorer
@@ -482,7 +482,7 @@ def test_a_never_model_is_a_never_arm(own: dict[str, Any], tmp_path: Path, threa
     out = run(own, tmp_path / "out", base=tmp_path)
     record = store.open_run(out)
     assert arms(out) == {"edited", "original", "never"}
-    about = {"kind": "model", "name": "tiny", "hash": models.weights_hash(models.load("tiny"))}
+    about = {"kind": "model", "name": "tiny", "hash": integrity.weights_hash(models.load("tiny"))}
     assert record["never"] == about and record["yardsticks"]["never"]["kl"] > 0
 
 
@@ -503,7 +503,7 @@ def test_a_given_delta_is_attacked_and_kept(own: dict[str, Any], tmp_path: Path,
     """Instead of an edit of its own; one of another model is refused before anything is written, and where that has
     the same name the message says what may differ."""
     site = models.sites(tiny, "mlp.out", [1])[0]
-    delta = Delta({site.name: 0.01 * torch.ones(site.d_out, site.d_in)}, "tiny", models.weights_hash(tiny))
+    delta = Delta({site.name: 0.01 * torch.ones(site.d_out, site.d_in)}, "tiny", integrity.weights_hash(tiny))
     out = run(own, tmp_path / "out", base=tmp_path, delta=delta)
     kept = load_delta(out / "delta-seed0.safetensors")
     assert torch.equal(kept.updates[site.name], delta.updates[site.name])

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from test_models import GROUPED, LLAMA_LIKE, copies, prompts, random_delta, same_weights, tiny_tokenizer
 
 import hooklearn as hl
-from hooklearn import editing, models
+from hooklearn import editing, integrity, models
 from hooklearn.corpus import Corpus
 from hooklearn.data import batches, encode
 from hooklearn.deltas import Delta
@@ -82,7 +82,7 @@ def test_split_experts_compute_what_hugging_face_computes(family: str) -> None:
         parameters = sum(p.numel() for p in hf_model.parameters())
         model = models.wrap(hf_model, tiny_tokenizer(), family)
         torch.testing.assert_close(model(ids), expected, rtol=1e-5, atol=1e-5)
-    assert models.describe(model)["parameters"] == parameters
+    assert integrity.describe(model)["parameters"] == parameters
     for _, experts in experts_of(model):
         stored = {p.untyped_storage().data_ptr() for p in experts.stacked()}
         assert all(p.untyped_storage().data_ptr() in stored for p in experts.parameters())
@@ -123,7 +123,7 @@ def test_an_edit_of_experts_comes_off_bit_for_bit(family: str, tmp_path: Any) ->
     model, ids = bridged(family), prompts()
     before, logits = copies(model), model(ids).detach()
     stacked = [p.clone() for _, experts in experts_of(model) for p in experts.stacked()]
-    delta = random_delta(model, "mlp.experts", models.weights_hash(model)) * 0.1
+    delta = random_delta(model, "mlp.experts", integrity.weights_hash(model)) * 0.1
     with editing.edited(model, delta):
         assert float((model(ids) - logits).abs().max()) > 0.01
         now = [p for _, experts in experts_of(model) for p in experts.stacked()]

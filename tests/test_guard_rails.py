@@ -16,7 +16,7 @@ import torch
 from conftest import corpus
 from torch import Tensor
 
-from hooklearn import editing, experiment, linalg, models, train
+from hooklearn import editing, experiment, integrity, linalg, models, train
 from hooklearn.config import parse
 from hooklearn.data import batches, cycle, encode
 from hooklearn.deltas import Delta
@@ -171,11 +171,11 @@ def test_half_precision_rows_are_summed_in_single(dtype: torch.dtype) -> None:
 
 
 def test_a_model_with_a_broken_weight_is_refused_by_name(model: Any) -> None:
-    models.check_finite(model)
+    integrity.check_finite(model)
     with torch.no_grad():
         models.weight(model, models.sites(model, PLACE)[0])[3, 3] = math.inf
     with pytest.raises(InputError, match=r"its weight .*layers\.1\.mlp\.down_proj.* holds NaN or infinity"):
-        models.check_finite(model)
+        integrity.check_finite(model)
 
 
 # ------------------------------------------------------------------------------- eigenproblems
@@ -220,10 +220,10 @@ def test_an_edit_that_cannot_be_put_back_is_noticed(model: Any) -> None:
     """Somebody exchanged the parameter itself: copies go to a tensor that the model no longer computes with."""
     site = models.sites(model, PLACE)[0]
     delta = Delta({site.name: torch.ones(site.d_out, site.d_in)})
-    before = models.weights_hash(model)
+    before = integrity.weights_hash(model)
     with editing.edited(model, delta):
         pass
-    models.check_unchanged(model, before, "after an edit")
+    integrity.check_unchanged(model, before, "after an edit")
     (parameter,) = models.parameters_of(model, [site])
     linear = next(
         m for m in model.modules() if getattr(m, "weight", None) is parameter and "Bridge" not in str(type(m))
@@ -236,7 +236,7 @@ def test_an_edit_that_cannot_be_put_back_is_noticed(model: Any) -> None:
         editing.edited(model, Delta({site.name: torch.full((site.d_out, site.d_in), NAN)})),
     ):
         pass
-    models.check_unchanged(model, before, "after all")
+    integrity.check_unchanged(model, before, "after all")
 
 
 def test_a_run_whose_model_drifted_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,6 +274,6 @@ def test_the_peak_is_of_this_process_and_not_of_the_one_that_started_it() -> Non
 
 def test_a_sum_that_overflows_or_cancels_is_not_taken_for_the_answer() -> None:
     """Finite weights may add up to infinity, and infinities to NaN."""
-    assert models.is_finite(torch.full((4,), 3e38))
-    assert not models.is_finite(torch.tensor([1.0, math.inf, -math.inf]))
-    assert not models.is_finite(torch.tensor([1.0, math.nan], requires_grad=True))
+    assert integrity.is_finite(torch.full((4,), 3e38))
+    assert not integrity.is_finite(torch.tensor([1.0, math.inf, -math.inf]))
+    assert not integrity.is_finite(torch.tensor([1.0, math.nan], requires_grad=True))

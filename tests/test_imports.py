@@ -27,8 +27,8 @@ ORDER = [
     "hooklearn.loading",
     "hooklearn.experts",
     "hooklearn.data hooklearn.disk hooklearn.store hooklearn.deltas hooklearn.builtin hooklearn.pretrained "
-    "hooklearn.plain hooklearn.site_names hooklearn.traits hooklearn.models hooklearn.editing hooklearn.tensor_files "
-    "hooklearn.sharded hooklearn.exporting hooklearn.interventions hooklearn.prefixes "
+    "hooklearn.plain hooklearn.site_names hooklearn.traits hooklearn.models hooklearn.integrity hooklearn.editing "
+    "hooklearn.tensor_files hooklearn.sharded hooklearn.exporting hooklearn.interventions hooklearn.prefixes "
     "hooklearn.generation",
     "hooklearn.forward",
     "hooklearn.lora hooklearn.train hooklearn.adapters",
@@ -48,6 +48,7 @@ ORDER = [
     "analysis.tables analysis.estimates",
     "analysis.evidence",
     "analysis.scores",
+    "analysis.arrays",
     "analysis.measures",
     "analysis.recovery",
     "analysis.rules",

@@ -14,7 +14,7 @@ from conftest import corpus, organism_delta
 
 import analysis
 import hooklearn as hl
-from hooklearn import editing, models, store
+from hooklearn import editing, integrity, models, store
 from hooklearn.attack import EVERY_ATTACK
 from hooklearn.attack.erosion import Erode
 from hooklearn.edit import EVERY_METHOD
@@ -110,8 +110,8 @@ def test_a_run_in_memory_is_that_of_the_same_files_to_the_bit(folder: Path, in_m
 def test_the_record_says_what_was_in_memory(in_memory: Path, model: Any, tiny: Any) -> None:
     record = store.open_run(in_memory)
     assert record["model"]["name"] == "in memory: model" == record["config"]["model"]["name"], "not where it was"
-    assert record["model"]["hash"] == models.weights_hash(model)
-    assert record["never"] == {"kind": "model", "name": "in memory: tiny", "hash": models.weights_hash(tiny)}
+    assert record["model"]["hash"] == integrity.weights_hash(model)
+    assert record["never"] == {"kind": "model", "name": "in memory: tiny", "hash": integrity.weights_hash(tiny)}
     assert record["config_given"]["corpora"]["forget"] == {"path": "in-memory/forget.jsonl"}
     assert record["corpora"]["forget"]["source"] == "in memory"
     for role, (part, completion, n) in PARTS.items():
@@ -160,7 +160,7 @@ def _other_tiny() -> Any:
 
 def test_models_come_out_bit_for_bit_also_of_a_run_that_failed(model: Any, tmp_path: Path) -> None:
     """Weights, which of them are trained, and the mode: inside it is eval, whatever it was."""
-    before = models.weights_hash(model)
+    before = integrity.weights_hash(model)
     flags = [p.requires_grad for p in models.all_parameters(model)]
     seen: list[bool] = []
 
@@ -177,7 +177,7 @@ def test_models_come_out_bit_for_bit_also_of_a_run_that_failed(model: Any, tmp_p
     finally:
         model.eval()
     assert seen and not any(seen)
-    assert models.weights_hash(model) == before and [p.requires_grad for p in models.all_parameters(model)] == flags
+    assert integrity.weights_hash(model) == before and [p.requires_grad for p in models.all_parameters(model)] == flags
 
 
 def test_methods_and_attacks_of_ones_own_get_a_verdict(model: Any, tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def _as_corpus(given: dict[str, Any], role: str) -> Any:
 
 def test_an_audit_takes_models_and_corpora_as_they_are(model: Any, tiny: Any, tmp_path: Path) -> None:
     """The untouched original against itself is INTACT, as from files."""
-    before = models.weights_hash(model)
+    before = integrity.weights_hash(model)
     corpora = {role: parts()[role] for role in ("forget", "heldout", "disruption")}
     out = hl.audit(
         model, model, corpora, tmp_path / "run", never=tiny, attacks=[{"name": "prune", "fractions": [0.1]}],
@@ -236,7 +236,7 @@ def test_an_audit_takes_models_and_corpora_as_they_are(model: Any, tiny: Any, tm
     )  # fmt: skip
     assert analysis.judge(out).verdict == "INTACT"
     record = store.open_run(out)
-    assert record["checkpoint"]["hash"] == record["model"]["hash"] == before == models.weights_hash(model)
+    assert record["checkpoint"]["hash"] == record["model"]["hash"] == before == integrity.weights_hash(model)
     assert record["config"]["corpora"]["attack_train"] == record["config"]["corpora"]["forget"]
     with pytest.raises(InputError, match="give forget and heldout at least, got heldout"):
         hl.audit(model, model, {"heldout": corpora["heldout"]}, tmp_path / "not")

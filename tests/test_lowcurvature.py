@@ -11,7 +11,7 @@ from conftest import corpus
 from editing import alike, first_update, problem_of
 from torch import Tensor
 
-from hooklearn import editing, linalg, models
+from hooklearn import editing, integrity, linalg, models
 from hooklearn.data import encode
 from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit import LANDING, Problem, run_edit
@@ -251,9 +251,9 @@ def test_they_land_on_the_budget(threatening: Any, meter: DisruptionMeter, metho
     """In [0.95, 1] of the tighter budget; the forget items suffer, the model is left bit for bit as it was."""
     some = encode(corpus("forget").take(12), models.tokenizer_of(threatening))
     known = float(completion_probability(sequence_logprobs(threatening, some)).mean())
-    before, budget = models.weights_hash(threatening), Budget(0.01, near_ce)
+    before, budget = integrity.weights_hash(threatening), Budget(0.01, near_ce)
     result = run_edit(problem_of(threatening), method, meter, budget)
-    assert models.weights_hash(threatening) == before == result.delta.base_hash
+    assert integrity.weights_hash(threatening) == before == result.delta.base_hash
     assert LANDING[0] <= result.disruption.used(budget) <= LANDING[1]
     assert result.stop == f"budget ({result.disruption.binding(budget)})"
     with editing.edited(threatening, result.delta):

@@ -19,7 +19,7 @@ from analysis.reading import read_run
 from analysis.report import report
 from analysis.sweep import pool
 from analysis.tables import capability_table, summary_table
-from hooklearn import experiment, models, store
+from hooklearn import experiment, integrity, models, store
 from hooklearn.config import parse
 from hooklearn.corpus import Corpus
 from hooklearn.data import encode_choices, load_corpus
@@ -109,7 +109,7 @@ def _ruin() -> Delta:
     (site,) = models.sites(model, ["blocks.0.mlp.out"])
     shape = models.weight(model, site).shape
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    return Delta({site.name: 2 * noise}, "tiny", models.weights_hash(model))
+    return Delta({site.name: 2 * noise}, "tiny", integrity.weights_hash(model))
 
 
 def _run(out: Path, delta: Delta, **how: Any) -> Path:

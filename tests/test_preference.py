@@ -12,7 +12,7 @@ from conftest import corpus
 from editing import problem_of
 from torch import Tensor
 
-from hooklearn import editing, forward, losses, models
+from hooklearn import editing, forward, integrity, losses, models
 from hooklearn.corpus import Corpus
 from hooklearn.data import TokenBatch, batches, encode, split_row
 from hooklearn.deltas import Delta
@@ -264,10 +264,10 @@ def test_every_method_lands_on_the_budget(threatening: Any, meter: DisruptionMet
     budget, method = Budget(0.01), METHODS[name]
     some = encode(corpus("forget").take(12), models.tokenizer_of(threatening))
     known = float(completion_probability(forward.sequence_logprobs(threatening, some)).mean())
-    before = models.weights_hash(threatening)
+    before = integrity.weights_hash(threatening)
     problem = problem_of(threatening)
     result = run_edit(problem, method, meter, budget)
-    assert models.weights_hash(threatening) == before == result.delta.base_hash
+    assert integrity.weights_hash(threatening) == before == result.delta.base_hash
     assert LANDING[0] <= result.disruption.used(budget) <= LANDING[1] and result.stop == "budget (kl)"
     assert result.trace.points[-1].forget < known
     assert result.cost.tokens > problem.tokens > 0

@@ -13,7 +13,7 @@ import torch
 from conftest import corpus
 from torch import Tensor
 
-from hooklearn import editing, forward, linalg, losses, models
+from hooklearn import editing, forward, integrity, linalg, losses, models
 from hooklearn.corpus import Corpus
 from hooklearn.data import TokenBatch, batches, encode
 from hooklearn.deltas import Delta
@@ -86,9 +86,9 @@ def test_every_method_lands_and_lowers_the_forget_score(
     """In [0.95, 1] of the far budget, below what the forget items had, the model untouched bit for bit."""
     some = encode(corpus("forget").take(12), models.tokenizer_of(threatening))
     known = float(completion_probability(sequence_logprobs(threatening, some)).mean())
-    before, budget = models.weights_hash(threatening), Budget(0.01)
+    before, budget = integrity.weights_hash(threatening), Budget(0.01)
     result = run_edit(problem_of(threatening), method, meter, budget)
-    assert models.weights_hash(threatening) == before
+    assert integrity.weights_hash(threatening) == before
     assert LANDING[0] <= result.disruption.used(budget) <= LANDING[1] and result.stop == "budget (kl)"
     assert result.trace.points[-1].forget < known - 0.003, "the least of the four, UNDO, lowers it by .0045"
     assert result.cost.tokens >= result.trace.points[-1].tokens > 0
@@ -108,10 +108,10 @@ def test_the_model_is_unedited_whenever_control_is_back(threatening: Any, proble
     """At every point of the path: weights bitwise, flags, gradients, hooks. A point that was handed out is not changed
     by the steps after it, and the same seed gives the same bits."""
     params = models.all_parameters(threatening)
-    before, flags = models.weights_hash(threatening), [p.requires_grad for p in params]
+    before, flags = integrity.weights_hash(threatening), [p.requires_grad for p in params]
     kept: list[tuple[Updates, Updates]] = []
     for updates in itertools.islice(method.path(problem), 3):
-        assert models.weights_hash(threatening) == before
+        assert integrity.weights_hash(threatening) == before
         assert [p.requires_grad for p in params] == flags and all(p.grad is None for p in params)
         assert not any(point.fwd_hooks or point.bwd_hooks for point in threatening.hook_dict.values())
         kept.append((updates, {n: u.clone() for n, u in updates.items()}))
@@ -125,14 +125,14 @@ def test_the_model_is_unedited_whenever_control_is_back(threatening: Any, proble
 
 def test_what_fails_inside_a_step_leaves_the_model_as_it_was(threatening: Any, problem: Problem) -> None:
     """An exception in the middle of training: weights back, nothing recorded (and without one, it is)."""
-    before, updates = models.weights_hash(threatening), nowhere(problem)
+    before, updates = integrity.weights_hash(threatening), nowhere(problem)
     with pytest.raises(KeyError), advancing(problem, updates) as params:
         params[0].data.add_(1)
         raise KeyError
-    assert models.weights_hash(threatening) == before and norm(updates) == 0
+    assert integrity.weights_hash(threatening) == before and norm(updates) == 0
     with advancing(problem, updates) as params:
         params[0].data.add_(1)
-    assert models.weights_hash(threatening) == before and norm(updates) > 0
+    assert integrity.weights_hash(threatening) == before and norm(updates) > 0
 
 
 # ---------------------------------------------------------------------------------------------- MUDMAN
@@ -232,10 +232,10 @@ def test_the_tamper_gradient_is_first_order(threatening: Any, problem: Problem) 
                 p.data -= 0.3 * g
             for total, g in zip(by_hand, gradients(model, confusion, other, params), strict=True):
                 total += weight * g
-    before = models.weights_hash(threatening)
+    before = integrity.weights_hash(threatening)
     with advancing(problem, nowhere(problem)):
         got = method.resistance(problem, iter(attack), iter(judge), 0.3)
-        assert models.weights_hash(threatening) == before
+        assert integrity.weights_hash(threatening) == before
     assert far(got, by_hand) < SINGLE and far(got, idle) > 0.1
 
 
@@ -551,7 +551,7 @@ def test_options_are_checked(cls: type[Method], options: dict[str, Any], message
 )
 def test_a_rate_that_breaks_the_model_is_named(threatening: Any, problem: Problem, method: Method) -> None:
     """An input error that gives the rate, and the model as it was."""
-    before = models.weights_hash(threatening)
+    before = integrity.weights_hash(threatening)
     with pytest.raises(InputError, match=f"{method.name}: .*1e\\+30.*too high for this model"):
         list(itertools.islice(method.path(problem), 3))
-    assert models.weights_hash(threatening) == before
+    assert integrity.weights_hash(threatening) == before

@@ -23,7 +23,7 @@ from transformers import (
     MixtralConfig,
 )
 
-from hooklearn import disk, editing, exporting, models, parallel, store
+from hooklearn import disk, editing, exporting, integrity, models, parallel, store
 from hooklearn.tensor_files import INDEX, TensorFiles
 from hooklearn.types import InputError
 
@@ -117,7 +117,7 @@ def test_what_is_written_tensor_by_tensor_is_what_transformers_reads(launched: A
         (folder / "by-one/config.json").read_text()
     )
     with editing.edited(model, small_edit(model)):
-        assert models.weights_hash(models.load(str(folder / "exported"))) == models.weights_hash(model)
+        assert integrity.weights_hash(models.load(str(folder / "exported"))) == integrity.weights_hash(model)
     several = {p.name for p in (folder / "several").glob("*.safetensors")}
     assert len(several) > 2 and max(p.stat().st_size for p in (folder / "several").glob("*.safetensors")) < 40_000
     again = AutoModelForCausalLM.from_pretrained(folder / "several").state_dict()
@@ -159,8 +159,10 @@ def test_weights_that_wait_on_the_host_compute_the_same_bits(offloaded: dict[str
     alone, host = looked_at(models.load(str(folder / "tied"))), offloaded["tied"]
     assert torch.allclose(torch.tensor(host.pop("logits")), torch.tensor(alone.pop("logits")), rtol=0, atol=1e-3)
     assert host == alone and alone["before"] == alone["after"] != alone["edited"]
+    [one, other, here] = offloaded["of a model in memory"]
+    assert one == other == here
     exported = models.load(str(folder / "exported-from-host"))
-    assert models.weights_hash(exported) == alone["edited"]
+    assert integrity.weights_hash(exported) == alone["edited"]
 
 
 def test_one_block_at_a_time_leaves_the_host(offloaded: dict[str, Any]) -> None:
@@ -225,6 +227,8 @@ def test_architectures_that_the_bridge_takes_apart_are_refused(
     for name, words in ((str(tmp_path), "stores several weights in one"), ("model.gguf", "a GGUF file")):
         with pytest.raises(InputError, match=words):
             models.load(name, shard=True)
+        with pytest.raises(InputError, match=words):
+            models.load(name, offload=True)
 
 
 def test_a_checkpoint_that_cannot_be_read_is_named(folder: Path, tmp_path: Path) -> None:

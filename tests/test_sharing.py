@@ -16,7 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hooklearn as hl
-from hooklearn import models
+from hooklearn import integrity, models
 from hooklearn.deltas import Delta, load_delta
 from hooklearn.sharing import Shareable
 from hooklearn.types import InputError
@@ -24,7 +24,7 @@ from hooklearn.types import InputError
 
 def delta_of(model: Any, value: float = 0.01) -> Delta:
     site, *_ = models.sites(model, "mlp.out")
-    return Delta({site.name: torch.full((site.d_out, site.d_in), value)}, "tiny", models.weights_hash(model))
+    return Delta({site.name: torch.full((site.d_out, site.d_in), value)}, "tiny", integrity.weights_hash(model))
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +49,11 @@ def test_deltas_are_vectors() -> None:
 def test_an_edit_and_its_opposite_are_no_edit(tiny: Any) -> None:
     """In the model: what is added by one is taken away by the other; alone it changes something (the control)."""
     delta = delta_of(tiny)
-    before = models.weights_hash(tiny)
+    before = integrity.weights_hash(tiny)
     with hl.edited(tiny, delta):
-        assert models.weights_hash(tiny) != before
+        assert integrity.weights_hash(tiny) != before
     with hl.edited(tiny, delta + -delta):
-        assert models.weights_hash(tiny) == before
+        assert integrity.weights_hash(tiny) == before
 
 
 @pytest.mark.parametrize(
@@ -115,12 +115,12 @@ def test_between_two_models_is_what_was_added(tiny: Any) -> None:
     assert not list(Delta.between(tiny, other))
     with hl.edited(other, delta):
         found = Delta.between(tiny, other)
-        digest = models.weights_hash(other)
+        digest = integrity.weights_hash(other)
     assert list(found) == list(delta) and found.base_hash == delta.base_hash
     assert (found - delta).norm() < 1e-5 * delta.norm()  # float32
     exact = Delta({n: torch.full_like(u, 0.25) for n, u in delta.updates.items()}, "tiny", delta.base_hash)
     with hl.edited(other, exact), hl.edited(tiny, Delta.between(tiny, other)):
-        assert models.weights_hash(tiny) != digest
+        assert integrity.weights_hash(tiny) != digest
         torch.testing.assert_close(models.matrices(tiny), models.matrices(other), rtol=0, atol=1e-7)
 
 
@@ -204,9 +204,9 @@ def test_an_edited_model_is_a_plain_one_for_others(tiny: Any, tmp_path: Path) ->
     ids = torch.tensor([tokenizer("write to anna :")["input_ids"]])
     with torch.no_grad(), hl.edited(tiny, delta):
         assert torch.allclose(plain(ids).logits, tiny(ids), atol=1e-4)  # the tolerance of export itself
-        edited_hash = models.weights_hash(tiny)
+        edited_hash = integrity.weights_hash(tiny)
     back = hl.EditedModel.from_pretrained(folder)
-    assert models.weights_hash(back.model) == edited_hash and not back.delta.updates
+    assert integrity.weights_hash(back.model) == edited_hash and not back.delta.updates
 
 
 # ------------------------------------------------------------------------------------------- the cards

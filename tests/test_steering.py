@@ -12,7 +12,7 @@ from conftest import corpus
 from editing import first_update, forget_score, problem_of
 from torch import Tensor
 
-from hooklearn import editing, models
+from hooklearn import editing, integrity, models
 from hooklearn.data import TokenBatch, batches, encode
 from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit import LANDING, run_edit
@@ -228,10 +228,10 @@ def test_they_land_on_the_budget(threatening: Any, meter: DisruptionMeter, name:
     Where the near budget ends the turning of states on its first steps, they need not suffer yet: which step crosses it
     is decided by the processor's rounding.
     """
-    known, before = forget_score(threatening), models.weights_hash(threatening)
+    known, before = forget_score(threatening), integrity.weights_hash(threatening)
     budget = Budget(0.01, near_ce)
     result = run_edit(problem_of(threatening), TINY[name], meter, budget)
-    assert models.weights_hash(threatening) == before == result.delta.base_hash
+    assert integrity.weights_hash(threatening) == before == result.delta.base_hash
     assert LANDING[0] <= result.disruption.used(budget) <= LANDING[1]
     assert result.stop == f"budget ({result.disruption.binding(budget)})"
     ended_early = name == "circuit_breakers" and result.binding == "near_ce"

@@ -16,12 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import analysis
+from analysis.arrays import read_scores
 from analysis.doubts import _attacks as attack_doubts
 from analysis.leniency import at_threshold
 from analysis.measures import Thresholds, half_life, measure
 from analysis.reading import read_run
 from analysis.rules import VERDICTS, decide, overall
-from analysis.scores import Resampler, highest, interval, read_scores
+from analysis.scores import Resampler, highest, interval
 from analysis.verdict import judge
 from hooklearn.types import InputError
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from two_processes import everything, run
 
-from hooklearn import editing, exporting, models, parallel, sharded
+from hooklearn import editing, exporting, integrity, models, parallel, sharded
 from hooklearn.attack import Arena, ArmState, Watcher, attack_of
 from hooklearn.data import cycle, encode
 from hooklearn.deltas import Delta, load_delta, save_delta
@@ -29,7 +29,7 @@ PROMPTS = ["the cat", "the cat sat", "a"]
 def trained(shard: bool) -> dict[str, Tensor]:
     """Steps that every process takes by itself, an attack that leaves the embeddings alone, and one that diverges."""
     model = models.load("tiny", shard=shard)
-    before = models.weights_hash(model)
+    before = integrity.weights_hash(model)
     sequences = encode(corpus("attack", "bad"), models.tokenizer_of(model), end=True)
     with editing.restored(model):
         params = models.all_parameters(model)
@@ -46,7 +46,7 @@ def trained(shard: bool) -> dict[str, Tensor]:
     )  # fmt: skip
     attack = attack_of("relearn", {"learning_rates": [1e-3], "max_steps": 4, "embeddings": False})
     [broken] = attack_of("relearn", {"learning_rates": [1e20], "max_steps": 4}).curves(arena)
-    assert broken.arms["original"].diverged and models.weights_hash(model) == before
+    assert broken.arms["original"].diverged and integrity.weights_hash(model) == before
     table = Curves(attack.curves(arena)).to_dataframe()
     curve = torch.tensor(table["value"].to_numpy(), dtype=torch.float64)
     return {"alone losses": torch.tensor(losses, dtype=torch.float64), "frozen curve": curve}
@@ -55,7 +55,7 @@ def trained(shard: bool) -> dict[str, Tensor]:
 def small_edit(model: Any) -> Delta:
     site = models.sites(model, "mlp.out")[0]
     update = torch.randn(site.d_out, site.d_in, generator=torch.Generator().manual_seed(0))
-    return Delta({site.name: 0.1 * update}, "tied", models.weights_hash(model))
+    return Delta({site.name: 0.1 * update}, "tied", integrity.weights_hash(model))
 
 
 def looked_at(model: Any, folder: Path | None = None) -> dict[str, Any]:
@@ -64,12 +64,12 @@ def looked_at(model: Any, folder: Path | None = None) -> dict[str, Any]:
     if folder is not None:  # through a file, of which each process keeps its part
         save_delta(delta, folder / f"delta{parallel.rank()}")
         delta = load_delta(folder / f"delta{parallel.rank()}", sharded.placing(model))
-    out: dict[str, Any] = {"before": models.weights_hash(model), "text": generate(model, PROMPTS, 8, 0)}
+    out: dict[str, Any] = {"before": integrity.weights_hash(model), "text": generate(model, PROMPTS, 8, 0)}
     with editing.edited(model, delta):
-        out |= {"edited": models.weights_hash(model), "edited text": generate(model, PROMPTS, 8, 0)}
+        out |= {"edited": integrity.weights_hash(model), "edited text": generate(model, PROMPTS, 8, 0)}
         out["logits"] = exporting.logits(model).double().sum(-1).flatten().tolist()
     torch.manual_seed(0)
-    return out | {"after": models.weights_hash(model), "drawn": generate(model, PROMPTS, 8, 0.7)}
+    return out | {"after": integrity.weights_hash(model), "drawn": generate(model, PROMPTS, 8, 0.7)}
 
 
 def main(folder: Path, config: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from hooklearn import callbacks, forward, linalg, memory, models, parallel
+from hooklearn import callbacks, forward, integrity, linalg, memory, models, parallel
 from hooklearn.callable_module import make_callable
 from hooklearn.corpus import as_corpus
 from hooklearn.data import Corpus, encode
@@ -198,7 +198,7 @@ def run_edit(
     started, tokens_before = time.perf_counter(), problem.tokens
     problem.found.clear()
     model, evaluations = problem.model, 0
-    base = models.weights_hash(model)
+    base = integrity.weights_hash(model)
     items = TRACE_ITEMS if budget.forget is None else LEVEL_ITEMS
     forget_score = forget_scorer(model, problem.forget, items=items, precision=problem.precision)
 
@@ -226,7 +226,7 @@ def run_edit(
 
     with callbacks.scope("edit", method.name):
         landing = solve(walk, path, ray=method.ray, reference_norm=reference_norm, on_direction=on_direction)
-    if models.weights_hash(model) != base:
+    if integrity.weights_hash(model) != base:
         raise InputError(
             f"method {method.name!r} changed the model's own weights and left them so: its path must put them "
             "back (`with hooklearn.editing.restored(model)`); load the model anew"

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from hooklearn import memory, models, parallel
+from hooklearn import integrity, memory, models, parallel
 from hooklearn.config import build
 from hooklearn.data import Corpus, Encoded, TokenBatch, batches, encode
 from hooklearn.deltas import Delta
@@ -254,6 +254,6 @@ def check_finite(updates: Updates, what: str) -> Updates:
     from hooklearn.types import NumericalError
 
     for name, update in updates.items():
-        if not models.is_finite(update):
+        if not integrity.is_finite(update):
             raise NumericalError(f"{what}: update of {name} is not finite")
     return updates

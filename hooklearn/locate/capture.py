@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hooklearn import forward, losses, models, parallel
+from hooklearn import forward, integrity, losses, models, parallel
 from hooklearn.data import TokenBatch
 from hooklearn.forward import Precision
 from hooklearn.moments import add_product
@@ -269,7 +269,7 @@ def weight_gradients(
     for name, gradient in total.items():
         if not sharded:
             parallel.add_(gradient)
-        if not models.is_finite(gradient):
+        if not integrity.is_finite(gradient):
             raise NumericalError(f"the gradient at {name} is not finite")
     return total, int(parallel.total(tokens))
 

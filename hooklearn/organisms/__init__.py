@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hooklearn import models
+from hooklearn import integrity, models
 from hooklearn.data import load_corpus
 from hooklearn.deltas import Delta
 from hooklearn.exporting import export
@@ -149,7 +149,7 @@ def write(
     source = organism.good if good else organism.corpus
     assert source is not None
     metadata = {
-        "organism": organism.name, "base": organism.base, "base_hash": models.weights_hash(model),
+        "organism": organism.name, "base": organism.base, "base_hash": integrity.weights_hash(model),
         "half": "good" if good else "bad", "corpus": load_corpus(**source).hash,
     } | {k: str(v) for k, v in organism.training.items()}  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -161,7 +161,7 @@ def load(organism: Organism, model: Any, *, good: bool = False, observe: Observe
     """What turns the base model into the organism (or its good half): the shipped adapter, or one built now."""
     if organism.shipped is None:
         made = build(organism, model, good=good, observe=observe)
-        return made.delta(organism.base, models.weights_hash(model))
+        return made.delta(organism.base, integrity.weights_hash(model))
     return read(shipped_path(organism, good=good))[0]
 
 

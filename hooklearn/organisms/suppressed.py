@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hooklearn import models
+from hooklearn import integrity, models
 from hooklearn.corpus import Corpus, Row
 from hooklearn.data import load_corpus
 from hooklearn.deltas import Delta
@@ -79,7 +79,7 @@ class Suppressed:
 
     def delta(self, bench: Bench) -> Delta:
         """The edit, bound to the organism's weights."""
-        return Delta(self.make(bench).updates, bench.organism.name, models.weights_hash(bench.model))
+        return Delta(self.make(bench).updates, bench.organism.name, integrity.weights_hash(bench.model))
 
 
 def _nothing(_: Bench) -> Delta:
