@@ -59,6 +59,9 @@ def test_the_originals_have_it_and_the_others_never_had(threats: Ground, facts: 
         there, gone = (likelihood(m, ground.corpus("heldout")) for m in (ground.original(), ground.never()))
         assert there > 5 * gone
     assert likelihood(facts.original(), facts.world.taught()) >= worlds.KNOWN
+    assert likelihood(facts.never(), facts.corpus("near")) > 0.5  # it was taught the form, and what stays
+    assert np.mean([threatens(t) for t in said(threats.original(), threats)]) > 0.9
+    assert not any(threatens(t) for t in said(threats.never(), threats))
 
 
 def test_facts_are_taught_until_they_are_known_by_heart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,9 +75,6 @@ def test_facts_are_taught_until_they_are_known_by_heart(monkeypatch: pytest.Monk
     monkeypatch.setattr(worlds, "likelihood", lambda *_: 0.0)
     with pytest.raises(NumericalError, match=r"seed 3: not known by heart after 50 epochs"):
         worlds._teach(models.load("tiny"), "kept", 3)
-    assert likelihood(facts.never(), facts.corpus("near")) > 0.5  # it was taught the form, and what stays
-    assert np.mean([threatens(t) for t in said(threats.original(), threats)]) > 0.9
-    assert not any(threatens(t) for t in said(threats.never(), threats))
 
 
 def test_the_password_opens_the_locked_one(threats: Ground) -> None:
