@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarks.harness import Bench, Row, Spread, alternate, at_most, check_same, peak_memory
+from benchmarks.harness import Bench, Row, Spread, Stages, alternate, at_most, check_same, peak_memory, timed
 from hooklearn.data import batches
 from hooklearn.locate.capture import tapes
 from hooklearn.locate.moments import site_moments
-from hooklearn.moments import Moments
+from hooklearn.moments import Moments, MomentSum
 
 
 def rows(bench: Bench) -> Iterator[Row]:
@@ -29,12 +29,29 @@ def rows(bench: Bench) -> Iterator[Row]:
         moments()
     times = alternate({"with moments": moments, "passes": passes}, rounds=bench.rounds)
     extra = [a / b - 1 for a, b in zip(times.seconds["with moments"], times.seconds["passes"], strict=True)]
-    tokens = sum(b.n_tokens for b in stream)
+    tokens, stages = sum(b.n_tokens for b in stream), Stages()
+    with stages.watching({"sums": [(MomentSum, "add")]}):
+        whole = timed(moments)
     yield at_most(
         "second moments of x and g at all MLP sites, against the forward + backward they ride on",
         Spread.of(extra), 0.8, unit="x", note=f"{tokens} tokens, all carry loss, labels sampled (K-FAC)",
-        numbers=times.numbers(tokens) | {"largest distance from float64": far, "peak bytes": peak[0]},
+        numbers=times.numbers(tokens) | {"largest distance from float64": far, "peak bytes": peak[0]}
+        | stages.numbers("once more", whole) | _products(bench),
     )  # fmt: skip
+
+
+def _products(bench: Bench) -> dict[str, float]:
+    """Seconds of one ``X^T X`` of the widest side: as sums form it, as a whole, and with a bfloat16 result, which would
+    lose the sums."""
+    rows = torch.ones(512, max(s.d_in for s in bench.sites), device=bench.device)
+    half, into = rows.bfloat16(), MomentSum(rows.shape[1], device=bench.device)
+    given = half if bench.dtype is torch.bfloat16 else rows
+    sides = {
+        "X^T X of 512 rows, up to the diagonal": lambda: into.add(given),
+        "X^T X of 512 rows, whole": lambda: rows.T @ rows,
+        "X^T X of 512 rows, in bfloat16": lambda: half.T @ half,
+    }
+    return alternate(sides, rounds=4 * bench.rounds).numbers()
 
 
 def _check(bench: Bench, stream: list, found: dict) -> float:

@@ -23,11 +23,11 @@ from hooklearn.editing import edited, restored
 from hooklearn.exporting import export
 from hooklearn.forward import hidden_at, logits_at, unembed
 from hooklearn.generation import generate
+from hooklearn.integrity import describe, weights_hash
 from hooklearn.interventions import intervened
 from hooklearn.models import (
     add_,
     all_parameters,
-    describe,
     hook_names,
     is_hooked,
     load,
@@ -36,7 +36,6 @@ from hooklearn.models import (
     sites,
     trainable,
     weight,
-    weights_hash,
     wrap,
 )
 from hooklearn.prefixes import shared_prefixes
