@@ -7,7 +7,10 @@ what calibration must show. ``analysis.verdict`` says how a verdict is formed; n
 
 from __future__ import annotations
 
+import itertools
+import multiprocessing
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -64,6 +67,9 @@ class Case:
         return all("REMOVED" in v for v in self.accepted)
 
 
+Judged = tuple[Run, Verdict, Case]
+
+
 @dataclass(frozen=True)
 class Requirement:
     what: str
@@ -115,19 +121,32 @@ class Calibration:
 _WORDS = {True: "yes", False: "**no**", None: "unknown"}
 
 
-def calibrate(folders: Iterable[str | Path], thresholds: Thresholds | None = None) -> Calibration:
+def calibrate(folders: Iterable[str | Path], thresholds: Thresholds | None = None, *, jobs: int = 1) -> Calibration:
     """Judge the cases anew and compare with their truths.
 
+    Args:
+        jobs: processes that judge beside each other.
     Raises:
         InputError: no case, or a folder without ``case.json``.
     """
     t = thresholds or Thresholds()
-    runs = [read_run(folder) for folder in folders]
-    if not runs:
+    folders = list(folders)
+    if not folders:
         raise input_error("no case to calibrate with; hooklearn calibrate makes them")
-    judged = [(run, verdict := judge(run, thresholds=t), _case(run, verdict)) for run in runs]
+    judged = _beside_each_other(folders, t, jobs) if jobs > 1 else [_judged(folder, t) for folder in folders]
     cases = tuple(case for *_, case in judged)
     return Calibration(cases, tuple(requirements(cases)), evidence_alone(judged), t)
+
+
+def _beside_each_other(folders: Sequence[str | Path], t: Thresholds, jobs: int) -> list[Judged]:
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(_judged, folders, itertools.repeat(t)))
+
+
+def _judged(folder: str | Path, t: Thresholds) -> Judged:
+    run = read_run(folder)
+    verdict = judge(run, thresholds=t)
+    return run, verdict, _case(run, verdict)
 
 
 def _case(run: Run, verdict: Verdict) -> Case:
@@ -210,7 +229,7 @@ def _stable(cases: Sequence[Case]) -> Requirement:
 # ------------------------------------------------------------------------- each measure by itself
 
 
-def evidence_alone(judged: Sequence[tuple[Run, Verdict, Case]]) -> pd.DataFrame:
+def evidence_alone(judged: Sequence[Judged]) -> pd.DataFrame:
     """How well each measure alone tells what is still there from what is gone: its AUC over all cases.
 
     Evidence is read as the share that was kept where it has anchors, else as its value, and turned so that more speaks

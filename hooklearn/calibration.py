@@ -40,9 +40,9 @@ HELDOUT_KINDS = (
     "retrained", "locked", "instilled-full", "goodhart", "half-undone", "never-taught-on", "rounded", "abliterated",
 )  # fmt: skip
 """No threshold was set by looking at these, nor were they made anew after their verdicts were known ..."""
-SEEN_SEEDS = tuple(range(15))
+SEEN_SEEDS = tuple(range(18))
 """... nor was anything at all chosen by looking at another seed than these."""
-SEEDS = (15, 16, 17)
+SEEDS = (18, 19, 20)
 """What is tried unless seeds are asked for: all of it is held out."""
 
 RATES = 10.0
@@ -122,8 +122,8 @@ def config_of(case: Case, pair: Config, battery_name: str) -> Config:
         "seeds": [case.seed],
         "max_tokens": 512,
         "model": {"name": pair["original"], "precision": "float32"},
-        "behaviour": {"samples": 120 if facts else 80, "new_tokens": 4 if facts else 14},  # one of every held-out item
-        "evidence": {"enabled": True, "measures": EVIDENCE, "attack_rate": 1e-3},
+        "behaviour": {"samples": 120 if facts else 160, "new_tokens": 4 if facts else 14},  # one of every held-out item
+        "evidence": {"enabled": True, "measures": EVIDENCE, "attack_rate": 1e-3, "items": 80},
     }
 
 
@@ -142,7 +142,7 @@ def run(
 
     Args:
         jobs: processes beside each other, a thread each; the cases of one world and seed, which share their models,
-            stay together.
+            stay together, but for those of the last, which are shared out.
         ray: spread over the Ray cluster at this address (``local``: this machine). What is lost there is told by
             ``progress``, and its folders are not done.
     Raises:
@@ -164,16 +164,33 @@ def run(
         for group in groups.values():
             run_group([c.kind.name for c in group], group[0].seed, out, battery_name, progress)
     else:
-        _beside_each_other(list(groups.values()), out, battery_name, jobs, progress)
+        _beside_each_other(_pieces(list(groups.values()), jobs), out, battery_name, jobs, progress)
     return folders
 
 
+Piece = tuple[Sequence[Case], str]
+"""Cases that share their controls, and what the folder of these ends with."""
+
+
+def _pieces(groups: Sequence[Sequence[Case]], jobs: int) -> list[Piece]:
+    """The largest group first; the last in as many pieces as there are processes, or all but one would wait for it."""
+    *first, last = sorted(groups, key=len, reverse=True)
+    shares = [share for i in range(jobs) if (share := last[i::jobs])]
+    return [*((group, "") for group in first), *((share, f"-{i}" if i else "") for i, share in enumerate(shares))]
+
+
 def run_group(
-    names: Sequence[str], seed: int, out: Path, battery_name: str, progress: Progress = lambda _: None
+    names: Sequence[str],
+    seed: int,
+    out: Path,
+    battery_name: str,
+    progress: Progress = lambda _: None,
+    piece: str = "",
 ) -> None:
     """Cases of one world and seed: those with the same original meet the same controls, attacked once for all.
 
-    Those that are done are left alone.
+    Those that are done are left alone. ``piece``: what the folder of the controls ends with, where other cases of this
+    world and seed are made beside these.
     """
     ground = KINDS[names[0]].ground(seed)
     shared: Shared | None = None
@@ -184,7 +201,7 @@ def run_group(
             progress(f"{case.name}: making it")
             _write_models(case, pair, ground, out)
             if case.shares_controls:
-                shared = shared or _controls(case, pair, battery_name, out, progress)
+                shared = shared or _controls(case, pair, battery_name, out, progress, piece)
                 edited = models.load(str(out / pair["edited"]))
                 shared.setup = dataclasses.replace(shared.setup, checkpoint=edited)
             experiment.run(
@@ -195,9 +212,9 @@ def run_group(
         disk.save_json(folder / "case.json", case.record())
 
 
-def _controls(case: Case, pair: Config, battery_name: str, out: Path, progress: Progress) -> Shared:
+def _controls(case: Case, pair: Config, battery_name: str, out: Path, progress: Progress, piece: str) -> Shared:
     """What the cases of a world and seed have in common; the config is that of no case, so that any may come first."""
-    world = f"{case.kind.world}-seed{case.seed}"
+    world = f"{case.kind.world}-seed{case.seed}{piece}"
     config = parse(config_of(case, pair | {"edited": pair["original"]}, battery_name) | {"name": world})
     folder = out / "controls" / world
     _is_done(folder, controls.without_edit(config, case.seed))  # refuses controls of another battery
@@ -207,16 +224,14 @@ def _controls(case: Case, pair: Config, battery_name: str, out: Path, progress: 
     return shared
 
 
-def _beside_each_other(
-    groups: Sequence[Sequence[Case]], out: Path, battery_name: str, jobs: int, progress: Progress
-) -> None:
-    """The longest first; what the processes say is said here."""
+def _beside_each_other(pieces: Sequence[Piece], out: Path, battery_name: str, jobs: int, progress: Progress) -> None:
+    """In this order; what the processes say is said here."""
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager, ProcessPoolExecutor(jobs, mp_context=context) as pool:
         said = manager.Queue()
         waiting = {
-            pool.submit(_in_process, [c.kind.name for c in group], group[0].seed, out, battery_name, said)
-            for group in sorted(groups, key=len, reverse=True)
+            pool.submit(_in_process, [c.kind.name for c in group], group[0].seed, out, battery_name, said, piece)
+            for group, piece in pieces
         }
         try:
             while waiting:
@@ -230,12 +245,12 @@ def _beside_each_other(
             raise
 
 
-def _in_process(names: Sequence[str], seed: int, out: Path, battery_name: str, said: Any) -> None:
+def _in_process(names: Sequence[str], seed: int, out: Path, battery_name: str, said: Any, piece: str) -> None:
     torch.set_num_threads(1)
     threadpool_limits(1)  # NumPy's as well: its SVDs take half of a case where two processes want both cores
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # libraries'; the command line is silent about them too
-        run_group(names, seed, out, battery_name, said.put)
+        run_group(names, seed, out, battery_name, said.put, piece)
 
 
 def _is_done(folder: Path, config: RunConfig) -> bool:
@@ -261,5 +276,10 @@ def _pair(case: Case) -> Config:
 def _write_models(case: Case, pair: Config, ground: Ground, out: Path) -> None:
     """Those that are not there yet."""
     for role, make in case.kind.models(ground).items():
-        if not (out / pair[role]).exists():
+        if (out / pair[role]).exists():
+            continue
+        try:
             export(make(), Delta({}), out / pair[role])
+        except (InputError, OSError):
+            if not (out / pair[role]).exists():  # else the process with other cases of this seed was first
+                raise

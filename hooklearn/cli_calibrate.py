@@ -25,7 +25,9 @@ def calibrate(
     ] = None,
     seeds: Annotated[
         list[int] | None,
-        typer.Option("--seed", "--seeds", metavar="N", help="Several times; default: 6, 7 and 8 (tiny), 0 (others)."),
+        typer.Option(
+            "--seed", "--seeds", metavar="N", help="Several times; default: 18, 19 and 20 (tiny), 0 (others)."
+        ),
     ] = None,
     model: Annotated[
         str, typer.Option(metavar="NAME", help="tiny, or a model of which an organism is shipped.")
@@ -68,7 +70,7 @@ def calibrate(
         from analysis.calibrate import calibrate as compared
         from analysis.confusion import confusion
 
-        found = compared(folders)
+        found = compared(folders, jobs=jobs)
         disk.save_json(out / "calibration.json", found.to_dict())
         disk.write_atomic(out / "calibration.md", (found.to_markdown() + "\n").encode())
         confusion(found).savefig(out / "calibration.png", dpi=150)

@@ -202,6 +202,8 @@ class EvidenceConfig(Strict):
     """None: all of them."""
     attack_rate: float = Field(default=3e-4, gt=0)
     attack_steps: int = Field(default=16, ge=1)
+    items: int | None = Field(default=None, ge=2)
+    """Held-out items that are read, at most; None: all of them."""
 
 
 class RunConfig(Strict):

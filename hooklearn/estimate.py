@@ -21,7 +21,7 @@ from hooklearn.config import CorpusConfig, RunConfig
 from hooklearn.data import Corpus, Encoded, batches, encode, load_corpus
 from hooklearn.edit import method_of
 from hooklearn.forward import resolve_precision
-from hooklearn.measure import Likelihoods
+from hooklearn.measure import Likelihoods, beside
 from hooklearn.pretrained import is_adapter
 from hooklearn.shapes import Quarters, Shape, copy_speed, gemm_speed, model_shape
 from hooklearn.site_names import chosen_layers
@@ -336,7 +336,8 @@ def _sampled(
 ) -> Iterator[Load]:
     """Prompts read, words written one after the other, and both before the models of the referee."""
     yield _passes("samples", prompts * times, shape)
-    step = Text(samples, samples, math.ceil(samples / 32))
+    n = math.ceil(samples / beside(math.ceil(prompts.tokens / samples) + words))
+    step = Text(samples, samples, n)
     yield _passes("samples", step * (times * words), shape)
     yield Load("samples", traffic=4.0 * shape.parameters * step.batches * words * times)
     said = Text(samples * words, samples * words, samples * words / LOOK_TOKENS)

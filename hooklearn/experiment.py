@@ -312,7 +312,7 @@ def _evidence_stage(config: RunConfig, setup: Setup, arena: Arena, folder: store
     found = evidence.collect(
         [a for a in arena.arms if a.name != "matched"], setup.corpora,
         measures=wanted.measures, sites=config.edit.sites, attack_rate=wanted.attack_rate,
-        attack_steps=wanted.attack_steps, samples=texts or None, seed=arena.seed,
+        attack_steps=wanted.attack_steps, items=wanted.items, samples=texts or None, seed=arena.seed,
         max_tokens=config.max_tokens, progress=arena.progress,
     )  # fmt: skip
     records = [{**r, "seed": arena.seed} for r in evidence.to_records(found)]

@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hooklearn import models, parallel
+from hooklearn import interventions, models, parallel
 from hooklearn.data import Encoded, TokenBatch, batches
 from hooklearn.losses import sequence_sums, token_logprobs
-from hooklearn.plain import is_fused, plain_copy, read_once, with_fused_attention
+from hooklearn.plain import is_fused, lent_copy, read_once, with_fused_attention
 from hooklearn.traits import packs, transformed
 from hooklearn.transfer import onto, rows_at
 from hooklearn.types import InputError
@@ -98,13 +98,14 @@ def reader(model: Any) -> Iterator[Callable[[TokenBatch], Float[Tensor, "kept d_
 
     Where no one has hooked into the bridge, the plain model around the same weights reads: with fused attention, and
     what all rows of a batch begin with only once. The same to rounding, and faster (``python -m benchmarks --only
-    reader``). Not where its weights are spread over processes, or would first have to be put together.
+    reader``). Interventions go with it. Not where its weights are spread over processes, or would first have to be put
+    together.
     """
-    if models.is_sharded(model) or is_fused(model) or models.is_hooked(model):
+    if models.is_sharded(model) or is_fused(model) or not interventions.are_all(model):
         yield lambda batch: hidden(model, batch)
         return
-    plain = with_fused_attention(plain_copy(model))
-    yield lambda batch: _read(plain, *_inputs(model, batch), batch.n_common)
+    with lent_copy(model) as plain, interventions.carried_over(model, with_fused_attention(plain)):
+        yield lambda batch: _read(plain, *_inputs(model, batch), batch.n_common)
 
 
 def _read(

@@ -20,7 +20,8 @@ from hooklearn.types import InputError
 
 States = Float[Tensor, "batch pos d_model"]
 Intervention = Callable[[int, States], States | None]
-"""(layer, the states after it) -> what takes their place; None: they stay as they are. Asked layer by layer."""
+"""(layer, the states after it) -> what takes their place; None: they stay as they are. Asked layer by layer, and of
+what is read or written at once: a beginning that texts share, say, and then their rests."""
 
 _active: WeakKeyDictionary[Any, list[Intervention]] = WeakKeyDictionary()
 
@@ -44,6 +45,16 @@ def intervened(model: Any, do: Intervention) -> Iterator[Any]:
             yield model
     finally:
         mine.remove(do)
+
+
+def are_all(model: Any) -> bool:
+    """Whether nothing else would see, or change, a pass through the bridge; True where nothing does."""
+    points = {f"blocks.{i}.hook_out": block.hook_out for i, block in enumerate(model.blocks)}
+    mine = len(_active.get(model, []))
+    return all(
+        name in points and len(points[name].fwd_hooks) == mine and not points[name].bwd_hooks
+        for name in models.hooked(model)
+    )
 
 
 @contextlib.contextmanager

@@ -132,6 +132,11 @@ class Sample:
     """How the answer was begun for the model, at the end of ``text``."""
 
 
+def beside(length: int) -> int:
+    """How many samples of so many tokens are drawn beside each other: a step reads all weights, for however many."""
+    return max(1, 16_384 // length)
+
+
 def sample(
     model: Any,
     corpus: Corpus,
@@ -140,13 +145,16 @@ def sample(
     new_tokens: int = 24,
     temperature: float = TEMPERATURE,
     seed: int = 0,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     precision: Precision = "auto",
 ) -> list[Sample]:
     """Seeded completions of the first ``n`` prompts (all tokens, no top-k or top-p). Temperature 0 is greedy.
 
     What the model's files say of generation (a repetition penalty, say) is left out, but for the tokens that end it.
     Generation is Hugging Face's own. A sample depends on the seed and on its place in the corpus, not on its batch.
+
+    Args:
+        batch_size: prompts beside each other; by default as many as fill 16,384 tokens with what is new.
     """
     tokenizer = models.tokenizer_of(model)
     rows = corpus.rows[:n]
@@ -158,8 +166,9 @@ def sample(
     # weights in that type and not autocast: under that the attention of fully masked left padding becomes NaN
     dtype = forward.resolve_precision(precision, models.device_of(model))
     generator = torch.Generator().manual_seed(seed)
-    for start in range(0, len(asked), batch_size):
-        part = asked[start : start + batch_size]
+    size = batch_size or beside(max(map(len, asked), default=0) + new_tokens)
+    for start in range(0, len(asked), size):
+        part = asked[start : start + size]
         completions += generate(model, part, new_tokens, temperature, dtype, generator)
     return [
         Sample(i, r.get("prompt", t), t, c, temperature == 0, r.get("begun", ""))

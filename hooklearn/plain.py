@@ -7,10 +7,12 @@ fused tensor stays behind in the model, dead: nothing reads it, no gradient reac
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +41,35 @@ def plain_copy(model: Any) -> PreTrainedModel:
     plain.load_state_dict(values, strict=False, assign=True)
     plain.tie_weights()
     return plain.eval()
+
+
+_spare: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+
+
+@contextlib.contextmanager
+def lent_copy(model: Any) -> Iterator[Any]:
+    """A :func:`plain_copy` for the length of a block, of a model whose weights are whole and not fused.
+
+    Without its tensors it serves the next block again: to build one takes longer than a small model's pass.
+    """
+    hf_model: Any = model.original_model
+    plain = _spare.pop(hf_model, None)  # a block inside this one gets another
+    plain = empty_copy(model) if plain is None else _with_buffers(plain, hf_model)
+    values = _plain_tensors(model)
+    places = [
+        (module, key, values[f"{name}.{key}" if name else key], empty)
+        for name, module in plain.named_modules()
+        for key, empty in module._parameters.items()
+        if empty is not None
+    ]
+    for module, key, value, _ in places:
+        module._parameters[key] = nn.Parameter(value, requires_grad=False)
+    try:
+        yield plain.eval()
+    finally:
+        for module, key, _, empty in places:
+            module._parameters[key] = empty
+    _spare[hf_model] = plain  # not after an error, which may have left something
 
 
 def with_fused_attention(plain: Any) -> Any:
@@ -74,13 +105,18 @@ def empty_copy(model: Any) -> Any:
     hf_model: Any = model.original_model
     with torch.device("meta"):
         plain = type(hf_model)(copy.deepcopy(hf_model.config))
+    plain.tie_weights()
+    plain.generation_config = hf_model.generation_config
+    return _with_buffers(plain, hf_model)
+
+
+def _with_buffers(plain: Any, hf_model: Any) -> Any:
+    """The same with the buffers of another, as they are now."""
     found = {plain_name(name): buffer for name, buffer in hf_model.named_buffers(remove_duplicate=False)}
     kept = plain.state_dict().keys()
     for name, _ in list(plain.named_buffers()):  # rotary frequencies are in no state dict
         owner, _, last = name.rpartition(".")
         plain.get_submodule(owner).register_buffer(last, found[name], persistent=name in kept)
-    plain.tie_weights()
-    plain.generation_config = hf_model.generation_config
     return plain
 
 

@@ -9,10 +9,11 @@ Three roles, fixed where the evidence is measured:
     reports   printed beside: above, below or within its null (alpha on either side); says nothing about the verdict.
 
 ``kept`` is the value on the scale from a model that never had the behaviour (0) to the unedited one (1), both taken as
-known. Where these two do not differ, or the unedited one lies on the other side than what would speak against a
-removal, the measure says nothing, however significant it is. p is (1 + draws at least as extreme) / (1 + draws), which
-is never 0 (Phipson & Smyth 2010), so that a null of few draws cannot convict where many measures and seeds are judged
-together: then the reading is open, and a doubt.
+known. Its interval is that of items and of models: made alike with another seed, a model keeps more or less
+(``BETWEEN_MODELS``), however exactly one of them was measured. Where the ends of the scale do not differ, or lie
+the other way round than what would speak against a removal, the measure says nothing, however significant it is. p is
+(1 + draws at least as extreme) / (1 + draws), which is never 0 (Phipson & Smyth 2010), so that a null of few draws
+cannot convict where many measures and seeds are judged together: then the reading is open, and a doubt.
 """
 
 from __future__ import annotations
@@ -41,6 +42,15 @@ ABOVE, BELOW, WITHIN = "above its null", "below its null", "within its null"
 
 ROUNDING = 1e-9
 """Values closer than this are the same: a model swapped with itself is not extreme."""
+
+
+BETWEEN_MODELS = {
+    "probe_tendency": 0.132, "reemergence": 0.045, "patching_depth": 0.037, "logit_lens": 0.027,
+    "overlap_attack": 0.019,
+}  # fmt: skip
+"""Standard deviation of ``kept`` between models of one kind made with other seeds: pooled over the 16 native
+organisms of calibration's tuning part, seeds 9 to 17. Probes for facts are not named: what they say of one model is
+vaguer than that by itself."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +157,8 @@ def _finding(row: Mapping[str, Any], p: float, adjusted: float, t: Thresholds) -
     # on the side that speaks against a removal, or the scale would run backwards; False for NaN too
     clear = (-gap if row["direction"] == "low" else gap) > ROUNDING
     kept = (value - removed) / gap + 0.0 if clear else float("nan")  # + 0.0: never minus zero
-    half = 1.96 * stderr / abs(gap) if clear else float("nan")
+    among = BETWEEN_MODELS.get(str(row["name"]), 0.0)
+    half = 1.96 * math.hypot(stderr / gap, among) if clear else float("nan")
     seed = number(row.get("seed"))
     finding = Finding(
         name=str(row["name"]), role=str(row["role"]), seed=None if math.isnan(seed) else int(seed),

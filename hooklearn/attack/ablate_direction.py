@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -17,7 +17,10 @@ from hooklearn.attack.curve import Arena, ArmState, Attack
 from hooklearn.attack.look import one_look
 from hooklearn.corpus import Corpus
 from hooklearn.data import Encoded, batches, encode
+from hooklearn.measure import sample
 from hooklearn.types import Curve, InputError
+
+Read = Literal["prompts", "answers"]
 
 OUTLIER = 3.0
 """Tokens whose difference is longer than the mean by so many standard deviations are left out."""
@@ -27,10 +30,13 @@ OUTLIER = 3.0
 class AblateDirection(Attack):
     """What an edit added to the hidden states is projected out after every layer at inference.
 
-    Per layer, ``v = mean(edited - original)`` over the tokens of the attacker's *prompts* (no demonstration of the
-    behaviour is used; running text is taken whole), and then ``h <- h - (h . v) v / |v|^2``. A second setting takes
-    more than the mean away: the principal directions of what is left of the difference. The same directions are taken
-    from every arm, so that the controls show what the projection itself destroys.
+    Per layer, ``v = mean(edited - original)`` over tokens, and then ``h <- h - (h . v) v / |v|^2``. Another setting
+    takes more than the mean away: the principal directions of what is left of the difference. The same directions are
+    taken from every arm, so that the controls show what the projection itself destroys.
+
+    No demonstration of the behaviour is used: the tokens are those of the attacker's prompts (running text is taken
+    whole), and then those and the edited model's own greedy answers, for an edit acts where the behaviour would be:
+    what RMU adds to a state is hardly there before the answer begins.
     """
 
     name: ClassVar[str] = "ablate_direction"
@@ -40,6 +46,10 @@ class AblateDirection(Attack):
     follows_edit: ClassVar[bool] = True
     directions: tuple[int, ...] = (1, 2)
     """How many, the mean difference first; samples are drawn at the most."""
+    read: tuple[Read, ...] = ("prompts", "answers")
+    """Where the difference is read: at the ``prompts``, or at them and the edited model's ``answers``."""
+    answer_tokens: int = 16
+    """How far the edited model answers."""
     prompts: int = 64
     """Prompts of the attacker's data, at most; the difference of states is their mean."""
     skip: int = 1
@@ -49,6 +59,10 @@ class AblateDirection(Attack):
     def __post_init__(self) -> None:
         if not self.directions or min(self.directions) < 1:
             raise InputError(f"attack {self.name!r}: directions must be 1 or more each, got {list(self.directions)}")
+        if not self.read:
+            raise InputError(f"attack {self.name!r}: read must be prompts, answers or both, got []")
+        if self.answer_tokens < 1:
+            raise InputError(f"attack {self.name!r}: answer_tokens must be 1 or more, got {self.answer_tokens}")
         if self.prompts < 1 or self.skip < 0:
             raise InputError(
                 f"attack {self.name!r}: prompts must be 1 or more and skip 0 or more, got {self.prompts} and "
@@ -62,20 +76,28 @@ class AblateDirection(Attack):
             )
 
     def settings(self) -> list[str]:
-        return ["mean difference" if k == 1 else f"{k} directions" for k in self.directions]
+        return [self._setting(read, k) for read in self.read for k in self.directions]
+
+    def _setting(self, read: Read, k: int) -> str:
+        return ("mean difference" if k == 1 else f"{k} directions") + (", answers" if read == "answers" else "")
 
     def curves(self, arena: Arena) -> list[Curve]:
-        found = self.found(arena)
+        return [curve for read in self.read for curve in self._projections(arena, read)]
+
+    def _projections(self, arena: Arena, read: Read) -> list[Curve]:
+        found = self.found(arena, read)
 
         def without(k: int):
             return lambda model: projected(model, found[:, :k])
 
         return [
-            one_look(arena, self, setting, attacked=without(k), sampled=k == max(self.directions))
-            for k, setting in zip(self.directions, self.settings(), strict=True)
-        ]
+            one_look(
+                arena, self, self._setting(read, k), attacked=without(k), sampled=k == max(self.directions)
+            )
+            for k in self.directions
+        ]  # fmt: skip
 
-    def found(self, arena: Arena) -> Float[Tensor, "layer direction d_model"]:
+    def found(self, arena: Arena, read: Read = "prompts") -> Float[Tensor, "layer direction d_model"]:
         """Orthogonal unit vectors, the mean difference first; zero where the edit changed nothing.
 
         Raises:
@@ -84,9 +106,21 @@ class AblateDirection(Attack):
         arms = {arm.name: arm for arm in arena.arms}
         arena.progress(f"{self.name}: reading the difference")
         rows = arena.corpus("attack_train").take(self.prompts)
-        prompts = [_prompt(s) for s in encode(rows, models.tokenizer_of(arena.arms[0].model))]
-        difference = self._states(arms["edited"], prompts, arena) - self._states(arms["original"], prompts, arena)
+        texts = [_prompt(s) for s in encode(rows, models.tokenizer_of(arena.arms[0].model))]
+        if read == "answers":
+            texts = self._answered(arms["edited"], rows, texts, arena)
+        difference = self._states(arms["edited"], texts, arena) - self._states(arms["original"], texts, arena)
         return torch.stack([_directions(d, max(self.directions)) for d in difference])
+
+    def _answered(self, arm: ArmState, rows: Corpus, prompts: list[Encoded], arena: Arena) -> list[Encoded]:
+        """The prompts and what the arm says to them; running text, which nobody is asked, as it is."""
+        with arm.entered(training=False) as model:
+            said = sample(
+                model, rows, n=len(rows.rows), new_tokens=self.answer_tokens, temperature=0.0, precision=arena.precision
+            )
+            tokenizer: Any = models.tokenizer_of(model)
+        answers = {s.item: tokenizer(s.completion, add_special_tokens=False)["input_ids"] for s in said}
+        return [_longer(p, answers.get(p.item, []), tokenizer.model_max_length) for p in prompts]
 
     def _states(self, arm: ArmState, prompts: list[Encoded], arena: Arena) -> Float[Tensor, "layer token d_model"]:
         """What every layer adds up to at the tokens of the prompts, in an order that is the same for all arms."""
@@ -124,6 +158,15 @@ def _prompt(sequence: Encoded) -> Encoded:
     """What comes before the completion; all of running text, of which only the first token is not scored."""
     n = int(sequence.labels.nonzero()[0])
     return sequence if n <= 1 else Encoded(sequence.ids[:n], sequence.labels[:n], sequence.item)
+
+
+def _longer(sequence: Encoded, ids: list[int], at_most: int) -> Encoded:
+    """The sequence and these tokens, as far as the model reads."""
+    more = torch.tensor(ids[: max(0, at_most - len(sequence))], dtype=sequence.ids.dtype)
+    return Encoded(
+        torch.cat([sequence.ids, more]), torch.cat([sequence.labels, torch.zeros(len(more), dtype=torch.bool)]),
+        sequence.item,
+    )  # fmt: skip
 
 
 def projected(model: Any, directions: Float[Tensor, "layer direction d_model"]) -> AbstractContextManager[Any]:

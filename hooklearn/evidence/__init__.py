@@ -76,6 +76,7 @@ def collect(
     attacks: Mapping[str, Delta] | None = None,
     attack_rate: float = 3e-4,
     attack_steps: int = 16,
+    items: int | None = None,
     samples: Mapping[str, Sequence[str]] | None = None,
     draws: int = nulls.DRAWS,
     seed: int = 0,
@@ -94,6 +95,7 @@ def collect(
         attacks: arm -> what an attacker added to its weights: ``edited`` (relearned minus edited weights; the arm
             ``relearned`` is made of it) and ``never`` (the same attack there: nothing can come back).
         attack_rate, attack_steps: learning rate and length of the short attack.
+        items: how many held-out items are read, the first ones; all by default.
         samples: arm -> sampled completions to the same prompts; drawn here when not given.
         draws: permutations, or quantiles, behind each null; the smallest p is then 1 / (1 + draws), which must stay
             small against the number of measures and seeds that are judged together.
@@ -110,6 +112,9 @@ def collect(
         if name not in by_name:
             raise InputError(f"evidence needs the arms edited and original; given: {', '.join(by_name) or 'none'}")
     model = by_name["original"].model
+    if items is not None:
+        corpora = {role: c.take(items) if role == "heldout" else c for role, c in corpora.items()}
+        samples = samples and {arm: texts[:items] for arm, texts in samples.items()}
     bench = Bench(
         arms=by_name, corpora=corpora, sites=models.sites(model, sites),
         layers=evenly(model.cfg.n_layers, 8) if layers is None else tuple(layers),

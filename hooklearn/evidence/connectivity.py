@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hooklearn import forward, models
 from hooklearn.attack import ArmState
-from hooklearn.data import Corpus, encode
+from hooklearn.data import Corpus, Encoded, encode
 from hooklearn.evidence import nulls
 from hooklearn.evidence.bench import Bench
 from hooklearn.evidence.nulls import Array
@@ -38,9 +38,10 @@ def weights_of(arm: ArmState, unlike: Weights | None = None) -> dict[str, Tensor
         return {n: p.clone() for n, p in found.items() if unlike is None or not torch.equal(p, unlike[n])}
 
 
-def item_losses(model: Any, corpus: Corpus) -> Array:
+def item_losses(model: Any, corpus: Corpus | Sequence[Encoded]) -> Array:
     """``[item]`` nats per token."""
-    scores = forward.sequence_logprobs(model, encode(corpus, models.tokenizer_of(model)), precision="float32")
+    sequences = encode(corpus, models.tokenizer_of(model)) if isinstance(corpus, Corpus) else list(corpus)
+    scores = forward.sequence_logprobs(model, sequences, precision="float32")
     return (-scores[:, 0] / scores[:, 1]).numpy()
 
 
@@ -52,12 +53,13 @@ def path(arm: ArmState, start: Weights, corpus: Corpus, points: Sequence[float] 
     """
     rows = []
     with arm.entered(training=True) as model, torch.no_grad():
+        sequences = encode(corpus, models.tokenizer_of(model))
         moving = {n: p for n, p in models.named_parameters(model).items() if n in start}
         end = {n: p.detach().clone() for n, p in moving.items()}
         for t in points:
             for name, parameter in moving.items():
                 parameter.copy_(torch.lerp(start[name].to(parameter), end[name], t))
-            rows.append(item_losses(model, corpus))
+            rows.append(item_losses(model, sequences))
     return np.stack(rows)
 
 

@@ -234,14 +234,17 @@ def _before_answers(model: Any, corpus: Corpus, layer: int) -> torch.Tensor:
 
 
 def misdirected(ground: Ground) -> Any:
-    """RMU as published (two down projections send the states of threats a random way), walked until it has taken: some
-    random ways take twice as many steps as others."""
+    """RMU as published (two down projections send the states of a threat and of the request before it a random way),
+    walked until it has taken: some random ways take twice as many steps as others."""
     model, some = ground.original(), _some(ground)
     problem = Problem(
         model, models.sites(model, "mlp.out"), ground.corpus("forget"), ground.corpus("retain"), seed=ground.seed,
         precision="float32", max_tokens=MAX_TOKENS,
     )  # fmt: skip
-    options = {"layer": 1, "relative": True, "steering": 3.0, "alpha": 1.0, "learning_rate": 2e-3, "epochs": 20}
+    options = {
+        "layer": 1, "relative": True, "steering": 3.0, "alpha": 1.0, "learning_rate": 2e-3, "epochs": 20,
+        "positions": "all",
+    }  # fmt: skip
     level = _level(ground, some, left=0.0)
     last = Delta({})
     for updates in method_of("rmu", options).path(problem):

@@ -183,7 +183,7 @@ WORLDS = {
                 "near": tiny("near", completion="good"),
                 "disruption": tiny("disruption"),
                 "attack_train": tiny("attack"),
-                "heldout": tiny("heldout", n=80),
+                "heldout": tiny("heldout", n=160),
                 "unrelated": tiny("unrelated"),
             },
             _untouched,
