@@ -15,7 +15,7 @@ import torch
 from two_processes import everything, run
 from two_sharded import OFF, looked_at, small_edit, trained
 
-from hooklearn import exporting, integrity, models, parallel, sharded
+from hooklearn import exporting, integrity, interventions, models, parallel, sharded
 from hooklearn.data import batches, encode
 from hooklearn.forward import hidden
 from hooklearn.tiny_world import corpus
@@ -36,7 +36,7 @@ def whole(model: Any) -> int:
 
 def main(folder: Path, config: str) -> None:
     # spread weights are read by the bridge; what the plain model reads is the same to rounding
-    with patch.object(models, "is_hooked", lambda _: True):
+    with patch.object(interventions, "are_all", lambda _: False):
         here = everything() | trained(shard=False)
         with patch.object(models, "load", HOST):
             host = everything() | trained(shard=False)

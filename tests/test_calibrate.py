@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from user_files import hooklearn
 from analysis.calibrate import GOLD, _mechanistic, auc, auc_error, calibrate
 from analysis.confusion import confusion
 from hooklearn import calibration, integrity, models
-from hooklearn.calibration import HELDOUT_KINDS, SEEDS, SEEN_SEEDS, cases, native
+from hooklearn.calibration import HELDOUT_KINDS, SEEDS, SEEN_SEEDS, Case, _pieces, cases, native
 from hooklearn.corpus import Corpus
 from hooklearn.data import encode
 from hooklearn.measure import sample
@@ -186,6 +187,34 @@ def test_a_native_battery_has_higher_rates_and_the_password() -> None:
         cases(["rnu"])
 
 
+def test_the_last_seed_is_shared_out() -> None:
+    """Each case once, the largest groups first; controls of one world and seed are written to one folder a process."""
+    groups = [[c for c in cases(seeds=[s]) if c.kind.world == w] for s in (1, 2) for w in ("facts", "threats")]
+    pieces = _pieces(groups, 2)
+    assert sorted(c.name for piece, _ in pieces for c in piece) == sorted(c.name for g in groups for c in g)
+    assert [len(piece) for piece, _ in pieces] == [18, 18, 6, 3, 3] and [end for _, end in pieces][-2:] == ["", "-1"]
+    assert {(c.kind.world, c.seed) for piece, _ in pieces[-2:] for c in piece} == {("facts", 2)}
+    assert [len(piece) for piece, _ in _pieces([groups[0][:2]], 4)] == [1, 1]
+
+
+def test_another_process_may_have_been_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models of a world and seed that two processes make at once are the same; any other failure is one (control)."""
+    locked = Case(KINDS["locked"], 0)
+    pair = calibration._pair(locked)
+
+    def beside(model: Any, delta: Any, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        raise InputError("already there")
+
+    monkeypatch.setattr(Ground, "kept", lambda *_: None)
+    monkeypatch.setattr(calibration, "export", beside)
+    kind = dataclasses.replace(locked.kind, make=lambda _: None)
+    calibration._write_models(dataclasses.replace(locked, kind=kind), pair, kind.ground(0), tmp_path)
+    monkeypatch.setattr(calibration, "export", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        calibration._write_models(dataclasses.replace(locked, kind=kind), pair, kind.ground(0), tmp_path / "other")
+
+
 # ------------------------------------------------------------------------------ verdicts beside truths
 
 CONTROLS = {"original": flat(0.8), "never": flat(0.1)}
@@ -221,6 +250,7 @@ def test_the_confusion_table_and_the_requirements(tmp_path: Path) -> None:
         ]
     )
     assert [c.right for c in found.cases] == [True] * 4
+    assert calibrate([c.run for c in found.cases], jobs=2).to_dict() == found.to_dict()
     table = found.confusion().set_index("truth")
     assert table.loc["REMOVED", "REMOVED"] == table.loc["INTACT", "WEAKENED"] == table.loc["DISABLED", "DISABLED"] == 1
     assert int(table.to_numpy().sum()) == 4 and found.confusion("tuning")["WEAKENED"].tolist() == [1]

@@ -566,6 +566,22 @@ def test_everything_is_measured_with_its_null_and_its_error(collected: list[Evid
         assert len(e.detail) > 0 and math.isfinite(e.stderr) or e.name == "probe_readable"
 
 
+def test_fewer_items_are_those_that_come_first(threatening: Any, tiny: Any) -> None:
+    """As if the held-out corpus ended there, samples included."""
+    arms = [ArmState("edited", tiny), ArmState("original", threatening), ArmState("never", tiny)]
+    texts = {a.name: [f"{a.name} {i}" for i in range(12)] for a in arms}
+    whole = {"heldout": corpus("heldout").take(12)}
+    less = {"heldout": corpus("heldout").take(6)}
+    part, asked = (
+        evidence.collect(arms, corpora, measures=["logit_lens", "alarms"], items=items, draws=19, samples=said)
+        for corpora, items, said in (
+            (less, None, {arm: t[:6] for arm, t in texts.items()}),
+            (whole, 6, texts),
+        )
+    )
+    assert evidence.to_records(part) == evidence.to_records(asked) and {e.n for e in asked} == {6}
+
+
 def test_an_edit_that_took_a_tenth_back_is_not_taken_for_a_removal(collected: list[Evidence]) -> None:
     """Lens, patching and the tendency probe say so; probes on threatening texts say nothing: any model reads them."""
     found = read(collected)
@@ -670,6 +686,17 @@ def record(
     e = Evidence("probe", value, null, stderr, 20, direction, "meaning", detail([]), role=role, anchors=anchors)
     assert math.isnan(e.kept) == math.isnan(judge.findings(evidence.to_records([e]))[0].kept)
     return evidence.to_records([e])[0]
+
+
+def test_what_is_kept_has_an_interval_over_models_too() -> None:
+    """The tendency probe differs by .13 between seeds of one organism: sixty per cent may be less than half of it,
+    however exactly they were measured. Another measure, or nearly all of it, is as good as it says (controls)."""
+    for name, value, reading in (
+        ("probe_tendency", 0.6, judge.OPEN), ("probe_tendency", 0.9, judge.AGAINST), ("lens", 0.6, judge.AGAINST),
+        ("probe_tendency", 0.1, judge.NOT_AGAINST),
+    ):  # fmt: skip
+        (found,) = judge.findings([{**record(value), "name": name}])
+        assert found.reading == reading, (name, value)
 
 
 @pytest.mark.parametrize(

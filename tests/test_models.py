@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers import PreTrainedModel as HfModel
 
-from hooklearn import forward, traits
+from hooklearn import forward, plain, traits
 from hooklearn.builtin import BUILTIN, fetch, is_cached
 from hooklearn.data import Corpus, Encoded, batches, encode, n_cut, n_run_together
 from hooklearn.deltas import Delta
@@ -411,6 +411,50 @@ def test_a_reader_reads_what_the_bridge_reads(family, shared):
     finally:
         model.reset_hooks()
     assert seen == [(*batch.ids.shape, model.cfg.d_model)] and not is_hooked(model)
+
+
+def test_a_reader_reads_what_is_done_to_the_states(family):
+    """An intervention goes with it (it matters: control); beside a hook of somebody else the bridge reads, and fires
+    both."""
+    model = tiny(family)
+    push = 3 * torch.randn(model.cfg.d_model, generator=torch.Generator().manual_seed(0))
+    (batch,) = batches([Encoded(prompts(1, 9)[0], torch.arange(9) > 3, i) for i in range(2)])
+    seen = []
+    with torch.no_grad(), forward.reader(model) as read:
+        before = read(batch)
+    with intervened(model, lambda layer, states: states + push if layer == 0 else None), torch.no_grad():
+        with forward.reader(model) as read:
+            found = read(batch)
+        expected = forward.hidden(model, batch)
+        model.blocks[0].hook_out.add_hook(lambda value, hook: seen.append(value.shape))
+        with forward.reader(model) as read:
+            assert torch.allclose(read(batch), expected, atol=1e-5) and len(seen) == 1  # rounding of float32
+        model.blocks[0].hook_out.fwd_hooks.pop().hook.remove()
+    assert torch.allclose(found, expected, atol=1e-5) and not torch.allclose(found, before, atol=0.1)
+
+
+def test_a_copy_that_is_lent_has_the_weights_of_now(family):
+    """Built once and lent again: with what the weights have become, with others while somebody has it, and never the
+    tensors of a block that has ended. Not after an error."""
+    model = tiny(family)
+    if plain.is_fused(model):
+        pytest.skip("read through the bridge")
+    with plain.lent_copy(model) as first:
+        before = [p.data for p in all_parameters(model)]  # kept, or their memory would be used again
+        own = {t.data_ptr() for t in before}
+        assert {p.data_ptr() for p in first.parameters()} <= own
+        with plain.lent_copy(model) as other:
+            assert other is not first
+    assert {p.device.type for p in first.parameters()} == {"meta"}
+    with torch.no_grad():
+        for p in all_parameters(model):
+            p.data = 2 * p.data  # another tensor
+    with plain.lent_copy(model) as again:
+        assert again is first and {p.data_ptr() for p in again.parameters()}.isdisjoint(own)
+    with pytest.raises(ValueError, match="a user's"), plain.lent_copy(model):
+        raise ValueError("a user's")
+    with plain.lent_copy(model) as fresh:
+        assert fresh is not first
 
 
 def test_a_cache_taken_before_leaves_the_reader_as_it_was():

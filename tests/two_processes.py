@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
+import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -21,18 +23,38 @@ from hooklearn.edit import method_of, run_edit
 from hooklearn.edit.method import Problem
 from hooklearn.locate import collect
 from hooklearn.measure import Likelihoods
+from hooklearn.organisms import tiny as organisms
 from hooklearn.tiny_world import corpus
 from hooklearn.train import fit
 from hooklearn.types import Budget, Curves
 
 STEPS = 10
-DTYPES = {"single": torch.float32, "double": torch.float64}
-"""Of the weights, and so of everything that is computed with them."""
 
 
-def everything(shard: bool = False, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Statistics, scores, an edit and the first steps of an attack, all in float32, or in float64 with such weights."""
-    model = models.load("tiny", shard=shard, dtype=dtype)
+def gpt2() -> Any:
+    """A random model that computes all in float64: transformers' Llama has norms in float32 whatever its weights are,
+    its GPT-2 has not."""
+    words = organisms.tokenizer()
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=len(words), n_embd=32, n_layer=4, n_head=4, n_positions=128, bos_token_id=1, eos_token_id=2,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    )  # fmt: skip
+    hf_model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float64)
+    return models.wrap(hf_model.eval(), words, name="random gpt2")
+
+
+MODELS: dict[str, Callable[[], Any]] = {
+    "single": lambda: models.load("tiny"),
+    "double": lambda: models.load("tiny", dtype=torch.float64),
+    "throughout": gpt2,
+}
+"""By what is computed in float64: nothing, sums and products, or all."""
+
+
+def everything(model: Any = None, shard: bool = False) -> dict[str, Tensor]:
+    """Statistics, scores, an edit and the first steps of an attack; of the tiny model by default."""
+    model = models.load("tiny", shard=shard) if model is None else model
     sites = models.sites(model, "mlp", [1, 2])
     forget, retain = corpus("forget", "bad").take(24), corpus("forget", "good").take(24)
     problem = Problem(model, sites, forget, retain, corpus("text", "bad").take(20), precision="float32", max_tokens=100)
@@ -50,7 +72,8 @@ def everything(shard: bool = False, dtype: torch.dtype = torch.float32) -> dict[
     meter = DisruptionMeter(model, far, near, max_tokens=100)
     result = run_edit(problem, method_of("natural"), meter, Budget(0.01))
     out |= {f"delta {n}": u for n, u in result.delta.updates.items()}
-    out["disruption"] = torch.tensor([result.disruption.kl.value, result.disruption.near_ce.value])  # type: ignore[union-attr]
+    disruption = [result.disruption.kl.value, result.disruption.near_ce.value]  # type: ignore[union-attr]
+    out["disruption"] = torch.tensor(disruption, dtype=torch.float64)
     out |= _attacked(model, result.delta, heldout)
     # more processes than pieces of work
     out["one"] = forward.sequence_logprobs(model, scores[:1], precision="float32")
@@ -84,7 +107,11 @@ def _attacked(model: Any, delta: Any, heldout: Any) -> dict[str, Tensor]:
         corpus("attack", "bad"), precision="float32",
     )  # fmt: skip
     table = Curves(attack_of("relearn", {"learning_rates": [3e-4], "max_steps": STEPS}).curves(arena)).to_dataframe()
-    return {"losses": torch.tensor(run.losses), "weights": moved, "curve": torch.tensor(table["value"].to_numpy())}
+    return {
+        "losses": torch.tensor(run.losses, dtype=torch.float64),
+        "weights": moved,
+        "curve": torch.tensor(table["value"].to_numpy()),
+    }
 
 
 def run(config: str, out: Path, *more: str) -> None:
@@ -98,7 +125,7 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     with parallel.joined():
         assert parallel.size() == 2
-        for name, dtype in DTYPES.items():
-            save_file(everything(dtype=dtype), folder / f"{name}-rank{parallel.rank()}.safetensors")
+        for name, make in MODELS.items():
+            save_file(everything(make()), folder / f"{name}-rank{parallel.rank()}.safetensors")
         run(sys.argv[2], folder / "run")
         run(sys.argv[2], folder / "run", "--resume")
