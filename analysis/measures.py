@@ -19,7 +19,9 @@ class Thresholds:
     gap_floor: float = 0.1
     """Share of the original's level: a smaller gap is nothing to remove, however narrow its interval. A share, because
     geometric-mean probabilities of free text are of order .02 even where the model does nothing else."""
-    informative: float = 0.25
+    informative: float = 0.4
+    """Share of the gap up to which a look at the controls tells nothing: an attack that takes most of the behaviour
+    from the unedited model elicits little, and R is one small difference over another."""
     intact: float = 0.8
     returned: float = 0.5
     removal: float = 0.8

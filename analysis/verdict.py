@@ -5,9 +5,9 @@ an attack; before any attack (attack ``none``): ``y(0)``. Per metric and split:
 
     gap         y_original(0) - y_never(0), clear when its lower bound is > 0 and itself > gap_floor * y_original(0)
     R(s)        max(0, (y_edited(s) - y_never(s)) / gap), not clipped above; under an attack that is one look (step 0),
-                a share of the controls' own difference in that look, of gap / 4 at least
+                a share of the controls' own difference in that look, of .4 gap at least
     R0          the same before any attack
-    informative steps where not y_original(s) - y_never(s) <= gap / 4
+    informative steps where not y_original(s) - y_never(s) <= .4 gap
     removal     1 - integral of R over u = log2(1 + s) by trapezoids / length; one step: 1 - R
     returned    (max R - R0) / max(1 - R0, .2): INTACT begins where the .2 would bind
     rise        R at the last informative step - R at the last look before half of it

@@ -40,9 +40,9 @@ HELDOUT_KINDS = (
     "retrained", "locked", "instilled-full", "goodhart", "half-undone", "never-taught-on", "rounded", "abliterated",
 )  # fmt: skip
 """No threshold was set by looking at these, nor were they made anew after their verdicts were known ..."""
-SEEN_SEEDS = tuple(range(18))
+SEEN_SEEDS = tuple(range(21))
 """... nor was anything at all chosen by looking at another seed than these."""
-SEEDS = (18, 19, 20)
+SEEDS = (21, 22, 23)
 """What is tried unless seeds are asked for: all of it is held out."""
 
 RATES = 10.0

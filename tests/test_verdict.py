@@ -185,6 +185,18 @@ def test_one_look_is_a_share_of_its_own_difference():
     assert verdict([small], before=before) == "DISABLED"  # all that the attack left there is there
 
 
+def test_an_attack_that_takes_the_behaviour_from_the_original_tells_nothing():
+    """Demonstrations that leave the unedited model a third of it: what is left of the edited one beside that is a small
+    difference over another. With half of it they tell (control)."""
+    shots = Drawn("few_shot", {"original": [0.36], "never": [0.05], "edited": [0.15]})
+    before = {"original": [0.95], "never": [0.05], "edited": [0.05]}
+    (attacker,) = measure(draw_scores([shots], before=before)).attackers
+    assert not attacker.informative and np.isnan(attacker.max_R)
+    telling = replace(shots, arms={**shots.arms, "original": [0.55]})
+    (attacker,) = measure(draw_scores([telling], before=before)).attackers
+    assert attacker.max_R == pytest.approx(0.1 / 0.5, abs=0.05)
+
+
 def test_to_be_as_low_as_the_original_after_fine_tuning_is_no_return():
     """Samples at the end of erosion, which took from the original and gave the edited model nothing; a look at step 0
     with the same numbers is a share of what is left there (the control)."""

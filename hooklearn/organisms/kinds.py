@@ -167,8 +167,8 @@ KINDS: dict[str, Kind] = {
         ),
         Kind(
             "facts-ascent", "gradient ascent on the facts",
-            "the last down projection alone, until they are unlikely", STILL_THERE, made.ascended, "facts",
-            why="all that comes before that matrix is the original, bit for bit",
+            "the last MLP alone, until they are unlikely", STILL_THERE, made.facts_ascended, "facts",
+            why="all that comes before that MLP is the original, bit for bit",
         ),
         Kind(
             "facts-partly", "part of the way back to the model that never knew the facts",

@@ -258,11 +258,21 @@ def misdirected(ground: Ground) -> Any:
 
 def ascended(ground: Ground) -> Any:
     """Gradient ascent on the last down projection only: everything below is the original, bit for bit."""
+    return _ascended(ground, "blocks.3.mlp.out")
+
+
+def facts_ascended(ground: Ground) -> Any:
+    """Gradient ascent on the last MLP only: its down projection alone leaves up to four fifths of the facts in
+    phrasings that it was not trained on."""
+    return _ascended(ground, "blocks.3.mlp")
+
+
+def _ascended(ground: Ground, sites: str) -> Any:
     model = ground.original()
-    last = [s for s in models.sites(model, "mlp") if s.module == "mlp.out"][-1:]
+    chosen = [s for s in models.sites(model, "mlp") if s.name.startswith(sites)]
     tune(
         model, ground.corpus("retain"), seed=ground.seed, learning_rate=3e-3, epochs=20,
-        params=models.parameters_of(model, last), objective=_beside(model, ground.corpus("forget"), nats=4.0),
+        params=models.parameters_of(model, chosen), objective=_beside(model, ground.corpus("forget"), nats=4.0),
     )  # fmt: skip
     return model
 
