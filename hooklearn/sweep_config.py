@@ -14,20 +14,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from hooklearn.config import (
-    AttackConfig,
-    BudgetConfig,
-    CorpusConfig,
-    EditConfig,
-    RunConfig,
-    Seed,
-    Strict,
-    parse,
-    validated,
-)  # fmt: skip
+from hooklearn.config import AttackConfig, BudgetConfig, CorpusConfig, EditConfig, RunConfig, Seed, parse
 from hooklearn.config_file import with_overrides
 from hooklearn.recipes import RECIPES, resolve
 from hooklearn.types import InputError
+from hooklearn.validation import Strict, validated
 
 Options = dict[str, Any]
 

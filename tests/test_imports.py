@@ -19,8 +19,8 @@ ORDER = [
     "hooklearn.parquet hooklearn.memory hooklearn.parallel",
     "hooklearn.callbacks",
     # config knows the types only; methods and attacks have their options checked by it
-    "hooklearn.linalg hooklearn.moments hooklearn.losses hooklearn.batteries hooklearn.config hooklearn.config_file "
-    "hooklearn.plugins hooklearn.determinism",
+    "hooklearn.linalg hooklearn.moments hooklearn.losses hooklearn.batteries hooklearn.validation hooklearn.config "
+    "hooklearn.config_file hooklearn.plugins hooklearn.determinism",
     "hooklearn.corpus hooklearn.shipped hooklearn.tendencies hooklearn.fact_sets hooklearn.tiny_world "
     "hooklearn.tiny_facts",
     "hooklearn.corpora hooklearn.layouts",

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from hooklearn import callbacks, editing, models
 from hooklearn.attack.watcher import Watcher
-from hooklearn.config import build
 from hooklearn.data import Corpus, TokenBatch
 from hooklearn.deltas import Delta
 from hooklearn.forward import Precision
 from hooklearn.train import fit, log_spaced
 from hooklearn.types import NAN, ArmCurve, Curve, CurvePoint, InputError, NumericalError
+from hooklearn.validation import build
 
 FLAT_SHARE = 0.05
 """A curve is flat when its last three looks differ by no more than this share of their largest value ..."""

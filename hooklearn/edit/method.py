@@ -17,7 +17,6 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from hooklearn import integrity, memory, models, parallel
-from hooklearn.config import build
 from hooklearn.data import Corpus, Encoded, TokenBatch, batches, encode
 from hooklearn.deltas import Delta
 from hooklearn.forward import Precision, count_tokens
@@ -26,6 +25,7 @@ from hooklearn.locate.moments import SiteMoments, site_moments
 from hooklearn.locate.subspace import Subspaces
 from hooklearn.traits import packs
 from hooklearn.types import InputError, Site
+from hooklearn.validation import build
 
 Updates = dict[str, Tensor]
 """site name -> update ``[d_out, d_in]``."""

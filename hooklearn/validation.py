@@ -1,0 +1,96 @@
+"""From what is written to what is meant: a mapping becomes a config or a dataclass, or one line says what is wrong."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from typing import Any, TypeVar, get_origin, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from hooklearn.types import InputError
+
+T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def validated(cls: type[M], data: Any, where: str) -> M:
+    """A config out of a mapping.
+
+    Raises:
+        InputError: one line that names the key, its value and what would be valid.
+    """
+    if not isinstance(data, dict):
+        raise InputError(f"{where}: expected a mapping of sections, got {type(data).__name__}")
+    try:
+        return cls.model_validate(data)
+    except ValidationError as error:
+        raise InputError(f"{where}: {_first_problem(error, cls)}") from error
+
+
+def build(cls: type[T], options: Mapping[str, Any], what: str) -> T:
+    """A dataclass from the options in a config, with their types checked (YAML reads ``1e-4`` as text).
+
+    Raises:
+        InputError: one line that begins with ``what``, or the dataclass's own.
+    """
+    hints = get_type_hints(cls)
+    several_of = {n for n, hint in hints.items() if get_origin(hint) is tuple}
+    # one number where there may be several: as one would say it
+    given = {n: [v] if n in several_of and isinstance(v, int | float | str) else v for n, v in options.items()}
+    try:
+        built = TypeAdapter(cls).validate_python(given)
+    except ValidationError as error:
+        own = error.errors()[0].get("ctx", {}).get("error")
+        if isinstance(own, InputError):
+            raise own from None
+        raise InputError(f"{what}: {_first_problem(error)}") from error
+    for name in options:
+        value = getattr(built, name)
+        several = value if isinstance(value, list | tuple) else [value]
+        if not all(math.isfinite(v) for v in several if isinstance(v, float)):
+            raise InputError(f"{what}: {name} must be finite, got {options[name]!r:.80}")
+    return built
+
+
+def _first_problem(error: ValidationError, root: type[BaseModel] = BaseModel) -> str:
+    first = error.errors()[0]
+    path = ".".join(str(p) for p in first["loc"])
+    path = path if path.isprintable() else ascii(path)[1:-1]
+    if first["type"] == "extra_forbidden":
+        return unknown_key(path, str(first["loc"][-1]), _valid_keys(first["loc"], root))
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] in ("model_type", "dict_type"):
+        message = "a section is expected, keys with values"
+    value = first.get("input")
+    shown = f" (got {value!r:.80})" if isinstance(value, str | int | float | list | None) and path else ""
+    return f"{path}: {message}{shown}" if path else message
+
+
+def _valid_keys(loc: tuple[Any, ...], root: type[BaseModel]) -> list[str]:
+    """The fields of the section that the unknown key was written in."""
+    section: Any = root
+    for part in loc[:-1]:
+        if isinstance(part, int):
+            continue
+        annotation = section.model_fields[part].annotation if part in section.model_fields else None
+        section = next((c for c in _models_in(annotation)), section)
+    return list(section.model_fields)
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for a in getattr(annotation, "__args__", ()) for m in _models_in(a)]
+
+
+def unknown_key(where: str, key: str, valid: Any) -> str:
+    names = [str(v) for v in valid]
+    near = difflib.get_close_matches(key, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown key {where!r}; valid: {', '.join(names)}{hint}"
