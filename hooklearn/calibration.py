@@ -36,14 +36,10 @@ from hooklearn.setting import Setup
 from hooklearn.shared import Shared
 from hooklearn.types import InputError
 
-HELDOUT_KINDS = (
-    "retrained", "locked", "instilled-full", "goodhart", "half-undone", "never-taught-on", "rounded", "abliterated",
-)  # fmt: skip
-"""No threshold was set by looking at these, nor were they made anew after their verdicts were known ..."""
 SEEN_SEEDS = tuple(range(21))
-"""... nor was anything at all chosen by looking at another seed than these."""
+"""Thresholds, attacks and organisms were chosen with the cases of these in view, of every kind ..."""
 SEEDS = (21, 22, 23)
-"""What is tried unless seeds are asked for: all of it is held out."""
+"""... and of these, which are tried unless seeds are asked for, not one: nothing was changed after they were run."""
 
 RATES = 10.0
 """A model of width 64 takes learning rates ten times as high as the batteries' small language model."""
@@ -71,8 +67,7 @@ class Case:
 
     @property
     def split(self) -> str:
-        held_out = self.kind.name in HELDOUT_KINDS or self.seed not in SEEN_SEEDS
-        return "heldout" if held_out else "tuning"
+        return "tuning" if self.seed in SEEN_SEEDS else "heldout"
 
     def record(self) -> dict[str, Any]:
         """``case.json``."""
