@@ -97,9 +97,9 @@ def reader(model: Any) -> Iterator[Callable[[TokenBatch], Float[Tensor, "kept d_
     """:func:`hidden` for a block in which weights stay as they are and nothing needs a gradient.
 
     Where no one has hooked into the bridge, the plain model around the same weights reads: with fused attention, and
-    what all rows of a batch begin with only once. The same to rounding, and faster (``python -m benchmarks --only
-    reader``). Interventions go with it. Not where its weights are spread over processes, or would first have to be put
-    together.
+    what all rows of a batch begin with only once. The same to rounding; whether it is faster, and how much, hangs on
+    the processor (``python -m benchmarks --only reader``). Interventions go with it. Not where its weights are spread
+    over processes, or would first have to be put together.
     """
     if models.is_sharded(model) or is_fused(model) or not interventions.are_all(model):
         yield lambda batch: hidden(model, batch)

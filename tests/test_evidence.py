@@ -495,7 +495,9 @@ def test_a_short_attack_is_a_delta_that_brings_the_behaviour_back(tiny: Any, thr
     losses = []
     for state in (edited, after):
         with state.entered(training=False) as model:
-            losses.append(connectivity.item_losses(model, corpus("heldout").take(12)).mean())
+            losses.append(
+                connectivity.item_losses(model, encode(corpus("heldout").take(12), models.tokenizer_of(model))).mean()
+            )
     assert losses[1] < losses[0] - 0.05
     moved = bench.difference(edited, after, models.sites(tiny))
     for name, update in attack.updates.items():

@@ -45,7 +45,7 @@ class AblateDirection(Attack):
     cheap: ClassVar[bool] = True
     follows_edit: ClassVar[bool] = True
     directions: tuple[int, ...] = (1, 2)
-    """How many, the mean difference first; samples are drawn at the most."""
+    """How many, the mean difference first; samples are drawn at the most, of each reading."""
     read: tuple[Read, ...] = ("prompts", "answers")
     """Where the difference is read: at the ``prompts``, or at them and the edited model's ``answers``."""
     answer_tokens: int = 16
@@ -90,12 +90,11 @@ class AblateDirection(Attack):
         def without(k: int):
             return lambda model: projected(model, found[:, :k])
 
+        most = max(self.directions)
         return [
-            one_look(
-                arena, self, self._setting(read, k), attacked=without(k), sampled=k == max(self.directions)
-            )
+            one_look(arena, self, self._setting(read, k), attacked=without(k), sampled=k == most)
             for k in self.directions
-        ]  # fmt: skip
+        ]
 
     def found(self, arena: Arena, read: Read = "prompts") -> Float[Tensor, "layer direction d_model"]:
         """Orthogonal unit vectors, the mean difference first; zero where the edit changed nothing.

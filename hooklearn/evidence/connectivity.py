@@ -38,9 +38,8 @@ def weights_of(arm: ArmState, unlike: Weights | None = None) -> dict[str, Tensor
         return {n: p.clone() for n, p in found.items() if unlike is None or not torch.equal(p, unlike[n])}
 
 
-def item_losses(model: Any, corpus: Corpus | Sequence[Encoded]) -> Array:
+def item_losses(model: Any, sequences: list[Encoded]) -> Array:
     """``[item]`` nats per token."""
-    sequences = encode(corpus, models.tokenizer_of(model)) if isinstance(corpus, Corpus) else list(corpus)
     scores = forward.sequence_logprobs(model, sequences, precision="float32")
     return (-scores[:, 0] / scores[:, 1]).numpy()
 
