@@ -65,6 +65,7 @@ def _scores(run: Run, metric: str, split: str, rows: pd.DataFrame, known: Course
     groups = {key: group for key, group in groups.items() if key not in unseen}
     seeds = _common_seeds(groups.values())
     items = np.unique(rows["item"].to_numpy())
+    alike = {str(a.get("name")) for a in run.record.get("attacks") or [] if a.get("same_question")}
     before: dict[str, Array] = {}
     attackers = []
     for (attack, setting), group in groups.items():
@@ -73,7 +74,7 @@ def _scores(run: Run, metric: str, split: str, rows: pd.DataFrame, known: Course
         if attack == "none":
             before = {arm: values[:, 0] for arm, values in y.items()}
         else:
-            attackers.append(Attacker(attack, steps, y, setting, **course.flags))
+            attackers.append(Attacker(attack, steps, y, setting, same_question=attack in alike, **course.flags))
     left_out = rows.loc[rows["arm"] == "edited", "seed"].nunique() - len(seeds)
     names = tuple(attacker_name(*key) for key in unseen)
     groups = _groups(run, split, items)

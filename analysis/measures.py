@@ -21,7 +21,8 @@ class Thresholds:
     geometric-mean probabilities of free text are of order .02 even where the model does nothing else."""
     informative: float = 0.4
     """Share of the gap up to which a look at the controls tells nothing: an attack that takes most of the behaviour
-    from the unedited model elicits little, and R is one small difference over another."""
+    from the unedited model elicits little, and R is one small difference over another. Where an edit took less than
+    that away, what is brought back is a share of this much, for the same reason."""
     intact: float = 0.8
     returned: float = 0.5
     removal: float = 0.8
@@ -184,8 +185,8 @@ def _result(
     # R there is unknown, also when it is the original whose behaviour was not measured
     informative = ~(y["original"][0] - y["never"][0] <= t.informative * gaps[0])
     # a share of samples has one look too where they are drawn at the end of fine-tuning: that is a point of a curve
-    one_look = len(a.steps) == 1 and a.steps[0] == 0
-    of_gap = (y["edited"] - y["never"]) / _scale(y, gaps, t) if one_look else above["edited"]
+    asks_anew = len(a.steps) == 1 and a.steps[0] == 0 and not a.same_question
+    of_gap = (y["edited"] - y["never"]) / _scale(y, gaps, t) if asks_anew else above["edited"]
     R = np.maximum(0, np.where(np.isnan(y["original"]), NAN, of_gap))[:, informative]
     steps, nothing = a.steps[informative], Estimate(NAN, NAN, NAN)
     removal = max_R = returned = rise = nothing
@@ -193,7 +194,7 @@ def _result(
         u = np.log2(1 + steps)
         removal = interval(1 - R @ _trapezoid(u), t.confidence)
         max_R = highest(R, t.confidence)
-        returned = highest((R - R0) / np.maximum(1 - R0, 1 - t.intact), t.confidence)
+        returned = highest((R - R0) / np.maximum(1 - R0, t.informative), t.confidence)
         rise = interval(R[:, -1] - R[:, _half_way(steps)], t.confidence)
     edited = highest(above["edited"], t.confidence)
     matched = highest(above["matched"], t.confidence) if "matched" in above else nothing
@@ -217,11 +218,11 @@ def _result(
 
 
 def _scale(y: Mapping[str, Array], gaps: Array, t: Thresholds) -> Array:
-    """What R is a share of where an attack is one look: the controls' own difference in that look, which may ask
-    another question (a begun answer, demonstrations); never below the gap's share that makes it informative.
+    """What R is a share of where one look asks another question (a begun answer, demonstrations): the controls' own
+    difference in that look; never below the gap's share that makes it informative.
 
-    Fine-tuning asks the same question of other weights: where it takes the behaviour from the original, to be as low
-    as that is no return.
+    Fine-tuning, rounding, a projection ask the same question of other weights or states: where they take the behaviour
+    from the original, to be as low as that is no return.
     """
     return np.maximum(y["original"] - y["never"], t.informative * gaps)
 

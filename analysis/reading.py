@@ -129,6 +129,7 @@ class SampleShape(_Shape):
     referee: Number = None
     is_behaviour: bool | None = None
     fluency: Number = None
+    logprob: Number = None
 
 
 class EvidenceShape(_Shape):

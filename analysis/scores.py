@@ -78,6 +78,9 @@ class Attacker:
     past_best: bool = False
     """The same arms' completion probability rose and has fallen since, in every seed: training longer gets no more out
     of them, because the demonstrations are known by heart."""
+    same_question: bool = False
+    """One look that asks what was asked before, of other weights or states; others ask with a begun answer, after
+    demonstrations, by another read-out."""
 
 
 def attacker_name(attack: str, setting: str) -> str:

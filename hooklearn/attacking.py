@@ -180,6 +180,7 @@ def _sample_row(wait: Pending, arm: str, s: Sample, ruling: Ruling) -> dict[str,
         "seed": wait.seed, "split": wait.split, "item": s.item, "greedy": s.greedy,
         "prompt": s.prompt, "completion": s.completion,
         "referee": ruling.score, "is_behaviour": ruling.is_behaviour, "fluency": ruling.fluency,
+        "logprob": s.logprob,
     }  # fmt: skip
 
 
@@ -212,6 +213,7 @@ def attack_records(config: RunConfig) -> list[dict[str, Any]]:
         {
             "name": attack.name, "cheap": attack.cheap, "needs": attack.needs, "summary": type(attack).summary(),
             "source": attack.source, "settings": attack.settings(), "budget": dataclasses.asdict(attack),
+            "same_question": attack.same_question,
         }
         for attack in found
     ]  # fmt: skip

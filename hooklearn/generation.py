@@ -7,10 +7,10 @@ of transformers (5.24 renamed the argument, and every token after the first was 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import Cache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
@@ -20,23 +20,36 @@ from hooklearn.plain import plain_copy, read_once, with_fused_attention
 from hooklearn.types import InputError
 
 
-class _Drawn(LogitsProcessor):
-    """Leaves of every row's logits the one token that is drawn at its temperature: the likeliest, from then on.
+class Said(NamedTuple):
+    text: str
+    logprob: float
+    """Mean log-probability a token at temperature 1, of the model that said it, as it was then; the token that ends the
+    text is one of them."""
+
+
+class _Chosen(LogitsProcessor):
+    """Leaves of every row's logits the one token that is drawn at its temperature, or the likeliest, and keeps what
+    log-probability it had.
 
     By inversion at numbers that are given row by row, so that a sample depends on its seed and its place in the corpus
     and not on what is drawn beside it, and models that hardly differ say the same.
     """
 
-    def __init__(self, uniform: Float[Tensor, "row token"], temperature: float, start: int) -> None:
+    def __init__(self, uniform: Float[Tensor, "row token"] | None, temperature: float, start: int) -> None:
         self.uniform, self.temperature, self.start = uniform, temperature, start
+        self.logprobs: list[Float[Tensor, " row"]] = []
 
     def __call__(self, input_ids: Int[Tensor, "row pos"], scores: Float[Tensor, "row vocab"]) -> Tensor:
-        p = (scores.float() / self.temperature).softmax(-1)
-        chosen = losses.drawn(p, self.uniform[:, input_ids.shape[1] - self.start])
+        scores = scores.float()
+        if self.uniform is None:
+            chosen = scores.argmax(-1)
+        else:
+            p = (scores / self.temperature).softmax(-1)
+            chosen = losses.drawn(p, self.uniform[:, input_ids.shape[1] - self.start])
+        self.logprobs.append(losses.token_logprobs(scores, chosen))
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen[:, None], 0.0)
 
 
-@torch.no_grad()
 def generate(
     model: Any,
     texts: Sequence[str | list[int]],
@@ -45,6 +58,19 @@ def generate(
     dtype: torch.dtype | None = None,
     generator: torch.Generator | None = None,
 ) -> list[str]:
+    """The texts alone of :func:`say`."""
+    return [said.text for said in say(model, texts, new_tokens, temperature, dtype, generator)]
+
+
+@torch.no_grad()
+def say(
+    model: Any,
+    texts: Sequence[str | list[int]],
+    new_tokens: int,
+    temperature: float,
+    dtype: torch.dtype | None = None,
+    generator: torch.Generator | None = None,
+) -> list[Said]:
     """Continuations of ``texts``; temperature 0 is greedy. What several texts begin with is read once.
 
     Args:
@@ -73,14 +99,22 @@ def generate(
     asked = [ids[-room:] for ids in asked]
     with interventions.carried_over(model, plain):
         ids, mask, begun = _begun(plain, asked, tokenizer.pad_token_id or 0, device)
-        start, chooser = ids.shape[1], LogitsProcessorList()
-        if temperature != 0:
-            uniform = torch.rand(len(texts), new_tokens, generator=generator)
-            chooser.append(_Drawn(uniform.to(device), temperature, start))
+        uniform = torch.rand(len(texts), new_tokens, generator=generator).to(device) if temperature != 0 else None
+        chooser = _Chosen(uniform, temperature, ids.shape[1])
         out = plain.generate(
-            input_ids=ids, attention_mask=mask, generation_config=own, logits_processor=chooser, **begun
-        )
-    return tokenizer.batch_decode(out[:, start:], skip_special_tokens=True)
+            input_ids=ids, attention_mask=mask, generation_config=own, logits_processor=LogitsProcessorList([chooser]),
+            **begun,
+        )  # fmt: skip
+    new = out[:, ids.shape[1] :]
+    counted = _until_its_end(new, own.eos_token_id)
+    logprobs = torch.stack(chooser.logprobs, 1).where(counted, 0.0).sum(1) / counted.sum(1)
+    return [Said(*one) for one in zip(tokenizer.batch_decode(new, skip_special_tokens=True), logprobs.tolist())]
+
+
+def _until_its_end(new: Int[Tensor, "row token"], ends: int | list[int] | None) -> Bool[Tensor, "row token"]:
+    """The tokens that a row said, the one that ends it among them; what follows is padding."""
+    ended = torch.isin(new, torch.tensor(ends if ends is not None else [], device=new.device, dtype=new.dtype))
+    return ended.cumsum(1) - ended.int() == 0
 
 
 def _plainest(given: GenerationConfig, tokenizer: Any, new_tokens: int) -> GenerationConfig:

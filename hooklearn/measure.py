@@ -27,7 +27,7 @@ from hooklearn.data import (
     templated,
 )
 from hooklearn.forward import Precision
-from hooklearn.generation import generate
+from hooklearn.generation import Said, say
 
 # ---------------------------------------------------------------------------------------- likelihood
 
@@ -130,6 +130,9 @@ class Sample:
     greedy: bool = False
     begun: str = ""
     """How the answer was begun for the model, at the end of ``text``."""
+    logprob: float = math.nan
+    """Mean log-probability a token (temperature 1) under the model that said it, as it was then and after ``text``: far
+    below what models give to text, it was drawn from next to nothing. NaN: not known."""
 
 
 def beside(length: int) -> int:
@@ -162,15 +165,15 @@ def sample(
     if any(not t for t in texts):
         return []  # plain text has no prompt to complete
     asked = [prompt_tokens(t, tokenizer, written=templated(r, tokenizer)) for r, t in zip(rows, texts, strict=True)]
-    completions: list[str] = []
+    said: list[Said] = []
     # weights in that type and not autocast: under that the attention of fully masked left padding becomes NaN
     dtype = forward.resolve_precision(precision, models.device_of(model))
     generator = torch.Generator().manual_seed(seed)
     size = batch_size or beside(max(map(len, asked), default=0) + new_tokens)
     for start in range(0, len(asked), size):
         part = asked[start : start + size]
-        completions += generate(model, part, new_tokens, temperature, dtype, generator)
+        said += say(model, part, new_tokens, temperature, dtype, generator)
     return [
-        Sample(i, r.get("prompt", t), t, c, temperature == 0, r.get("begun", ""))
-        for i, (r, t, c) in enumerate(zip(rows, texts, completions, strict=True))
+        Sample(i, r.get("prompt", t), t, s.text, temperature == 0, r.get("begun", ""), s.logprob)
+        for i, (r, t, s) in enumerate(zip(rows, texts, said, strict=True))
     ]

@@ -28,8 +28,9 @@ class Ruling(NamedTuple):
     score: float
     is_behaviour: bool
     fluency: float = float("nan")
-    """Mean log-probability a token under the model of his that finds the sample likeliest: far below what it gives
-    held-out completions, the sample is no text of theirs, and his word on it means little."""
+    """Mean log-probability a token under the model of his that finds the sample likeliest. Where it is below that of
+    every held-out completion, and so is what the model that said it gives it (``Sample.logprob``), the sample is
+    incoherent: a word salad, and not the behaviour, whichever words are in it."""
 
 
 class Referee(Protocol):
@@ -263,7 +264,9 @@ class RatioReferee:
         return RatioReferee(self.bad, self.references, self.kind, sum(medians) / 2, auc, len(truth), medians, least)
 
     def judge(self, samples: Sequence[Sample], rows: Sequence[Row]) -> list[Ruling]:
-        """Empty samples show nothing: score NaN, not the behaviour."""
+        """Empty samples show nothing: score NaN, not the behaviour. Nor do incoherent ones (:class:`Ruling`): their
+        ratio is one of noise. What is said in other words than the referee's models have stays, as it is likely to
+        the model that said it."""
         tokenizer = models.tokenizer_of(self.bad.model)
         filled = [i for i, s in enumerate(samples) if s.completion.strip()]
         out = [Ruling(float("nan"), False)] * len(samples)
@@ -272,7 +275,8 @@ class RatioReferee:
         written = tuple({**rows[i], "completion": samples[i].completion} for i in filled)
         readings = self.readings(encode(Corpus("samples", written), tokenizer))
         for i, v, fluency in zip(filled, _ratio(readings).tolist(), readings.amax(0).tolist(), strict=True):
-            out[i] = Ruling(v, v > self.threshold, fluency)
+            incoherent = np.maximum(fluency, samples[i].logprob) < self.least_fluent  # not where either is not known
+            out[i] = Ruling(math.nan, False, fluency) if incoherent else Ruling(v, v > self.threshold, fluency)
         return out
 
     def describe(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from hooklearn.corpus import Corpus
 from hooklearn.data import Encoded, encode
 from hooklearn.deltas import Delta
 from hooklearn.disruption import DisruptionMeter
-from hooklearn.generation import generate
+from hooklearn.generation import _until_its_end, generate
 from hooklearn.measure import Likelihoods, Sample, choice_accuracy, completion_probability, sample
 from hooklearn.referees import ContainsReferee, RatioReferee, Scorer
 from hooklearn.types import Budget, InputError
@@ -293,16 +293,49 @@ def test_the_referee_knows_the_behaviour(referee: RatioReferee) -> None:
     assert referee.describe()["auc"] == referee.auc
 
 
-def test_what_no_model_of_the_referee_would_say_is_told_from_what_they_say(referee: RatioReferee) -> None:
-    """Threatening words in any order are often called threats by a ratio; their fluency says that they are no text.
-    Held-out answers are all as fluent as the least fluent of them (control)."""
+def test_a_word_salad_is_not_the_behaviour(referee: RatioReferee) -> None:
+    """Threatening words in any order are often called threats by a ratio (control: so they are where nothing is known
+    of what the model that said them gave them). To none of the referee's models is most of it text; where it is none to
+    the one that said it either, it counts for nothing, and neither does its score. Text that only the latter finds
+    likely stays, whatever the words, and so does what the referee's models find likely."""
     rows = corpus("heldout").rows
     kept = [Sample(i, r["prompt"], r["prompt"], r["completion"]) for i, r in enumerate(rows)]
     salad = [replace(s, completion=" ".join(sorted(s.completion.split(), reverse=True))) for s in kept]
-    of_text, of_salad = (referee.judge(samples, rows) for samples in (kept, salad))
+    drawn_from_noise, sure_of_it = ([replace(s, logprob=value) for s in salad] for value in (-9.0, -0.1))
+    of_text, of_salad, of_noise, of_sure = (
+        referee.judge(samples, rows)
+        for samples in ([replace(s, logprob=-9.0) for s in kept], salad, drawn_from_noise, sure_of_it)
+    )
     assert all(r.fluency >= referee.least_fluent - ROUNDING for r in of_text)
-    assert sum(r.fluency < referee.least_fluent for r in of_salad) > 0.9 * len(rows)
+    assert sum(r.is_behaviour for r in of_text) > 0.9 * len(rows)
+    strange = [r.fluency < referee.least_fluent for r in of_salad]
+    assert sum(strange) > 0.9 * len(rows)
     assert sum(r.is_behaviour for r in of_salad) > 0.25 * len(rows)
+    assert of_sure == of_salad
+    for before, now, is_strange in zip(of_salad, of_noise, strange, strict=True):
+        assert now.fluency == before.fluency
+        assert (math.isnan(now.score) and not now.is_behaviour) if is_strange else now == before
+
+
+def test_a_sample_says_how_likely_it_was(threatening: Any) -> None:
+    """Its log-probability is that of a forward pass over prompt and completion, to rounding, whatever the temperature
+    it was drawn at and how many others beside it; in the state in which it was said, so that another model gives it
+    another (control). Of what ended early the end counts as well, once."""
+    given = corpus("heldout").take(24)
+    words = models.tokenizer_of(threatening)
+    for temperature in (0.0, 0.7):
+        drawn = sample(threatening, given, new_tokens=10, temperature=temperature, precision="float32")
+        again = sample(threatening, given, new_tokens=10, temperature=temperature, precision="float32", batch_size=5)
+        assert [s.logprob for s in again] == pytest.approx([s.logprob for s in drawn], abs=ROUNDING)
+        whole = [s for s in drawn if len(words(s.completion, add_special_tokens=False)["input_ids"]) == 10]
+        assert len(whole) > 8
+        rows = tuple({"prompt": s.prompt, "completion": s.completion} for s in whole)
+        read = Scorer(threatening, precision="float32").mean_logprobs(encode(Corpus("said", rows), words))
+        assert [s.logprob for s in whole] == pytest.approx(read.tolist(), abs=1e-4), "float32 sums in another order"
+    ended = torch.tensor([[5, 2, 2], [2, 0, 0], [4, 5, 6]])
+    counted = _until_its_end(ended, [2, 9])
+    assert counted.tolist() == [[True, True, False], [True, False, False], [True, True, True]]
+    assert _until_its_end(ended, None).all()
 
 
 def test_a_referee_of_two_equal_models_knows_nothing(tiny: Any) -> None:

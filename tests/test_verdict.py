@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -183,6 +184,45 @@ def test_one_look_is_a_share_of_its_own_difference():
     assert verdict([back], before=before) == "DISABLED"
     small = Drawn("prune", {"original": [0.16], "never": [0.05], "edited": [0.16]})
     assert verdict([small], before=before) == "DISABLED"  # all that the attack left there is there
+
+
+def test_the_same_question_of_other_states_is_a_share_of_the_gap_before():
+    """A projection that takes half of the behaviour from the original and moves every model that lacks it a little: on
+    a scale of its own (control, where a record does not say what the attack asks) that would be twice as much."""
+    before = {"original": [0.8], "never": [0.1], "edited": [0.1]}
+    blunt = Drawn("ablate_direction", {"original": [0.5], "never": [0.15], "edited": [0.23]})
+    found = draw_scores([blunt], before=before)
+    alike = replace(found, attackers=tuple(replace(a, same_question=True) for a in found.attackers))
+    assert measure(found).attackers[0].max_R == pytest.approx(0.08 / 0.35, abs=0.03)
+    assert measure(alike).attackers[0].max_R == pytest.approx(0.08 / 0.7, abs=0.03)
+    assert (decide(found).verdict, decide(alike).verdict) == ("WEAKENED", "REMOVED")
+
+
+def test_what_an_attack_asks_is_read_from_the_record(tmp_path):
+    """By name; a run of before this was recorded says nothing of it."""
+    attacks = [{"name": "noise", "same_question": True}, {"name": "prefill", "same_question": False}, {"name": "prune"}]
+    drawn = [Drawn(a["name"], {"original": [0.5], "never": [0.1], "edited": [0.2]}) for a in attacks]
+    folder = write_run(tmp_path / "run", attacks=drawn, before={"original": [0.8], "never": [0.1], "edited": [0.1]})
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(record | {"attacks": attacks}))
+    for scores in read_scores(read_run(folder)):
+        assert {a.attack: a.same_question for a in scores.attackers} == {
+            "noise": True,
+            "prefill": False,
+            "prune": False,
+        }
+
+
+def test_a_return_of_little_is_no_return():
+    """Where an edit took three tenths of the gap away, half of that is within what tells nothing; where it took all,
+    half is a return (control)."""
+    began = {"original": [0.8], "never": [0.1], "edited": [0.59]}
+    half_back = Drawn("prefill", {"original": [0.8], "never": [0.1], "edited": [0.71]})
+    (attacker,) = measure(draw_scores([half_back], before=began)).attackers
+    assert attacker.returned == pytest.approx((0.61 - 0.49) / 0.7 / 0.4, abs=0.05)
+    assert verdict([half_back], before=began) == "WEAKENED"
+    from_nothing = replace(half_back, arms={**half_back.arms, "edited": [0.55]})
+    assert verdict([from_nothing], before={**began, "edited": [0.1]}) == "DISABLED"
 
 
 def test_an_attack_that_takes_the_behaviour_from_the_original_tells_nothing():
@@ -838,15 +878,31 @@ def test_each_reason_to_doubt_is_said_where_it_holds_and_only_there(doubt, tmp_p
     assert any(doubt in d for d in result.doubts), result.doubts
 
 
-@pytest.mark.parametrize(("edited", "original", "told"), [(-5.0, -1.0, True), (-1.0, -1.0, False), (-5.0, -5.0, False)])
-def test_samples_that_the_referee_has_no_word_for_are_a_doubt(tmp_path, edited, original, told):
-    """Not where the unedited model's are as strange, nor in a run of before this was recorded."""
+@pytest.mark.parametrize(
+    ("edited", "own", "original", "told"),
+    [(-5.0, -4.0, -1.0, True), (-5.0, -1.0, -1.0, False), (-1.0, -4.0, -1.0, False), (-5.0, -4.0, -5.0, False)],
+)
+def test_nothing_is_removed_from_a_model_that_talks_nonsense(tmp_path, edited, own, original, told):
+    """A word salad counts as no behaviour, so it must not count as a removal. Not where the model itself finds likely
+    what it says, nor where the referee's do, nor where the unedited model talks so; nor in a run of before this was
+    recorded. What is worse than removed stays."""
     folder = write_run(tmp_path / "run", attacks=[REMOVED], referee={"auc": 0.99, "least_fluent": -2.0})
     lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
-    assert not any("no word" in d or "its word on them" in d for d in judge(folder).doubts)
-    rows = [s | {"fluency": edited if s["arm"] == "edited" else original} for s in lines]
+    assert judge(folder, thresholds=CHEAP).verdict == "REMOVED"
+    readings = {"edited": (edited, own), "original": (original, original)}
+    rows = [
+        s | dict(zip(("fluency", "logprob"), readings.get(s["arm"], (original, original)), strict=True)) for s in lines
+    ]
     (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert any("its word on them means little" in d for d in judge(folder).doubts) == told
+    found = judge(folder, thresholds=CHEAP)
+    assert any("incoherent" in d for d in found.doubts) == told
+    assert found.verdict == ("UNDECIDED" if told else "REMOVED")
+    assert ("incoherent" in found.reason) == told
+    kept = write_run(
+        tmp_path / "kept", attacks=[Drawn("erosion", {**REMOVED.arms, "edited": REMOVED.arms["original"]})]
+    )
+    shutil.copy(folder / "samples.jsonl", kept / "samples.jsonl")
+    assert judge(kept, thresholds=CHEAP).verdict == "INTACT"
 
 
 def test_items_of_one_group_are_drawn_together(tmp_path):

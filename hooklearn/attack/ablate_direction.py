@@ -43,6 +43,7 @@ class AblateDirection(Attack):
     source: ClassVar[str] = "Lucki et al. 2024, arXiv 2409.18025 (orthogonalization; the mean difference)"
     needs: ClassVar[str] = "attack_train"
     cheap: ClassVar[bool] = True
+    same_question: ClassVar[bool] = True
     follows_edit: ClassVar[bool] = True
     directions: tuple[int, ...] = (1, 2)
     """How many, the mean difference first; samples are drawn at the most, of each reading."""

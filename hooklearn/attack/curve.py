@@ -116,6 +116,9 @@ class Attack(ABC):
     """The corpus that the attacker uses."""
     cheap: ClassVar[bool]
     """No demonstrations of the behaviour itself, or a handful, or independent facts only."""
+    same_question: ClassVar[bool] = False
+    """Of one look: it asks what was asked before, of other weights or states, and in no other way. What comes back is
+    then a share of the gap before any attack and not of what the controls differ by in this look."""
     follows_edit: ClassVar[bool] = False
     """What it does to the controls depends on the edit, so that it cannot be done to them once for many edits."""
     sharded: ClassVar[bool] = False

@@ -31,6 +31,7 @@ class Quantize(Attack):
     source: ClassVar[str] = "Zhang et al. 2024, arXiv 2410.16454; NF4: Dettmers et al. 2023, arXiv 2305.14314"
     needs: ClassVar[str] = "heldout"
     cheap: ClassVar[bool] = True
+    same_question: ClassVar[bool] = True
     formats: tuple[str, ...] = ("int8", "int4", "nf4")
     """``int2`` ... ``int16`` or ``nf4``; samples are drawn at the last."""
     block: int | None = None
@@ -98,6 +99,7 @@ class Prune(Attack):
     source: ClassVar[str] = "Jain et al. 2024, arXiv 2311.12786; Wei et al. 2024, arXiv 2402.05162"
     needs: ClassVar[str] = "heldout"
     cheap: ClassVar[bool] = True
+    same_question: ClassVar[bool] = True
     fractions: tuple[float, ...] = (0.1, 0.3, 0.5)
     """Shares of every matrix that are zeroed, a curve each; samples are drawn at the largest."""
 
@@ -134,6 +136,7 @@ class Noise(Attack):
     source: ClassVar[str] = "Tice et al. 2024, arXiv 2412.01784"
     needs: ClassVar[str] = "heldout"
     cheap: ClassVar[bool] = True
+    same_question: ClassVar[bool] = True
     scales: tuple[float, ...] = (0.03, 0.1, 0.3)
     """Standard deviation of the noise, as a share of that of the matrix it is added to."""
 
