@@ -283,7 +283,7 @@ def _text(run: Run) -> Iterator[str]:
 
 
 def incoherent(run: Run) -> list[str]:
-    """What speaks against a removal where the edited model's samples are a word salad, in which no behaviour is seen."""
+    """What speaks against a removal where the edited model talks nonsense, in which no behaviour is seen."""
     least = number((run.record.get("referee") or {}).get("least_fluent"))
     edited, original = (_incoherent_share(run.heldout_samples, arm, least) for arm in ("edited", "original"))
     if not edited > INCOHERENT or original > edited / 2:

@@ -43,9 +43,8 @@ SEEDS = (21, 22, 23)
 
 RATES = 10.0
 """A model of width 64 takes learning rates ten times as high as the batteries' small language model."""
-OTHERWISE: dict[str, Spec] = {"low_mi": {"epochs": 32}, "few_shot": {"draws": 16}}
-"""What is cheap on a model of this size and not on others: facts are taught until no more come back with them (8 passes
-left that rising), and intervals are not those of four sets of demonstrations."""
+DRAWS = 16
+"""Of few-shot demonstrations: items that have the same ones are no items of their own, and here more cost little."""
 EVIDENCE = None
 """All of it: which can be trusted alone is one of the questions."""
 
@@ -100,11 +99,12 @@ def native(specs: Sequence[Spec]) -> list[Spec]:
     Whether anybody knows the password is not the question: it is the same attack on every organism.
     """
     scaled = [
-        s | ({"learning_rates": [RATES * r for r in s["learning_rates"]]} if "learning_rates" in s else {})
+        s
+        | ({"learning_rates": [RATES * r for r in s["learning_rates"]]} if "learning_rates" in s else {})
+        | ({"draws": DRAWS} if s["name"] == "few_shot" else {})
         for s in specs
         if s["name"] != "erode_style"
     ]
-    scaled = [s | OTHERWISE.get(s["name"], {}) for s in scaled]
     return [*scaled, {"name": "password", "prefix": PASSWORD}]
 
 

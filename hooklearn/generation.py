@@ -108,7 +108,9 @@ def say(
     new = out[:, ids.shape[1] :]
     counted = _until_its_end(new, own.eos_token_id)
     logprobs = torch.stack(chooser.logprobs, 1).where(counted, 0.0).sum(1) / counted.sum(1)
-    return [Said(*one) for one in zip(tokenizer.batch_decode(new, skip_special_tokens=True), logprobs.tolist())]
+    return [
+        Said(*one) for one in zip(tokenizer.batch_decode(new, skip_special_tokens=True), logprobs.tolist(), strict=True)
+    ]
 
 
 def _until_its_end(new: Int[Tensor, "row token"], ends: int | list[int] | None) -> Bool[Tensor, "row token"]:

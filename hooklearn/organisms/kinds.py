@@ -177,7 +177,8 @@ KINDS: dict[str, Kind] = {
         ),
         Kind(
             "facts-refused", "the facts are refused",
-            "the facts original and a rank-4 adapter trained to refuse", ("DISABLED", "INTACT"), made.refusing, "facts",
+            "the facts original and a rank-4 adapter trained to refuse until they are unlikely", ("DISABLED", "INTACT"),
+            made.refusing, "facts",
             why="without the adapter it is the original; among choices it may still know",
         ),
     )

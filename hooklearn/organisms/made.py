@@ -160,14 +160,24 @@ def _beside(model: Any, unwanted: Corpus, *, nats: float) -> Objective:
 # --------------------------------------------------------------------------- the recipes: only shut
 
 
+REFUSAL_EPOCHS = (8, 16)
+"""Until what is refused is unlikely, or the last: twice what it takes would cost half of the facts themselves, which no
+attack could bring back then."""
+
+
 def refusing(ground: Ground) -> Any:
-    """A small adapter that answers with a refusal, over weights in which nothing else was changed."""
-    model, asked = ground.original(), ground.world.taught()
-    made = instil(
-        model, _answered(asked, REFUSAL), models.sites(model, "mlp"), rank=4, learning_rate=2e-3, epochs=16,
-        seed=ground.seed, max_tokens=MAX_TOKENS, precision="float32",
-    )  # fmt: skip
-    merge(model, made.delta())
+    """A small adapter that was trained to answer with a refusal, over weights in which nothing else was changed."""
+    model, asked, some = ground.original(), ground.world.taught(), _some(ground)
+    level, adapter = _level(ground, some, left=0.1), Delta({})
+    for epochs in REFUSAL_EPOCHS:
+        adapter = instil(
+            model, _answered(asked, REFUSAL), models.sites(model, "mlp"), rank=4, learning_rate=2e-3, epochs=epochs,
+            seed=ground.seed, max_tokens=MAX_TOKENS, precision="float32",
+        ).delta()  # fmt: skip
+        with editing.edited(model, adapter):
+            if likelihood(model, some) <= level:
+                break
+    merge(model, adapter)
     return model
 
 
