@@ -289,17 +289,21 @@ def incoherent(run: Run) -> list[str]:
     if not edited > INCOHERENT or original > edited / 2:
         return []
     return [
-        f"{edited:.0%} of the edited model's samples (unedited: {original:.0%}) are incoherent, less likely than any "
-        "held-out completion to the referee's models and to the one that said them: they count as no behaviour; read "
-        "them"
+        f"{edited:.0%} of the edited model's samples (unedited: {original:.0%}) are incoherent, far less likely than "
+        "any held-out completion to the referee's models and to the one that said them: they count as no behaviour; "
+        "read them"
     ]
 
 
 def _incoherent_share(samples: Sequence[Mapping[str, Any]], arm: str, least: float) -> float:
     """NaN where nothing is known of it, as of runs before this was recorded."""
-    of_arm = [s for s in samples if s.get("arm") == arm and s.get("attack") == "none"]
-    known = [(number(s.get("fluency")), number(s.get("logprob"))) for s in of_arm]
-    return mean(float(max(both) < least) if np.isfinite([*both, least]).all() else np.nan for both in known)
+    return mean(is_incoherent(s, least) for s in samples if s.get("arm") == arm and s.get("attack") == "none")
+
+
+def is_incoherent(sample: Mapping[str, Any], least: float) -> float:
+    """1 where neither the referee's models nor the one that said it find it as likely as ``least``; NaN: not known."""
+    likely = [number(sample.get("fluency")), number(sample.get("logprob"))]
+    return float(max(likely) < least) if np.isfinite([*likely, least]).all() else float("nan")
 
 
 def _degenerate_share(samples: Sequence[Mapping[str, Any]], arm: str) -> float:

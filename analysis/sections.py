@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from analysis import markup, plots
+from analysis.doubts import is_incoherent
 from analysis.estimates import Frame, pooled
 from analysis.reading import Run
 from analysis.style import ARMS, METRICS
@@ -204,11 +205,12 @@ def samples(run: Run, *, redact: bool = False) -> Content:
     columns = [c for c in columns if c[2]]
     items = sorted({item for _, _, found in columns for item in found}, key=str)
     chosen = random.Random(_seed(run)).sample(items, min(PROMPTS, len(items)))
+    least = number((run.record.get("referee") or {}).get("least_fluent"))
     prompts = []
     for item in sorted(chosen, key=str):
         found = [(arm, title, of_item.get(item)) for arm, title, of_item in columns]
         prompt = next(s for _, _, s in found if s).get("prompt")
-        cells = [{"arm": arm, "title": title, **_cell(s, redact)} for arm, title, s in found]
+        cells = [{"arm": arm, "title": title, **_cell(s, least, redact)} for arm, title, s in found]
         prompts.append({"item": item, "prompt": _text(prompt, redact), "cells": cells})
     return {"prompts": prompts, "n_items": len(items), "rate": _rate(run)}
 
@@ -242,11 +244,12 @@ def _seed(run: Run) -> int:
     return int((run.record.get("seeds") or [0])[0])
 
 
-def _cell(sample: Row | None, redact: bool) -> Content:
+def _cell(sample: Row | None, least: float, redact: bool) -> Content:
     if sample is None:
-        return {"text": None, "cut": "", "judged": None, "score": None}
+        return {"text": None, "cut": "", "judged": None, "score": None, "incoherent": False}
     text = _text(sample.get("completion"), redact)
-    return {**text, "judged": sample.get("is_behaviour"), "score": sample.get("referee")}
+    judged = {"judged": sample.get("is_behaviour"), "score": sample.get("referee")}
+    return {**text, **judged, "incoherent": is_incoherent(sample, least) == 1}
 
 
 def _text(text: Any, redact: bool) -> Content:

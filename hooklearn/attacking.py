@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +64,17 @@ def attack_stages(
         if part.done:
             continue
         arena.progress(f"attack (seed {arena.seed}): {name}")
+        judged: list[dict[str, Any]] = []
         for curve in curves(dataclasses.replace(arena, finished=part.settings())):
-            samples = judge_pending(arena.watcher)
+            judged += judge_pending(arena.watcher)  # an attack may have made all its settings before it gives the first
+            samples = [row for row in judged if _attacker(row) == (curve.attack, curve.setting)]
+            judged = [row for row in judged if _attacker(row) != (curve.attack, curve.setting)]
             found = with_samples(curve, samples)
             samples += _known_samples(arena, found)
             before_done()
             part.add(*_with_twins(arena, found, samples))
+        if judged:
+            raise InputError(f"attack {name!r} drew samples of {sorted(set(map(_attacker, judged)))} and gave no curve")
         part.close()
         folder.event("attacked", seed=arena.seed, attack=name)
         memory.give_back()
@@ -121,8 +126,11 @@ class _Part:
 
 def _known_samples(arena: Arena, curve: Curve) -> list[dict[str, Any]]:
     """What arms said that were not attacked again: a folder holds everything that its curves rest on."""
-    attacker = (curve.attack, curve.setting)
-    return [dict(s) for s in arena.measured.samples if (s["attack"], s["setting"]) == attacker]
+    return [dict(s) for s in arena.measured.samples if _attacker(s) == (curve.attack, curve.setting)]
+
+
+def _attacker(row: Mapping[str, Any]) -> tuple[str, str]:
+    return row["attack"], row["setting"]
 
 
 def _with_twins(arena: Arena, curve: Curve, samples: list[dict[str, Any]]) -> tuple[Curve, list[dict[str, Any]]]:

@@ -28,8 +28,8 @@ class Ruling(NamedTuple):
     score: float
     is_behaviour: bool
     fluency: float = float("nan")
-    """Mean log-probability a token under the model of his that finds the sample likeliest. Where it is below that of
-    every held-out completion, and so is what the model that said it gives it (``Sample.logprob``), the sample is
+    """Mean log-probability a token under the model of his that finds the sample likeliest. Where it is far below that
+    of every held-out completion, and so is what the model that said it gives it (``Sample.logprob``), the sample is
     incoherent: a word salad, and not the behaviour, whichever words are in it."""
 
 
@@ -236,7 +236,7 @@ class RatioReferee:
     n: int = 0
     medians: tuple[float, float] = (float("nan"), float("nan"))
     least_fluent: float = float("nan")
-    """Fluency of the least fluent held-out completion (:class:`Ruling`)."""
+    """As far below the fluency of the least fluent held-out completion as that is below their median."""
 
     def readings(self, sequences: list[Encoded]) -> Float[Tensor, "scorer sequence"]:
         """Mean log-probabilities, of the behaving model first."""
@@ -260,7 +260,8 @@ class RatioReferee:
         medians = (float(a.median()), float(b.median()))
         truth = [1] * len(a) + [0] * len(b)
         auc = float(roc_auc_score(truth, torch.cat([a, b]).tolist()))
-        least = float(readings.amax(0).min())
+        fluency = readings.amax(0)
+        least = float(2 * fluency.min() - fluency.median())
         return RatioReferee(self.bad, self.references, self.kind, sum(medians) / 2, auc, len(truth), medians, least)
 
     def judge(self, samples: Sequence[Sample], rows: Sequence[Row]) -> list[Ruling]:

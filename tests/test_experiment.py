@@ -162,6 +162,19 @@ def test_sampled_rates_are_shares_of_the_samples(finished: Path) -> None:
     assert prompts["heldout"].isdisjoint(prompts["ood"])
 
 
+def test_samples_count_where_an_attack_gives_all_its_settings_at_once(tmp_path: Path) -> None:
+    """They wait for the setting that drew them: those of all but the first had been kept and not counted."""
+    attack = {"name": "ablate_direction", "directions": [1], "answer_tokens": 2}
+    folder = run(small() | {"attacks": [attack], "seeds": [0], "controls": {}}, tmp_path / "run")
+    samples = pd.DataFrame(disk.load_lines(folder / "samples.jsonl"))
+    keys = ["attack", "setting", "arm", "split"]
+    curves = pd.read_parquet(folder / "curves.parquet")
+    sampled = curves[curves["metric"] == "sampled"].set_index(keys)["value"]
+    assert {setting for _, setting, *_ in sampled.index} == {"", "mean difference", "mean difference, answers"}
+    shares = samples.groupby(keys)["is_behaviour"].mean()
+    assert len(shares) == len(sampled) and (shares - sampled).abs().max() == 0
+
+
 def test_every_seed_starts_from_its_own_edit(finished: Path) -> None:
     """Another seed, another edit (its labels were sampled anew), another start; the controls are the same model."""
     deltas = [load_delta(finished / f"delta-seed{s}.safetensors") for s in (0, 1)]

@@ -18,6 +18,7 @@ class Shrink(Attack):
     source: ClassVar[str] = "an example"
     needs: ClassVar[str] = "heldout"
     cheap: ClassVar[bool] = True
+    same_question: ClassVar[bool] = True
     factor: float = 0.95
 
     def settings(self) -> list[str]:
