@@ -14,6 +14,8 @@ def jsonable(value: Any) -> Any:
 
     What JSON has no type for stays as it is, so that writing it is an error and not a surprise.
     """
+    if value is None or isinstance(value, str | int):  # most of what there is, and no abstract class to ask
+        return value
     if isinstance(value, Mapping):
         return {str(k): jsonable(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
