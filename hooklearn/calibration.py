@@ -36,9 +36,9 @@ from hooklearn.setting import Setup
 from hooklearn.shared import Shared
 from hooklearn.types import InputError
 
-SEEN_SEEDS = tuple(range(21))
+SEEN_SEEDS = tuple(range(27))
 """Thresholds, attacks and organisms were chosen with the cases of these in view, of every kind ..."""
-SEEDS = (21, 22, 23)
+SEEDS = (27, 28, 29)
 """... and of these, which are tried unless seeds are asked for, not one: nothing was changed after they were run."""
 
 RATES = 10.0
@@ -122,7 +122,7 @@ def config_of(case: Case, pair: Config, battery_name: str) -> Config:
         "max_tokens": 512,
         "model": {"name": pair["original"], "precision": "float32"},
         "behaviour": {"samples": 120 if facts else 160, "new_tokens": 4 if facts else 14},  # one of every held-out item
-        "evidence": {"enabled": True, "measures": EVIDENCE, "attack_rate": 1e-3, "items": 80},
+        "evidence": {"enabled": True, "measures": EVIDENCE, "attack_rate": 1e-3, "items": 80, "random_lines": 3},
     }
 
 

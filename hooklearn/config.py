@@ -195,6 +195,8 @@ class EvidenceConfig(Strict):
     attack_steps: int = Field(default=16, ge=1)
     items: int | None = Field(default=None, ge=2)
     """Held-out items that are read, at most; None: all of them."""
+    random_lines: int = Field(default=19, ge=1)
+    """Random steps behind the null of mode connectivity, each as dear as four readings."""
 
 
 class RunConfig(Strict):

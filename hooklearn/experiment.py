@@ -312,8 +312,8 @@ def _evidence_stage(config: RunConfig, setup: Setup, arena: Arena, folder: store
     found = evidence.collect(
         [a for a in arena.arms if a.name != "matched"], setup.corpora,
         measures=wanted.measures, sites=config.edit.sites, attack_rate=wanted.attack_rate,
-        attack_steps=wanted.attack_steps, items=wanted.items, samples=texts or None, seed=arena.seed,
-        max_tokens=config.max_tokens, progress=arena.progress,
+        attack_steps=wanted.attack_steps, items=wanted.items, random_lines=wanted.random_lines, samples=texts or None,
+        seed=arena.seed, max_tokens=config.max_tokens, progress=arena.progress,
     )  # fmt: skip
     records = [{**r, "seed": arena.seed} for r in evidence.to_records(found)]
     folder.save_frame(f"{part}.parquet", evidence.to_dataframe(found).assign(seed=arena.seed))

@@ -208,6 +208,11 @@ def unembedded(
         yield unembed(model, part), answers
 
 
+def scored_batches(model: Any, sequences: list[Encoded], max_tokens: int = 2048) -> list[TokenBatch]:
+    """The batches in which :func:`sequence_logprobs` reads them; the same whatever state the model is in."""
+    return batches(sequences, max_tokens=max_tokens, share=packs(model))
+
+
 @torch.no_grad()
 def sequence_logprobs(
     model: Any,
@@ -215,13 +220,18 @@ def sequence_logprobs(
     *,
     precision: Precision = "auto",
     max_tokens: int = 2048,
+    stream: list[TokenBatch] | None = None,
 ) -> Float[Tensor, "sequence 2"]:
-    """(sum of log-probabilities, number of scored tokens) of every sequence, in the order given."""
+    """(sum of log-probabilities, number of scored tokens) of every sequence, in the order given.
+
+    Args:
+        stream: their :func:`scored_batches`, where they are at hand already.
+    """
     out = torch.zeros(len(sequences), 2, dtype=torch.float64)
     where: dict[int, list[int]] = {}  # the same object may be asked for twice
     for i, s in enumerate(sequences):
         where.setdefault(id(s), []).append(i)
-    stream, found = batches(sequences, max_tokens=max_tokens, share=packs(model)), []
+    stream, found = scored_batches(model, sequences, max_tokens) if stream is None else stream, []
     with autocast(model, precision), reader(model) as read:  # around all batches: weights are cast once
         for batch in parallel.share(stream):
             parts = unembedded(model, read(batch), batch.targets)

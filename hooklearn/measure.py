@@ -20,6 +20,7 @@ from hooklearn.data import (
     LONGEST,
     Corpus,
     Encoded,
+    TokenBatch,
     encode,
     encode_choices,
     prompt_tokens,
@@ -28,6 +29,7 @@ from hooklearn.data import (
 )
 from hooklearn.forward import Precision
 from hooklearn.generation import Said, say
+from hooklearn.traits import packs
 
 # ---------------------------------------------------------------------------------------- likelihood
 
@@ -71,6 +73,11 @@ class Likelihoods:
     completions: list[Encoded] = field(repr=False)
     alternatives: list[Encoded] = field(repr=False)
     choices: list[Encoded] = field(repr=False)
+    _batches: dict[tuple[bool, bool], list[TokenBatch]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """Those that were read before, by whether alternatives were and whether the model lets rows be shared: every arm
+    and every look reads the same."""
 
     @staticmethod
     def of(corpus: Corpus, tokenizer: Any, split: str, *, max_length: int = LONGEST) -> Likelihoods:
@@ -96,7 +103,10 @@ class Likelihoods:
             *(self.alternatives if preference else []),
             *(self.choices if preference else []),
         ]
-        scores = forward.sequence_logprobs(model, everything, precision=precision)
+        kind = preference, packs(model)
+        if kind not in self._batches:
+            self._batches[kind] = forward.scored_batches(model, everything)
+        scores = forward.sequence_logprobs(model, everything, precision=precision, stream=self._batches[kind])
         n, m = len(self.completions), len(self.alternatives)
         if preference and self.choices:
             right = choice_accuracy(scores[n + m :], self.choices, self.corpus)

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -397,8 +398,8 @@ def test_there_is_no_barrier_between_a_model_and_itself(
     same = connectivity.weights_of(original)
     losses = connectivity.path(original, same, corpus("heldout").take(4))
     assert connectivity.barrier(losses)[0] == pytest.approx(0, abs=1e-6)
-    monkeypatch.setattr(connectivity, "RANDOM", 2)
-    (small,) = connectivity.connectivity(benched(arm("edited", threatening, reversed_organism(0.1)), tiny, threatening))
+    given = benched(arm("edited", threatening, reversed_organism(0.1)), tiny, threatening)
+    (small,) = connectivity.connectivity(replace(given, random_lines=2))
     assert small.value < 0.01 and len(small.null) == 2
     with bench.randomised(tiny, 0) as model:
         redrawn = connectivity.weights_of(arm("x", model))
@@ -552,11 +553,9 @@ def collected(tiny: Any, threatening: Any) -> list[Evidence]:
         "attack_train": corpus("attack").take(12),
     }  # fmt: skip
     said: list[str] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(connectivity, "RANDOM", 3)
-        found = evidence.collect(
-            arms, corpora, layers=(1, 3), attack_rate=1e-3, attack_steps=3, draws=199, progress=said.append
-        )
+    found = evidence.collect(
+        arms, corpora, layers=(1, 3), attack_rate=1e-3, attack_steps=3, draws=199, random_lines=3, progress=said.append
+    )
     assert any("patching" in line for line in said)
     return found
 

@@ -79,6 +79,7 @@ def collect(
     items: int | None = None,
     samples: Mapping[str, Sequence[str]] | None = None,
     draws: int = nulls.DRAWS,
+    random_lines: int = connectivity.RANDOM,
     seed: int = 0,
     max_tokens: int = 1024,
     progress: Callable[[str], None] = lambda _: None,
@@ -99,6 +100,7 @@ def collect(
         samples: arm -> sampled completions to the same prompts; drawn here when not given.
         draws: permutations, or quantiles, behind each null; the smallest p is then 1 / (1 + draws), which must stay
             small against the number of measures and seeds that are judged together.
+        random_lines: random steps behind the null of mode connectivity.
 
     Returns:
         All that was asked for. What could not be measured is NaN, and its meaning says why.
@@ -118,8 +120,8 @@ def collect(
     bench = Bench(
         arms=by_name, corpora=corpora, sites=models.sites(model, sites),
         layers=evenly(model.cfg.n_layers, 8) if layers is None else tuple(layers),
-        attacks=dict(attacks or {}), samples=samples, draws=draws, seed=seed, max_tokens=max_tokens,
-        progress=progress,
+        attacks=dict(attacks or {}), samples=samples, draws=draws, random_lines=random_lines, seed=seed,
+        max_tokens=max_tokens, progress=progress,
     )  # fmt: skip
     if set(chosen) & AFTER_ATTACK:
         bench = _attacked(bench, attack_rate, attack_steps)

@@ -25,8 +25,9 @@ from hooklearn.types import NAN
 
 POINTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 RANDOM = 19
-"""Random perturbations behind the null; each costs four evaluations, so few texts are read."""
+"""Random perturbations behind the null, unless asked for others."""
 TEXTS = 16
+"""Few: each of those perturbations costs four evaluations."""
 
 Weights = Mapping[str, Tensor]
 
@@ -103,8 +104,8 @@ def connectivity(bench: Bench) -> list[Evidence]:
     null = []
     edited = weights_of(bench.arms["edited"], original)
     end = found["edited"][-1:]
-    for i in range(RANDOM):
-        bench.progress(f"evidence: along random lines, {i + 1} of {RANDOM}")
+    for i in range(bench.random_lines):
+        bench.progress(f"evidence: along random lines, {i + 1} of {bench.random_lines}")
         along = path(bench.original, jittered(original, edited, generator), corpus, POINTS[:-1])
         null.append(barrier(np.concatenate([along, end]))[0])
     return [
