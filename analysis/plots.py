@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.transforms import offset_copy
 
 from analysis import style
 from analysis.estimates import Frame, held, pooled, wilson
@@ -206,7 +207,7 @@ def samples_rate(run: Run | Frame) -> Figure:
     ax.set_xlim(-0.02, 1.02)
     ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
     ax.set_xlabel("share of samples that the referee calls the behaviour (95 % interval)")
-    _key(ax, arms)
+    _key(figure, ax, arms)
     return figure
 
 
@@ -229,14 +230,12 @@ def _row_axis(ax: Axes, names: list[str]) -> None:
     ax.grid(visible=True, axis="x", color=style.GRID, linewidth=0.8)
 
 
-def _key(ax: Axes, arms: list[str]) -> None:
+def _key(figure: Figure, ax: Axes, arms: list[str]) -> None:
     """The arms' names in their colours, above the axes (the dots have no line ends to label)."""
-    for i, arm in enumerate(arms):
-        look, x = style.look(arm), 0.012 + 0.17 * i
-        ax.plot([x], [1.045], look.marker, color=look.colour, ms=5, clip_on=False,
-                transform=ax.transAxes)  # fmt: skip
-        ax.annotate(arm, (x, 1.045), (7, 0), "axes fraction", "offset points", color=look.colour,
-                    fontsize=style.TEXT, va="center")  # fmt: skip
+    for i, arm in enumerate(arms):  # in points: how wide the axes are hangs on the names of the rows
+        look, at = style.look(arm), offset_copy(ax.transAxes, figure, x=4 + 62 * i, y=14, units="points")
+        ax.plot([0], [1], look.marker, color=look.colour, ms=5, clip_on=False, transform=at)
+        ax.annotate(arm, (0, 1), (7, 0), at, "offset points", color=look.colour, fontsize=style.TEXT, va="center")
 
 
 # ------------------------------------------------------------------------------- where it lives
