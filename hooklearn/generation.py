@@ -50,18 +50,6 @@ class _Chosen(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen[:, None], 0.0)
 
 
-def generate(
-    model: Any,
-    texts: Sequence[str | list[int]],
-    new_tokens: int,
-    temperature: float,
-    dtype: torch.dtype | None = None,
-    generator: torch.Generator | None = None,
-) -> list[str]:
-    """The texts alone of :func:`say`."""
-    return [said.text for said in say(model, texts, new_tokens, temperature, dtype, generator)]
-
-
 @torch.no_grad()
 def say(
     model: Any,

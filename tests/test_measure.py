@@ -18,7 +18,7 @@ from hooklearn.corpus import Corpus
 from hooklearn.data import Encoded, encode
 from hooklearn.deltas import Delta
 from hooklearn.disruption import DisruptionMeter
-from hooklearn.generation import _until_its_end, generate
+from hooklearn.generation import _until_its_end, say
 from hooklearn.measure import Likelihoods, Sample, choice_accuracy, completion_probability, sample
 from hooklearn.referees import ContainsReferee, RatioReferee, Scorer
 from hooklearn.types import Budget, InputError
@@ -259,7 +259,7 @@ def test_samples_begin_as_the_tokenizer_begins_a_text() -> None:
     words, prompts = models.tokenizer_of(model), [r["prompt"] for r in given.rows]
 
     def drawn(asked: Any) -> list[str]:
-        return generate(model, asked, 6, 2.0, generator=torch.Generator().manual_seed(0))
+        return [s.text for s in say(model, asked, 6, 2.0, generator=torch.Generator().manual_seed(0))]
 
     def said() -> list[str]:
         return [s.completion for s in sample(model, given, new_tokens=6, temperature=2.0, precision="float32")]

@@ -22,7 +22,7 @@ from hooklearn.deltas import Delta
 from hooklearn.editing import edited, restored
 from hooklearn.exporting import export
 from hooklearn.forward import hidden_at, logits_at, unembed
-from hooklearn.generation import generate
+from hooklearn.generation import say
 from hooklearn.integrity import describe, weights_hash
 from hooklearn.interventions import intervened
 from hooklearn.models import (
@@ -346,10 +346,10 @@ def test_a_model_that_knows_so_many_positions_is_given_no_more() -> None:
     joined = Corpus("joined", ({"prompt": "w1", "completion": "w2"}, {"prompt": "w1:", "completion": "w2"}))
     assert n_run_together(joined, model.tokenizer) == 1
     assert torch.isfinite(forward.sequence_logprobs(model, sequences, precision="float32")).all()
-    (said,) = generate(model, ["w1 " * 90], 4, temperature=0.0)
+    ((said, _),) = say(model, ["w1 " * 90], 4, temperature=0.0)
     assert isinstance(said, str)
     with pytest.raises(InputError, match="64 new tokens are asked of a model that reads 64 at most"):
-        generate(model, ["w1"], 64, temperature=0.0)
+        say(model, ["w1"], 64, temperature=0.0)
 
 
 def test_logits_that_are_not_understood_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -375,7 +375,7 @@ def test_greedy_generation_follows_the_logits(family, texts, groups):
     model.original_model.generation_config.eos_token_id = None  # write on, whatever comes
     together = shared_prefixes(model.tokenizer(texts)["input_ids"])
     assert len(together.prefixes if together else ()) == groups
-    for text, found in zip(texts, generate(model, texts, 4, temperature=0.0), strict=True):
+    for text, (found, _) in zip(texts, say(model, texts, 4, temperature=0.0), strict=True):
         ids = model.tokenizer(text, return_tensors="pt").input_ids
         start = ids.shape[1]
         for _ in range(4):
@@ -474,13 +474,13 @@ def test_what_is_done_to_the_states_is_done_while_text_is_generated(family):
     model.original_model.generation_config.eos_token_id = None
     push = 3 * torch.randn(model.cfg.d_model, generator=torch.Generator().manual_seed(0))
     ids = model.tokenizer("w1 w2 w3", return_tensors="pt").input_ids
-    start, before = ids.shape[1], generate(model, ["w1 w2 w3"], 4, temperature=0.0)
+    start, ((before, _),) = ids.shape[1], say(model, ["w1 w2 w3"], 4, temperature=0.0)
     with intervened(model, lambda layer, states: states + push if layer == 0 else None), torch.no_grad():
-        found = generate(model, ["w1 w2 w3"], 4, temperature=0.0)
+        ((found, _),) = say(model, ["w1 w2 w3"], 4, temperature=0.0)
         for _ in range(4):
             ids = torch.cat([ids, model(ids)[:, -1:].argmax(-1)], 1)
-    assert found == [model.tokenizer.decode(ids[0, start:], skip_special_tokens=True)] != before
-    assert generate(model, ["w1 w2 w3"], 4, temperature=0.0) == before
+    assert found == model.tokenizer.decode(ids[0, start:], skip_special_tokens=True) != before
+    assert say(model, ["w1 w2 w3"], 4, temperature=0.0)[0].text == before
 
 
 def test_trainable_opens_only_what_it_is_given():

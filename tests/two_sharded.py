@@ -16,7 +16,7 @@ from hooklearn import editing, exporting, integrity, models, parallel, sharded
 from hooklearn.attack import Arena, ArmState, Watcher, attack_of
 from hooklearn.data import cycle, encode
 from hooklearn.deltas import Delta, load_delta, save_delta
-from hooklearn.generation import generate
+from hooklearn.generation import say
 from hooklearn.measure import Likelihoods
 from hooklearn.tiny_world import corpus
 from hooklearn.train import fit
@@ -58,18 +58,22 @@ def small_edit(model: Any) -> Delta:
     return Delta({site.name: 0.1 * update}, "tied", integrity.weights_hash(model))
 
 
+def texts(model: Any, temperature: float) -> list[str]:
+    return [said.text for said in say(model, PROMPTS, 8, temperature)]
+
+
 def looked_at(model: Any, folder: Path | None = None) -> dict[str, Any]:
     """Hashes and texts of the model, of the model edited, and of it again."""
     delta = small_edit(model)
     if folder is not None:  # through a file, of which each process keeps its part
         save_delta(delta, folder / f"delta{parallel.rank()}")
         delta = load_delta(folder / f"delta{parallel.rank()}", sharded.placing(model))
-    out: dict[str, Any] = {"before": integrity.weights_hash(model), "text": generate(model, PROMPTS, 8, 0)}
+    out: dict[str, Any] = {"before": integrity.weights_hash(model), "text": texts(model, 0)}
     with editing.edited(model, delta):
-        out |= {"edited": integrity.weights_hash(model), "edited text": generate(model, PROMPTS, 8, 0)}
+        out |= {"edited": integrity.weights_hash(model), "edited text": texts(model, 0)}
         out["logits"] = exporting.logits(model).double().sum(-1).flatten().tolist()
     torch.manual_seed(0)
-    return out | {"after": integrity.weights_hash(model), "drawn": generate(model, PROMPTS, 8, 0.7)}
+    return out | {"after": integrity.weights_hash(model), "drawn": texts(model, 0.7)}
 
 
 def main(folder: Path, config: str) -> None:

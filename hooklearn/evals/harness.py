@@ -21,7 +21,7 @@ from torch import Tensor
 from hooklearn import forward, models
 from hooklearn.data import Corpus, Encoded, batches, split_row
 from hooklearn.forward import Precision
-from hooklearn.generation import generate
+from hooklearn.generation import say
 from hooklearn.losses import token_logprobs
 from hooklearn.traits import packs
 from hooklearn.types import InputError
@@ -102,7 +102,7 @@ class HookedLM(TemplateLM):
         temperature = float(how.get("temperature", 0)) if how.get("do_sample") else 0.0
         dtype = forward.resolve_precision(self.precision, models.device_of(self.model))
         asked = [self.tok_encode(text)]  # as its log-likelihoods are read: BOS is the harness's to ask for
-        (said,) = generate(self.model, asked, int(how.get("max_gen_toks", self.new_tokens)), temperature, dtype)
+        ((said, _),) = say(self.model, asked, int(how.get("max_gen_toks", self.new_tokens)), temperature, dtype)
         cuts = [said.find(stop) for stop in ([stops] if isinstance(stops, str) else stops) if stop and stop in said]
         return said[: min(cuts)] if cuts else said
 

@@ -79,7 +79,7 @@ def collect(
     items: int | None = None,
     samples: Mapping[str, Sequence[str]] | None = None,
     draws: int = nulls.DRAWS,
-    random_lines: int = connectivity.RANDOM,
+    random_lines: int = nulls.LINES,
     seed: int = 0,
     max_tokens: int = 1024,
     progress: Callable[[str], None] = lambda _: None,

@@ -161,7 +161,7 @@ class Bench:
     samples: Mapping[str, Sequence[str]] | None = None
     """Arm -> sampled completions, prompt by prompt; drawn here when not given."""
     draws: int = nulls.DRAWS
-    random_lines: int = 19
+    random_lines: int = nulls.LINES
     seed: int = 0
     max_tokens: int = 1024
     progress: Callable[[str], None] = lambda _: None

@@ -24,10 +24,8 @@ from hooklearn.evidence.types import WHOLE, Evidence, detail
 from hooklearn.types import NAN
 
 POINTS = (0.0, 0.25, 0.5, 0.75, 1.0)
-RANDOM = 19
-"""Random perturbations behind the null, unless asked for others."""
 TEXTS = 16
-"""Few: each of those perturbations costs four evaluations."""
+"""Few: each of the random steps behind the null costs four evaluations."""
 
 Weights = Mapping[str, Tensor]
 

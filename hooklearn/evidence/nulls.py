@@ -28,6 +28,8 @@ def _codes(groups: Sequence[str]) -> tuple[NDArray[np.intp], int]:
     return codes, len(names)
 
 
+LINES = 19
+"""Random steps behind the null of mode connectivity."""
 DRAWS = 2499
 """Behind each null. All deciding measures (seven) of all seeds are judged together: this many can show p = .05 after
 Holm's correction of up to 17 seeds."""
