@@ -184,6 +184,31 @@ def test_a_point_passed_over_by_mistake_is_read_before_it_is_relied_on(ends: boo
     assert norm(landing.updates) < 1.0
 
 
+@pytest.mark.parametrize("off", [0.3, 1.0, 3.0])
+def test_a_slow_walk_is_read_a_few_times(off: float) -> None:
+    """Of 60 points that each use a little more, the whole meter reads nine at most, also where the few texts are wrong by
+    a factor that stays; the landing is that of reading every point (the positive control)."""
+    sizes = [k / 50 for k in range(1, 61)]
+    walks = [Drawn(lambda s: s**2) for _ in range(2)]
+    walks[1].meter.rough = object()
+    walks[1].roughly_used = lambda updates, scale: off * (scale * norm(updates)) ** 2
+    every, few = (solve(w, iter([direction(s) for s in sizes]), ray=False, reference_norm=1.0) for w in walks)
+    assert norm(few.updates) == norm(every.updates) == pytest.approx(0.98)
+    assert few.stop == every.stop == "budget (kl)"
+    assert len(walks[1].points) <= 9 < 49 == len(walks[0].points)
+
+
+def test_what_is_passed_over_is_told() -> None:
+    """Step and share of each point that is not read, and of no other: of five, three lie before the next reading."""
+    told: list[tuple[int, float]] = []
+    walk = Drawn(lambda s: s**2)
+    walk.passing = lambda step, share: told.append((step, round(share, 2)))
+    walk.meter.rough = object()
+    walk.roughly_used = lambda updates, scale: norm(updates) ** 2
+    solve(walk, iter([direction(s) for s in (0.1, 0.3, 0.6, 0.7, 0.99)]), ray=False, reference_norm=1.0)
+    assert told == [(1, 0.01), (2, 0.09), (4, 0.49)]
+
+
 def test_the_tighter_of_two_budgets_binds() -> None:
     """Far or near, whichever is used up first, and it is said which."""
     far = ray(Drawn(lambda s: s**2, lambda s: 0.1 * s**2))

@@ -209,9 +209,14 @@ def run_edit(
             on_point(f"{method.name}: measuring disruption ({evaluations})")
         return forget_score()
 
+    def passing(step: int, share: float) -> None:
+        if on_point is not None:
+            on_point(f"{method.name}: point {step}, about {share:.0%} of the budget")
+
     walk = Walk(
         model, meter, budget, read,
         lambda: problem.tokens - tokens_before + evaluations * meter.tokens,
+        passing=passing,
     )  # fmt: skip
     walk.begin(forget_score())
     weights = [models.weight(model, s).detach() for s in problem.sites]

@@ -22,6 +22,8 @@ LANDING = (0.95, 1.0)
 """The share of the budget in which an edit must land."""
 ROUGH = (0.5, 1.5)
 """Near enough on a few texts for the search on all of them to begin there."""
+FIRST_READING = 0.1
+"""The share, by a few texts, from which a path is read on all of them: they may be wrong by a factor of ten."""
 JUMPED = "the disruption jumps across it"
 
 
@@ -52,6 +54,13 @@ class Walk:
     measured: Disruption | None = None
     forgotten: float = 0.0
     """Share of the way to the budget's level, as measured last."""
+    passing: Callable[[int, float], None] | None = None
+    """Told of each point of a path that is passed over, with the share of the budget that it is taken to use."""
+    horizon: float = FIRST_READING
+    """The share from which a path's next point is read on all texts."""
+    _guessed: float = math.nan
+    """What a few texts said of a path's last point; ``_ratio``: how much more all of them said, the last time."""
+    _ratio: float = 1.0
 
     def begin(self, forget: float) -> None:
         """The way starts at the unedited model, where by definition nothing is disrupted and nothing was spent."""
@@ -97,6 +106,25 @@ class Walk:
         if self.meter.rough is None or self.budget.forget is not None:
             return False
         return self.roughly_used(updates, scale) < ROUGH[0]
+
+    def passes_over(self, updates: Updates, step: int) -> bool:
+        """Whether a path's point lies before the horizon, as far as a few texts can tell that have been put right."""
+        if self.meter.rough is None or self.budget.forget is not None:
+            return False
+        self._guessed = self.roughly_used(updates, 1.0)
+        share = self._ratio * self._guessed
+        if not share < self.horizon:
+            return False
+        if self.passing is not None:
+            self.passing(step, share)
+        return True
+
+    def put_right(self, share: float) -> None:
+        """All texts say ``share`` of the point of which a few spoke last: the next reading is half way to the budget
+        (in the logarithm), as a reading costs more than the steps between two points."""
+        if min(share, self._guessed) > NOTHING:
+            self._ratio = share / self._guessed
+        self.horizon = max(FIRST_READING, math.sqrt(max(share, 0.0)))
 
     def landed(self, updates: Updates, why_not: str) -> Landing:
         """Where the walk ends, as measured last; it says so where that is not the budget."""
@@ -169,13 +197,13 @@ def _first_crossing(used: Callable[[float], float], scale: float, walk: Walk, di
 
 
 def _solve_polyline(walk: Walk, path: Iterator[Updates]) -> Landing:
-    """Points that are far inside by a few texts are passed over; none is relied on before it was wholly read."""
+    """Points that by a few texts lie well before the budget are passed over; none is relied on before it was read."""
     inside: Updates | None = None
     passed: Updates | None = None
     """The last point since ``inside`` that was passed over."""
     step = 0
     for step, after in enumerate(path, start=1):
-        if walk.well_inside(after, 1.0):
+        if walk.passes_over(after, step):
             passed = after
             continue
         share = walk.used(after, 1.0, step)
@@ -184,6 +212,7 @@ def _solve_polyline(walk: Walk, path: Iterator[Updates]) -> Landing:
         if share > LANDING[1]:
             return _between_points(walk, inside, passed, after, step)
         inside, passed = after, None
+        walk.put_right(share)
     if passed is not None:
         if walk.used(passed, 1.0, step) > LANDING[1]:
             return _between_points(walk, inside, None, passed, step)
