@@ -124,7 +124,7 @@ class Sweep:
             earlier = disk.load_json(path)
         fixed = self._fixed()
         for key, value in fixed.items():
-            if earlier and jsonable(earlier.get("fixed", {}).get(key)) != jsonable(value):
+            if earlier and self._as_of_now(key, earlier.get("fixed", {}).get(key)) != jsonable(value):
                 raise InputError(
                     f"{self.out}: holds a sweep with another {key}; only methods, budgets and seeds may be added "
                     "to a sweep that was begun"
@@ -157,12 +157,16 @@ class Sweep:
     def _fixed(self) -> dict[str, Any]:
         """What every cell rests on: it may not change under a sweep that was begun."""
         tuning, base = self.plan.config.tuning, self.plan.base.model_dump(mode="json")
-        for section in ("name", "edit", "budget", "seeds"):  # those of the cells
-            del base[section]
-        base["corpora"].pop("capability", None)  # a check beside: it may be added to a sweep that was begun
-        if not base["deterministic"]:  # a sweep that was begun before there was the key went without
-            del base["deterministic"]
-        return {"base": base, "tuning": tuning and tuning.model_dump(mode="json")}
+        return {"base": _shared_part(base), "tuning": tuning and tuning.model_dump(mode="json")}
+
+    def _as_of_now(self, key: str, value: Any) -> Any:
+        """What a sweep was begun with; options that there are since then stand at their defaults."""
+        if key != "base" or not isinstance(value, dict):
+            return jsonable(value)
+        try:
+            return jsonable(_shared_part(parse(self.plan.base.model_dump(mode="json") | value).model_dump(mode="json")))
+        except InputError:
+            return jsonable(value)
 
     def _save(self, **values: Any) -> None:
         self.record |= values
@@ -321,6 +325,12 @@ def run_elsewhere(base: str, config: str, folder: Path, out: Path, measured: Pat
 @functools.lru_cache(maxsize=1)
 def _shared(base: str, folder: Path) -> Shared:
     return Shared(Setup.load(parse(json.loads(base)), folder, lambda _: None), lambda _: None)
+
+
+def _shared_part(base: dict[str, Any]) -> dict[str, Any]:
+    """Of a config what all cells have in common; the capability panel is a check beside, which may be added later."""
+    common = {name: section for name, section in base.items() if name not in ("name", "edit", "budget", "seeds")}
+    return common | {"corpora": {role: c for role, c in base["corpora"].items() if role != "capability"}}
 
 
 def _decide(tried: list[dict[str, Any]]) -> dict[str, Any]:

@@ -267,6 +267,10 @@ def test_a_killed_sweep_goes_on_where_it_was(folder: Path, tmp_path: Path, monke
     for a, b in zip(cells(out), cells(whole), strict=True):
         assert (a / "items.parquet").read_bytes() == (b / "items.parquet").read_bytes()
 
+    begun = record(out)
+    for new in ("deterministic", "evidence"):  # options that there were not when it was begun
+        del begun["fixed"]["base"][new]
+    (out / "sweep.json").write_text(json.dumps(begun))
     more = hl.sweep({**QUICK, "seeds": [0, 1]}, out, base=folder, resume=True)
     assert [c["status"] for c in record(more)["cells"]] == ["done"] * 4
     assert (cells(out)[0] / "run.json").read_bytes() == first, "seeds may be added"
