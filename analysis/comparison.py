@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,10 @@ BY = {"cheap by": "cheap", "any by": "any"}
 """Columns of a LaTeX table: which attack a worst case is of."""
 COMPACT = ("method", "far KL", "near CE", *QUANTITIES)
 """Those that are shown where none are asked for."""
+ENDS = ("", " low", " high")
+"""Of the name of a column with an interval: the value, and its two ends."""
+SPENT = ("far KL", "near CE", "seconds", "peak GiB")
+"""What an edit cost, in the brief table."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +111,12 @@ class Comparison:
             for (arm, of), found in levels.items()
         ]
 
-    def to_markdown(self) -> str:
-        """A column per run, the controls, the other two ways to be equal, the differences, the notes."""
+    def to_markdown(self, brief: bool = False) -> str:
+        """A column per run, the controls, the other two ways to be equal, the differences, the notes; ``brief``: one
+        table and the notes."""
+        if brief:
+            told = [f"- {note}" for note in self.notes]
+            return "\n\n".join([markdown(self.brief()), *(["\n".join(told)] if told else [])])
         few = len(self.table) <= FEW
         parts = ["\n".join(f"- {note}" for note in self.gaps)] if self.gaps else []
         parts.append(markdown(self.by_run() if few else self.in_short()))
@@ -163,6 +172,28 @@ class Comparison:
         frame = self.by_row()
         return frame.drop(columns=[c for c in frame if c.endswith(", by")])
 
+    def brief(self) -> pd.DataFrame:
+        """A row per run and per control: of every measure, and general capability, what stood before an arrow and what
+        stands after it (of behaviours, the worst under any attack with its 95 % interval), and what the edit cost."""
+        metrics, capability = self.metrics(), "general capability"
+        rows = [
+            {"": name}
+            | {
+                m: _arrow(row[f"{m}: before"], *(row[f"{m}: {QUANTITIES['any']}{end}"] for end in ENDS))
+                for m in metrics
+            }
+            | {capability: _arrow(*(row.get(f"{capability}: {when}", math.nan) for when in ("before", "after")))}
+            | {column: row.get(column) for column in SPENT}
+            for name, row in zip(self.names(), self.table.to_dict("records"), strict=True)
+        ]
+        arms: dict[str, dict[str, Any]] = {}
+        for m in metrics:
+            for arm, found in self._control_rows(m):
+                value = {m: _arrow(*(found.get(f"{m}: {QUANTITIES[q]}", math.nan) for q in ("before", "any")))}
+                arms.setdefault(arm, {"": arm}).update(value)
+        frame = pd.DataFrame([*rows, *arms.values()]).dropna(axis=1, how="all")
+        return frame.assign(seconds=frame["seconds"].round().astype("Int64"))
+
     def by_run(self) -> pd.DataFrame:
         """The same with a column per run."""
         frame = self.by_row()
@@ -188,6 +219,14 @@ def _in_latex(row: Mapping[str, Any], metric: str, column: str) -> str:
 def _check_among(what: str, given: Sequence[str], valid: Sequence[str]) -> None:
     if unknown := [name for name in given if name not in valid]:
         raise input_error(f"no {what} {unknown[0]!r} in this comparison; valid: {', '.join(valid)}")
+
+
+def _arrow(before: float, after: float, low: float = math.nan, high: float = math.nan) -> str | None:
+    """``0.33 → 0.012 [0.01, 0.02]``; None where there is neither."""
+    if math.isnan(before) and math.isnan(after):
+        return None
+    first, last = ("-" if math.isnan(v) else f"{v:.3g}" for v in (before, after))
+    return f"{first} → {last}" + ("" if math.isnan(low) else f" [{low:.3g}, {high:.3g}]")
 
 
 def with_interval(frame: pd.DataFrame, *columns: str) -> list[str | None]:

@@ -136,7 +136,7 @@ def markdown(frame: pd.DataFrame, digits: int = 3) -> str:
 
 
 def _cell(value: Any, digits: int) -> str:
-    if value is None or (isinstance(value, float) and np.isnan(value)):
+    if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
         return "-"
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
@@ -173,7 +173,7 @@ def latex_cell(value: Any) -> str:
         >>> print(latex_cell("gradient_ascent"), latex_cell(-0.0296), latex_cell(1.52e-05), latex_cell(float("nan")))
         gradient\_ascent $-0.030$ $1.5\times 10^{-5}$ --
     """
-    if value is None or (isinstance(value, float) and np.isnan(value)):
+    if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
         return "--"
     if not isinstance(value, float):
         return str(value).translate(_TEX)

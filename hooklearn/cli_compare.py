@@ -42,6 +42,7 @@ def compare(
     figure: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture: .png, .svg or .pdf.")] = None,
     metric: Metric = None,
     columns: Columns = None,
+    brief: Annotated[bool, typer.Option("--brief", help="One table: a row per method and control.")] = False,
 ) -> None:
     """Runs side by side: at equal disruption, at equal unlearning, at equal compute.
 
@@ -51,6 +52,7 @@ def compare(
     \b
     hooklearn compare runs/natural runs/repselect
     hooklearn compare runs/* --csv table.csv --latex table.tex --figure tradeoff.png
+    hooklearn compare runs/sweep --brief
     hooklearn compare runs/sweep --latex table.tex --metric sampled --columns "verdict,far KL,before,any,any by"
     hooklearn compare runs/* --json | jq .unlearning
     """
@@ -59,11 +61,11 @@ def compare(
 
         found = analysis.compare(runs)
         write(found, csv=csv, parquet=parquet, latex=latex, markdown=markdown, figure=figure, metric=metric,
-              columns=columns)  # fmt: skip
+              columns=columns, brief=brief)  # fmt: skip
     if json_:
         print_json(as_json(found))
     else:
-        print_line(found.to_markdown())
+        print_line(found.to_markdown(brief))
 
 
 def write(
@@ -76,6 +78,7 @@ def write(
     figure: Path | None = None,
     metric: str | None = None,
     columns: str | None = None,
+    brief: bool = False,
 ) -> None:
     """The forms of a comparison that were asked for.
 
@@ -90,7 +93,7 @@ def write(
     drawn = picture(found, metric, figure.suffix) if figure is not None else b""
     chosen = None if columns is None else [name.strip() for name in columns.split(",")]
     table = found.to_latex(None if metric is None else [metric], chosen) if latex is not None else ""
-    for path, text in ((csv, found.to_csv), (latex, lambda: table), (markdown, found.to_markdown)):
+    for path, text in ((csv, found.to_csv), (latex, lambda: table), (markdown, lambda: found.to_markdown(brief))):
         if path is not None:
             write_text(path, text())
     for path, content in ((parquet, found.to_parquet), (figure, lambda: drawn)):

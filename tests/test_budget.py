@@ -186,7 +186,7 @@ def test_a_point_passed_over_by_mistake_is_read_before_it_is_relied_on(ends: boo
 
 @pytest.mark.parametrize("off", [0.3, 1.0, 3.0])
 def test_a_slow_walk_is_read_a_few_times(off: float) -> None:
-    """Of 60 points that each use a little more, the whole meter reads nine at most, also where the few texts are wrong by
+    """Of 60 points that each use a little more, nine at most are read on all texts, also where the few are wrong by
     a factor that stays; the landing is that of reading every point (the positive control)."""
     sizes = [k / 50 for k in range(1, 61)]
     walks = [Drawn(lambda s: s**2) for _ in range(2)]

@@ -229,6 +229,20 @@ def test_many_runs_are_rows_and_only_differences_to_the_best_are_printed(many: l
     assert few == "|  | natural | repselect |"
 
 
+def test_in_brief_a_measure_is_one_column_and_the_controls_are_rows(many: list[Path]) -> None:
+    """What stood before and the worst after, as the whole table has them; a control has no cost."""
+    found = analysis.compare(many)
+    brief = found.brief().set_index("")
+    assert [*brief.index] == [*found.table["run"], "original", "never"]
+    row = found.table.set_index("run").loc["npo"]
+    before, worst = (f"{row[f'preference: {q}']:.3g}" for q in ("before", "worst, any attack"))
+    assert brief.loc["npo", "preference"].startswith(f"{before} → {worst} [")
+    assert brief.loc["never", "preference"] == "0.1 → 0.4"
+    assert brief["seconds"].isna().tolist() == [False] * 5 + [True] * 2
+    lines = found.to_markdown(brief=True).splitlines()
+    assert lines[8].startswith("| never | ") and lines[8].endswith(" - |")
+
+
 def words_of(figure: Any) -> set[str]:
     figure.canvas.draw()
     return {t.get_text() for t in figure.findobj(matplotlib.text.Text)}  # type: ignore[attr-defined]
