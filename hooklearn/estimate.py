@@ -29,7 +29,9 @@ from hooklearn.train import log_spaced
 from hooklearn.types import InputError
 
 READINGS = 3.5
-"""Whole readings of the disruption until the budget is met (docs/performance.md); walked methods read more."""
+"""Whole readings of the disruption until the budget is met (docs/performance.md)."""
+WALKED_READINGS, FEW_TEXTS = 6, 1 / 6
+"""More of a method that walks; and of a reading's texts those that say at every point whether to read all."""
 LOOK_TOKENS = 2048
 """Tokens in a batch that is only read."""
 TRAFFIC = 700
@@ -310,7 +312,8 @@ def _edit(config: RunConfig, texts: Mapping[str, Text], measured: Text, shape: S
     else:
         epochs = options.get("epochs", 10)
         yield _passes("edit", given * epochs, shape, back=True, weights=shape.sites)
-        readings += epochs * texts["forget"].batches / options.get("every", 2)
+        points = epochs * texts["forget"].batches / options.get("every", 2)
+        readings += min(points, WALKED_READINGS) + FEW_TEXTS * points
     yield _passes("edit", reading * readings, shape)
 
 
