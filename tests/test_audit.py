@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -231,3 +233,20 @@ def test_bad_input_is_one_line_and_leaves_nothing(change: list[str], said: str, 
 def test_no_attack_left_is_said() -> None:
     with pytest.raises(InputError, match="no attack is left: retain_only"):
         audit("a", "b", {"forget": {"name": "a"}, "heldout": {"name": "b"}}, attacks=[{"name": "retain_only"}])
+
+
+def test_the_checkpoint_of_the_example_is_audited(mine: list[str], tmp_path: Path) -> None:
+    """Made by Transformers' Trainer in a process without hooklearn (``examples/audit/unlearn.py``)."""
+    script = Path(__file__).parent.parent / "examples/audit/unlearn.py"
+    out = tmp_path / "unlearned"
+    options = ["--epochs", "2", "--learning-rate", "3e-3", "--batch", "4"]
+    made = subprocess.run(
+        [sys.executable, "-I", str(script), "my-model", "forget.jsonl", "retain.jsonl", str(out), *options],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr[-2000:]
+    models = ["--original", "my-model", "--edited", out, "--never", "base-model"]
+    found = judged(*models, *mine[6:], "--out", tmp_path / "run", *QUICK)
+    levels = {arm: levels["before"] for arm, levels in found["behaviour"]["erode"].items()}
+    assert levels["edited"] < levels["original"] / 2, "it was trained against the forget text"
+    assert found["disruption"]["kl"] > 0.01, "and nothing held it to a budget"
