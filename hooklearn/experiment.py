@@ -56,6 +56,7 @@ def run(
         InputError: anything wrong with the input, before or while the run goes on (the folder says so too).
     """
     memory.keep_freed()
+    memory.reset_peak()
     asked, config = config, _as_begun(config, out) if resume else config
     with deterministic(config.deterministic):
         if shared is None:

@@ -16,7 +16,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def peak_bytes() -> int:
-    """The largest resident size so far.
+    """The largest resident size so far; since :func:`reset_peak`, where that was called.
 
     Linux says it of this process alone in ``/proc``; what ``getrusage`` says there may be the size of the process that
     started it.
@@ -27,6 +27,14 @@ def peak_bytes() -> int:
                 return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def reset_peak() -> None:
+    """The peak counts anew from what is resident now: of a sweep's cells each has its own. Linux can do that; elsewhere
+    the peak stays that of the process."""
+    give_back()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def keep_freed() -> None:

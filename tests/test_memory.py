@@ -53,3 +53,24 @@ def test_without_it_every_large_tensor_goes_back_at_once() -> None:
     freed, given_back = left("leave")
     assert freed < 32
     assert given_back < 32
+
+
+PEAKS = """
+import torch
+from hooklearn import memory
+memory.WORTH = 0
+before = memory.peak_bytes()
+torch.ones(2**26)  # 256 MiB, gone at once
+first = memory.peak_bytes()
+memory.reset_peak()
+print(first - before >> 20, memory.peak_bytes() - before >> 20)
+"""
+
+
+@glibc
+def test_the_peak_counts_anew_for_a_run() -> None:
+    """A sweep's cells are runs of one process, and each has its own peak; the process's stays (the control)."""
+    done = subprocess.run([sys.executable, "-c", PEAKS], capture_output=True, text=True, check=True)
+    first, again = map(int, done.stdout.split())
+    assert first > 256 - 32
+    assert again < 32
