@@ -198,6 +198,26 @@ def test_a_slow_walk_is_read_a_few_times(off: float) -> None:
     assert len(walks[1].points) <= 9 < 49 == len(walks[0].points)
 
 
+def test_a_path_whose_first_point_is_over_is_asked_for_anew() -> None:
+    """At twelve times the budget; the next one ends at a quarter of it; the third is walked, and is all of the way.
+    Where there is no other, a part of the first step is all that is left (the control)."""
+    asked: list[float] = []
+    paths = [[0.25, 0.5], [k / 5 for k in range(1, 9)]]
+
+    def refit(share: float) -> Any:
+        asked.append(share)
+        return iter([direction(size) for size in paths.pop(0)])
+
+    walk, control = Drawn(lambda s: s**2), Drawn(lambda s: s**2)
+    walk.begin(1.0)
+    landing = solve(walk, iter([direction(12**0.5)]), ray=False, reference_norm=1.0, refit=refit)
+    assert asked == pytest.approx([12, 0.25]) and landing.stop == "budget (kl)"
+    assert [p.kl for p in walk.points[:5]] == pytest.approx([0.01 * (k / 5) ** 2 for k in range(5)])
+    assert norm(landing.updates) == pytest.approx(1.0, rel=0.03)
+    solve(control, iter([direction(12**0.5)]), ray=False, reference_norm=1.0)
+    assert control.points[0].kl == pytest.approx(0.12)
+
+
 def test_what_is_passed_over_is_told() -> None:
     """Step and share of each point that is not read, and of no other: of five, three lie before the next reading."""
     told: list[tuple[int, float]] = []

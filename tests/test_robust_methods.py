@@ -94,6 +94,21 @@ def test_every_method_lands_and_lowers_the_forget_score(
     assert result.cost.tokens >= result.trace.points[-1].tokens > 0
 
 
+def test_steps_too_long_for_the_budget_are_made_finer(threatening: Any, meter: DisruptionMeter) -> None:
+    """A rate fifty times as high as fits: told, recorded, and the edit is that of a walk with the finer rate, bit for
+    bit. A rate that fits is left alone (the control)."""
+    told: list[str] = []
+    coarse = run_edit(
+        problem_of(threatening), Mudman(learning_rate=2.0, every=1), meter, Budget(0.01), on_point=told.append
+    )
+    fitting = coarse.found["learning_rate"]
+    assert fitting < 0.2 and "learning_rate 2 uses" in told[1] and f"again with {fitting:.3g}" in told[1]
+    assert coarse.stop == "budget (kl)" and len(coarse.trace.points) > 4
+    fine = run_edit(problem_of(threatening), Mudman(learning_rate=fitting, every=1), meter, Budget(0.01))
+    assert "learning_rate" not in fine.found
+    assert all(torch.equal(coarse.delta.updates[name], update) for name, update in fine.delta.updates.items())
+
+
 def test_a_walk_that_ends_before_its_budget_says_so(threatening: Any, meter: DisruptionMeter) -> None:
     """One tiny step of each walked method: not hidden, and still not more than was allowed."""
     short = [Mudman(learning_rate=1e-4, steps=1), Tar(steps=1), RepSelectMulti(epochs=3, learning_rate=1e-3)]

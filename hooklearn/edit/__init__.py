@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from hooklearn.data import Corpus, encode
 from hooklearn.deltas import Delta
 from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit.ascent import GoodOnly, GradDiff, GradientAscent
-from hooklearn.edit.budget import LANDING, Landing, Walk, solve
+from hooklearn.edit.budget import FIRST_POINT, LANDING, WHOLE_PATH, Landing, Walk, solve
 from hooklearn.edit.cir import CIR
 from hooklearn.edit.lowcurvature import KFAC, SSPU, Whitened
 from hooklearn.edit.method import Method, Problem, Updates, check_finite
@@ -176,6 +178,10 @@ def _chosen(method: str | Method, options: Mapping[str, Any]) -> Method:
     return method
 
 
+REFITS = 3
+"""How often the steps of a walk are made to fit."""
+
+
 @torch.enable_grad()
 def run_edit(
     problem: Problem,
@@ -221,7 +227,26 @@ def run_edit(
     walk.begin(forget_score())
     weights = [models.weight(model, s).detach() for s in problem.sites]
     reference_norm = sum(float(parallel.whole(w.double().square().sum())) for w in weights) ** 0.5
-    path = (check_finite(u, method.name) for u in _path(method, problem))
+    path, tries = _path(method, problem), 0
+
+    def refit(share: float) -> Iterator[Updates] | None:
+        """The same with steps of a fitting length; None of a method whose steps have none. A path that is merely short
+        of the budget is taken as it is, unless its steps were made finer before."""
+        nonlocal path, tries
+        option = method.step_length
+        length, over = problem.found.get(option, getattr(method, option, None)), share > LANDING[1]
+        if length is None or tries == REFITS or not (over or tries):
+            return None
+        path.close()
+        # at a given number of steps the disruption grows with the square of their length
+        problem.found[option] = fitting = length * max(1e-3, math.sqrt((FIRST_POINT if over else WHOLE_PATH) / share))
+        tries += 1
+        if on_point is not None:
+            where = "before the first look" if over else "in all"
+            told = f"{option} {length:.3g} uses {share:.3g} times the budget {where}"
+            on_point(f"{method.name}: {told}; again with {fitting:.3g}")
+        path = _path(replace(method, **{option: fitting}), problem)
+        return path
 
     def on_direction() -> None:
         path.close()  # with what the method still holds: its metric is as large as the edited weights
@@ -230,7 +255,9 @@ def run_edit(
         memory.give_back()
 
     with callbacks.scope("edit", method.name):
-        landing = solve(walk, path, ray=method.ray, reference_norm=reference_norm, on_direction=on_direction)
+        landing = solve(
+            walk, path, ray=method.ray, reference_norm=reference_norm, on_direction=on_direction, refit=refit
+        )
     if integrity.weights_hash(model) != base:
         raise InputError(
             f"method {method.name!r} changed the model's own weights and left them so: its path must put them "
@@ -279,8 +306,8 @@ def _check_confinable(method: Method, problem: Problem) -> None:
         raise InputError("an edit of spread or offloaded weights is not confined to subspaces; leave one of them out")
 
 
-def _path(method: Method, problem: Problem) -> Iterator[Updates]:
-    """The method's own; a direction that knows nothing of given subspaces is projected into them."""
+def _path(method: Method, problem: Problem) -> Generator[Updates]:
+    """The method's own, checked; a direction that knows nothing of given subspaces is projected into them."""
     spaces = None if method.confines else problem.subspaces
     empty, path = True, method.path(problem)
     if not isinstance(path, Iterator):
@@ -294,7 +321,7 @@ def _path(method: Method, problem: Problem) -> Iterator[Updates]:
             updates = {name: linalg.project(update, *spaces.bases(name)) for name, update in updates.items()}
             if all(float(u.norm()) == 0 for u in updates.values()):
                 raise InputError(f"{method.name}: nothing of its update lies in the given subspaces")
-        yield updates
+        yield check_finite(updates, method.name)
     if empty:
         raise InputError(f"method {method.name!r} gave no update at all: its path is empty")
 

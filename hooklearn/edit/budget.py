@@ -22,12 +22,18 @@ LANDING = (0.95, 1.0)
 """The share of the budget in which an edit must land."""
 ROUGH = (0.5, 1.5)
 """Near enough on a few texts for the search on all of them to begin there."""
+FIRST_POINT, WHOLE_PATH = 0.1, 1.5
+"""Shares that a path's first point uses, and its last, where its steps had to be made to fit. Where the first point is
+over the budget, all that would be left of the method is a part of its first steps."""
 FIRST_READING = 0.1
 """The share, by a few texts, from which a path is read on all of them: they may be wrong by a factor of ten."""
 JUMPED = "the disruption jumps across it"
 
 
 Binding = Literal["kl", "near_ce", "forget"]
+Refit = Callable[[float], Iterator[Updates] | None]
+"""(share of the budget at the first point of a path, over it, or at its end, short of it) -> the path with steps that
+fit better, or None."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +94,10 @@ class Walk:
         last = self.points[-1]
         callbacks.evaluated(step, {"kl": last.kl, "near_ce": last.near_ce, "forget": forget}, model=self.model)
         self.forgotten = self.budget.forgotten(self.points[0].forget, forget)
-        return self._share()
+        return self.share()
 
-    def _share(self) -> float:
+    def share(self) -> float:
+        """Of the budget, as measured last."""
         assert self.measured is not None
         return max(self.measured.used(self.budget), self.forgotten)
 
@@ -129,7 +136,7 @@ class Walk:
     def landed(self, updates: Updates, why_not: str) -> Landing:
         """Where the walk ends, as measured last; it says so where that is not the budget."""
         assert self.measured is not None
-        reached = LANDING[0] <= self._share() <= LANDING[1]
+        reached = LANDING[0] <= self.share() <= LANDING[1]
         level = self.forgotten > self.measured.used(self.budget)
         binding: Binding = "forget" if level else self.measured.binding(self.budget)
         return Landing(
@@ -148,6 +155,7 @@ def solve(
     ray: bool,
     reference_norm: float,
     on_direction: Callable[[], None] = lambda: None,
+    refit: Refit = lambda _: None,
 ) -> Landing:
     """Follow the path to the budget.
 
@@ -155,12 +163,13 @@ def solve(
         ray: the path is a single direction of free length.
         reference_norm: norm of the edited weights; a ray's first trial is a thousandth of it.
         on_direction: called when a ray's direction is known and nothing else is needed any more.
+        refit: asked for the path anew where its first point is over the budget already, or its end short of it.
     """
     if ray:
         direction = next(path)
         on_direction()
         return _solve_ray(walk, direction, reference_norm)
-    return _solve_polyline(walk, path)
+    return _solve_polyline(walk, path, refit)
 
 
 def _solve_ray(walk: Walk, direction: Updates, reference_norm: float) -> Landing:
@@ -196,7 +205,7 @@ def _first_crossing(used: Callable[[float], float], scale: float, walk: Walk, di
     return found
 
 
-def _solve_polyline(walk: Walk, path: Iterator[Updates]) -> Landing:
+def _solve_polyline(walk: Walk, path: Iterator[Updates], refit: Refit) -> Landing:
     """Points that by a few texts lie well before the budget are passed over; none is relied on before it was read."""
     inside: Updates | None = None
     passed: Updates | None = None
@@ -210,6 +219,8 @@ def _solve_polyline(walk: Walk, path: Iterator[Updates]) -> Landing:
         if LANDING[0] <= share <= LANDING[1]:
             return walk.landed(after, JUMPED)
         if share > LANDING[1]:
+            if step == 1 and (again := refit(share)) is not None:
+                return _anew(walk, again, refit)
             return _between_points(walk, inside, passed, after, step)
         inside, passed = after, None
         walk.put_right(share)
@@ -219,7 +230,16 @@ def _solve_polyline(walk: Walk, path: Iterator[Updates]) -> Landing:
         inside = passed
     if inside is None:
         raise ValueError("the method's path is empty")
+    if (again := refit(walk.share())) is not None:
+        return _anew(walk, again, refit)
     return walk.landed(inside, "the method ended before")
+
+
+def _anew(walk: Walk, path: Iterator[Updates], refit: Refit) -> Landing:
+    """What was walked before is no part of the way that is taken; it has cost its tokens and seconds."""
+    del walk.points[1:]
+    walk.horizon = FIRST_READING
+    return _solve_polyline(walk, path, refit)
 
 
 def _between_points(walk: Walk, inside: Updates | None, passed: Updates | None, over: Updates, step: int) -> Landing:

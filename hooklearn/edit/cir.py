@@ -111,6 +111,7 @@ class CIR(Method):
     name: ClassVar[str] = "cir"
     source: ClassVar[str] = "Sondej & Yang 2025, arXiv 2509.11816"
     ray: ClassVar[bool] = False
+    step_length: ClassVar[str] = "step_norm"
     loss: Literal["mlp_confuse", "ascent"] = "mlp_confuse"
     """What goes down: alignment of MLP outputs with the old ones at the target layers, or the forget log-likelihood."""
     target_layers: tuple[int, ...] | None = None

@@ -187,6 +187,9 @@ class Method(ABC):
     """Paper or origin of the formula."""
     ray: ClassVar[bool] = True
     """True: the path is one direction of free length. False: it is walked step by step."""
+    step_length: ClassVar[str] = "learning_rate"
+    """Option in proportion to which a walk's steps are long: made smaller where the first point is over the budget. A
+    method without it is taken as it walks."""
     confines: ClassVar[bool] = False
     """It works within given subspaces by itself. The direction of another is projected; a walk is refused."""
 
