@@ -10,6 +10,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from typing import Any, Literal
 
 import torch
@@ -36,8 +37,23 @@ def resolve_precision(precision: Precision, device: torch.device | str = "cpu") 
     if precision != "auto":
         raise InputError(f"precision {precision!r}: valid are auto, float32, bfloat16")
     if torch.device(device).type == "cpu":
-        return torch.bfloat16 if _bfloat16_pays() else torch.float32
+        decided = _decided.get()
+        return torch.bfloat16 if (_bfloat16_pays() if decided is None else decided) else torch.float32
     return torch.bfloat16
+
+
+_decided: ContextVar[bool | None] = ContextVar("decided", default=None)
+"""What was found of bfloat16 when something began that goes on here; None: what is found here."""
+
+
+@contextlib.contextmanager
+def auto_is(precision: str) -> Iterator[None]:
+    """``auto`` on a CPU is what it was found to be elsewhere, and not what a measurement of this process says."""
+    token = _decided.set(precision == "bfloat16")
+    try:
+        yield
+    finally:
+        _decided.reset(token)
 
 
 PAYS = 1.3

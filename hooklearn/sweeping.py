@@ -27,6 +27,7 @@ from hooklearn.config_file import read_config
 from hooklearn.corpus import Corpus
 from hooklearn.determinism import deterministic
 from hooklearn.fanout import installed, spread
+from hooklearn.forward import auto_is, resolve_precision
 from hooklearn.jsonable import jsonable
 from hooklearn.setting import Progress, Setup
 from hooklearn.shared import Shared
@@ -99,20 +100,24 @@ class Sweep:
             check(plan.tuning())
         with store.claim(self.out, RECORD):
             self._begin(resume)
-            waiting = [c for c in self.record["cells"] if c["status"] != "done"]
-            loaded = self._load(waiting)
-            self._save(status="running", error=None, finished=None)
-            try:
-                if loaded is not None:
-                    self._measure(waiting, *loaded)
-            except KeyboardInterrupt:
-                self._save(status="interrupted")
-                raise
-            except BaseException as error:
-                self._save(status="failed", error=disk.one_line(error))
-                raise
-            failed = any(c["status"] == "failed" for c in self.record["cells"])
-            self._save(status="failed" if failed else "done", finished=store.now())
+            with auto_is(self.record["precision"]):  # cells that are compared are not computed in two ways
+                self._run_waiting()
+
+    def _run_waiting(self) -> None:
+        waiting = [c for c in self.record["cells"] if c["status"] != "done"]
+        loaded = self._load(waiting)
+        self._save(status="running", error=None, finished=None)
+        try:
+            if loaded is not None:
+                self._measure(waiting, *loaded)
+        except KeyboardInterrupt:
+            self._save(status="interrupted")
+            raise
+        except BaseException as error:
+            self._save(status="failed", error=disk.one_line(error))
+            raise
+        failed = any(c["status"] == "failed" for c in self.record["cells"])
+        self._save(status="failed" if failed else "done", finished=store.now())
 
     # ------------------------------------------------------------------------------------ the record
 
@@ -139,6 +144,7 @@ class Sweep:
             "schema_version": SCHEMA_VERSION, "name": self.plan.config.name, "command": self.command,
             "given": dict(self.given), "fixed": fixed, "declared": earlier.get("declared", {}) | declared,
             "started": earlier.get("started", store.now()),
+            "precision": earlier.get("precision") or str(resolve_precision("auto")).removeprefix("torch."),
             "tuning": earlier.get("tuning", {}),
             "cells": [
                 {

@@ -15,7 +15,7 @@ from user_files import Files, config, hooklearn, make
 
 import analysis
 import hooklearn as hl
-from hooklearn import controls, experiment, store
+from hooklearn import controls, experiment, forward, store
 from hooklearn.attack import ArmState
 from hooklearn.sweep_config import MethodSpec, Plan
 from hooklearn.sweeping import _decide
@@ -267,6 +267,9 @@ def test_a_killed_sweep_goes_on_where_it_was(folder: Path, tmp_path: Path, monke
     for a, b in zip(cells(out), cells(whole), strict=True):
         assert (a / "items.parquet").read_bytes() == (b / "items.parquet").read_bytes()
 
+    # another processor finds the other precision faster: the sweep goes on in the one it began with
+    began_with = record(out)["precision"]
+    monkeypatch.setattr(forward, "_bfloat16_pays", lambda: began_with != "bfloat16")
     begun = record(out)
     for new in ("deterministic", "evidence"):  # options that there were not when it was begun
         del begun["fixed"]["base"][new]
@@ -274,6 +277,8 @@ def test_a_killed_sweep_goes_on_where_it_was(folder: Path, tmp_path: Path, monke
     more = hl.sweep({**QUICK, "seeds": [0, 1]}, out, base=folder, resume=True)
     assert [c["status"] for c in record(more)["cells"]] == ["done"] * 4
     assert (cells(out)[0] / "run.json").read_bytes() == first, "seeds may be added"
+    found = {json.loads((c / "run.json").read_text())["environment"]["precision"] for c in cells(out)}
+    assert found == {record(out)["precision"]} == {began_with}
     other = {**QUICK, "attacks": [{"name": "relearn", "learning_rates": [1e-3]}]}
     with pytest.raises(InputError, match="holds a sweep with another base"):
         hl.sweep(other, out, base=folder, resume=True)
