@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
@@ -56,8 +57,9 @@ def auto_is(precision: str) -> Iterator[None]:
         _decided.reset(token)
 
 
-PAYS = 1.3
-"""Times faster that a bfloat16 product must be: casts and norms eat up the rest. Processors are at .5 or above 2."""
+PAYS, CLEAR = 1.3, (0.7, 2.0)
+"""Times faster that a bfloat16 product must be: casts and norms eat up the rest. Processors are at .5 or above 2; what
+lies between is measured again."""
 
 
 @functools.cache
@@ -74,11 +76,16 @@ def _bfloat16_is_faster() -> bool:
     single = torch.ones(512, 1024), torch.ones(1024, 512)
     half = tuple(m.bfloat16() for m in single)
     took: dict[bool, list[float]] = {False: [], True: []}
-    for turn in range(20):  # in turn: what else the machine does must not fall on one of them
+    ratio = math.nan
+    for turn in range(200):  # in turn: what else the machine does must not fall on one of them
         started = time.perf_counter()
         torch.mm(*(half if turn % 2 else single))
         took[bool(turn % 2)].append(time.perf_counter() - started)
-    return min(took[False]) > PAYS * min(took[True])
+        if turn % 20 == 19:
+            ratio = min(took[False]) / min(took[True])
+            if not CLEAR[0] < ratio < CLEAR[1]:
+                break
+    return ratio > PAYS
 
 
 @contextlib.contextmanager
