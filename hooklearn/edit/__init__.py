@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from hooklearn.data import Corpus, encode
 from hooklearn.deltas import Delta
 from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit.ascent import GoodOnly, GradDiff, GradientAscent
-from hooklearn.edit.budget import FIRST_POINT, LANDING, WHOLE_PATH, Landing, Walk, solve
+from hooklearn.edit.budget import FIRST_POINT, LANDING, NOTHING, WHOLE_PATH, Landing, Walk, solve
 from hooklearn.edit.cir import CIR
 from hooklearn.edit.lowcurvature import KFAC, SSPU, Whitened
 from hooklearn.edit.method import Method, Problem, Updates, check_finite
@@ -178,10 +178,6 @@ def _chosen(method: str | Method, options: Mapping[str, Any]) -> Method:
     return method
 
 
-REFITS = 3
-"""How often the steps of a walk are made to fit."""
-
-
 @torch.enable_grad()
 def run_edit(
     problem: Problem,
@@ -208,56 +204,37 @@ def run_edit(
     items = TRACE_ITEMS if budget.forget is None else LEVEL_ITEMS
     forget_score = forget_scorer(model, problem.forget, items=items, precision=problem.precision)
 
+    def told(text: str) -> None:
+        if on_point is not None:
+            on_point(f"{method.name}: {text}")
+
     def read() -> float:
         nonlocal evaluations
         evaluations += 1
-        if on_point is not None:
-            on_point(f"{method.name}: measuring disruption ({evaluations})")
+        told(f"measuring disruption ({evaluations})")
         return forget_score()
-
-    def passing(step: int, share: float) -> None:
-        if on_point is not None:
-            on_point(f"{method.name}: point {step}, about {share:.0%} of the budget")
 
     walk = Walk(
         model, meter, budget, read,
         lambda: problem.tokens - tokens_before + evaluations * meter.tokens,
-        passing=passing,
+        passing=lambda step, share: told(f"point {step}, about {share:.0%} of the budget"),
     )  # fmt: skip
     walk.begin(forget_score())
     weights = [models.weight(model, s).detach() for s in problem.sites]
     reference_norm = sum(float(parallel.whole(w.double().square().sum())) for w in weights) ** 0.5
-    path, tries = _path(method, problem), 0
-
-    def refit(share: float) -> Iterator[Updates] | None:
-        """The same with steps of a fitting length; None of a method whose steps have none. A path that is merely short
-        of the budget is taken as it is, unless its steps were made finer before."""
-        nonlocal path, tries
-        option = method.step_length
-        length, over = problem.found.get(option, getattr(method, option, None)), share > LANDING[1]
-        if length is None or tries == REFITS or not (over or tries):
-            return None
-        path.close()
-        # at a given number of steps the disruption grows with the square of their length
-        problem.found[option] = fitting = length * max(1e-3, math.sqrt((FIRST_POINT if over else WHOLE_PATH) / share))
-        tries += 1
-        if on_point is not None:
-            where = "before the first look" if over else "in all"
-            told = f"{option} {length:.3g} uses {share:.3g} times the budget {where}"
-            on_point(f"{method.name}: {told}; again with {fitting:.3g}")
-        path = _path(replace(method, **{option: fitting}), problem)
-        return path
+    paths = _Paths(method, problem, told)
 
     def on_direction() -> None:
-        path.close()  # with what the method still holds: its metric is as large as the edited weights
+        paths.now.close()  # with what the method still holds: its metric is as large as the edited weights
         if not problem.keep:
             problem.release()
         memory.give_back()
 
     with callbacks.scope("edit", method.name):
         landing = solve(
-            walk, path, ray=method.ray, reference_norm=reference_norm, on_direction=on_direction, refit=refit
-        )
+            walk, paths.now, ray=method.ray, reference_norm=reference_norm, on_direction=on_direction,
+            refit=paths.refit,
+        )  # fmt: skip
     if integrity.weights_hash(model) != base:
         raise InputError(
             f"method {method.name!r} changed the model's own weights and left them so: its path must put them "
@@ -304,6 +281,43 @@ def _check_confinable(method: Method, problem: Problem) -> None:
         )
     if models.is_sharded(problem.model):
         raise InputError("an edit of spread or offloaded weights is not confined to subspaces; leave one of them out")
+
+
+REFITS = 3
+"""How often the steps of a walk are made to fit."""
+
+
+@dataclass
+class _Paths:
+    """A method's path, and the same anew with steps of another length where these do not fit the budget."""
+
+    method: Method
+    problem: Problem
+    told: Callable[[str], None]
+    tries: int = 0
+
+    def __post_init__(self) -> None:
+        self.now = _path(self.method, self.problem)
+
+    def refit(self, share: float) -> Iterator[Updates] | None:
+        """None of a method whose steps have no length to set. A path that is merely short of the budget is taken as it
+        is, unless its steps were made finer before."""
+        option, over = self.method.step_length, share > LANDING[1]
+        settable = option in {f.name for f in fields(self.method)}
+        if not settable or self.tries == REFITS or not (over or self.tries):
+            return None
+        self.now.close()
+        self.tries += 1
+        length: float = getattr(self.method, option)
+        # at a given number of steps the disruption grows with the square of their length
+        aim = FIRST_POINT if over else WHOLE_PATH
+        fitting = length * max(1e-3, math.sqrt(aim / max(share, NOTHING)))
+        where = "before the first look" if over else "in all"
+        self.told(f"{option} {length:.3g} uses {share:.3g} times the budget {where}; again with {fitting:.3g}")
+        self.problem.found[option] = fitting
+        self.method = replace(self.method, **{option: fitting})
+        self.now = _path(self.method, self.problem)
+        return self.now
 
 
 def _path(method: Method, problem: Problem) -> Generator[Updates]:
