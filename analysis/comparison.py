@@ -111,12 +111,8 @@ class Comparison:
             for (arm, of), found in levels.items()
         ]
 
-    def to_markdown(self, brief: bool = False) -> str:
-        """A column per run, the controls, the other two ways to be equal, the differences, the notes; ``brief``: one
-        table and the notes."""
-        if brief:
-            told = [f"- {note}" for note in self.notes]
-            return "\n\n".join([markdown(self.brief()), *(["\n".join(told)] if told else [])])
+    def to_markdown(self) -> str:
+        """A column per run, the controls, the other two ways to be equal, the differences, the notes."""
         few = len(self.table) <= FEW
         parts = ["\n".join(f"- {note}" for note in self.gaps)] if self.gaps else []
         parts.append(markdown(self.by_run() if few else self.in_short()))
@@ -145,6 +141,11 @@ class Comparison:
         return "\n\n".join(parts)
 
     _repr_markdown_ = to_markdown
+
+    def brief_markdown(self) -> str:
+        """:meth:`brief` and the notes."""
+        notes = "\n".join(f"- {note}" for note in self.notes)
+        return "\n\n".join(filter(None, [markdown(self.brief()), notes]))
 
     def __repr__(self) -> str:
         return f"Comparison of {len(self.table)} runs\n{self.by_run().to_string(index=False)}"
@@ -176,12 +177,10 @@ class Comparison:
         """A row per run and per control: of every measure, and general capability, what stood before an arrow and what
         stands after it (of behaviours, the worst under any attack with its 95 % interval), and what the edit cost."""
         metrics, capability = self.metrics(), "general capability"
+        worst = QUANTITIES["any"]
         rows = [
             {"": name}
-            | {
-                m: _arrow(row[f"{m}: before"], *(row[f"{m}: {QUANTITIES['any']}{end}"] for end in ENDS))
-                for m in metrics
-            }
+            | {m: _arrow(row[f"{m}: before"], *(row[f"{m}: {worst}{end}"] for end in ENDS)) for m in metrics}
             | {capability: _arrow(*(row.get(f"{capability}: {when}", math.nan) for when in ("before", "after")))}
             | {column: row.get(column) for column in SPENT}
             for name, row in zip(self.names(), self.table.to_dict("records"), strict=True)
@@ -189,7 +188,7 @@ class Comparison:
         arms: dict[str, dict[str, Any]] = {}
         for m in metrics:
             for arm, found in self._control_rows(m):
-                value = {m: _arrow(*(found.get(f"{m}: {QUANTITIES[q]}", math.nan) for q in ("before", "any")))}
+                value = {m: _arrow(*(found.get(f"{m}: {quantity}", math.nan) for quantity in ("before", worst)))}
                 arms.setdefault(arm, {"": arm}).update(value)
         frame = pd.DataFrame([*rows, *arms.values()]).dropna(axis=1, how="all")
         return frame.assign(seconds=frame["seconds"].round().astype("Int64"))

@@ -30,8 +30,8 @@ class SweepTable(Comparison):
     missing: pd.DataFrame = field(default_factory=pd.DataFrame)
     """Cells that failed or have not been run."""
 
-    def to_markdown(self, brief: bool = False) -> str:
-        parts = [super().to_markdown(brief)]
+    def to_markdown(self) -> str:
+        parts = [super().to_markdown()]
         if len(self.tuning):
             parts += ["Options, chosen on the tuning split, and what the reporting split says:", markdown(self.tuning)]
         if len(self.missing):

@@ -42,7 +42,7 @@ def compare(
     figure: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture: .png, .svg or .pdf.")] = None,
     metric: Metric = None,
     columns: Columns = None,
-    brief: Annotated[bool, typer.Option("--brief", help="One table: a row per method and control.")] = False,
+    brief: Annotated[bool, typer.Option("--brief", help="On stdout one table: a row per method and control.")] = False,
 ) -> None:
     """Runs side by side: at equal disruption, at equal unlearning, at equal compute.
 
@@ -61,11 +61,11 @@ def compare(
 
         found = analysis.compare(runs)
         write(found, csv=csv, parquet=parquet, latex=latex, markdown=markdown, figure=figure, metric=metric,
-              columns=columns, brief=brief)  # fmt: skip
+              columns=columns)  # fmt: skip
     if json_:
         print_json(as_json(found))
     else:
-        print_line(found.to_markdown(brief))
+        print_line(found.brief_markdown() if brief else found.to_markdown())
 
 
 def write(
@@ -78,7 +78,6 @@ def write(
     figure: Path | None = None,
     metric: str | None = None,
     columns: str | None = None,
-    brief: bool = False,
 ) -> None:
     """The forms of a comparison that were asked for.
 
@@ -93,7 +92,7 @@ def write(
     drawn = picture(found, metric, figure.suffix) if figure is not None else b""
     chosen = None if columns is None else [name.strip() for name in columns.split(",")]
     table = found.to_latex(None if metric is None else [metric], chosen) if latex is not None else ""
-    for path, text in ((csv, found.to_csv), (latex, lambda: table), (markdown, lambda: found.to_markdown(brief))):
+    for path, text in ((csv, found.to_csv), (latex, lambda: table), (markdown, found.to_markdown)):
         if path is not None:
             write_text(path, text())
     for path, content in ((parquet, found.to_parquet), (figure, lambda: drawn)):
