@@ -265,7 +265,15 @@ class Sweep:
         if folders:
             here, out = self.plan.folder.absolute(), self.out.absolute()
             pieces = [
-                (base.model_dump_json(), c.model_dump_json(), here, out / f, out / measured[f], self.command)
+                (
+                    base.model_dump_json(),
+                    c.model_dump_json(),
+                    here,
+                    out / f,
+                    out / measured[f],
+                    self.command,
+                    self.record["precision"],
+                )
                 for f, c in configs.items()
             ]
             assert self.ray is not None
@@ -320,12 +328,19 @@ class Sweep:
         self._save()
 
 
-def run_elsewhere(base: str, config: str, folder: Path, out: Path, measured: Path, command: str) -> None:
-    """One run folder, in a process that keeps the models and texts of the last one: those of ``base`` (JSON)."""
-    shared, wanted = _shared(base, folder), parse(json.loads(config))
-    shared.measured = {wanted.seeds[0]: controls.read(measured)}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    experiment.run(wanted, out, base=folder, command=command, resume=True, shared=shared)
+def run_elsewhere(
+    base: str, config: str, folder: Path, out: Path, measured: Path, command: str, precision: str
+) -> None:
+    """One run folder, in a process that keeps the models and texts of the last one: those of ``base`` (JSON).
+
+    Args:
+        precision: what ``auto`` is in this sweep.
+    """
+    with auto_is(precision):
+        shared, wanted = _shared(base, folder), parse(json.loads(config))
+        shared.measured = {wanted.seeds[0]: controls.read(measured)}
+        out.parent.mkdir(parents=True, exist_ok=True)
+        experiment.run(wanted, out, base=folder, command=command, resume=True, shared=shared)
 
 
 @functools.lru_cache(maxsize=1)
