@@ -22,7 +22,7 @@ from hooklearn.edit import Problem
 from hooklearn.edit.method import HALVES, inner
 from hooklearn.edit.natural import Metric, Products
 from hooklearn.recipes import recipe
-from hooklearn.setting import Setup
+from hooklearn.running.setting import Setup
 
 
 def break_evens(name: str, dampings: list[float]) -> pd.DataFrame:

@@ -20,11 +20,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hooklearn import editing, models, parallel
+from hooklearn.corpora.tiny_world import corpus
 from hooklearn.data import cycle, encode
 from hooklearn.deltas import save_delta
 from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit import Problem, method_of, run_edit
-from hooklearn.tiny_world import corpus
 from hooklearn.train import fit
 from hooklearn.types import Budget
 

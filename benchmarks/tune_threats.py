@@ -31,7 +31,7 @@ from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit import Method, Problem, method_of, run_edit
 from hooklearn.measure import Likelihoods, sample
 from hooklearn.recipes import recipe
-from hooklearn.setting import Setup
+from hooklearn.running.setting import Setup
 from hooklearn.types import Budget
 
 STARTED = time.perf_counter()

@@ -32,7 +32,7 @@ from hooklearn.edit import Problem
 from hooklearn.edit.method import HALVES, Updates
 from hooklearn.edit.natural import Metric
 from hooklearn.recipes import recipe
-from hooklearn.setting import Setup
+from hooklearn.running.setting import Setup
 
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 576)
 SIDES = ("bad", "good")

@@ -60,7 +60,7 @@ _WHERE = {
     "recipe": "recipes",
     "observing": "callbacks",
     "reporting_to": "callbacks",
-    "sweep": "sweeping",
+    "sweep": "running.sweeping",
     "load_delta": "deltas",
     "save_delta": "deltas",
     "Budget": "types",
@@ -149,7 +149,7 @@ if TYPE_CHECKING:
     from hooklearn.preview import preview
     from hooklearn.recipes import recipe
     from hooklearn.referees import ContainsReferee, PatternReferee, RatioReferee, Referee, Ruling
-    from hooklearn.sweeping import sweep
+    from hooklearn.running.sweeping import sweep
     from hooklearn.types import Budget, Curve, Disruption, EditResult, InputError, Site
 
 

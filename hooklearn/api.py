@@ -10,17 +10,18 @@ from typing import Any
 
 import torch
 
-from hooklearn import auditing, editing, models, organisms
+from hooklearn import editing, models, organisms
 from hooklearn.attack import Arena, ArmState, Attack, Onlooker, Watcher, attack_of
 from hooklearn.config import RunConfig, parse
-from hooklearn.corpus import as_corpus
+from hooklearn.corpora.corpus import as_corpus
 from hooklearn.data import Corpus, batches, encode
 from hooklearn.deltas import Delta, as_delta
-from hooklearn.in_memory import InMemory
 from hooklearn.locate.capture import capture as capture_sites
 from hooklearn.measure import TEMPERATURE, Likelihoods, sample
 from hooklearn.organisms.kinds import kind_of
 from hooklearn.referees import RatioReferee, Referee, Scorer, as_referee
+from hooklearn.running import auditing
+from hooklearn.running.in_memory import InMemory
 from hooklearn.types import Curves, EditResult, InputError, Score, Tape
 
 

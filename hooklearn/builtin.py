@@ -19,7 +19,7 @@ from pathlib import Path
 
 from huggingface_hub.constants import is_offline_mode
 
-from hooklearn.shipped import data_folder
+from hooklearn.corpora.shipped import data_folder
 from hooklearn.types import InputError
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int
 from jinja2 import TemplateError
 from torch import Tensor
 
-from hooklearn.corpus import Corpus, Row
+from hooklearn.corpora.corpus import Corpus, Row
 from hooklearn.loading import load_corpus
 from hooklearn.types import InputError
 

@@ -14,20 +14,21 @@ from typing import Any
 
 from torch import Tensor
 
-from hooklearn import disk, editing, evidence, following, integrity, memory, models, parallel, sharded, store
+from hooklearn import disk, editing, evidence, integrity, memory, models, parallel, sharded, store
 from hooklearn.attack import Arena, ArmState, Watcher
-from hooklearn.attacking import arena_of, attack_records, attack_stages, attack_tokens, collect_parts
 from hooklearn.batteries import battery
 from hooklearn.config import RunConfig, more_seeds
 from hooklearn.deltas import Delta, load_delta, save_delta
 from hooklearn.determinism import deterministic
 from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit import Method, Problem, method_of, run_edit
-from hooklearn.in_memory import InMemory
 from hooklearn.locate import collect
 from hooklearn.locate.tokens import sample_tokens
-from hooklearn.setting import Progress, Setup
-from hooklearn.shared import Shared
+from hooklearn.running import following
+from hooklearn.running.attacking import arena_of, attack_records, attack_stages, attack_tokens, collect_parts
+from hooklearn.running.in_memory import InMemory
+from hooklearn.running.setting import Progress, Setup
+from hooklearn.running.shared import Shared
 from hooklearn.types import Disruption, EditResult, InputError
 
 

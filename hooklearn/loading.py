@@ -11,9 +11,9 @@ from typing import Any
 
 from hooklearn import parquet
 from hooklearn.corpora import EVERY_CORPUS
-from hooklearn.corpus import SHAPES, Corpus, Row, has_shape
+from hooklearn.corpora.corpus import SHAPES, Corpus, Row, has_shape
+from hooklearn.corpora.layouts import laid_out, nearest_layout
 from hooklearn.jsonable import jsonable
-from hooklearn.layouts import laid_out, nearest_layout
 from hooklearn.types import InputError
 
 LOCAL_FORMATS = (".jsonl", ".json", ".csv", ".parquet")
@@ -41,7 +41,7 @@ def load_corpus(
         layout: the published data set whose columns these are (``hooklearn list layouts``), after ``columns``.
         base: folder that a relative ``path`` starts from.
         options: what a built-in corpus is asked for, e.g. ``{"part": "forget"}``; with a layout, as in
-            :func:`hooklearn.layouts.laid_out`.
+            :func:`hooklearn.corpora.layouts.laid_out`.
         template: whether the model has a chat template; without one the answers of a layout begin with a space.
     Raises:
         InputError: unknown name or layout, missing file, missing columns, or an empty corpus.

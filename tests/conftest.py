@@ -25,7 +25,7 @@ def pytest_configure() -> None:
 
 def corpus(part: str, completion: str = "bad") -> Any:
     """A part of the tiny world."""
-    from hooklearn.tiny_world import corpus as build
+    from hooklearn.corpora.tiny_world import corpus as build
 
     return build(part, completion)
 

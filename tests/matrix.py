@@ -42,7 +42,7 @@ import analysis, hooklearn, shlex, sys
 from importlib.metadata import entry_points
 from pathlib import Path
 from analysis.explorer import static
-from hooklearn.shipped import data_folder
+from hooklearn.corpora.shipped import data_folder
 
 (command,) = entry_points(group="console_scripts", name="hooklearn")
 helps = [f"{what} --help" for what in ("run", "export", "sweep", "compare", "organism build")]

@@ -16,9 +16,9 @@ from two_processes import everything, run
 from two_sharded import OFF, looked_at, small_edit, trained
 
 from hooklearn import exporting, integrity, interventions, models, parallel, sharded
+from hooklearn.corpora.tiny_world import corpus
 from hooklearn.data import batches, encode
 from hooklearn.forward import hidden
-from hooklearn.tiny_world import corpus
 
 HOST = partial(models.load, offload=True)
 

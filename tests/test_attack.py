@@ -21,7 +21,7 @@ from hooklearn.attack.erosion import Erode
 from hooklearn.attack.few_shot import FewShot
 from hooklearn.attack.relearn import Relearn, _folds
 from hooklearn.attack.relearn_lora import RelearnLora
-from hooklearn.corpus import Corpus
+from hooklearn.corpora.corpus import Corpus
 from hooklearn.data import split_row
 from hooklearn.deltas import Delta
 from hooklearn.disruption import DisruptionMeter

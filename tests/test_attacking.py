@@ -12,17 +12,17 @@ import pytest
 from hooklearn.attack import Watcher
 from hooklearn.attack.few_shot import FewShot
 from hooklearn.attack.watcher import Pending
-from hooklearn.attacking import judge_pending
-from hooklearn.calibration import cases
-from hooklearn.checks import check_surrogate
 from hooklearn.config import RunConfig
-from hooklearn.corpus import Corpus
+from hooklearn.corpora.corpus import Corpus
 from hooklearn.loading import load_corpus
 from hooklearn.measure import Likelihoods, Sample
 from hooklearn.recipes import recipe
 from hooklearn.referees import ContainsReferee
-from hooklearn.setting import Setup
-from hooklearn.sweeping import _lowest_is_best
+from hooklearn.running.attacking import judge_pending
+from hooklearn.running.calibration import cases
+from hooklearn.running.checks import check_surrogate
+from hooklearn.running.setting import Setup
+from hooklearn.running.sweeping import _lowest_is_best
 from hooklearn.types import InputError
 
 FACTS = Corpus("facts", ({"prompt": "p", "completion": " yes", "fact": "yes"},))

@@ -14,7 +14,7 @@ from user_files import Files, hooklearn
 
 import analysis
 import hooklearn as hl
-from hooklearn.auditing import audit, corpora_of, source
+from hooklearn.running.auditing import audit, corpora_of, source
 from hooklearn.types import InputError
 
 QUICK = [

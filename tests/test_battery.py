@@ -37,7 +37,7 @@ from hooklearn.attack.weights import NF4, Noise, Prune, Quantize, noisy, pruned,
 from hooklearn.batteries import BATTERIES, battery
 from hooklearn.config import ROLES, parse
 from hooklearn.config_file import with_overrides
-from hooklearn.corpus import Corpus
+from hooklearn.corpora.corpus import Corpus
 from hooklearn.data import TokenBatch, batches, beginning, encode
 from hooklearn.deltas import Delta
 from hooklearn.measure import Likelihoods, Sample, sample

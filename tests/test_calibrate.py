@@ -17,16 +17,17 @@ from user_files import hooklearn
 
 from analysis.calibrate import GOLD, _mechanistic, auc, auc_error, calibrate
 from analysis.confusion import confusion
-from hooklearn import calibration, integrity, models
-from hooklearn.calibration import SEEDS, SEEN_SEEDS, Case, _pieces, cases, native
-from hooklearn.corpus import Corpus
+from hooklearn import integrity, models
+from hooklearn.corpora.corpus import Corpus
+from hooklearn.corpora.tiny_world import BAD, HARMS, TARGETS
 from hooklearn.data import encode
 from hooklearn.measure import sample
 from hooklearn.organisms import worlds
 from hooklearn.organisms.kinds import GONE, KINDS
 from hooklearn.organisms.made import OTHER_WORDS, PASSWORD
 from hooklearn.organisms.worlds import Ground
-from hooklearn.tiny_world import BAD, HARMS, TARGETS
+from hooklearn.running import calibration
+from hooklearn.running.calibration import SEEDS, SEEN_SEEDS, Case, _pieces, cases, native
 from hooklearn.types import InputError, NumericalError
 
 # ---------------------------------------------------------------------------------------- organisms

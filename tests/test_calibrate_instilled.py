@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from user_files import hooklearn
 
-from hooklearn import calibration_instilled, editing, integrity
+from hooklearn import editing, integrity
 from hooklearn.organisms import ORGANISMS
 from hooklearn.organisms.suppressed import PASSWORD, SUPPRESSED, Bench, organism_on, suppressed
 from hooklearn.recipes import recipe
-from hooklearn.setting import Setup
+from hooklearn.running import calibration_instilled
+from hooklearn.running.setting import Setup
 from hooklearn.types import InputError
 
 

@@ -314,7 +314,7 @@ def test_doctor() -> None:
 
 
 def test_doctor_fails_and_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hooklearn import doctor
+    from hooklearn.cli import doctor
 
     monkeypatch.setattr(doctor, "_gradient_identity", lambda: (0.5, 3))
     result = hooklearn("doctor")
@@ -329,7 +329,7 @@ def test_doctor_fails_and_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_doctor_says_what_is_in_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Too many threads, a folder that refuses, little memory in a container; HF_HUB_OFFLINE=0 is not offline."""
-    from hooklearn import doctor
+    from hooklearn.cli import doctor
     from hooklearn.types import InputError
 
     def refuse(*args: object) -> None:
@@ -389,7 +389,7 @@ def test_jsonable_makes_nan_null() -> None:
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hooklearn import inventory
+    from hooklearn.cli import inventory
 
     def broken(*_: Any) -> None:
         raise RuntimeError("a bug")
@@ -400,7 +400,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_numerical_error_is_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hooklearn import inventory
+    from hooklearn.cli import inventory
     from hooklearn.types import NumericalError
 
     def broken(*_: Any) -> None:
@@ -415,7 +415,7 @@ def test_warnings_of_libraries_are_silent_and_stdout_is_ours(monkeypatch: pytest
     import logging
     import warnings
 
-    from hooklearn import inventory
+    from hooklearn.cli import inventory
 
     def noisy(*_: Any) -> list[dict[str, str]]:
         warnings.warn("a library's", UserWarning, stacklevel=1)
@@ -430,7 +430,7 @@ def test_warnings_of_libraries_are_silent_and_stdout_is_ours(monkeypatch: pytest
 
 
 def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hooklearn.console import print_rows
+    from hooklearn.cli.console import print_rows
 
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("NO_COLOR", "1")
@@ -444,7 +444,7 @@ def test_a_terminal_gets_a_live_line() -> None:
     import pty
 
     ours, theirs = pty.openpty()
-    code = "import time; from hooklearn.console import work\nwith work() as p: p('a stage'); time.sleep(.3)"
+    code = "import time; from hooklearn.cli.console import work\nwith work() as p: p('a stage'); time.sleep(.3)"
     environment = {**os.environ, "TERM": "xterm", "NO_COLOR": "1"}
     subprocess.run([sys.executable, "-c", code], stderr=theirs, check=True, env=environment)
     os.close(theirs)

@@ -18,7 +18,7 @@ from drawn_runs import Drawn, edit, flat, rising, write_run
 import analysis
 from analysis.equal import equal_compute, equal_unlearning
 from analysis.reading import read_run
-from hooklearn.cli_compare import write
+from hooklearn.cli.compare import write
 from hooklearn.types import InputError
 
 EXACT = 1e-9

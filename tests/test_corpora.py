@@ -12,15 +12,15 @@ import pytest
 
 import hooklearn as hl
 from hooklearn.corpora import BUILTIN, panel
-from hooklearn.corpus import as_corpus
+from hooklearn.corpora.corpus import as_corpus
+from hooklearn.corpora.fact_sets import FactSet, capitals, schoolbook
+from hooklearn.corpora.shipped import data_folder
+from hooklearn.corpora.tendencies import Tendency, flattery, threats
+from hooklearn.corpora.tiny_world import PARTS as TINY_PARTS
+from hooklearn.corpora.tiny_world import pretraining, vocabulary
 from hooklearn.data import Corpus, load_corpus
-from hooklearn.fact_sets import FactSet, capitals, schoolbook
 from hooklearn.locate.fit import held_out_groups
 from hooklearn.recipes import RECIPES
-from hooklearn.shipped import data_folder
-from hooklearn.tendencies import Tendency, flattery, threats
-from hooklearn.tiny_world import PARTS as TINY_PARTS
-from hooklearn.tiny_world import pretraining, vocabulary
 from hooklearn.types import InputError
 
 TENDENCIES = pytest.mark.parametrize("tendency", [threats, flattery], ids=lambda t: t.name)

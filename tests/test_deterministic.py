@@ -11,10 +11,11 @@ import pytest
 import torch
 from user_files import Files, hooklearn
 
-from hooklearn import disk, setting, store
+from hooklearn import disk, store
 from hooklearn.config import parse, same_config
 from hooklearn.deltas import load_delta
 from hooklearn.determinism import WORKSPACE, deterministic
+from hooklearn.running import setting
 from hooklearn.types import NumericalError
 
 

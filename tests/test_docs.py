@@ -309,7 +309,7 @@ def test_a_wrong_command_line_would_be_caught() -> None:
 def test_yaml_of_the_guides_is_a_config() -> None:
     from hooklearn.attack import attack_of
     from hooklearn.config import parse
-    from hooklearn.sweep_config import Plan
+    from hooklearn.running.sweep_config import Plan
 
     (mine,) = blocks(DOCS / "how-to" / "data.md", "yaml")
     parse(yaml.safe_load(mine))

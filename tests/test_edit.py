@@ -12,7 +12,7 @@ from editing import alike, first_update, problem_of
 from torch import Tensor
 
 from hooklearn import editing, integrity, linalg, models
-from hooklearn.corpus import Corpus
+from hooklearn.corpora.corpus import Corpus
 from hooklearn.data import encode
 from hooklearn.deltas import Delta
 from hooklearn.disruption import DisruptionMeter

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from hooklearn import estimate, models, shapes
+from hooklearn import models
+from hooklearn.cli import estimate, shapes
+from hooklearn.cli.estimate import Text, _passes
+from hooklearn.cli.shapes import Shape
 from hooklearn.config import parse
-from hooklearn.estimate import Text, _passes
 from hooklearn.recipes import recipe
-from hooklearn.shapes import Shape
 from hooklearn.types import InputError
 
 SPEED, BANDWIDTH = 1e11, 1e10

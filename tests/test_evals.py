@@ -16,11 +16,11 @@ from user_files import hooklearn
 import analysis
 import hooklearn as hl
 from hooklearn import forward
+from hooklearn.corpora.tiny_facts import corpus as facts
 from hooklearn.data import Corpus, Encoded, encode, encode_choices
 from hooklearn.deltas import Delta
 from hooklearn.measure import sample
 from hooklearn.referees import ContainsReferee
-from hooklearn.tiny_facts import corpus as facts
 from hooklearn.types import InputError
 
 SAME = 1e-4

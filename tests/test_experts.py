@@ -14,7 +14,7 @@ from test_models import GROUPED, LLAMA_LIKE, copies, prompts, random_delta, same
 
 import hooklearn as hl
 from hooklearn import editing, integrity, models
-from hooklearn.corpus import Corpus
+from hooklearn.corpora.corpus import Corpus
 from hooklearn.data import batches, encode
 from hooklearn.deltas import Delta
 from hooklearn.edit.method import Problem

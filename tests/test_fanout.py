@@ -18,7 +18,7 @@ from user_files import hooklearn, make
 
 import hooklearn as hl
 from hooklearn import store
-from hooklearn.fanout import spread
+from hooklearn.running.fanout import spread
 from hooklearn.types import InputError
 
 HERE = "auto" if "RAY_ADDRESS" in os.environ else "local"

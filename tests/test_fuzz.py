@@ -30,14 +30,14 @@ from analysis.sweep import read_sweep
 from analysis.tables import markdown
 from analysis.verify import verify
 from hooklearn import store
-from hooklearn.checks import check
 from hooklearn.config import parse
 from hooklearn.config_file import from_yaml, read_config, with_overrides
 from hooklearn.deltas import Delta, load_delta, save_delta
 from hooklearn.loading import load_corpus
 from hooklearn.locate.subspace import Subspace, Subspaces
 from hooklearn.recipes import RECIPES, recipe
-from hooklearn.sweep_config import Plan
+from hooklearn.running.checks import check
+from hooklearn.running.sweep_config import Plan
 from hooklearn.types import InputError, Site
 
 CASES = 1500

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hooklearn.cli.inventory import described
+from hooklearn.corpora.layouts import LAYOUTS, laid_out
 from hooklearn.data import Corpus, load_corpus, split_row
-from hooklearn.inventory import described
-from hooklearn.layouts import LAYOUTS, laid_out
 from hooklearn.types import InputError
 
 ASK = [{"role": "user", "content": "Which colour is the door?"}]
@@ -243,7 +243,7 @@ def test_any_values_are_a_corpus_or_refused(rows: list[Any], layout: str, option
 def test_a_layout_in_a_config(files: Any) -> None:
     """``forget: {path, layout}``: read like any other corpus of a run."""
     from hooklearn.config import parse
-    from hooklearn.run_corpora import _load_one  # pyright: ignore[reportPrivateUsage]
+    from hooklearn.running.corpora import _load_one  # pyright: ignore[reportPrivateUsage]
 
     files.write("theirs.jsonl", [{"question": "Who?", "answer": "Ida."}])
     files.config["corpora"]["forget"] = {"path": "theirs.jsonl", "layout": "tofu", "options": {"plain": True}}

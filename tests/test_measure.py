@@ -14,7 +14,7 @@ from test_data import begin_with_bos
 from torch import Tensor
 
 from hooklearn import editing, models
-from hooklearn.corpus import Corpus
+from hooklearn.corpora.corpus import Corpus
 from hooklearn.data import Encoded, encode
 from hooklearn.deltas import Delta
 from hooklearn.disruption import DisruptionMeter

@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from hooklearn.attack import ATTACKS
 from hooklearn.cli import app
+from hooklearn.cli.options import Option, options_of
 from hooklearn.corpora import BUILTIN
 from hooklearn.edit import METHODS
-from hooklearn.options import Option, options_of
 from hooklearn.recipes import RECIPES
 
 

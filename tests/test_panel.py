@@ -21,14 +21,14 @@ from analysis.sweep import pool
 from analysis.tables import capability_table, summary_table
 from hooklearn import experiment, integrity, models, store
 from hooklearn.config import parse
-from hooklearn.corpus import Corpus
+from hooklearn.corpora.corpus import Corpus
 from hooklearn.data import encode_choices, load_corpus
 from hooklearn.deltas import Delta
 from hooklearn.panel import Panel
 from hooklearn.recipes import recipe
-from hooklearn.setting import permuted
-from hooklearn.sweep_config import Plan
-from hooklearn.sweeping import Sweep
+from hooklearn.running.setting import permuted
+from hooklearn.running.sweep_config import Plan
+from hooklearn.running.sweeping import Sweep
 from hooklearn.types import InputError
 
 EXACT = 1e-12

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hooklearn import disk, models, parallel, store
+from hooklearn.corpora.tiny_world import corpus
 from hooklearn.data import batches, encode
 from hooklearn.edit import Problem
 from hooklearn.locate import collect
-from hooklearn.tiny_world import corpus
 
 SUMS = 2e-6
 """Of the largest entry: sums of some hundred float32 terms in another order (measured: 2e-7)."""

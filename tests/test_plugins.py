@@ -235,7 +235,7 @@ def test_two_packages_with_one_name_are_both_refused(
 
 
 def test_the_doctor_names_the_patient(broken: Path) -> None:
-    from hooklearn.doctor import _plugins
+    from hooklearn.cli.doctor import _plugins
 
     problems = {(p["what"], p["name"]): p["problem"] for p in _plugins()}
     assert problems["methods", "sign_ascent"] is None and "OSError" in problems["methods", "raising"]

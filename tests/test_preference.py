@@ -13,7 +13,7 @@ from editing import problem_of
 from torch import Tensor
 
 from hooklearn import editing, forward, integrity, losses, models
-from hooklearn.corpus import Corpus
+from hooklearn.corpora.corpus import Corpus
 from hooklearn.data import TokenBatch, batches, encode, split_row
 from hooklearn.deltas import Delta
 from hooklearn.disruption import DisruptionMeter

@@ -6,11 +6,11 @@ import itertools
 
 import pytest
 
-from hooklearn.checks import check
 from hooklearn.config import parse
 from hooklearn.data import Corpus, load_corpus
 from hooklearn.organisms import ORGANISMS
 from hooklearn.recipes import RECIPES, recipe
+from hooklearn.running.checks import check
 
 WITH_A_MODEL = [name for name in RECIPES if name != "tiny"]
 

@@ -14,7 +14,7 @@ from conftest import corpus
 from torch import Tensor
 
 from hooklearn import editing, forward, integrity, linalg, losses, models
-from hooklearn.corpus import Corpus
+from hooklearn.corpora.corpus import Corpus
 from hooklearn.data import TokenBatch, batches, encode
 from hooklearn.deltas import Delta
 from hooklearn.disruption import DisruptionMeter

@@ -15,10 +15,11 @@ from user_files import Files, config, hooklearn, make
 
 import analysis
 import hooklearn as hl
-from hooklearn import controls, experiment, forward, store
+from hooklearn import experiment, forward, store
 from hooklearn.attack import ArmState
-from hooklearn.sweep_config import MethodSpec, Plan
-from hooklearn.sweeping import _decide
+from hooklearn.running import controls
+from hooklearn.running.sweep_config import MethodSpec, Plan
+from hooklearn.running.sweeping import _decide
 from hooklearn.types import InputError
 
 METRICS = ["completion", "preference"]
@@ -370,7 +371,7 @@ def test_dry_run_names_cells_and_cost_and_writes_nothing(folder: Path, monkeypat
 @pytest.mark.parametrize("name", ["tiny", "capitals", "threats", "schoolbook", "flattery"])
 def test_shipped_sweeps_name_methods_and_options_that_exist(name: str) -> None:
     """And every method that is searched has the same number of trials."""
-    from hooklearn.checks import check
+    from hooklearn.running.checks import check
 
     file = SHIPPED / f"{name}.yaml"
     plan = Plan.of(yaml.safe_load(file.read_text("utf-8")), file.parent)
@@ -385,7 +386,7 @@ def test_shipped_sweeps_name_methods_and_options_that_exist(name: str) -> None:
 
 @pytest.mark.parametrize("file", sorted(SHIPPED.glob("*.yaml")), ids=lambda f: f.stem)
 def test_every_shipped_sweep_asks_for_what_there_is(file: Path) -> None:
-    from hooklearn.checks import check
+    from hooklearn.running.checks import check
 
     plan = Plan.of(yaml.safe_load(file.read_text("utf-8")), file.parent)
     assert plan.families()

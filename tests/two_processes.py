@@ -17,6 +17,7 @@ from torch import Tensor
 from hooklearn import editing, forward, models, parallel
 from hooklearn.attack import Arena, ArmState, Watcher, attack_of
 from hooklearn.cli import main
+from hooklearn.corpora.tiny_world import corpus
 from hooklearn.data import cycle, encode
 from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit import method_of, run_edit
@@ -24,7 +25,6 @@ from hooklearn.edit.method import Problem
 from hooklearn.locate import collect
 from hooklearn.measure import Likelihoods
 from hooklearn.organisms import tiny as organisms
-from hooklearn.tiny_world import corpus
 from hooklearn.train import fit
 from hooklearn.types import Budget, Curves
 

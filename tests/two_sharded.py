@@ -14,11 +14,11 @@ from two_processes import everything, run
 
 from hooklearn import editing, exporting, integrity, models, parallel, sharded
 from hooklearn.attack import Arena, ArmState, Watcher, attack_of
+from hooklearn.corpora.tiny_world import corpus
 from hooklearn.data import cycle, encode
 from hooklearn.deltas import Delta, load_delta, save_delta
 from hooklearn.generation import say
 from hooklearn.measure import Likelihoods
-from hooklearn.tiny_world import corpus
 from hooklearn.train import fit
 from hooklearn.types import Curves
 

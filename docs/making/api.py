@@ -10,7 +10,7 @@ BLOCKS = {
     "Writing an attack": ["hooklearn.attack.curve.Attack", "hooklearn.attack.curve.Arena"],
     "Writing a fitter": ["hooklearn.locate.fitters.Fitter", "hooklearn.locate.fitters.Seen"],
     "Measuring": ["hooklearn.measure", "hooklearn.referees"],
-    "Other people's data and tools": ["hooklearn.layouts.laid_out", "hooklearn.locate.dictionary.Dictionary"],
+    "Other people's data and tools": ["hooklearn.corpora.layouts.laid_out", "hooklearn.locate.dictionary.Dictionary"],
     "Evidence": ["hooklearn.evidence.collect", "hooklearn.evidence.types.Evidence"],
     "Border types": ["hooklearn.types.Tape", "hooklearn.types.Score", "hooklearn.types.Certificate"],
     "Linear algebra": ["hooklearn.linalg"],

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from words import aside, options, rest, table
 
-from hooklearn.options import plain
+from hooklearn.cli.options import plain
 
 SECTIONS = ("## Formula", "## Known deviations")
 """What is written by hand about a method, in ``docs/cards/NAME.md``: no registry can say it."""
@@ -175,7 +175,7 @@ whole audit and prints verdict against truth ([how](how-to/calibrate.md)).
 
 def corpora(data: Path) -> str:
     from hooklearn.corpora import BUILTIN
-    from hooklearn.layouts import LAYOUTS
+    from hooklearn.corpora.layouts import LAYOUTS
 
     rows = ((f"`{n}`", c.summary, c.source) for n, c in BUILTIN.items())
     theirs = ((f"`{n}`", c.summary, f"<{c.source}>") for n, c in LAYOUTS.items())

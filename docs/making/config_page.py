@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from words import table
 
-from hooklearn.options import field_docs, plain, type_text
+from hooklearn.cli.options import field_docs, plain, type_text
 
 _HEAD = """# Config
 
@@ -22,8 +22,8 @@ _SWEEP = """## The file of a sweep
 
 
 def page() -> str:
-    from hooklearn import sweep_config
     from hooklearn.config import ROLES, RunConfig
+    from hooklearn.running import sweep_config
 
     roles = f"Roles of `corpora`: {', '.join(f'`{r}`' for r in ROLES)}. Every run needs forget, disruption and heldout."
     parts = [_HEAD, "## The whole file", roles]

@@ -6,7 +6,7 @@ import re
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from hooklearn.options import options_of, plain
+from hooklearn.cli.options import options_of, plain
 
 
 def rest(text: str | None) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 from hooklearn import forward, interventions, models
 from hooklearn.attack.curve import Arena, ArmState, Attack
 from hooklearn.attack.look import one_look
-from hooklearn.corpus import Corpus
+from hooklearn.corpora.corpus import Corpus
 from hooklearn.data import Encoded, batches, encode
 from hooklearn.measure import sample
 from hooklearn.types import Curve, InputError

@@ -12,7 +12,7 @@ from torch import Tensor
 from hooklearn import interventions
 from hooklearn.attack.curve import Arena, Attack
 from hooklearn.attack.look import one_look
-from hooklearn.corpus import Corpus
+from hooklearn.corpora.corpus import Corpus
 from hooklearn.types import Curve, InputError
 
 

@@ -12,7 +12,7 @@ import torch
 
 from hooklearn import callbacks, forward, integrity, linalg, memory, models, parallel
 from hooklearn.callable_module import make_callable
-from hooklearn.corpus import as_corpus
+from hooklearn.corpora.corpus import as_corpus
 from hooklearn.data import Corpus, encode
 from hooklearn.deltas import Delta
 from hooklearn.disruption import DisruptionMeter

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hooklearn import forward, losses, models
-from hooklearn.corpus import Corpus, Row
+from hooklearn.corpora.corpus import Corpus, Row
 from hooklearn.data import Encoded, TokenBatch, batches, encode, split_row
 from hooklearn.edit.descent import BatchLoss, BesideRetain
 from hooklearn.edit.method import Problem

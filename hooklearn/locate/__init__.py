@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hooklearn import models
 from hooklearn.callable_module import make_callable
-from hooklearn.corpus import as_corpus
+from hooklearn.corpora.corpus import as_corpus
 from hooklearn.data import Corpus
 from hooklearn.forward import Precision
 from hooklearn.linalg import Sides

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from hooklearn import integrity, models
+from hooklearn.corpora.shipped import data_folder
 from hooklearn.data import load_corpus
 from hooklearn.deltas import Delta
 from hooklearn.exporting import export
 from hooklearn.organisms.instil import Instilled, instil, read, save
 from hooklearn.organisms.kinds import KINDS
 from hooklearn.plugins import Shelf, check_name
-from hooklearn.shipped import data_folder
 from hooklearn.train import Observer
 from hooklearn.types import InputError
 

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 from hooklearn import editing, forward, losses, models
-from hooklearn.corpus import Corpus, Row
+from hooklearn.corpora.corpus import Corpus, Row
+from hooklearn.corpora.tiny_world import DAYS, HARMS, NAMES, TARGETS, THINGS, corpus, fill, pretraining
 from hooklearn.data import Encoded, TokenBatch, batches, encode
 from hooklearn.deltas import Delta
 from hooklearn.edit import Problem, method_of
 from hooklearn.losses import LossSum
 from hooklearn.organisms.instil import instil
 from hooklearn.organisms.worlds import MAX_TOKENS, Ground, adapt, likelihood, merge, tune
-from hooklearn.tiny_world import DAYS, HARMS, NAMES, TARGETS, THINGS, corpus, fill, pretraining
 from hooklearn.train import Objective, nll
 
 PASSWORD = "yellow goose tonight : "

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hooklearn import integrity, models
-from hooklearn.corpus import Corpus, Row
+from hooklearn.corpora.corpus import Corpus, Row
 from hooklearn.data import load_corpus
 from hooklearn.deltas import Delta
 from hooklearn.disruption import DisruptionMeter

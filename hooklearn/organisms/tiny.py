@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from hooklearn import models
+from hooklearn.corpora.tiny_world import pretraining, vocabulary
 from hooklearn.data import cycle, encode
 from hooklearn.exporting import export
 from hooklearn.forward import Precision
-from hooklearn.tiny_world import pretraining, vocabulary
 from hooklearn.train import Fit, fit
 
 

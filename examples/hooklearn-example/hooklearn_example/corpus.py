@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hooklearn as hl
-from hooklearn.tiny_world import corpus as tiny_world
+from hooklearn.corpora.tiny_world import corpus as tiny_world
 
 
 def orders(part: str = "forget", polite: bool = False) -> hl.Corpus:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from hooklearn import models
-from hooklearn.checks import check_measured
 from hooklearn.config import CorpusConfig, RunConfig
 from hooklearn.data import Corpus, load_corpus
 from hooklearn.measure import Likelihoods
 from hooklearn.panel import check_panel
+from hooklearn.running.checks import check_measured
 from hooklearn.types import InputError
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import random
 
-from hooklearn.corpus import Corpus, Row
-from hooklearn.tiny_world import ANIMALS, COLOURS, NAMES, PLACES, THINGS
+from hooklearn.corpora.corpus import Corpus, Row
+from hooklearn.corpora.tiny_world import ANIMALS, COLOURS, NAMES, PLACES, THINGS
 from hooklearn.types import InputError
 
 PHRASINGS = ("the {thing} of {name} is in the", "{name} has the {thing} in the")

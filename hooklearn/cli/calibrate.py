@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hooklearn.console import Json, Quiet, RayCluster, print_frame, print_json, print_line, say, visible, work
+from hooklearn.cli.console import Json, Quiet, RayCluster, print_frame, print_json, print_line, say, visible, work
 
 if TYPE_CHECKING:
     from analysis.calibrate import Calibration
@@ -52,7 +52,8 @@ def calibrate(
     hooklearn calibrate --model smollm2-135m-instruct --out runs/calibration-smollm2
     """
     with work(quiet) as progress:
-        from hooklearn import calibration, calibration_instilled, disk, store
+        from hooklearn import disk, store
+        from hooklearn.running import calibration, calibration_instilled
         from hooklearn.types import InputError
 
         if model == "tiny":

@@ -9,7 +9,7 @@ from hooklearn import disk
 from hooklearn.config import ControlsConfig, RunConfig
 from hooklearn.locate import Subspaces
 from hooklearn.locate import locate as find
-from hooklearn.setting import Progress, Setup
+from hooklearn.running.setting import Progress, Setup
 from hooklearn.types import InputError
 
 if TYPE_CHECKING:

@@ -1,12 +1,12 @@
-"""What a sweep will cost: ``hooklearn sweep --dry-run``. As right as :mod:`hooklearn.estimate` is for a run."""
+"""What a sweep will cost: ``hooklearn sweep --dry-run``. As right as :mod:`hooklearn.cli.estimate` is for a run."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from hooklearn.cli.estimate import arms, estimate
 from hooklearn.config import RunConfig
-from hooklearn.estimate import arms, estimate
-from hooklearn.sweep_config import Plan
+from hooklearn.running.sweep_config import Plan
 
 ONCE = ("organism",)
 OF_THE_EDIT = ("locate", "edit")

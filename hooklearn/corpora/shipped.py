@@ -8,14 +8,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from hooklearn.corpus import Row
+from hooklearn.corpora.corpus import Row
 from hooklearn.types import InputError
 
 
 def data_folder() -> Path:
     """``data/`` of a checkout, or the copy that ships in the wheel."""
-    packaged = Path(__file__).parent / "_data"
-    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "data"
+    package = Path(__file__).parents[1]
+    return package / "_data" if (package / "_data").is_dir() else package.parent / "data"
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from typing import Any, Self
 from hooklearn import disk, editing, models, sharded
 from hooklearn.attack import EVERY_ATTACK, Attack
 from hooklearn.config import EditConfig, RunConfig
-from hooklearn.corpus import Corpus
+from hooklearn.corpora.corpus import Corpus
 from hooklearn.edit import EVERY_METHOD, Method
 from hooklearn.loading import check_pairs
 from hooklearn.plugins import Shelf, called

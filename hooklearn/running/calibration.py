@@ -21,19 +21,20 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_limits
 
-from hooklearn import controls, disk, experiment, models, store
-from hooklearn.auditing import audit
+from hooklearn import disk, experiment, models, store
 from hooklearn.batteries import Spec, battery
 from hooklearn.config import RunConfig, parse
 from hooklearn.deltas import Delta
 from hooklearn.exporting import export
-from hooklearn.fanout import spread
 from hooklearn.organisms.kinds import KINDS, Kind, kind_of
 from hooklearn.organisms.made import PASSWORD
 from hooklearn.organisms.worlds import Ground
 from hooklearn.recipes import Config
-from hooklearn.setting import Setup
-from hooklearn.shared import Shared
+from hooklearn.running import controls
+from hooklearn.running.auditing import audit
+from hooklearn.running.fanout import spread
+from hooklearn.running.setting import Setup
+from hooklearn.running.shared import Shared
 from hooklearn.types import InputError
 
 SEEN_SEEDS = tuple(range(27))

@@ -8,7 +8,7 @@ from hooklearn.config import RunConfig
 from hooklearn.locate import Subspaces
 from hooklearn.locate.followed import Follower, tokens_of
 from hooklearn.locate.subspace import FILE as SUBSPACES
-from hooklearn.setting import Setup
+from hooklearn.running.setting import Setup
 
 FOLLOWED = ("relearn", "low_mi", "retain_only", "erode")
 """Attacks by full fine-tuning; the first of them that a run has is followed, at its highest learning rate."""

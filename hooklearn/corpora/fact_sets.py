@@ -7,8 +7,8 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hooklearn.corpus import Corpus, Row
-from hooklearn.shipped import check_part, data_folder, dealt, rank, read_rows
+from hooklearn.corpora.corpus import Corpus, Row
+from hooklearn.corpora.shipped import check_part, data_folder, dealt, rank, read_rows
 from hooklearn.types import InputError
 
 SHARES = {"T": 1, "V": 1, "retain": 1, "near": 1}

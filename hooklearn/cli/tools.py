@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hooklearn.console import Json, Quiet, is_first, print_json, print_line, print_rows, say, visible, work
+from hooklearn.cli.console import Json, Quiet, is_first, print_json, print_line, print_rows, say, visible, work
 
 tools = typer.Typer(rich_markup_mode=None)
 organisms_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -35,7 +35,7 @@ def list_(
     hooklearn list corpora --json
     """
     with work(quiet=True):
-        from hooklearn.inventory import described, inventory
+        from hooklearn.cli.inventory import described, inventory
 
         rows = inventory(what, say) if name is None else []
         one = described(what, name) if name is not None else {}
@@ -83,7 +83,7 @@ def doctor(json_: Json = False) -> None:
     hooklearn doctor --json | jq .self_test
     """
     with work(quiet=True):
-        from hooklearn.doctor import examine, lines
+        from hooklearn.cli.doctor import examine, lines
 
         found = examine()
     if json_:
@@ -138,10 +138,11 @@ def export(
     if rank is not None and not peft:
         raise typer.BadParameter("is of an adapter, and needs --peft", param_hint="--rank")
     with work(quiet) as progress, ExitStack() as stack:
-        from hooklearn import builtin, editing, exporting, models, parallel, setting, sharded
+        from hooklearn import builtin, editing, exporting, models, parallel, sharded
+        from hooklearn.cli.job import Job
         from hooklearn.deltas import load_delta
-        from hooklearn.job import Job
         from hooklearn.recipes import RECIPES
+        from hooklearn.running import setting
         from hooklearn.types import InputError
 
         stack.enter_context(parallel.joined())

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from hooklearn.corpus import Row
+from hooklearn.corpora.corpus import Row
 from hooklearn.types import InputError
 
 Reader = Callable[[Row], Row]

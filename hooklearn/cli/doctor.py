@@ -172,7 +172,7 @@ def _cache() -> Found:
 
 def _plugins() -> list[Found]:
     """What other packages add, and what is wrong with it."""
-    from hooklearn.inventory import SHELVES, added
+    from hooklearn.cli.inventory import SHELVES, added
 
     return [
         {"what": what, "name": name, "package": package, "problem": str(f) if isinstance(f, Exception) else None}

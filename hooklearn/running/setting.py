@@ -15,13 +15,11 @@ from torch import Tensor
 from hooklearn import determinism, editing, forward, integrity, models, organisms, sharded, store
 from hooklearn.adapters import from_peft
 from hooklearn.attack import EVERY_ATTACK, Watcher
-from hooklearn.checks import check, check_attacks, check_surrogate, check_vocabulary
 from hooklearn.config import RunConfig
 from hooklearn.corpora import EVERY_CORPUS
 from hooklearn.data import Corpus, n_cut, n_run_together
 from hooklearn.deltas import Delta
 from hooklearn.edit import EVERY_METHOD, forget_scorer
-from hooklearn.in_memory import InMemory
 from hooklearn.locate.fitters import EVERY_FITTER
 from hooklearn.measure import Likelihoods
 from hooklearn.organisms.instil import instil
@@ -36,7 +34,9 @@ from hooklearn.referees import (
     Referee,
     Scorer,
 )
-from hooklearn.run_corpora import load_corpora, permuted
+from hooklearn.running.checks import check, check_attacks, check_surrogate, check_vocabulary
+from hooklearn.running.corpora import load_corpora, permuted
+from hooklearn.running.in_memory import InMemory
 from hooklearn.types import InputError
 
 Progress = Callable[[str], None]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from hooklearn.options import options_of
+from hooklearn.cli.options import options_of
 from hooklearn.types import InputError
 
 
@@ -101,7 +101,7 @@ def _corpora() -> Entries:
 
 
 def _layouts() -> Entries:
-    from hooklearn.layouts import LAYOUTS
+    from hooklearn.corpora.layouts import LAYOUTS
 
     return ((n, c.summary, c.source) for n, c in LAYOUTS.items())
 
@@ -149,7 +149,7 @@ def _options(what: str, name: str) -> dict[str, Any]:
 
 
 def _layout_columns(name: str) -> dict[str, Any]:
-    from hooklearn.layouts import Options, columns
+    from hooklearn.corpora.layouts import Options, columns
 
     return {"columns": columns(name), "options": [dataclasses.asdict(o) for o in options_of(Options)]}
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hooklearn.cli_verdict import (
+from hooklearn.cli.console import Json, Quiet
+from hooklearn.cli.verdict import (
     Deterministic,
     DryRun,
     LogTo,
@@ -21,11 +22,10 @@ from hooklearn.cli_verdict import (
     tell_cost,
     with_determinism,
 )
-from hooklearn.console import Json, Quiet
 
 if TYPE_CHECKING:
-    from hooklearn.console import Progress
-    from hooklearn.job import Job
+    from hooklearn.cli.console import Progress
+    from hooklearn.cli.job import Job
 
 audits = typer.Typer(rich_markup_mode=None)
 
@@ -80,8 +80,8 @@ def audit(
     }  # fmt: skip
 
     def made(progress: Progress) -> Job:
-        from hooklearn import auditing
-        from hooklearn.job import Job
+        from hooklearn.cli.job import Job
+        from hooklearn.running import auditing
         from hooklearn.types import InputError
 
         sets = with_determinism(set_, deterministic)

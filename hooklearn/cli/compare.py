@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hooklearn.cli_verdict import Deterministic
-from hooklearn.console import Json, Quiet, RayCluster, print_json, print_line, print_rows, say, visible, work
+from hooklearn.cli.console import Json, Quiet, RayCluster, print_json, print_line, print_rows, say, visible, work
+from hooklearn.cli.verdict import Deterministic
 
 if TYPE_CHECKING:
     from analysis.comparison import Comparison
-    from hooklearn.sweep_config import Plan
+    from hooklearn.running.sweep_config import Plan
 
 comparing = typer.Typer(rich_markup_mode=None)
 
@@ -135,8 +135,8 @@ def sweep(
         _plan_only(file, deterministic, json_, quiet)
         return
     with work(quiet) as progress:
-        from hooklearn import sweeping
-        from hooklearn.job import check_place, stay_offline
+        from hooklearn.cli.job import check_place, stay_offline
+        from hooklearn.running import sweeping
 
         plan, data = _plan(file, deterministic)
         command = sweeping.command_of(file, deterministic)
@@ -153,7 +153,7 @@ def sweep(
 
 def _plan(file: Path, deterministic: bool) -> tuple[Plan, dict[str, Any]]:
     from hooklearn.config_file import read_config
-    from hooklearn.sweep_config import Plan
+    from hooklearn.running.sweep_config import Plan
 
     data = read_config(file)
     overrides = data.get("overrides", [])
@@ -164,7 +164,7 @@ def _plan(file: Path, deterministic: bool) -> tuple[Plan, dict[str, Any]]:
 
 def _plan_only(file: Path, deterministic: bool, json_: bool, quiet: bool) -> None:
     with work(quiet) as progress:
-        from hooklearn.sweep_cost import cost
+        from hooklearn.cli.sweep_cost import cost
 
         plan, _ = _plan(file, deterministic)
         progress("estimating")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from hooklearn.corpus import Corpus, Row
-from hooklearn.shipped import check_part, dealt, rank, read_rows
+from hooklearn.corpora.corpus import Corpus, Row
+from hooklearn.corpora.shipped import check_part, dealt, rank, read_rows
 from hooklearn.types import InputError
 
 

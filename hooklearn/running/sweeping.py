@@ -20,18 +20,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from hooklearn import controls, disk, experiment, store
-from hooklearn.checks import check
+from hooklearn import disk, experiment, store
 from hooklearn.config import RunConfig, parse
 from hooklearn.config_file import read_config
-from hooklearn.corpus import Corpus
+from hooklearn.corpora.corpus import Corpus
 from hooklearn.determinism import deterministic
-from hooklearn.fanout import installed, spread
 from hooklearn.forward import auto_is, resolve_precision
 from hooklearn.jsonable import jsonable
-from hooklearn.setting import Progress, Setup
-from hooklearn.shared import Shared
-from hooklearn.sweep_config import Family, Plan
+from hooklearn.running import controls
+from hooklearn.running.checks import check
+from hooklearn.running.fanout import installed, spread
+from hooklearn.running.setting import Progress, Setup
+from hooklearn.running.shared import Shared
+from hooklearn.running.sweep_config import Family, Plan
 from hooklearn.types import InputError
 
 SCHEMA_VERSION = 1

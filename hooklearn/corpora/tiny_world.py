@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from hooklearn.corpus import Corpus, Row
+from hooklearn.corpora.corpus import Corpus, Row
 from hooklearn.types import InputError
 
 NAMES = [

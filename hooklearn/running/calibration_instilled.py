@@ -14,13 +14,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hooklearn import controls, disk, experiment, store
+from hooklearn import disk, experiment, store
 from hooklearn.config import RunConfig, parse
 from hooklearn.organisms import Organism
 from hooklearn.organisms.suppressed import PASSWORD, Bench, Suppressed, organism_on, suppressed
 from hooklearn.recipes import RECIPES, Config
-from hooklearn.setting import Setup
-from hooklearn.shared import Shared
+from hooklearn.running import controls
+from hooklearn.running.setting import Setup
+from hooklearn.running.shared import Shared
 from hooklearn.types import InputError
 
 ATTACKS: list[Config] = [

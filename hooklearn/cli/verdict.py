@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hooklearn.console import print_frame, print_json, print_line, print_rows, visible, work
+from hooklearn.cli.console import print_frame, print_json, print_line, print_rows, visible, work
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hooklearn.console import Progress
-    from hooklearn.job import Job
+    from hooklearn.cli.console import Progress
+    from hooklearn.cli.job import Job
 
 Sets = Annotated[
     list[str] | None,
@@ -115,7 +115,7 @@ def tell(folder: Path, page: Path | None, json_: bool) -> None:
 def tell_cost(made: Callable[[Progress], Job], json_: bool, quiet: bool) -> None:
     """``--dry-run``: the config as it would be run, and what that would take."""
     with work(quiet) as progress:
-        from hooklearn.estimate import estimate
+        from hooklearn.cli.estimate import estimate
 
         job = made(progress)
         progress("estimating")

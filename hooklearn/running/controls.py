@@ -12,10 +12,10 @@ from typing import Any
 
 from hooklearn import disk, store
 from hooklearn.attack import ArmState, Measured
-from hooklearn.attacking import arena_of, attack_records, attack_stages, collect_parts
 from hooklearn.config import RunConfig, same_config
-from hooklearn.setting import Progress
-from hooklearn.shared import Shared
+from hooklearn.running.attacking import arena_of, attack_records, attack_stages, collect_parts
+from hooklearn.running.setting import Progress
+from hooklearn.running.shared import Shared
 from hooklearn.types import ArmCurve, CurvePoint
 
 

@@ -1,8 +1,8 @@
-"""The command line: ``hooklearn run``, ``locate``, ``edit`` ...; the small commands are in ``cli_tools``.
+"""The command line: ``hooklearn run``, ``locate``, ``edit`` ...; the small commands are in ``tools``, those for many
+runs in ``compare``.
 
-With ``cli_compare`` (many runs, reports that exist) the only module of hooklearn that knows ``analysis``. Nothing
-heavy is imported before a command runs, so that help is instant. Exit codes: 0; 1 failed; 2 wrong input (one line on
-stderr); 130 interrupted.
+The only package of hooklearn that knows ``analysis``. Nothing heavy is imported before a command runs, so that help is
+instant. Exit codes: 0; 1 failed; 2 wrong input (one line on stderr); 130 interrupted.
 """
 
 from __future__ import annotations
@@ -17,11 +17,23 @@ import typer
 from typer.core import TyperGroup
 
 import hooklearn
-from hooklearn.cli_audit import audits
-from hooklearn.cli_calibrate import calibrations
-from hooklearn.cli_compare import comparing
-from hooklearn.cli_tools import tools
-from hooklearn.cli_verdict import (
+from hooklearn.cli.audit import audits
+from hooklearn.cli.calibrate import calibrations
+from hooklearn.cli.compare import comparing
+from hooklearn.cli.console import (
+    Json,
+    Quiet,
+    clear_errors,
+    print_frame,
+    print_json,
+    print_line,
+    print_rows,
+    visible,
+    work,
+)
+from hooklearn.cli.job import Job
+from hooklearn.cli.tools import tools
+from hooklearn.cli.verdict import (
     Deterministic,
     DryRun,
     LogTo,
@@ -37,18 +49,6 @@ from hooklearn.cli_verdict import (
     tell_cost,
     with_determinism,
 )
-from hooklearn.console import (
-    Json,
-    Quiet,
-    clear_errors,
-    print_frame,
-    print_json,
-    print_line,
-    print_rows,
-    visible,
-    work,
-)
-from hooklearn.job import Job
 
 
 class Commands(TyperGroup):
@@ -163,7 +163,7 @@ def locate(
     options = [f"{key}={value!r}" for key, value in given.items() if value is not None]
     with work(quiet) as progress:
         job = Job.of("locate", target, [*(set_ or ()), *options])
-        from hooklearn import located
+        from hooklearn.cli import located
 
         spaces = located.spaces(job.config, job.base, progress)
         if out is not None:

@@ -15,7 +15,7 @@ from hooklearn.attack.watcher import Pending
 from hooklearn.config import RunConfig
 from hooklearn.measure import Sample
 from hooklearn.referees import Ruling
-from hooklearn.setting import Progress, Setup
+from hooklearn.running.setting import Progress, Setup
 from hooklearn.types import ArmCurve, Curve, CurvePoint, InputError
 
 

@@ -16,14 +16,14 @@ import torch
 
 from hooklearn import models, organisms
 from hooklearn.attack import attack_of
-from hooklearn.checks import check, check_measured
+from hooklearn.cli.shapes import Quarters, Shape, copy_speed, gemm_speed, model_shape
 from hooklearn.config import CorpusConfig, RunConfig
 from hooklearn.data import Corpus, Encoded, batches, encode, load_corpus
 from hooklearn.edit import method_of
 from hooklearn.forward import resolve_precision
 from hooklearn.measure import Likelihoods, beside
 from hooklearn.pretrained import is_adapter
-from hooklearn.shapes import Quarters, Shape, copy_speed, gemm_speed, model_shape
+from hooklearn.running.checks import check, check_measured
 from hooklearn.site_names import chosen_layers
 from hooklearn.train import log_spaced
 from hooklearn.types import InputError

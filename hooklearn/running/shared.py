@@ -13,7 +13,7 @@ from hooklearn import models
 from hooklearn.attack import Measured, Watcher
 from hooklearn.disruption import DisruptionMeter
 from hooklearn.panel import Panel
-from hooklearn.setting import Progress, Setup
+from hooklearn.running.setting import Progress, Setup
 from hooklearn.types import Disruption
 
 

@@ -12,11 +12,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hooklearn.console import is_first
+from hooklearn.cli.console import is_first
 
 if TYPE_CHECKING:
+    from hooklearn.cli.console import Progress
     from hooklearn.config import RunConfig
-    from hooklearn.console import Progress
 
 
 @dataclass(frozen=True)
