@@ -41,6 +41,8 @@ class Ending:
     code: int
     """The exit code; minus the signal that ended it."""
     seconds: float
+    dying: float
+    """Seconds from our signal to its end; 0 where it ended by itself."""
     writes: int
     """Files that reached the disk, where the process lived to say so."""
     said: str
@@ -59,14 +61,20 @@ class Workers:
         self,
         *args: object,
         kill_after: float | None = None,
+        once: Path | None = None,
         signal_: int = signal.SIGKILL,
         fault: Fault | None = None,
         user: int | None = None,
     ) -> Ending:
-        """Run a command to its end, or kill it; ``user``: as somebody else, so that permissions count."""
+        """Run a command to its end, or kill it, some seconds after its start or after ``once`` is there.
+
+        Args:
+            user: run it as somebody else, so that permissions count.
+        """
         asked = {
             "args": list(map(str, args)),
             "kill_after": kill_after,
+            "once": str(once) if once else None,
             "signal": signal_,
             "fault": fault,
             "user": user,
@@ -98,9 +106,10 @@ def serve(folder: Path) -> None:
     import analysis.report
     import analysis.sweep
     import analysis.verdict  # noqa: F401
-    from hooklearn import models, organisms, store, sweeping  # noqa: F401
+    from hooklearn import models, organisms, store  # noqa: F401
     from hooklearn.cli import main
     from hooklearn.deltas import load_delta
+    from hooklearn.running import sweeping  # noqa: F401
 
     sys.addaudithook(_no_network)
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -115,11 +124,12 @@ def serve(folder: Path) -> None:
         child = os.fork()
         if not child:
             _work(main, asked, told)
-        status = _watched(child, asked["kill_after"], asked["signal"])
+        status, dying = _watched(child, asked["kill_after"], asked["once"], asked["signal"])
         writes = folder / "writes"
         ending = {
             "code": os.waitstatus_to_exitcode(status),
             "seconds": time.monotonic() - begun,
+            "dying": dying,
             "writes": int(writes.read_text()) if writes.exists() else 0,
             "said": told.read_text(encoding="utf-8"),
         }
@@ -133,16 +143,19 @@ def _no_network(event: str, args: tuple[Any, ...]) -> None:
         os._exit(NETWORK)
 
 
-def _watched(child: int, kill_after: float | None, signal_: int) -> int:
-    """The child's end, by itself or by ours."""
-    deadline = None if kill_after is None else time.monotonic() + kill_after
+def _watched(child: int, kill_after: float | None, once: str | None, signal_: int) -> tuple[int, float]:
+    """The child's end, by itself or by ours, and how long it took to die of ours."""
+    begun = None if once else time.monotonic()
     while True:
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:
-            return status
-        if deadline is not None and time.monotonic() >= deadline:
+            return status, 0.0
+        if begun is None and once and Path(once).exists():
+            begun = time.monotonic()
+        if begun is not None and kill_after is not None and time.monotonic() >= begun + kill_after:
+            sent = time.monotonic()
             os.kill(child, signal_)
-            return os.waitpid(child, 0)[1]
+            return os.waitpid(child, 0)[1], time.monotonic() - sent
         time.sleep(0.002)
 
 

@@ -195,14 +195,14 @@ def test_an_interrupt_is_a_record_that_can_be_resumed(
     hooklearn: Workers, whole: tuple[Path, Ending], tmp_path: Path
 ) -> None:
     """What a scheduler sends, and Ctrl-C (in the long version): exit code 130, and one line that says how to go on."""
-    # the first run of a process is slower than the next, up to twice
-    interrupted_at(hooklearn, whole, tmp_path / "out", signal.SIGTERM, 0.35 * whole[1].seconds)
+    interrupted_at(hooklearn, whole, tmp_path / "out", signal.SIGTERM, 0.2 * whole[1].seconds)
 
 
 def interrupted_at(hooklearn: Workers, whole: tuple[Path, Ending], out: Path, how: signal.Signals, when: float) -> None:
-    ending = hooklearn(*RUN, "--out", out, kill_after=when, signal_=how)
+    # a busy machine may take any time to begin, and the first run of a process up to twice what the next takes
+    ending = hooklearn(*RUN, "--out", out, kill_after=when, once=out / "run.json", signal_=how)
     assert ending.code == 130, ending.said
-    assert ending.seconds < when + 2, "it stops at the next step, not at the next stage"
+    assert ending.dying < 2, "it stops at the next step, not at the next stage"
     (line,) = ending.said.splitlines()
     assert line.startswith("interrupted: continue with: hooklearn run tiny") and line.endswith("--resume")
     record = store.open_run(out)
@@ -316,7 +316,7 @@ def test_many_kills(
             kills[kind] += sweep_killed_at(hooklearn, swept, out, times)
         else:
             how = rng.choice((signal.SIGINT, signal.SIGTERM))
-            interrupted_at(hooklearn, whole, out, how, rng.uniform(0.3, 0.8) * whole[1].seconds)
+            interrupted_at(hooklearn, whole, out, how, rng.uniform(0.05, 0.6) * whole[1].seconds)
             kills[kind] += 1
         shutil.rmtree(out)
     print(f"\nkilled: {kills}")  # noqa: T201 (counted where it is run)
