@@ -69,14 +69,23 @@ def _before(before: Mapping[str, float], metric: str) -> str:
 
 
 def _attacked(arms: Mapping[str, Any], table: pd.DataFrame, metric: str) -> str:
-    parts = []
+    """All attacks where they are few, otherwise those after which most is there."""
+    found = []
     for column in (c for c in table.columns if str(c).startswith(f"{metric}: ")):
         attack = str(column).removeprefix(f"{metric}: ")
         edited, never = (number(arms.get(arm, {}).get(column)) for arm in ("edited", "never"))
         if attack == "before" or edited != edited:
             continue
-        beside = f" (never learned: {_share(never, metric)})" if never == never else ""
-        parts.append(f"{attack} {_share(edited, metric)}{beside}")
+        found.append((attack, edited, never))
+    if len(found) > MOST:
+        found.sort(key=lambda one: -one[1])
+    named, others = found[:MOST], found[MOST:]
+    parts = [
+        f"{attack} {_share(edited, metric)}" + (f" (never learned: {_share(never, metric)})" if never == never else "")
+        for attack, edited, never in named
+    ]
+    if others:
+        parts.append(f"{len(others)} other{'s' * (len(others) > 1)} {_share(others[0][1], metric)} or less")
     return f" Attacked, at worst: {', '.join(parts)}." if parts else ""
 
 

@@ -78,7 +78,8 @@ def _disabled(m: Measures, t: Thresholds) -> str:
         return ""
     worst = max(returns, key=lambda a: a.returned_low)
     r = range_text(worst.returned, worst.returned_low, worst.returned_high)
-    return f"{worst.name}, a cheap attack, brings back {r} of what the edit took away"
+    times = " times" if worst.returned > 1 else " of"  # all that was taken away, and what relearning adds to it
+    return f"{worst.name}, a cheap attack, brings back {r}{times} what the edit took away"
 
 
 def _robustly_removed(m: Measures, t: Thresholds) -> str:
@@ -162,7 +163,7 @@ def _open_question(m: Measures, t: Thresholds) -> str:
     if not any(a.tells for a in told):
         return _NO_ATTACK
     if _half(m.start.low, m.start.high) > t.half_width:
-        return f"R before any attack is only known as {m.start}"
+        return "no more is known of it than that"
     for a in told:
         for name, value, low, high in (
             ("removal", a.removal, a.removal_low, a.removal_high),

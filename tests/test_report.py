@@ -15,7 +15,7 @@ import token_samples
 from drawn_runs import Drawn, flat, rising, write_run
 
 from analysis import explorer, markup, plots, style
-from analysis.advice import ELSEWHERE, NEXT, needed, next_steps
+from analysis.advice import ELSEWHERE, NEXT, found, needed, next_steps
 from analysis.reading import read_run
 from analysis.report import VERDICTS, report
 from analysis.tables import markdown, summary_table
@@ -276,6 +276,16 @@ def test_a_reader_is_told_what_was_found_and_what_to_do_next(folder: Path, html:
     verdict = json.loads((folder / "verdict.json").read_text("utf-8"))["verdict"]
     assert str(markup.code(NEXT[verdict])) in html
     assert page.ids.index("next") < page.ids.index("table")
+
+
+def test_of_many_attacks_the_worst_are_named(tmp_path: Path) -> None:
+    """Four by name, the highest first; of the others how high they get at most."""
+    controls = {"original": flat(0.8), "never": flat(0.1)}
+    attacks = [Drawn(f"attack-{k}", controls | {"edited": flat(0.1 * k)}) for k in range(1, 7)]
+    run = read_run(write_run(tmp_path / "run", items=200, attacks=attacks, metrics=["sampled"], splits=["heldout"]))
+    said = found(run)
+    assert re.findall(r"attack-\d", said) == ["attack-6", "attack-5", "attack-4", "attack-3"]
+    assert re.search(r"2 others [12]\d % or less\.$", said)
 
 
 @pytest.mark.parametrize(

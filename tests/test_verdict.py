@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -163,6 +164,16 @@ def test_an_attack_that_did_not_come_to_rest_proves_disabled_but_never_removed()
     assert verdict([erosion(LATE)]) == "REMOVED"
     judged = decide(draw_scores([erosion(LATE, converged=False)]))
     assert judged.verdict == "WEAKENED" and "rose by 0.20 in the last doubling" in judged.reason
+
+
+def test_what_comes_back_is_a_share_and_beyond_it_a_multiple():
+    """Half of what was taken away, and where training lifts the edited model past where it ever was, so many times."""
+    back = Drawn("low-mi", {"original": rising(0.3, 0.9), "never": flat(0.1), "edited": rising(0.2, 0.8)})
+    less, more = (decide(draw_scores([a], before=before)).reason for a, before in (
+        (erosion(rising(0.1, 0.6)), None), (back, {"original": [0.3], "never": [0.1], "edited": [0.2]}),
+    ))  # fmt: skip
+    assert re.search(r"brings back 0\.\S+ \[.*\] of what the edit took away", less)
+    assert re.search(r"brings back [2-9]\.\S+ \[.*\] times what the edit took away", more)
 
 
 def test_an_attack_of_a_fixed_dose_moves_every_arm_and_is_at_rest_beside_never():
