@@ -78,8 +78,8 @@ def _disabled(m: Measures, t: Thresholds) -> str:
         return ""
     worst = max(returns, key=lambda a: a.returned_low)
     r = range_text(worst.returned, worst.returned_low, worst.returned_high)
-    times = " times" if worst.returned > 1 else " of"  # all that was taken away, and what relearning adds to it
-    return f"{worst.name}, a cheap attack, brings back {r}{times} what the edit took away"
+    of = "times" if worst.returned > 1 else "of"  # all that was taken away, and what relearning adds to it
+    return f"{worst.name}, a cheap attack, brings back {r} {of} what the edit took away"
 
 
 def _robustly_removed(m: Measures, t: Thresholds) -> str:
