@@ -5,9 +5,9 @@
     folder = hl.sweep("benchmarks/sweeps/tiny.yaml", "runs/sweep-tiny")
     analysis.sweep_table(folder)
 
-Options are chosen first, per method and budget, on the tuning split; then every cell is run on the other. All of it
-resumes: what is finished is skipped, what was killed goes on, what failed is tried again, and more methods, seeds
-or budgets may be added to the file.
+Options are chosen on the tuning split, for each method and budget before the first of its cells, which are run on the
+other. All of it resumes: what is finished is skipped, what was killed goes on, what failed is tried again, and more
+methods, seeds or budgets may be added to the file.
 """
 
 from __future__ import annotations
@@ -195,8 +195,8 @@ class Sweep:
 
     def _measure(self, waiting: list[dict[str, Any]], setup: Setup, trials: Setup | None) -> None:
         families = {f.name: f for f in self.plan.families()}
-        if trials is not None:
-            self._tune(trials, self._undecided(waiting))
+        undecided = {f.name: f for f in self._undecided(waiting)}
+        tuned = None if trials is None else self._begin_tuning(trials, list(undecided.values()))
         shared, elsewhere = Shared(setup, self.progress), []
         for seed in dict.fromkeys(c["seed"] for c in waiting):
             self.progress(f"controls (seed {seed})")
@@ -205,6 +205,8 @@ class Sweep:
             )
             shared.measured = {seed: found}
             for cell in [c for c in waiting if c["seed"] == seed]:
+                if tuned is not None and cell["family"] in undecided:  # not all before: what is stopped has whole rows
+                    self._choose(undecided.pop(cell["family"]), tuned)
                 if self.ray is None or self.record["tuning"].get(cell["family"], {}).get("error"):
                     self._cell(cell, families[cell["family"]], shared)
                 else:
@@ -291,7 +293,8 @@ class Sweep:
         earlier = self.record["tuning"].get(family)
         return earlier is not None and not earlier["error"]
 
-    def _tune(self, setup: Setup, families: list[Family]) -> None:
+    def _begin_tuning(self, setup: Setup, families: list[Family]) -> Shared:
+        """What all trials share; those that other processes make are made here."""
         tuning = self.plan.config.tuning
         assert tuning is not None
         shared = Shared(setup, self.progress)
@@ -308,8 +311,7 @@ class Sweep:
             }
             waiting = {f: c for f, c in configs.items() if not store.is_done(self.out / f)}
             self._fan_out(self.plan.tuning(), waiting, dict.fromkeys(waiting, "tuning/controls"))
-        for family in families:
-            self._choose(family, shared)
+        return shared
 
     def _choose(self, family: Family, shared: Shared) -> None:
         tuning = self.plan.config.tuning
