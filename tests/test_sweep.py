@@ -17,7 +17,7 @@ import analysis
 import hooklearn as hl
 from hooklearn import experiment, forward, store
 from hooklearn.attack import ArmState
-from hooklearn.running import controls
+from hooklearn.running import controls, sweeping
 from hooklearn.running.sweep_config import MethodSpec, Plan
 from hooklearn.running.sweeping import _decide
 from hooklearn.types import InputError
@@ -195,6 +195,20 @@ def test_the_chosen_options_are_the_lowest_of_the_trials_and_reach_the_cells(swe
         edit = store.open_run(cell)["edits"][0]
         if edit["method"] == "repselect":
             assert edit["options"]["rank"] == tuned["chosen"]["rank"]
+
+
+def test_a_method_is_tuned_just_before_its_first_cell(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a sweep which is stopped has whole rows, and not every method tuned and none reported."""
+    order: list[str] = []
+    monkeypatch.setattr(controls, "measure", lambda *_, **__: None)
+    monkeypatch.setattr(sweeping.Sweep, "_choose", lambda _, family, __: order.append(f"tune {family.spec.label}"))
+    monkeypatch.setattr(sweeping.Sweep, "_cell", lambda _, cell, *__: order.append(f"{cell['label']} {cell['seed']}"))
+    searched = [{"name": "repselect", "label": label, "search": {"rank": [4, 16]}} for label in ("a", "b")]
+    hl.sweep(SMALL | {"methods": [searched[0], "gradient_ascent", searched[1]]}, tmp_path / "sweep", base=folder)
+    first = ["tune a", "a 0", "gradient_ascent 0", "tune b", "b 0"]
+    assert order == [*first, "a 1", "gradient_ascent 1", "b 1"], "and once for all of its seeds"
 
 
 def test_what_was_not_measured_decides_nothing() -> None:
