@@ -76,6 +76,18 @@ def test_seconds_follow_from_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     assert before.seconds / 2 < after.seconds < before.seconds
 
 
+def test_moments_and_fits_are_paid_at_the_speed_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are never in bfloat16, which some machines multiply several times faster; all else is the control."""
+    slow = {torch.float32: SPEED / 1e6}
+    monkeypatch.setattr(estimate, "gemm_speed", lambda dtype, *_, **__: SPEED)
+    before = {s["stage"]: s for s in told(model={"precision": "bfloat16"}).stages}
+    monkeypatch.setattr(estimate, "gemm_speed", lambda dtype, *_, **__: slow.get(dtype, SPEED))
+    after = {s["stage"]: s for s in told(model={"precision": "bfloat16"}).stages}
+    slower = {stage for stage in before if after[stage]["seconds"] > before[stage]["seconds"]}
+    assert slower == {"locate", "edit"}
+    assert all(after[stage]["flops"] == before[stage]["flops"] for stage in before)
+
+
 def test_more_of_everything_costs_more() -> None:
     """More rates, steps, seeds, samples, and fewer sites' moments at a time."""
     base = told()

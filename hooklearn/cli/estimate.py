@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,8 @@ class Load:
     """Passes through a layer."""
     seconds: float = 0.0
     """Of what is neither."""
+    single: float = 0.0
+    """FLOPs in float32, whatever the precision: moments, and what is factored and solved with them."""
 
 
 @dataclass(frozen=True)
@@ -136,8 +138,9 @@ def estimate(config: RunConfig, base: Path) -> Estimate:
         FLOPs    2 P t + 2 V d k for a forward pass, as much again for a backward pass to the inputs, and 2 t for every
                  weight whose gradient is formed; second moments t an entry; a fit ``FIT`` times the cube of a width
         bytes    ``TRAFFIC`` L d t + ``LOGITS`` V k forward, twice that backward; ``ADAM`` a trained weight and step
-        seconds  FLOPs / measured speed (below a width of ``NARROW`` in proportion less) + bytes / measured bandwidth +
-                 ``LAYER_SECONDS`` a layer and pass + ``START_SECONDS`` + ``HASHES`` times all weights
+        seconds  FLOPs / measured speed, of moments and fits that of float32 (below a width of ``NARROW`` in proportion
+                 less) + bytes / measured bandwidth + ``LAYER_SECONDS`` a layer and pass + ``START_SECONDS`` +
+                 ``HASHES`` times all weights
         memory   ``PROCESS_BYTES`` + 4 bytes a parameter of every model held + the larger of: 16 bytes a trained
                  parameter (gradient, two Adam moments, the copy that is put back); an edit's second moments and four
                  copies of the sites + what a batch of B tokens leaves for its way back, 4 (14 d + 5 n) L B, with
@@ -162,14 +165,16 @@ def estimate(config: RunConfig, base: Path) -> Estimate:
     card = config.model.device == "cuda" and not torch.cuda.is_available()
     device = "cuda" if card else models.available(config.model.device)
     dtype = resolve_precision(config.model.precision, device)  # type: ignore[arg-type]
-    speed, bandwidth = (H100[dtype], H100_BANDWIDTH) if card else (gemm_speed(dtype, device), copy_speed(device))
-    reached = speed * min(1.0, shape.width / NARROW)
+    bandwidth = H100_BANDWIDTH if card else copy_speed(device)
+    speeds = {d: H100[d] if card else gemm_speed(d, device) for d in {dtype, torch.float32}}
+    reached = {d: speed * min(1.0, shape.width / NARROW) for d, speed in speeds.items()}
     stages: dict[str, dict[str, Any]] = {}
     for load in _loads(config, corpora, shape):
         row = stages.setdefault(load.stage, {"stage": load.stage, "tokens": 0.0, "flops": 0.0, "seconds": 0.0})
         row["tokens"] += load.tokens
-        row["flops"] += load.flops
-        row["seconds"] += load.flops / reached + load.traffic / bandwidth + load.layers * LAYER_SECONDS + load.seconds
+        row["flops"] += load.flops + load.single
+        row["seconds"] += load.flops / reached[dtype] + load.single / reached[torch.float32]
+        row["seconds"] += load.traffic / bandwidth + load.layers * LAYER_SECONDS + load.seconds
     rows = list(stages.values())
     return Estimate(
         stages=rows,
@@ -177,7 +182,7 @@ def estimate(config: RunConfig, base: Path) -> Estimate:
         flops=sum(s["flops"] for s in rows),
         seconds=sum(s["seconds"] for s in rows),
         peak_bytes=_peak(config, shape),
-        speed=speed,
+        speed=speeds[dtype],
         bandwidth=bandwidth,
         precision=str(dtype).removeprefix("torch."),
         parameters=shape.parameters,
@@ -226,7 +231,7 @@ def _loads(config: RunConfig, corpora: Mapping[str, Corpus], shape: Shape) -> It
     if config.locate.enabled and "retain" in texts:
         both = texts["forget"] + texts["retain"]
         yield _passes("locate", both, shape, back=config.locate.sides != "x")
-        yield Load("locate", flops=FIT * shape.layers * (2.0 * shape.width**3 + shape.inner**3))
+        yield Load("locate", single=FIT * shape.layers * (2.0 * shape.width**3 + shape.inner**3))
         if config.locate.tokens:
             yield _passes("locate", (both + texts["disruption"]) * 2, shape)
     for load in _edit(config, texts, measured, shape):
@@ -278,7 +283,8 @@ def _passes(stage: str, text: Text, shape: Shape, *, back: bool = False, weights
 
 
 def _times(load: Load, n: float) -> Load:
-    return Load(load.stage, n * load.tokens, n * load.flops, n * load.traffic, n * load.layers, n * load.seconds)
+    amounts = {f.name: n * getattr(load, f.name) for f in fields(load) if f.name != "stage"}
+    return Load(load.stage, **amounts)
 
 
 def _organism(config: RunConfig, shape: Shape) -> Iterator[Load]:
@@ -307,8 +313,8 @@ def _edit(config: RunConfig, texts: Mapping[str, Text], measured: Text, shape: S
         if method.name in WHITENED:
             curved = texts.get("retain", NOTHING) + texts.get("reference", NOTHING)
             yield _passes("edit", curved, shape, back=True)
-            yield Load("edit", flops=curved.tokens * shape.curvature)
-            yield Load("edit", flops=4.0 * shape.layers * (2 * shape.width**3 + 3 * shape.inner**3))
+            yield Load("edit", single=curved.tokens * shape.curvature)
+            yield Load("edit", single=4.0 * shape.layers * (2 * shape.width**3 + 3 * shape.inner**3))
     else:
         epochs = options.get("epochs", 10)
         yield _passes("edit", given * epochs, shape, back=True, weights=shape.sites)
