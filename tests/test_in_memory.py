@@ -19,6 +19,7 @@ from hooklearn.attack import EVERY_ATTACK
 from hooklearn.attack.erosion import Erode
 from hooklearn.edit import EVERY_METHOD
 from hooklearn.edit.method import Method, Problem, Updates
+from hooklearn.edit.repselect import RepSelect
 from hooklearn.measure import Sample
 from hooklearn.referees import OwnReferee
 from hooklearn.types import InputError
@@ -395,3 +396,52 @@ def test_samples_that_it_could_not_judge_are_refused(model: Any, tmp_path: Path,
     with pytest.raises(InputError, match=f"behaviour.referee: {message}"):
         hl.run(config(model=model, corpora=given, behaviour={"referee": {"pattern": "a"}}, **more), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+# ------------------------------------------------------------------------------------ a sweep of objects
+
+
+def sweep_of(base: dict[str, Any], *methods: Any, **more: Any) -> dict[str, Any]:
+    quick = config(behaviour={"samples": 0}, **base)
+    quick["edit"] = {"sites": "mlp.out"}
+    return {"base": quick, "methods": list(methods), **more}
+
+
+def test_a_sweep_in_memory_is_that_of_the_same_files(model: Any, tiny: Any, folder: Path, tmp_path: Path) -> None:
+    """Cells and what was chosen; the class that a method is of is had by its name while the sweep runs, no longer."""
+    tuned = corpus("attack", "bad").take(6)
+    (folder / "tuned.jsonl").write_text("\n".join(json.dumps(row) for row in tuned.rows))
+    erode = {"name": "erode", "learning_rates": [1e-3], "steps": 1}
+    searched = {"search": {"rank": [2, 4]}}
+    here = sweep_of(
+        {"model": {"name": model, "precision": "float32"}, "controls": {"never": tiny}, "corpora": parts()},
+        {"name": RepSelect(rank=8), **searched}, SignAscent(keep=0.2),
+        tuning={"trials": 2, "attack": Erode(learning_rates=(1e-3,), steps=1), "corpora": {"heldout": tuned}},
+    )  # fmt: skip
+    there = sweep_of(
+        {
+            "model": {"name": "model", "precision": "float32"}, "controls": {"never": {"name": "tiny"}},
+            "corpora": {role: {"path": f"{role}.jsonl"} for role in PARTS},
+        },
+        {"name": "repselect", **searched},
+        tuning={"trials": 2, "attack": erode, "corpora": {"heldout": {"path": "tuned.jsonl"}}},
+    )  # fmt: skip
+    mine, files = hl.sweep(here, tmp_path / "mine"), hl.sweep(there, tmp_path / "files", base=folder)
+    found, wanted = (json.loads((f / "sweep.json").read_text()) for f in (mine, files))
+    assert [c["status"] for c in found["cells"]] == ["done", "done"], found["cells"]
+    assert found["tuning"]["repselect-kl0.01"] == wanted["tuning"]["repselect-kl0.01"]
+    cell = "cells/repselect-kl0.01-seed0"
+    assert contents(mine / cell) == contents(files / cell)
+    assert store.open_run(mine / "cells/sign_ascent-kl0.01-seed0")["edits"][0]["options"] == {"keep": 0.2}
+    with pytest.raises(InputError, match="unknown method 'sign_ascent'"):
+        EVERY_METHOD.get("sign_ascent")
+    assert len(analysis.sweep_table(mine).table) == 2
+    with pytest.raises(InputError, match="holds a sweep with another object"):
+        fewer = parts() | {"heldout": list(corpus("heldout", "bad").rows[:7])}
+        hl.sweep(here | {"base": here["base"] | {"corpora": fewer}}, mine, resume=True)
+
+
+def test_a_sweep_of_objects_is_not_spread_over_other_processes(model: Any, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(InputError, match=r"ray: model.name is in memory, where other processes cannot reach it"):
+        hl.sweep(sweep_of({"model": model, "corpora": parts()}, "repselect"), tmp_path / "sweep", ray="local")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from hooklearn import disk, editing, models, sharded
+from hooklearn import disk, editing, integrity, models, sharded
 from hooklearn.attack import EVERY_ATTACK, Attack
 from hooklearn.config import EditConfig, RunConfig
 from hooklearn.corpora.corpus import Corpus
@@ -33,8 +33,11 @@ FOLDER = "in-memory"
 
 @dataclass
 class InMemory:
-    """The objects of one run. Inside its ``with``, methods and attacks are had by their names, and models are in eval
-    mode; afterwards all is as it was."""
+    """The objects of one run, or of a sweep.
+
+    Inside its ``with``, methods and attacks are had by their names, and models are in eval mode; afterwards all is as
+    it was.
+    """
 
     models: dict[str, Any] = field(default_factory=dict[str, Any])
     """``model.name``, ``controls.never.name``, ``edit.checkpoint``: what stood there."""
@@ -69,6 +72,28 @@ class InMemory:
                 "of hl.organism(...) as it is, and its never as controls.never"
             )
         return out
+
+    def taken_out_of_sweep(self, sweep: Mapping[str, Any]) -> dict[str, Any]:
+        """The same of a sweep: of its base, methods, attacks, and of what its options are chosen on."""
+        out = dict(sweep)
+        if isinstance(base := out.get("base"), Mapping):
+            out["base"] = self.taken_out(base)
+        if isinstance(methods := out.get("methods"), list | tuple):
+            out["methods"] = [self._method(method) for method in methods]
+        if "attacks" in out:
+            out["attacks"] = self._attacks(out["attacks"])
+        if isinstance(tuning := out.get("tuning"), Mapping):
+            out["tuning"] = tuning = dict(tuning)
+            if isinstance(corpora := tuning.get("corpora"), Mapping):
+                tuning["corpora"] = {role: self.corpus(str(role), c, "tuning-") for role, c in corpora.items()}
+            if "attack" in tuning:
+                tuning["attack"] = self.attack(tuning["attack"])
+        return out
+
+    def hashes(self) -> dict[str, str]:
+        """What tells these objects from others that stand in the same places; a referee is not looked into."""
+        of_models = {key: integrity.weights_hash(model) for key, model in self.models.items()}
+        return of_models | {path: corpus.hash for path, corpus in self.corpora.items()}
 
     def check(self, config: RunConfig) -> None:
         """Raises InputError where a config names an object that is not here: it is the record of another process."""
@@ -111,8 +136,8 @@ class InMemory:
         name = value.cfg.model_name
         return MARK + (Path(name).name if Path(name).is_absolute() else name)
 
-    def corpus(self, role: str, value: Any) -> Any:
-        """The section of a corpus, and the corpus kept."""
+    def corpus(self, role: str, value: Any, prefix: str = "") -> Any:
+        """The section of a corpus, and the corpus kept, in a file whose name may begin otherwise than the role."""
         if isinstance(value, list | tuple) and all(isinstance(row, Mapping) for row in value):
             value = Corpus(role, tuple(dict(row) for row in value), "in memory")
         if not isinstance(value, Corpus):
@@ -122,18 +147,13 @@ class InMemory:
                 f"corpora.{role}: give {{'path': ...}}, a hooklearn.Corpus or a list of rows, not {_kind(value)}"
             )
         check_pairs(value)
-        path = f"{FOLDER}/{role}.jsonl"
+        path = f"{FOLDER}/{prefix}{role}.jsonl"
         self.corpora[path] = value if value.source else dataclasses.replace(value, source="in memory")
         return {"path": path}
 
     def attack(self, value: Any) -> Any:
         """The section of an attack, its class lent."""
-        section = value if isinstance(value, Mapping) else {"name": value}
-        attack: Any = section.get("name")
-        if not _is_object(attack):
-            return value
-        options = self._lent(EVERY_ATTACK, Attack, attack, section.keys() - {"name"})
-        return {"name": attack.name, **options}
+        return self._named(EVERY_ATTACK, Attack, value, {"name"})
 
     # ------------------------------------------------------------------------------ sections
 
@@ -182,6 +202,19 @@ class InMemory:
             return section
         self.referee = as_referee(section["referee"])
         return {**section, "referee": {"name": MARK + called(getattr(self.referee, "function", type(self.referee)))}}
+
+    def _method(self, value: Any) -> Any:
+        """A method of a sweep, where it stands like an attack."""
+        return self._named(EVERY_METHOD, Method, value, {"name", "label", "search"})
+
+    def _named(self, shelf: Shelf[Any], base: type, value: Any, own: Collection[str]) -> Any:
+        """The section of what is named by ``name``; ``own``: keys that are no options of it."""
+        section: Any = value if isinstance(value, Mapping) else {"name": value}
+        thing: Any = section.get("name")
+        if not _is_object(thing):
+            return value
+        options = self._lent(shelf, base, thing, section.keys() - own)
+        return {**section, "name": thing.name, **options}
 
     def _attacks(self, section: Any) -> Any:
         return [self.attack(attack) for attack in section] if isinstance(section, list | tuple) else section

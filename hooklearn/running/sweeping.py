@@ -30,6 +30,7 @@ from hooklearn.jsonable import jsonable
 from hooklearn.running import controls
 from hooklearn.running.checks import check
 from hooklearn.running.fanout import installed, spread
+from hooklearn.running.in_memory import InMemory
 from hooklearn.running.setting import Progress, Setup
 from hooklearn.running.shared import Shared
 from hooklearn.running.sweep_config import Family, Plan
@@ -51,7 +52,8 @@ def sweep(
 ) -> Path:
     """Run a sweep, given as a mapping or a YAML file; returns its folder.
 
-    A cell that fails is a record in ``sweep.json`` and stops no other.
+    A cell that fails is a record in ``sweep.json`` and stops no other. In a mapping, what is in memory stands where its
+    name would, as for :func:`hooklearn.run`: in ``base``, among ``methods`` and ``attacks``, and in ``tuning``.
 
     Args:
         base: the folder that relative paths start from; by default that of the file.
@@ -63,8 +65,10 @@ def sweep(
         data, folder, where = dict(config), Path(), "sweep"
     else:
         data, folder, where = read_config(Path(config)), Path(config).parent, str(config)
-    plan = Plan.of(data, Path(base) if base else folder, where)
-    Sweep(plan, Path(out), data, command, progress, ray).run(resume)
+    with InMemory() as objects:
+        data = objects.taken_out_of_sweep(data)
+        plan = Plan.of(data, Path(base) if base else folder, where)
+        Sweep(plan, Path(out), data, command, progress, ray, objects).run(resume)
     return Path(out)
 
 
@@ -79,9 +83,11 @@ class Sweep:
         command: str,
         progress: Progress = lambda _: None,
         ray: str | None = None,
+        objects: InMemory | None = None,
     ) -> None:
         self.plan, self.out, self.given, self.command, self.progress = plan, out, given, command, progress
-        self.ray = ray
+        self.ray, self.objects = ray, objects or InMemory()
+        self.held = self.objects.hashes()
         self.record: dict[str, Any] = {}
         self._ended: dict[str, str | None] = {}
         """Folders that were run elsewhere -> what went wrong there."""
@@ -94,6 +100,10 @@ class Sweep:
         plan = self.plan
         if self.ray is not None:
             installed()
+            for key in self.held:
+                raise InputError(
+                    f"ray: {key} is in memory, where other processes cannot reach it; give a name or a file"
+                )
         for family in plan.families():  # a typo in the last method should not cost the first
             for options in family.spec.settings(10**9):
                 check(plan.cell(family, 0, options))
@@ -164,7 +174,8 @@ class Sweep:
     def _fixed(self) -> dict[str, Any]:
         """What every cell rests on: it may not change under a sweep that was begun."""
         tuning, base = self.plan.config.tuning, self.plan.base.model_dump(mode="json")
-        return {"base": _shared_part(base), "tuning": tuning and tuning.model_dump(mode="json")}
+        fixed = {"base": _shared_part(base), "tuning": tuning and tuning.model_dump(mode="json")}
+        return fixed | ({"object": self.held} if self.held else {})
 
     def _as_of_now(self, key: str, value: Any) -> Any:
         """What a sweep was begun with; options that there are since then stand at their defaults."""
@@ -186,7 +197,7 @@ class Sweep:
         if not waiting:
             return None
         plan = self.plan
-        setup = Setup.load(plan.base, plan.folder, self.progress)
+        setup = Setup.load(plan.base, plan.folder, self.progress, objects=self.objects)
         if not self._undecided(waiting):
             return setup, None
         trials = setup.again(plan.tuning(), plan.folder)
