@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -78,6 +79,21 @@ def write_atomic(path: StrPath, content: bytes | Callable[[BinaryIO], object]) -
             with suppress(OSError):
                 temporary.unlink()
             raise
+
+
+def check_room(folder: Path, size: int, what: str) -> None:
+    """Told before the work and not after it, where the disk has not got ``size`` bytes for its result.
+
+    Raises:
+        InputError: how much is free, and how much is needed.
+    """
+    with clear_errors(folder):
+        free = shutil.disk_usage(folder).free
+    if free < size:
+        raise InputError(
+            f"{folder}: {what} takes {size / 1e6:.0f} MB, and its disk has {free / 1e6:.0f} MB left; free some, or "
+            "write elsewhere"
+        )
 
 
 def sync(handle: IO[Any]) -> None:

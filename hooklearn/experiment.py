@@ -189,6 +189,7 @@ def _edit_stage(
         seed=seed, precision=config.model.precision, max_tokens=config.max_tokens, keep=False,  # type: ignore[arg-type]
         site_batch=config.edit.site_batch,
     )  # fmt: skip
+    disk.check_room(folder.folder, 4 * sum(s.d_out * s.d_in for s in problem.sites), f"the delta of {method.name}")
     budget = config.budget.resolved(lambda: setup.never_level(problem.forget))
     result = run_edit(problem, method, meter, budget, on_point=progress)
     progress(f"{method.name}: far KL {result.disruption.kl.value:.3g} of {budget.kl:g}; {result.stop}")

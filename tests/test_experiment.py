@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -585,3 +586,28 @@ def test_an_unclear_measurement_is_made_again(
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     monkeypatch.setattr(forward, "CLEAR", clear)
     assert forward._bfloat16_is_faster() is pays
+
+
+def test_a_disk_without_room_for_the_edit_is_told_before_the_edit_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Any
+) -> None:
+    """To the byte: the control, with what it takes, gets as far as the edit."""
+    made: list[str] = []
+
+    def edit(problem: Any, method: Any, *_: Any, **__: Any) -> Any:
+        made.append(method.name)
+        raise InputError("an edit was begun")
+
+    monkeypatch.setattr(experiment, "run_edit", edit)
+    room = 4 * sum(s.d_out * s.d_in for s in models.sites(tiny, "mlp.out"))
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=room))
+    with pytest.raises(InputError, match="an edit was begun"):
+        run(small(), tmp_path / "enough")
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=room - 1))
+    with pytest.raises(
+        InputError, match=r"too-little: the delta of natural takes \d+ MB, and its disk has \d+ MB left"
+    ):
+        run(small(), tmp_path / "too-little")
+    assert made == ["natural"]
+    record = store.open_run(tmp_path / "too-little")
+    assert record["status"] == "failed" and "write elsewhere" in record["error"]
