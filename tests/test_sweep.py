@@ -211,6 +211,39 @@ def test_a_method_is_tuned_just_before_its_first_cell(
     assert order == [*first, "a 1", "gradient_ascent 1", "b 1"], "and once for all of its seeds"
 
 
+def test_a_trial_that_failed_is_tried_again_until_a_cell_is_reported(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a full disk would leave one method a smaller search than the others; what was reported is not taken back."""
+    out, whole, full, begun = tmp_path / "sweep", experiment.run, {"1", "cells"}, list[str]()
+
+    def run(config: Any, path: Path, **how: Any) -> Any:
+        place = path.name if path.parent.parent.name == "tuning" else path.parent.name
+        begun.append(place)
+        if place in full:
+            raise InputError(f"{path}: No space left on device")
+        return whole(config, path, **how)
+
+    def resumed(*seeds: int) -> list[Any]:
+        begun.clear()
+        hl.sweep(SMALL | {"seeds": list(seeds or (0,)), "methods": SMALL["methods"][:1]}, out, base=folder, resume=True)
+        return [t["value"] for t in record(out)["tuning"]["repselect-kl0.01"]["trials"]]
+
+    monkeypatch.setattr(experiment, "run", run)
+    first = resumed()
+    assert begun == ["0", "1", "cells"] and first[1] is None, "decided by one trial, and its cell failed"
+    full -= {"1"}
+    assert None not in resumed() and begun == ["1", "cells"]
+    full -= {"cells"}
+    resumed()
+    assert begun == ["cells"]
+    content = record(out)
+    content["tuning"]["repselect-kl0.01"]["trials"][1]["error"] = "a fault"
+    (out / "sweep.json").write_text(json.dumps(content))
+    resumed(0, 1)
+    assert begun == ["cells"], "that of the other seed"
+
+
 def test_what_was_not_measured_decides_nothing() -> None:
     trials = [{"options": {"a": i}, "value": v, "error": None} for i, v in enumerate([float("nan"), 0.3, 0.2, 0.2])]
     assert _decide(trials)["chosen"] == {"a": 2}, "the first of equals"

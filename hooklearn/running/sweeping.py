@@ -301,8 +301,12 @@ class Sweep:
         return [f for f in self.plan.families() if f.name in wanted and f.spec.search and not self._chosen(f.name)]
 
     def _chosen(self, family: str) -> bool:
+        """What was decided stands: by all trials, or where cells were reported with it already."""
         earlier = self.record["tuning"].get(family)
-        return earlier is not None and not earlier["error"]
+        if earlier is None or earlier["error"]:
+            return False
+        reported = any(c["family"] == family and c["status"] == "done" for c in self.record["cells"])
+        return reported or not any(trial["error"] for trial in earlier["trials"])
 
     def _begin_tuning(self, setup: Setup, families: list[Family]) -> Shared:
         """What all trials share; those that other processes make are made here."""
