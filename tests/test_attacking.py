@@ -21,8 +21,8 @@ from hooklearn.referees import ContainsReferee
 from hooklearn.running.attacking import judge_pending
 from hooklearn.running.calibration import cases
 from hooklearn.running.checks import check_surrogate
+from hooklearn.running.choosing import lowest_is_best
 from hooklearn.running.setting import Setup
-from hooklearn.running.sweeping import _lowest_is_best
 from hooklearn.types import InputError
 
 FACTS = Corpus("facts", ({"prompt": "p", "completion": " yes", "fact": "yes"},))
@@ -89,7 +89,7 @@ def test_a_trial_whose_attack_diverged_is_not_as_good_as_before_it(
     row = {"arm": "edited", "metric": "completion", "split": "heldout", "diverged": False}
     before, after = row | {"attack": "none", "value": 0.01}, row | {"attack": "relearn", "value": 0.4}
     pd.DataFrame([before, after | {"diverged": diverged}]).to_parquet(tmp_path / "curves.parquet")
-    assert _lowest_is_best(tmp_path, "completion") == pytest.approx(expected, nan_ok=True)
+    assert lowest_is_best(tmp_path, "completion") == pytest.approx(expected, nan_ok=True)
 
 
 def test_permuted_answers_stand_for_not_knowing_facts_only() -> None:

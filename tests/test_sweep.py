@@ -18,8 +18,8 @@ import hooklearn as hl
 from hooklearn import experiment, forward, store
 from hooklearn.attack import ArmState
 from hooklearn.running import controls, sweeping
+from hooklearn.running.choosing import decide
 from hooklearn.running.sweep_config import MethodSpec, Plan
-from hooklearn.running.sweeping import _decide
 from hooklearn.types import InputError
 
 METRICS = ["completion", "preference"]
@@ -246,8 +246,8 @@ def test_a_trial_that_failed_is_tried_again_until_a_cell_is_reported(
 
 def test_what_was_not_measured_decides_nothing() -> None:
     trials = [{"options": {"a": i}, "value": v, "error": None} for i, v in enumerate([float("nan"), 0.3, 0.2, 0.2])]
-    assert _decide(trials)["chosen"] == {"a": 2}, "the first of equals"
-    nothing = _decide([{"options": {}, "value": float("nan"), "error": "it broke"}])
+    assert decide(trials)["chosen"] == {"a": 2}, "the first of equals"
+    nothing = decide([{"options": {}, "value": float("nan"), "error": "it broke"}])
     assert nothing["chosen"] is None and "it broke" in nothing["error"]
 
 

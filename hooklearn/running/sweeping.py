@@ -23,12 +23,12 @@ from typing import Any
 from hooklearn import disk, experiment, store
 from hooklearn.config import RunConfig, parse
 from hooklearn.config_file import read_config
-from hooklearn.corpora.corpus import Corpus
 from hooklearn.determinism import deterministic
 from hooklearn.forward import auto_is, resolve_precision
 from hooklearn.jsonable import jsonable
 from hooklearn.running import controls
 from hooklearn.running.checks import check
+from hooklearn.running.choosing import check_apart, decide, lowest_is_best
 from hooklearn.running.fanout import installed, spread
 from hooklearn.running.in_memory import InMemory
 from hooklearn.running.setting import Progress, Setup
@@ -201,7 +201,7 @@ class Sweep:
         if not self._undecided(waiting):
             return setup, None
         trials = setup.again(plan.tuning(), plan.folder)
-        _check_apart(trials.corpora["heldout"], setup.corpora)
+        check_apart(trials.corpora["heldout"], setup.corpora)
         return setup, trials
 
     def _measure(self, waiting: list[dict[str, Any]], setup: Setup, trials: Setup | None) -> None:
@@ -340,9 +340,9 @@ class Sweep:
                 error = self._ended[folder]
             else:
                 error = None if store.is_done(self.out / folder) else self._run(config, folder, shared)
-            value = float("nan") if error else _lowest_is_best(self.out / folder, tuning.metric)
+            value = float("nan") if error else lowest_is_best(self.out / folder, tuning.metric)
             tried.append({"options": options, "value": value, "folder": folder, "error": error})
-        self.record["tuning"][family.name] = {"trials": tried} | _decide(tried)
+        self.record["tuning"][family.name] = {"trials": tried} | decide(tried)
         self._save()
 
 
@@ -370,42 +370,6 @@ def _shared_part(base: dict[str, Any]) -> dict[str, Any]:
     """Of a config what all cells have in common; the capability panel is a check beside, which may be added later."""
     common = {name: section for name, section in base.items() if name not in ("name", "edit", "budget", "seeds")}
     return common | {"corpora": {role: c for role, c in base["corpora"].items() if role != "capability"}}
-
-
-def _decide(tried: list[dict[str, Any]]) -> dict[str, Any]:
-    """The lowest value; the first of equals. NaN is not measured and decides nothing."""
-    measured = [t for t in tried if t["value"] == t["value"]]
-    if not measured:
-        why = next((t["error"] for t in tried if t["error"]), "nothing was measured")
-        return {"chosen": None, "value": None, "error": f"tuning: no trial ended: {why}"}
-    best = min(measured, key=lambda t: t["value"])
-    return {"chosen": best["options"], "value": best["value"], "error": None}
-
-
-def _lowest_is_best(folder: Path, metric: str) -> float:
-    """The behaviour of the edited model at its worst step and setting, on the tuning split; NaN if not measured."""
-    curves: Any = disk.load_frame(folder / "curves.parquet")
-    rows = curves[(curves["arm"] == "edited") & (curves["metric"] == metric) & (curves["split"] == "heldout")]
-    attacked = rows["attack"] != "none"
-    if attacked.any():  # else one whose attack diverged would be as good as before it
-        rows = rows[attacked]
-    return float(rows.loc[~rows["diverged"].astype(bool), "value"].max())
-
-
-def _check_apart(tuning: Corpus, reported: Mapping[str, Corpus]) -> None:
-    """Options that were chosen on the reported items would be reported too well."""
-    for role in ("heldout", "ood"):
-        rows = {_key(r) for r in reported[role].rows} if role in reported else set()
-        shared = sum(_key(r) in rows for r in tuning.rows)
-        if shared:
-            raise InputError(
-                f"tuning.corpora.heldout shares {shared} of its {len(tuning)} rows with corpora.{role}; "
-                "options are chosen on one split and reported on another"
-            )
-
-
-def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(str(row.get(k)) for k in ("prompt", "completion", "messages", "text"))
 
 
 def new_folder(name: str) -> Path:

@@ -1,0 +1,47 @@
+"""What a sweep's trials say: the options that a method is reported with, chosen on other items than are reported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hooklearn import disk
+from hooklearn.corpora.corpus import Corpus
+from hooklearn.types import InputError
+
+
+def decide(tried: list[dict[str, Any]]) -> dict[str, Any]:
+    """The lowest value; the first of equals. NaN is not measured and decides nothing."""
+    measured = [t for t in tried if t["value"] == t["value"]]
+    if not measured:
+        why = next((t["error"] for t in tried if t["error"]), "nothing was measured")
+        return {"chosen": None, "value": None, "error": f"tuning: no trial ended: {why}"}
+    best = min(measured, key=lambda t: t["value"])
+    return {"chosen": best["options"], "value": best["value"], "error": None}
+
+
+def lowest_is_best(folder: Path, metric: str) -> float:
+    """The behaviour of the edited model at its worst step and setting, on the tuning split; NaN if not measured."""
+    curves: Any = disk.load_frame(folder / "curves.parquet")
+    rows = curves[(curves["arm"] == "edited") & (curves["metric"] == metric) & (curves["split"] == "heldout")]
+    attacked = rows["attack"] != "none"
+    if attacked.any():  # else one whose attack diverged would be as good as before it
+        rows = rows[attacked]
+    return float(rows.loc[~rows["diverged"].astype(bool), "value"].max())
+
+
+def check_apart(tuning: Corpus, reported: Mapping[str, Corpus]) -> None:
+    """Options that were chosen on the reported items would be reported too well."""
+    for role in ("heldout", "ood"):
+        rows = {_key(r) for r in reported[role].rows} if role in reported else set()
+        shared = sum(_key(r) in rows for r in tuning.rows)
+        if shared:
+            raise InputError(
+                f"tuning.corpora.heldout shares {shared} of its {len(tuning)} rows with corpora.{role}; "
+                "options are chosen on one split and reported on another"
+            )
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(str(row.get(k)) for k in ("prompt", "completion", "messages", "text"))
