@@ -467,19 +467,29 @@ def test_the_collapsed_gradient_is_that_of_npo(threatening: Any, problem: Proble
     assert 0 < cosine < 0.999
 
 
-def test_without_components_and_adversary_it_starts_as_gradient_ascent(threatening: Any, problem: Problem) -> None:
+def test_without_components_and_adversary_it_starts_as_gradient_ascent(
+    threatening: Any, problem: Problem, request: pytest.FixtureRequest
+) -> None:
     """The first step is the forget gradient of its batch, with a joint length of the learning rate; collapsed
-    (control) it has that length and another direction."""
+    (control) it has that length and another direction. The batch is of the text that the single shot reads: with an end
+    of turn after each completion (control; a comma, as the organism knows where its own turns end) it is another."""
+    tokenizer = models.tokenizer_of(threatening)
+    request.addfinalizer(lambda end=tokenizer.eos_token: setattr(tokenizer, "eos_token", end))
+    tokenizer.eos_token = ","
     plain, collapsed = (
         next(RepSelectMulti(rank=r, lora_lr=0.0, learning_rate=0.1, every=1).path(problem)) for r in (0, 8)
     )
-    sequences = encode(problem.forget, models.tokenizer_of(threatening), end=True)
-    batch = batches(sequences, max_tokens=512, seed=2)[0]  # of the third epoch
-    ascent, _ = weight_gradients(threatening, [batch], problem.sites, precision="float32")
+    ascent, ended = (
+        weight_gradients(
+            threatening, batches(sequences, max_tokens=512, seed=2)[:1], problem.sites, precision="float32"
+        )[0]
+        for sequences in (problem.encoded("forget"), encode(problem.forget, tokenizer, end=True))
+    )  # the batch of the third epoch
     for update in (plain, collapsed):
         assert norm(update) == pytest.approx(0.1, rel=SINGLE)
     assert inner(plain, ascent) == pytest.approx(0.1 * norm(ascent), rel=SINGLE)
     assert 0 < inner(collapsed, ascent) < 0.09 * norm(ascent)
+    assert inner(plain, ended) < 0.09 * norm(ended)
 
 
 def test_no_weight_moves_in_the_first_two_epochs(problem: Problem) -> None:

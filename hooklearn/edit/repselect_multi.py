@@ -6,8 +6,10 @@
                 G = sum_t C_g(g_t) C_x(x_t)^T  and C are the collapsers fitted at the end of the epoch before
 
 The loss is that of NPO without its retain term, ``-1/beta mean_s log sigmoid(beta (NLL_s - NLL_s at the start))``,
-with NLL_s the *sum* over the tokens of completion s: what is already unlikely is let go. Sequences do not see one
-another, so the NPO gradient of a token is its NLL gradient times ``-sigmoid(-beta rise)`` of its sequence.
+with NLL_s the *sum* over the tokens of completion s: what is already unlikely is let go. The end of the turn is none of
+them, as in the single shot and in the authors' text: after an answer of a word it would take most of the budget.
+Sequences do not see one another, so the NPO gradient of a token is its NLL gradient times ``-sigmoid(-beta rise)`` of
+its sequence.
 
 A collapser multiplies the i-th principal direction by ``lambda_k / lambda_i``, i up to k: the inverse (un-centred)
 covariance inside the leading subspace, in units of its smallest eigenvalue, and nothing outside. The authors follow
@@ -26,7 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooklearn import editing, forward, linalg, models
-from hooklearn.data import TokenBatch, batches, encode
+from hooklearn.data import TokenBatch, batches
 from hooklearn.edit.descent import HandRule, blaming, nowhere, one_step
 from hooklearn.edit.method import Method, Problem, Updates, combine, delta_of, norm
 from hooklearn.locate.capture import tapes
@@ -124,7 +126,7 @@ class RepSelectMulti(Method):
 
     def path(self, problem: Problem) -> Iterator[Updates]:
         model, sites = problem.model, problem.sites
-        sequences = encode(problem.forget, models.tokenizer_of(model), end=True)
+        sequences = problem.encoded("forget")
         lora = Lora(sites, rank=self.lora_rank, alpha=self.lora_rank / 2, seed=problem.seed)
         relearning = JointStep(lora.parameters(), self.lora_lr * self.learning_rate)
         device = models.device_of(model)
