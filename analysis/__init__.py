@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from analysis.explorer import explore
     from analysis.inspect_log import inspect_logs
     from analysis.layers import by_layer
+    from analysis.packed import pack
     from analysis.reading import Run, read_run
     from analysis.report import report
     from analysis.side_by_side import attack_map, attack_table, ways
@@ -57,6 +58,7 @@ __all__ = [
     "inspect_logs",
     "judge",
     "markdown",
+    "pack",
     "plots",
     "read_run",
     "reemergence",
@@ -93,6 +95,7 @@ _HOME = {
     "explore": "explorer",
     "judge": "verdict",
     "markdown": "tables",
+    "pack": "packed",
     "plots": "plots",
     "read_run": "reading",
     "report": "report",

@@ -29,6 +29,7 @@ from analysis.arrays import read_scores
 from analysis.cells import families, read_sweep
 from analysis.comparison import QUANTITIES, Comparison
 from analysis.equal import equal_compute, equal_unlearning
+from analysis.packed import unpacked
 from analysis.reading import SWEEP, Run, input_error, read_run
 from analysis.scores import CONTROLS, Array, Attacker, Resampler, Scores, attacker_name, interval
 from analysis.tables import ALL, METRICS, capability_table, edit_name, in_order, mean, number
@@ -64,12 +65,13 @@ class _Cell:
 
 
 def compare(runs: Sequence[Run | str | Path], *, seed: int = 0, resamples: int = 1000) -> Comparison:
-    """Compare runs over the attacks they share. The folder of a sweep is its finished cells, seeds pooled. ``seed``
-    draws the resamples.
+    """Compare runs over the attacks they share. The folder of a sweep is its finished cells, seeds pooled; both may be
+    packed (``analysis.pack``). ``seed`` draws the resamples.
 
     Raises:
         InputError: no runs, or see ``read_run``.
     """
+    runs = [run if isinstance(run, Run) else unpacked(run) for run in runs]
     entries = _entries([one for run in runs for one in _opened(run)])
     metrics = in_order({m for e in entries for m in e.scores}, METRICS)
     unlike = _unlike_attackers(entries)

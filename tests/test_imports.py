@@ -52,7 +52,7 @@ ORDER = [
     "analysis.doubts analysis.leniency",
     "analysis.verdict",
     "analysis.cells",
-    "analysis.equal",
+    "analysis.equal analysis.packed",
     "analysis.comparison",
     "analysis.compare analysis.outcome analysis.calibrate",
     "analysis.plots analysis.markup analysis.tradeoff analysis.confusion",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,47 @@ def test_cells_without_a_result_are_told_in_a_comparison(swept: Path, tmp_path: 
     found = analysis.compare([tmp_path / "part"])
     assert found.table["seeds"].tolist() == [1, 2] or found.table["seeds"].tolist() == [2, 1]
     assert any("1 of 4 cells have no result: cells/repselect-kl0.01-seed0" in n for n in found.notes)
+
+
+def test_a_packed_sweep_is_compared_like_its_folder_and_goes_on(swept: Path, folder: Path, tmp_path: Path) -> None:
+    """The same tables out of a file without weights; unzipped, another seed is added and nothing is run again."""
+    file, again = analysis.pack(swept, tmp_path / "small.zip"), analysis.pack(swept, tmp_path / "again.zip")
+    assert file.read_bytes() == again.read_bytes(), "the same record is the same file"
+    with zipfile.ZipFile(file) as archive:
+        names = archive.namelist()
+        archive.extractall(tmp_path / "on")
+    assert {"sweep.json", "controls/seed0/items.parquet", "tuning/repselect-kl0.01/0/run.json"} <= set(names)
+    assert not [n for n in names if n.endswith(".safetensors") or "/parts/" in n or "/." in n]
+    mine, theirs = analysis.compare([file]), analysis.compare([swept])
+    for frame in ("table", "controls", "differences", "unlearning"):
+        pd.testing.assert_frame_equal(getattr(mine, frame), getattr(theirs, frame))
+    first = {c.name: (c / "run.json").read_bytes() for c in cells(tmp_path / "on")}
+    more = hl.sweep(SMALL | {"seeds": [0, 1, 2]}, tmp_path / "on", base=folder, resume=True)
+    assert record(more)["status"] == "done" and len(cells(more)) == 6
+    assert {c.name: (c / "run.json").read_bytes() for c in cells(more)[:4]} == first
+
+
+def test_a_packed_run_is_compared_and_says_what_it_is_not(swept: Path, tmp_path: Path) -> None:
+    cell = cells(swept)[1]
+    done = hooklearn("pack", cell, "--out", tmp_path / "cell.zip", "--json")
+    assert json.loads(done.stdout)["bytes"] == (tmp_path / "cell.zip").stat().st_size
+    assert hooklearn("compare", tmp_path / "cell.zip", "--brief").stdout.count("gradient_ascent") == 1
+    (tmp_path / "no.zip").write_bytes(b"PK")
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
+        archive.writestr("a.txt", "a")
+    shutil.copytree(cell, tmp_path / "running")
+    begun = json.loads((cell / "run.json").read_text()) | {"status": "running"}
+    (tmp_path / "running" / "run.json").write_text(json.dumps(begun))
+    for args, why in (
+        (("compare", tmp_path / "no.zip"), "damaged, or no zip"),
+        (("compare", tmp_path / "other.zip"), "neither run.json nor sweep.json"),
+        (("pack", tmp_path, "--out", tmp_path / "x.zip"), "neither a run folder nor that of a sweep"),
+        (("pack", tmp_path / "running", "--out", tmp_path / "x.zip"), "has not ended"),
+        (("pack", cell, "--out", tmp_path / "x.tar"), "a packed record is a .zip"),
+    ):
+        done = hooklearn(*args)
+        assert done.exit_code == 2 and why in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "x.zip").exists()
 
 
 def test_the_chosen_options_are_the_lowest_of_the_trials_and_reach_the_cells(swept: Path) -> None:
@@ -413,6 +455,24 @@ def test_dry_run_names_cells_and_cost_and_writes_nothing(folder: Path, monkeypat
     runs = {r["stage"]: r["runs"] for r in told["estimate"]}
     assert runs == {"tuning, controls": 1, "tuning": 2, "controls": 2, "cells": 4, "total": 9}
     assert all(r["seconds"] > 0 for r in told["estimate"])
+    some = json.loads(
+        hooklearn("sweep", file, "--dry-run", "--json", "-q", "--only", "*ascent*", "--only", "*1").stdout
+    )
+    assert some["cells"] == ["gradient_ascent-kl0.01-seed0", "repselect-kl0.01-seed1", "gradient_ascent-kl0.01-seed1"]
+    assert {r["stage"]: r["runs"] for r in some["estimate"]}["cells"] == 3
+
+
+def test_some_cells_now_and_the_others_another_time(folder: Path, tmp_path: Path) -> None:
+    """A pattern chooses; what it leaves waits, and is not lost when others are run."""
+    out = hl.sweep(QUICK, tmp_path / "some", base=folder, only=["repselect-*"])
+    assert record(out)["status"] == "waiting"
+    assert [c["status"] for c in record(out)["cells"]] == ["waiting", "done"]
+    first = (cells(out)[1] / "run.json").read_bytes()
+    hl.sweep(QUICK, out, base=folder, resume=True, only=["*ascent*seed0"])
+    assert record(out)["status"] == "done" and (cells(out)[1] / "run.json").read_bytes() == first
+    with pytest.raises(InputError, match=r"'npo\*' matches none of the cells gradient_ascent-kl0.01-seed0, "):
+        hl.sweep(QUICK, tmp_path / "none", base=folder, only=["repselect-*", "npo*"])
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("name", ["tiny", "capitals", "threats", "schoolbook", "flattery"])

@@ -1,8 +1,9 @@
-"""The commands for many runs, and for reports that exist: ``compare``, ``sweep``, ``verify``, ``view``."""
+"""The commands for many runs, and for records that exist: ``compare``, ``sweep``, ``pack``, ``verify``, ``view``."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 
 comparing = typer.Typer(rich_markup_mode=None)
 
-Runs = Annotated[list[Path], typer.Argument(help="Run folders; that of a sweep: its cells, seeds pooled.")]
+Runs = Annotated[
+    list[Path], typer.Argument(help="Run folders; that of a sweep: its cells, seeds pooled; or what pack made of them.")
+]
 Table = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the table here.")]
 Metric = Annotated[
     str | None,
@@ -111,6 +114,10 @@ def sweep(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A YAML file; examples in benchmarks/sweeps.")],
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: runs/sweep-NAME-TIME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the sweep in --out.")] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Only cells of this name, npo-*-seed0 say; repeat for more."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show cells and cost; write nothing.")] = False,
     deterministic: Deterministic = False,
     ray: RayCluster = None,
@@ -121,18 +128,20 @@ def sweep(
 
     Options are chosen on the tuning split, results reported on another. Controls and referee are measured
     once for all cells. A cell that fails is a record and stops no other; the exit code is then 1. With
-    --resume what is finished is skipped, and methods, budgets or seeds may have been added to the file.
+    --resume what is finished is skipped, and methods, budgets or seeds may have been added to the file;
+    --only runs some of the cells now, and the others another time.
 
     \b
     hooklearn sweep benchmarks/sweeps/tiny.yaml --dry-run
     hooklearn sweep benchmarks/sweeps/tiny.yaml --out runs/tiny
     hooklearn sweep benchmarks/sweeps/tiny.yaml --out runs/tiny --resume --json | jq .tuning
+    hooklearn sweep benchmarks/sweeps/tiny.yaml --out runs/tiny --resume --only "npo-*" --only "natural-*-seed0"
     hooklearn sweep benchmarks/sweeps/tiny.yaml --ray local
     """
     if resume and out is None:
         raise typer.BadParameter("needs --out: the folder of the sweep to continue", param_hint="--resume")
     if dry_run:
-        _plan_only(file, deterministic, json_, quiet)
+        _plan_only(file, only or (), deterministic, json_, quiet)
         return
     with work(quiet) as progress:
         from hooklearn.cli.job import check_place, stay_offline
@@ -144,9 +153,10 @@ def sweep(
         folder = out or sweeping.new_folder(plan.config.name)
         check_place(folder, resume=resume)
         try:
-            sweeping.Sweep(plan, folder, data, command, progress, ray).run(resume)
+            sweeping.Sweep(plan, folder, data, command, progress, ray).run(resume, only or ())
         except KeyboardInterrupt:
-            again = f"{command} --out {shlex.quote(str(folder))} --resume"
+            some = "".join(f" --only {shlex.quote(pattern)}" for pattern in only or ())
+            again = f"{command} --out {shlex.quote(str(folder))} --resume{some}"
             raise KeyboardInterrupt(f"continue with: {again}") from None
     _tell_sweep(folder, json_)
 
@@ -162,18 +172,21 @@ def _plan(file: Path, deterministic: bool) -> tuple[Plan, dict[str, Any]]:
     return Plan.of({"name": file.stem} | data, file.parent, str(file)), data
 
 
-def _plan_only(file: Path, deterministic: bool, json_: bool, quiet: bool) -> None:
+def _plan_only(file: Path, only: Sequence[str], deterministic: bool, json_: bool, quiet: bool) -> None:
     with work(quiet) as progress:
         from hooklearn.cli.sweep_cost import cost
 
         plan, _ = _plan(file, deterministic)
         progress("estimating")
-        stages = cost(plan)
-    families = [f.name for f in plan.families()]
+        stages = cost(plan, only)
+    cells = plan.cells(only)
     if json_:
-        print_json({"cells": [f"{f}-seed{s}" for s in plan.config.seeds for f in families], "estimate": stages})
+        print_json({"cells": [name for name, _, _ in cells], "estimate": stages})
         return
-    print_rows({"cells": f, "seeds": ", ".join(map(str, plan.config.seeds))} for f in families)
+    seeds: dict[str, list[str]] = {}
+    for _, family, seed in cells:
+        seeds.setdefault(family.name, []).append(str(seed))
+    print_rows({"cells": family, "seeds": ", ".join(those)} for family, those in seeds.items())
     print_line("")
     print_rows(stages)
 
@@ -197,6 +210,31 @@ def _tell_sweep(folder: Path, json_: bool) -> None:
         say(f"failed: {cell['folder']}: {cell['error']}")
     if failed:
         raise typer.Exit(1)
+
+
+@comparing.command()
+def pack(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run folder, or that of a sweep.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="A .zip; replaced where there is one.")],
+    json_: Json = False,
+) -> None:
+    """The record of a run or a sweep as one small file, to publish beside its numbers.
+
+    Without weights and reports: what was measured, item by item, and the configs. compare takes it like the
+    folder; unzipped, a sweep goes on from it with --resume.
+
+    \b
+    hooklearn pack runs/sweep-tiny --out tiny.zip
+    hooklearn compare tiny.zip --brief
+    """
+    with work(quiet=True):
+        import analysis
+
+        file = analysis.pack(folder, out)
+    if json_:
+        print_json({"file": file, "bytes": file.stat().st_size})
+    else:
+        print_line(str(file))
 
 
 @comparing.command()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from hooklearn.cli.estimate import arms, estimate
@@ -13,17 +15,18 @@ OF_THE_EDIT = ("locate", "edit")
 """Stages of a cell that its controls have no part in."""
 
 
-def cost(plan: Plan) -> list[dict[str, Any]]:
-    """Rows of stage, runs, tokens, flops and seconds: tuning, controls, cells, and their total."""
+def cost(plan: Plan, only: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Rows of stage, runs, tokens, flops and seconds: tuning, controls, cells (``only`` some), and their total."""
     rows = []
-    tuning, families = plan.config.tuning, plan.families()
+    of = Counter(family.name for _, family, _ in plan.cells(only))
+    tuning, families = plan.config.tuning, [f for f in plan.families() if f.name in of]
     searched = [f for f in families if f.spec.search] if tuning else []
     if tuning is not None and searched:
         trials = [(plan.trial(f, f.spec.settings(1)[0]), tuning.trials) for f in searched]
         rows += [_row("tuning, controls", [(trials[0][0], 1)], plan, edited=False)]
         rows += [_row("tuning", trials, plan, edited=True)]
-    seeds = len(plan.config.seeds)
-    cells = [(plan.cell(f, 0, f.spec.settings(1)[0]), seeds) for f in families]
+    seeds = len({seed for _, _, seed in plan.cells(only)})
+    cells = [(plan.cell(f, 0, f.spec.settings(1)[0]), of[f.name]) for f in families]
     rows += [_row("controls", [(cells[0][0], seeds)], plan, edited=False), _row("cells", cells, plan, edited=True)]
     sums = {key: sum(r[key] for r in rows) for key in ("runs", "tokens", "flops", "seconds")}
     return [*rows, {"stage": "total", **sums}]

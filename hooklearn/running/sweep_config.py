@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fnmatch
 import itertools
 import math
 import os
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -160,6 +161,21 @@ class Plan:
 
     def families(self) -> list[Family]:
         return [Family(m, b) for b in self.config.budgets for m in self.config.methods]
+
+    def cells(self, only: Sequence[str] = ()) -> list[tuple[str, Family, int]]:
+        """Name, family and seed of each, in the order in which they are run.
+
+        Args:
+            only: patterns such as ``npo-*-seed0``: those whose name one of them matches.
+        Raises:
+            InputError: a pattern that matches none.
+        """
+        every = [(f"{f.name}-seed{seed}", f, seed) for seed in self.config.seeds for f in self.families()]
+        names = [name for name, _, _ in every]
+        for pattern in only:
+            if not fnmatch.filter(names, pattern):
+                raise InputError(f"only: {pattern!r} matches none of the cells {', '.join(names)}")
+        return [cell for cell in every if not only or any(fnmatch.fnmatch(cell[0], pattern) for pattern in only)]
 
     def cell(self, family: Family, seed: int, chosen: Options) -> RunConfig:
         """What one run folder holds."""

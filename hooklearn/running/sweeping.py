@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ def sweep(
     *,
     base: str | Path | None = None,
     resume: bool = False,
+    only: Sequence[str] = (),
     command: str = "",
     progress: Progress = lambda _: None,
     ray: str | None = None,
@@ -57,6 +58,7 @@ def sweep(
 
     Args:
         base: the folder that relative paths start from; by default that of the file.
+        only: patterns such as ``npo-*-seed0``: cells of which none matches the name stay waiting, for another time.
         ray: trials and cells are spread over the Ray cluster at this address (``local``: this machine).
     Raises:
         InputError: anything wrong with the file, before anything is measured; or ``out`` holds another sweep.
@@ -68,7 +70,7 @@ def sweep(
     with InMemory() as objects:
         data = objects.taken_out_of_sweep(data)
         plan = Plan.of(data, Path(base) if base else folder, where)
-        Sweep(plan, Path(out), data, command, progress, ray, objects).run(resume)
+        Sweep(plan, Path(out), data, command, progress, ray, objects).run(resume, only)
     return Path(out)
 
 
@@ -92,12 +94,13 @@ class Sweep:
         self._ended: dict[str, str | None] = {}
         """Folders that were run elsewhere -> what went wrong there."""
 
-    def run(self, resume: bool) -> None:
+    def run(self, resume: bool, only: Sequence[str] = ()) -> None:
         with deterministic(self.plan.base.deterministic):
-            self._run_all(resume)
+            self._run_all(resume, only)
 
-    def _run_all(self, resume: bool) -> None:
+    def _run_all(self, resume: bool, only: Sequence[str]) -> None:
         plan = self.plan
+        wanted = {name for name, _, _ in plan.cells(only)}
         if self.ray is not None:
             installed()
             for key in self.held:
@@ -112,10 +115,10 @@ class Sweep:
         with store.claim(self.out, RECORD):
             self._begin(resume)
             with auto_is(self.record["precision"]):  # cells that are compared are not computed in two ways
-                self._run_waiting()
+                self._run_waiting(wanted)
 
-    def _run_waiting(self) -> None:
-        waiting = [c for c in self.record["cells"] if c["status"] != "done"]
+    def _run_waiting(self, wanted: set[str]) -> None:
+        waiting = [c for c in self.record["cells"] if c["status"] != "done" and Path(c["folder"]).name in wanted]
         loaded = self._load(waiting)
         self._save(status="running", error=None, finished=None)
         try:
@@ -127,8 +130,8 @@ class Sweep:
         except BaseException as error:
             self._save(status="failed", error=disk.one_line(error))
             raise
-        failed = any(c["status"] == "failed" for c in self.record["cells"])
-        self._save(status="failed" if failed else "done", finished=store.now())
+        stand = {c["status"] for c in self.record["cells"]}
+        self._save(status=next((s for s in ("failed", "waiting") if s in stand), "done"), finished=store.now())
 
     # ------------------------------------------------------------------------------------ the record
 
@@ -159,12 +162,11 @@ class Sweep:
             "tuning": earlier.get("tuning", {}),
             "cells": [
                 {
-                    "folder": f"cells/{family.name}-seed{seed}", "family": family.name, "label": family.spec.label,
+                    "folder": f"cells/{name}", "family": family.name, "label": family.spec.label,
                     "method": family.spec.name, "budget": family.budget.model_dump(), "seed": seed,
                     "status": "waiting", "error": None,
                 }
-                for seed in self.plan.config.seeds
-                for family in self.plan.families()
+                for name, family, seed in self.plan.cells()
             ],
         }  # fmt: skip
         for cell in self.record["cells"]:
