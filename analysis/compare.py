@@ -36,6 +36,8 @@ from analysis.tables import ALL, METRICS, capability_table, edit_name, in_order,
 
 Z = 1.96
 """Standard errors from the middle of a 95 % interval to its end."""
+NAMED = 4
+"""Cells without a result that a note names, at most."""
 EQUAL = (0.95, 1.0)
 """Share of the binding budget that counts as reaching it (the solver's own tolerance)."""
 
@@ -328,7 +330,11 @@ def _sweep_notes(run: Run | str | Path) -> list[str]:
         return []
     cells = read_sweep(run)["cells"]
     missing = [c["folder"] for c in cells if c["status"] != "done"]
-    return [f"{run}: {len(missing)} of {len(cells)} cells have no result: {', '.join(missing)}"] if missing else []
+    if not missing:
+        return []
+    more = f" and {len(missing) - NAMED} more" * (len(missing) > NAMED)
+    named = ", ".join(missing[:NAMED])
+    return [f"{Path(run).name}: {len(missing)} of {len(cells)} cells have no result: {named}{more}"]
 
 
 def _merged(notes: Sequence[str]) -> list[str]:

@@ -23,8 +23,8 @@ COMPACT = ("method", "far KL", "near CE", *QUANTITIES)
 """Those that are shown where none are asked for."""
 ENDS = ("", " low", " high")
 """Of the name of a column with an interval: the value, and its two ends."""
-SPENT = ("far KL", "near CE", "seconds", "peak GiB")
-"""What an edit cost, in the brief table."""
+SPENT = ("far KL", "near CE", "seconds", "peak GiB", "verdict")
+"""What an edit cost, and what came of it, in the brief table."""
 
 
 @dataclass(frozen=True)

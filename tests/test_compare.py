@@ -239,6 +239,7 @@ def test_in_brief_a_measure_is_one_column_and_the_controls_are_rows(many: list[P
     assert brief.loc["npo", "preference"].startswith(f"{before} → {worst} [")
     assert brief.loc["never", "preference"] == "0.1 → 0.4"
     assert brief["seconds"].isna().tolist() == [False] * 5 + [True] * 2
+    assert brief["verdict"].tolist()[:5] == found.table["verdict"].tolist()
     lines = found.brief_markdown().splitlines()
     assert lines[8].startswith("| never | ") and lines[8].endswith(" - |")
 

@@ -1,0 +1,31 @@
+"""The numbers that are published are those of the records that are published with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import analysis
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+RECORDS = sorted((ROOT / "benchmarks" / "records").glob("*.zip"))
+
+
+def rows(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| --- ")]
+
+
+@pytest.mark.parametrize("file", RECORDS, ids=lambda p: p.stem)
+def test_the_table_of_a_record_stands_in_the_results_to_the_digit(file: Path) -> None:
+    """Every row that ``hooklearn compare FILE --brief`` prints, and that command; another number would be missed."""
+    made = rows(analysis.compare([file]).brief_markdown())
+    assert f"hooklearn compare benchmarks/records/{file.name} --brief" in PAGE
+    assert len(made) >= 4, "a heading, a method and two controls"
+    assert [row for row in made if row not in PAGE] == []
+    assert made[1].replace(" → ", " → 9") not in PAGE  # the positive control
+
+
+def test_there_are_records() -> None:
+    assert RECORDS
