@@ -175,23 +175,33 @@ class Comparison:
 
     def brief(self) -> pd.DataFrame:
         """A row per run and per control: of every measure, and general capability, what stood before an arrow and what
-        stands after it (of behaviours, the worst under any attack with its 95 % interval), and what the edit cost."""
+        stands after it, and what the edit cost. Of behaviours that is the worst under any attack with its 95 %
+        interval, and before it, where they do not do the same, the worst under cheap ones."""
         metrics, capability = self.metrics(), "general capability"
-        worst = QUANTITIES["any"]
+        after = {m: self._after(m) for m in metrics}
         rows = [
             {"": name}
-            | {m: _arrow(row[f"{m}: before"], *(row[f"{m}: {worst}{end}"] for end in ENDS)) for m in metrics}
-            | {capability: _arrow(*(row.get(f"{capability}: {when}", math.nan) for when in ("before", "after")))}
+            | {
+                m: _arrows(row[f"{m}: before"], *([row[f"{w}{end}"] for end in ENDS] for w in after[m]))
+                for m in metrics
+            }
+            | {capability: _arrows(*(row.get(f"{capability}: {when}", math.nan) for when in ("before", "after")))}
             | {column: row.get(column) for column in SPENT}
             for name, row in zip(self.names(), self.table.to_dict("records"), strict=True)
         ]
         arms: dict[str, dict[str, Any]] = {}
         for m in metrics:
             for arm, found in self._control_rows(m):
-                value = {m: _arrow(*(found.get(f"{m}: {quantity}", math.nan) for quantity in ("before", worst)))}
+                value = {m: _arrows(*(found.get(what, math.nan) for what in (f"{m}: before", *after[m])))}
                 arms.setdefault(arm, {"": arm}).update(value)
         frame = pd.DataFrame([*rows, *arms.values()]).dropna(axis=1, how="all")
         return frame.assign(seconds=frame["seconds"].round().astype("Int64"))
+
+    def _after(self, metric: str) -> list[str]:
+        """Columns of the worst after attacks: of cheap ones and of any, or of any where that is the same."""
+        cheap, every = (f"{metric}: {QUANTITIES[q]}" for q in ("cheap", "any"))
+        alike = (self.table[cheap] == self.table[every]) | self.table[cheap].isna()
+        return [every] if bool(alike.all()) else [cheap, every]
 
     def by_run(self) -> pd.DataFrame:
         """The same with a column per run."""
@@ -220,12 +230,16 @@ def _check_among(what: str, given: Sequence[str], valid: Sequence[str]) -> None:
         raise input_error(f"no {what} {unknown[0]!r} in this comparison; valid: {', '.join(valid)}")
 
 
-def _arrow(before: float, after: float, low: float = math.nan, high: float = math.nan) -> str | None:
-    """``0.33 → 0.012 [0.01, 0.02]``; None where there is neither."""
-    if math.isnan(before) and math.isnan(after):
+def _arrows(*values: float | Sequence[float]) -> str | None:
+    """``0.33 → 0.012 [0.01, 0.02]`` of values, some with the ends of their interval; None where there is none."""
+    each = [[v] if isinstance(v, int | float) else list(v) for v in values]
+    if all(math.isnan(value) for value, *_ in each):
         return None
-    first, last = ("-" if math.isnan(v) else f"{v:.3g}" for v in (before, after))
-    return f"{first} → {last}" + ("" if math.isnan(low) else f" [{low:.3g}, {high:.3g}]")
+    return " → ".join(
+        ("-" if math.isnan(value) else f"{value:.3g}")
+        + (f" [{ends[0]:.3g}, {ends[1]:.3g}]" if ends and not math.isnan(ends[0]) else "")
+        for value, *ends in each
+    )
 
 
 def with_interval(frame: pd.DataFrame, *columns: str) -> list[str | None]:

@@ -16,6 +16,7 @@ import pytest
 from drawn_runs import Drawn, edit, flat, rising, write_run
 
 import analysis
+from analysis.comparison import QUANTITIES
 from analysis.equal import equal_compute, equal_unlearning
 from analysis.reading import read_run
 from hooklearn.cli.compare import write
@@ -235,9 +236,10 @@ def test_in_brief_a_measure_is_one_column_and_the_controls_are_rows(many: list[P
     brief = found.brief().set_index("")
     assert [*brief.index] == [*found.table["run"], "original", "never"]
     row = found.table.set_index("run").loc["npo"]
-    before, worst = (f"{row[f'preference: {q}']:.3g}" for q in ("before", "worst, any attack"))
-    assert brief.loc["npo", "preference"].startswith(f"{before} → {worst} [")
-    assert brief.loc["never", "preference"] == "0.1 → 0.4"
+    before, cheap, worst = (f"{row[f'preference: {q}']:.3g}" for q in QUANTITIES.values())
+    parts = str(brief.loc["npo", "preference"]).split(" → ")
+    assert [part.split(" [")[0] for part in parts] == [before, cheap, worst] and parts[2].endswith("]")
+    assert brief.loc["never", "preference"] == "0.1 → 0.1 → 0.4"
     assert brief["seconds"].isna().tolist() == [False] * 5 + [True] * 2
     assert brief["verdict"].tolist()[:5] == found.table["verdict"].tolist()
     lines = found.brief_markdown().splitlines()
