@@ -27,5 +27,8 @@ def test_the_table_of_a_record_stands_in_the_results_to_the_digit(file: Path) ->
     assert made[1].replace(" → ", " → 9") not in PAGE  # the positive control
 
 
-def test_there_are_records() -> None:
-    assert RECORDS
+def test_what_the_readme_shows_of_records_stands_in_the_results() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = rows(readme.split("<!-- other sets -->")[1].split("<!-- end of other sets -->")[0])
+    assert len(RECORDS) > 3 and len(shown) > 12
+    assert [row for row in shown if row not in PAGE] == []
