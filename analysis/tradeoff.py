@@ -280,16 +280,18 @@ def check_metric(metric: str) -> None:
         raise input_error(f"--metric {metric!r}; valid: {', '.join(METRICS)}")
 
 
-def picture(found: Comparison, metric: str | None, suffix: str) -> bytes:
+def picture(found: Comparison, metric: str | None, suffix: str, quantity: str = "any") -> bytes:
     """The figure as a file of the kind that the suffix names; without a metric, of the first that was measured.
 
     Raises:
-        InputError: an unknown metric or suffix.
+        InputError: an unknown metric, quantity or suffix.
     """
     metric = metric or next(iter(found.metrics()), "completion")
     check_metric(metric)
+    if quantity not in QUANTITIES:
+        raise input_error(f"no quantity {quantity!r} of a figure; valid: {', '.join(QUANTITIES)}")
     if suffix not in SUFFIXES:
         raise input_error(f"a figure's file cannot end in {suffix!r}; valid: {', '.join(SUFFIXES)}")
     out = io.BytesIO()
-    tradeoff(found, metric).savefig(out, format=suffix[1:], dpi=160)
+    tradeoff(found, metric, quantity).savefig(out, format=suffix[1:], dpi=160)
     return out.getvalue()

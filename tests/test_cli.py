@@ -272,7 +272,10 @@ def test_report_and_compare(tiny_run: Path, tmp_path: Path) -> None:
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("words", [("--figure", "figure.docx"), ("--figure", "f.png", "--metric", "wit")])
+@pytest.mark.parametrize(
+    "words",
+    [("--figure", "f.docx"), ("--figure", "f.png", "--metric", "wit"), ("--figure", "f.png", "--quantity", "most")],
+)
 def test_a_figure_that_cannot_be_drawn_is_one_line_and_nothing_is_written(
     tiny_run: Path, tmp_path: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:

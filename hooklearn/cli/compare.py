@@ -44,6 +44,9 @@ def compare(
     markdown: Table = None,
     figure: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture: .png, .svg or .pdf.")] = None,
     metric: Metric = None,
+    quantity: Annotated[
+        str, typer.Option(help="Of the figure: any (the worst under any attack), cheap (under cheap ones) or before.")
+    ] = "any",
     columns: Columns = None,
     brief: Annotated[bool, typer.Option("--brief", help="On stdout one table: a row per method and control.")] = False,
 ) -> None:
@@ -56,6 +59,7 @@ def compare(
     hooklearn compare runs/natural runs/repselect
     hooklearn compare runs/* --csv table.csv --latex table.tex --figure tradeoff.png
     hooklearn compare runs/sweep --brief
+    hooklearn compare runs/sweep --figure samples.png --metric sampled --quantity cheap
     hooklearn compare runs/sweep --latex table.tex --metric sampled --columns "verdict,far KL,before,any,any by"
     hooklearn compare runs/* --json | jq .unlearning
     """
@@ -64,7 +68,7 @@ def compare(
 
         found = analysis.compare(runs)
         write(found, csv=csv, parquet=parquet, latex=latex, markdown=markdown, figure=figure, metric=metric,
-              columns=columns)  # fmt: skip
+              quantity=quantity, columns=columns)  # fmt: skip
     if json_:
         print_json(as_json(found))
     else:
@@ -80,19 +84,20 @@ def write(
     markdown: Path | None = None,
     figure: Path | None = None,
     metric: str | None = None,
+    quantity: str = "any",
     columns: str | None = None,
 ) -> None:
     """The forms of a comparison that were asked for.
 
     Raises:
-        InputError: an unknown metric or column, or a kind of picture that cannot be drawn; before anything is written.
+        InputError: an unknown metric, quantity, column or kind of picture; before anything is written.
     """
     from analysis.tradeoff import check_metric, picture
     from analysis.writing import write_bytes, write_text
 
     if metric is not None:
         check_metric(metric)
-    drawn = picture(found, metric, figure.suffix) if figure is not None else b""
+    drawn = picture(found, metric, figure.suffix, quantity) if figure is not None else b""
     chosen = None if columns is None else [name.strip() for name in columns.split(",")]
     table = found.to_latex(None if metric is None else [metric], chosen) if latex is not None else ""
     for path, text in ((csv, found.to_csv), (latex, lambda: table), (markdown, found.to_markdown)):
