@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-import itertools
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -72,11 +72,17 @@ def _shared(kl: np.ndarray) -> bool:
 
 
 def _looks(rows: Any) -> dict[str, Look]:
-    """way -> its colour and marker: those of its method, where several ways are of one."""
+    """way -> its colour and marker: the colour is its method's, also where several ways are of one."""
     methods = rows["method"] if rows["method"].nunique() > 1 else rows["way"]
-    pairs = [(COLOURS[i % len(COLOURS)], MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]) for i in range(36)]
-    of = dict(zip(dict.fromkeys(methods), itertools.cycle(pairs)))
-    return {way: Look(of[m][0], marker=of[m][1]) for way, m in zip(rows["way"], methods, strict=True)}
+    places = {method: i for i, method in enumerate(dict.fromkeys(methods))}
+    looks: dict[str, Look] = {}
+    used: Counter[str] = Counter()
+    for way, method in dict(zip(rows["way"], methods, strict=True)).items():
+        i = places[method]
+        marker = MARKERS[(i + i // len(COLOURS) + used[method]) % len(MARKERS)]
+        looks[way] = Look(COLOURS[i % len(COLOURS)], marker=marker)
+        used[method] += 1
+    return looks
 
 
 def _levels(found: Comparison, metric: str, quantity: str) -> list[Level]:

@@ -19,6 +19,7 @@ import analysis
 from analysis.comparison import QUANTITIES
 from analysis.equal import equal_compute, equal_unlearning
 from analysis.reading import read_run
+from analysis.tradeoff import _looks  # pyright: ignore[reportPrivateUsage]
 from hooklearn.cli.compare import write
 from hooklearn.types import InputError
 
@@ -253,6 +254,13 @@ def words_of(figure: Any) -> set[str]:
 
 def spread_out(found: analysis.Comparison) -> analysis.Comparison:
     return replace(found, table=found.table.assign(**{"far KL": np.geomspace(0.002, 0.05, len(found.table))}))
+
+
+def test_forms_of_one_method_share_its_colour_and_not_its_marker() -> None:
+    rows = pd.DataFrame({"way": ["a", "b", "c", "a"], "method": ["repselect", "repselect", "natural", "repselect"]})
+    looks = _looks(rows)
+    assert looks["a"].colour == looks["b"].colour != looks["c"].colour
+    assert looks["a"].marker != looks["b"].marker
 
 
 def test_the_figure_names_every_run_and_the_controls(many: list[Path]) -> None:
