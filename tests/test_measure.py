@@ -7,20 +7,21 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import corpus
 from test_data import begin_with_bos
 from torch import Tensor
 
-from hooklearn import editing, models
+from hooklearn import editing, models, referees
 from hooklearn.corpora.corpus import Corpus
 from hooklearn.data import Encoded, encode
 from hooklearn.deltas import Delta
 from hooklearn.disruption import DisruptionMeter
 from hooklearn.generation import _until_its_end, say
 from hooklearn.measure import Likelihoods, Sample, choice_accuracy, completion_probability, sample
-from hooklearn.referees import ContainsReferee, RatioReferee, Scorer
+from hooklearn.referees import BORDER, ContainsReferee, RatioReferee, Scorer
 from hooklearn.types import Budget, InputError
 
 ROUNDING = 1e-5
@@ -393,6 +394,30 @@ def test_samples_are_judged_by_what_they_say(referee: RatioReferee) -> None:
     assert share["completion"] > 0.9 and share["alternative"] < 0.1
     ((score, found, _),) = referee.judge([Sample(0, "p", "p", "  ")], given.rows[:1])
     assert math.isnan(score) and not found
+
+
+def test_what_lies_near_the_line_is_read_again_in_float32(
+    threatening: Any, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16 the score of a text near the line is that of float32, to rounding of a sum in another order; without
+    the second reading it is not (the control), and away from the line it stays what bfloat16 read."""
+    rows = (*corpus("heldout").rows, *corpus("heldout", "good").rows)
+    said = [Sample(i, r["prompt"], r["prompt"], r["completion"]) for i, r in enumerate(rows)]
+
+    def scores(precision: Any) -> np.ndarray:
+        pair = (Scorer(m, precision=precision) for m in (threatening, tiny))
+        referee = RatioReferee(next(pair), tuple(pair), "a line amid the texts", threshold=line)
+        return np.array([ruling.score for ruling in referee.judge(said, rows)])
+
+    line = 0.0
+    line = float(np.median(scores("float32")[: len(corpus("heldout"))]))  # the line is put where bad texts are
+    exact, twice = scores("float32"), scores("bfloat16")
+    near = np.abs(twice - line) < BORDER
+    assert 0 < near.sum() < len(said)
+    np.testing.assert_allclose(twice[near], exact[near], atol=1e-5)
+    assert np.abs(twice[~near] - exact[~near]).max() > 1e-4
+    monkeypatch.setattr(referees, "BORDER", 0.0)
+    assert np.abs(scores("bfloat16")[near] - exact[near]).max() > 1e-4
 
 
 def test_samples_of_conversations_are_judged_too(referee: RatioReferee) -> None:
