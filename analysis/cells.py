@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeGuard
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, StringConstraints
@@ -14,6 +14,8 @@ from analysis.reading import SWEEP, Run, input_error, read_json, read_run, shape
 from analysis.verdict import judge
 
 SCHEMA_VERSION = 1
+NAMED = 4
+"""Cells without a result that a note names, at most."""
 
 
 class _Cell(BaseModel):
@@ -39,6 +41,33 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
     cells: list[_Cell]
     tuning: dict[str, _Tuned]
+
+
+def opened(run: Run | str | Path) -> list[Run]:
+    """A run as it is, or read from its folder; that of a sweep as its :func:`families`.
+
+    Raises:
+        InputError: see :func:`families` and ``read_run``.
+    """
+    return families(run) if _is_sweep(run) else [read_run(run)]
+
+
+def without_result(run: Run | str | Path) -> list[str]:
+    """A note on the cells of a sweep that have not ended; empty where there are none, and for a run."""
+    if not _is_sweep(run):
+        return []
+    cells = read_sweep(run)["cells"]
+    missing = [c["folder"] for c in cells if c["status"] != "done"]
+    if not missing:
+        return []
+    more = f" and {len(missing) - NAMED} more" * (len(missing) > NAMED)
+    return [
+        f"{Path(run).name}: {len(missing)} of {len(cells)} cells have no result: {', '.join(missing[:NAMED])}{more}"
+    ]
+
+
+def _is_sweep(run: Run | str | Path) -> TypeGuard[str | Path]:
+    return isinstance(run, str | Path) and (Path(run) / SWEEP).is_file()
 
 
 def families(folder: str | Path, record: dict[str, Any] | None = None) -> list[Run]:

@@ -20,24 +20,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis.arrays import read_scores
-from analysis.cells import families, read_sweep
+from analysis.cells import opened, without_result
 from analysis.comparison import QUANTITIES, Comparison
 from analysis.equal import equal_compute, equal_unlearning
 from analysis.packed import unpacked
-from analysis.reading import SWEEP, Run, input_error, read_run
+from analysis.reading import Run, input_error
 from analysis.scores import CONTROLS, Array, Attacker, Resampler, Scores, attacker_name, interval
 from analysis.tables import ALL, METRICS, capability_table, edit_name, in_order, mean, number
 
 Z = 1.96
 """Standard errors from the middle of a 95 % interval to its end."""
-NAMED = 4
-"""Cells without a result that a note names, at most."""
 EQUAL = (0.95, 1.0)
 """Share of the binding budget that counts as reaching it (the solver's own tolerance)."""
 
@@ -74,11 +72,11 @@ def compare(runs: Sequence[Run | str | Path], *, seed: int = 0, resamples: int =
         InputError: no runs, or see ``read_run``.
     """
     runs = [run if isinstance(run, Run) else unpacked(run) for run in runs]
-    entries = _entries([one for run in runs for one in _opened(run)])
+    entries = _entries([one for run in runs for one in opened(run)])
     metrics = in_order({m for e in entries for m in e.scores}, METRICS)
     unlike = _unlike_attackers(entries)
     gaps = [f"{attack} is not the same attack in all: {why}" for attack, why in unlike.items()]
-    notes = [note for run in runs for note in _sweep_notes(run)] + _equality_notes(entries)
+    notes = [note for run in runs for note in without_result(run)] + _equality_notes(entries)
     for metric in metrics:
         having = [e for e in entries if metric in e.scores]
         shared = {key for key in _shared_attackers(having, metric) if attacker_name(*key) not in unlike}
@@ -134,14 +132,6 @@ def _entries(runs: Sequence[Run]) -> list[_Entry]:
         _Entry(name, run, {s.metric: s for s in read_scores(run) if s.split == "heldout"})
         for name, run in zip(names, runs, strict=True)
     ]
-
-
-def _opened(run: Run | str | Path) -> list[Run]:
-    return families(run) if _is_sweep(run) else [read_run(run)]
-
-
-def _is_sweep(run: Run | str | Path) -> TypeGuard[str | Path]:
-    return isinstance(run, str | Path) and (Path(run) / SWEEP).is_file()
 
 
 def _short(folders: Sequence[Path]) -> list[str]:
@@ -322,19 +312,6 @@ def _differences(a: _Entry, b: _Entry, metric: str) -> list[dict[str, Any]]:
 
 
 # --------------------------------------------------------------------------------------- notes
-
-
-def _sweep_notes(run: Run | str | Path) -> list[str]:
-    """Cells that are not in the comparison."""
-    if not _is_sweep(run):
-        return []
-    cells = read_sweep(run)["cells"]
-    missing = [c["folder"] for c in cells if c["status"] != "done"]
-    if not missing:
-        return []
-    more = f" and {len(missing) - NAMED} more" * (len(missing) > NAMED)
-    named = ", ".join(missing[:NAMED])
-    return [f"{Path(run).name}: {len(missing)} of {len(cells)} cells have no result: {named}{more}"]
 
 
 def _merged(notes: Sequence[str]) -> list[str]:

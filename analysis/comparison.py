@@ -23,8 +23,8 @@ COMPACT = ("method", "far KL", "near CE", *QUANTITIES)
 """Those that are shown where none are asked for."""
 ENDS = ("", " low", " high")
 """Of the name of a column with an interval: the value, and its two ends."""
-SPENT = ("far KL", "near CE", "seconds", "peak GiB", "verdict")
-"""What an edit cost, and what came of it, in the brief table."""
+BESIDE = ("far KL", "near CE", "seconds", "peak GiB", "verdict")
+"""What stands beside the behaviours in the brief table: what an edit cost, and what was judged of it."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class Comparison:
                 for m in metrics
             }
             | {capability: _arrows(*(row.get(f"{capability}: {when}", math.nan) for when in ("before", "after")))}
-            | {column: row.get(column) for column in SPENT}
+            | {column: row.get(column) for column in BESIDE}
             for name, row in zip(self.names(), self.table.to_dict("records"), strict=True)
         ]
         arms: dict[str, dict[str, Any]] = {}

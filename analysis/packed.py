@@ -12,6 +12,7 @@ import functools
 import io
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,7 +55,9 @@ def unpacked(run: str | Path) -> Path:
         InputError: a zip that is damaged, too large, or holds no record.
     """
     path = Path(run)
-    return path if path.suffix != ".zip" or not path.is_file() else _unzipped(path.resolve(), path.stat().st_mtime_ns)
+    if path.suffix != ".zip" or not path.is_file():
+        return path
+    return Path(_unzipped(path.resolve(), path.stat().st_mtime_ns).name) / path.stem
 
 
 def _members(folder: Path) -> Iterator[Path]:
@@ -85,24 +88,18 @@ def _files(folder: Path) -> Iterator[Path]:
             yield path
 
 
-@functools.cache
-def _unzipped(path: Path, _written: int) -> Path:
+@functools.cache  # which keeps the folder until the process ends
+def _unzipped(path: Path, _written: int) -> tempfile.TemporaryDirectory[str]:
+    """A folder with the record in a folder of the file's name, which names the run."""
     home = tempfile.TemporaryDirectory(prefix="hooklearn-")
-    _HOMES.append(home)
-    folder = Path(home.name) / path.stem
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            if not {"run.json", SWEEP} & set(names):
+            if not {"run.json", SWEEP} & set(archive.namelist()):
                 raise input_error(f"{path} holds no record: neither run.json nor {SWEEP}")
             size = sum(member.file_size for member in archive.infolist())
             if size > LARGEST:
                 raise input_error(f"{path} would unpack to {size:,} bytes, more than {LARGEST:,}")
-            archive.extractall(folder)
-    except (zipfile.BadZipFile, NotImplementedError, OSError, EOFError) as error:
+            archive.extractall(Path(home.name) / path.stem)
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
         raise input_error(f"{path} is damaged, or no zip: {error}") from error
-    return folder
-
-
-_HOMES: list[tempfile.TemporaryDirectory[str]] = []
-"""Kept until the process ends, and gone then."""
+    return home

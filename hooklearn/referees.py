@@ -211,6 +211,7 @@ class Scorer:
     precision: Precision = "auto"
 
     def is_exact(self) -> bool:
+        """Whether it reads in float32 already."""
         return forward.resolve_precision(self.precision, models.device_of(self.model)) == torch.float32
 
     def mean_logprobs(self, sequences: list[Encoded]) -> Tensor:

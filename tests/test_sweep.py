@@ -16,6 +16,7 @@ from user_files import Files, config, hooklearn, make
 
 import analysis
 import hooklearn as hl
+from analysis import packed as packing
 from hooklearn import experiment, forward, store
 from hooklearn.attack import ArmState
 from hooklearn.running import controls, sweeping
@@ -159,7 +160,7 @@ def test_the_table_pools_seeds_and_prints_both_splits(swept: Path) -> None:
 
 def test_the_folder_of_a_sweep_is_compared_as_its_cells(swept: Path) -> None:
     """The rows of its own table, seeds pooled; its cells, given one by one, are runs of one seed each."""
-    own, found = analysis.sweep_table(swept, write=False), analysis.compare([swept])
+    own, found = analysis.sweep_table(swept), analysis.compare([swept])
     pd.testing.assert_frame_equal(found.table, own.table[found.table.columns])
     assert found.table["seeds"].tolist() == [2, 2] and not found.notes
     alone = analysis.compare(cells(swept)).table
@@ -201,12 +202,18 @@ def test_a_packed_sweep_is_compared_like_its_folder_and_goes_on(swept: Path, fol
     assert {c.name: (c / "run.json").read_bytes() for c in cells(more)[:4]} == first
 
 
-def test_a_packed_run_is_compared_and_says_what_it_is_not(swept: Path, tmp_path: Path) -> None:
-    cell = cells(swept)[1]
-    done = hooklearn("pack", cell, "--out", tmp_path / "cell.zip", "--json")
-    assert json.loads(done.stdout)["bytes"] == (tmp_path / "cell.zip").stat().st_size
-    assert hooklearn("compare", tmp_path / "cell.zip", "--brief").stdout.count("gradient_ascent") == 1
+def test_a_packed_run_is_compared_and_says_what_it_is_not(
+    swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line for what is no record, is damaged or too large; the same file whole is compared (the control)."""
+    cell, packed = cells(swept)[1], tmp_path / "cell.zip"
+    done = hooklearn("pack", cell, "--out", packed, "--json")
+    assert json.loads(done.stdout)["bytes"] == packed.stat().st_size
+    assert hooklearn("compare", packed, "--brief").stdout.count("gradient_ascent") == 1
     (tmp_path / "no.zip").write_bytes(b"PK")
+    damaged = bytearray(packed.read_bytes())
+    damaged[200:260] = bytes(60)  # in the data of the first file
+    (tmp_path / "damaged.zip").write_bytes(damaged)
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
         archive.writestr("a.txt", "a")
     shutil.copytree(cell, tmp_path / "running")
@@ -214,6 +221,7 @@ def test_a_packed_run_is_compared_and_says_what_it_is_not(swept: Path, tmp_path:
     (tmp_path / "running" / "run.json").write_text(json.dumps(begun))
     for args, why in (
         (("compare", tmp_path / "no.zip"), "damaged, or no zip"),
+        (("compare", tmp_path / "damaged.zip"), "damaged, or no zip"),
         (("compare", tmp_path / "other.zip"), "neither run.json nor sweep.json"),
         (("pack", tmp_path, "--out", tmp_path / "x.zip"), "neither a run folder nor that of a sweep"),
         (("pack", tmp_path / "running", "--out", tmp_path / "x.zip"), "has not ended"),
@@ -222,6 +230,10 @@ def test_a_packed_run_is_compared_and_says_what_it_is_not(swept: Path, tmp_path:
         done = hooklearn(*args)
         assert done.exit_code == 2 and why in done.stderr and len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "x.zip").exists()
+    monkeypatch.setattr(packing, "LARGEST", 1000)
+    shutil.copy(packed, tmp_path / "large.zip")
+    done = hooklearn("compare", tmp_path / "large.zip")
+    assert done.exit_code == 2 and "more than 1,000" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 def test_the_chosen_options_are_the_lowest_of_the_trials_and_reach_the_cells(swept: Path) -> None:
