@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from analysis.packed import pack
     from analysis.reading import Run, read_run
     from analysis.report import report
-    from analysis.side_by_side import attack_map, attack_table, ways
+    from analysis.side_by_side import attack_levels, attack_map, attack_table, ways
     from analysis.sweep import sweep_table
     from analysis.tables import capability_table, markdown, summary_table
     from analysis.tradeoff import tradeoff
@@ -44,6 +44,7 @@ __all__ = [
     "Thresholds",
     "Verdict",
     "Verification",
+    "attack_levels",
     "attack_map",
     "attack_table",
     "by_layer",
@@ -80,6 +81,7 @@ _HOME = {
     "Verdict": "verdict",
     "Verification": "verify",
     "capability_table": "tables",
+    "attack_levels": "side_by_side",
     "attack_map": "side_by_side",
     "attack_table": "side_by_side",
     "by_layer": "layers",

@@ -31,8 +31,9 @@ from analysis.comparison import QUANTITIES, Comparison
 from analysis.equal import equal_compute, equal_unlearning
 from analysis.packed import unpacked
 from analysis.reading import Run, input_error
-from analysis.scores import CONTROLS, Array, Attacker, Resampler, Scores, attacker_name, interval
+from analysis.scores import CONTROLS, Resampler, Scores, attacker_name, interval
 from analysis.tables import ALL, METRICS, capability_table, edit_name, in_order, mean, number
+from analysis.worst import Cell, by_attack, worst_of_all, worst_under_each
 
 Z = 1.96
 """Standard errors from the middle of a 95 % interval to its end."""
@@ -50,18 +51,10 @@ class _Entry:
     run: Run
     scores: Mapping[str, Scores]
     """metric -> scores"""
-    cells: dict[tuple[str, str], _Cell] = field(default_factory=dict)
-    """(metric, quantity) -> the edited arm's cell"""
-    controls: dict[tuple[str, str, str], _Cell] = field(default_factory=dict)
-    """(arm, metric, quantity) -> cell"""
-
-
-@dataclass(frozen=True)
-class _Cell:
-    """Attack, setting and step, and an arm's mean there, ``[1 + resamples]``."""
-
-    name: str
-    draws: Array
+    cells: dict[tuple[str, str, str], Cell] = field(default_factory=dict)
+    """(arm, metric, quantity) -> where the arm behaves worst"""
+    attacks: dict[tuple[str, str, str], Cell] = field(default_factory=dict)
+    """(arm, metric, attack) -> where it does under that attack"""
 
 
 def compare(runs: Sequence[Run | str | Path], *, seed: int = 0, resamples: int = 1000) -> Comparison:
@@ -87,10 +80,11 @@ def compare(runs: Sequence[Run | str | Path], *, seed: int = 0, resamples: int =
             gaps += left_out
         for e in having:
             draw = _resampler(e.scores[metric], seed, resamples)
-            e.cells.update(_cells(e.scores[metric], "edited", shared, draw))
-            for arm in CONTROLS:
-                found = _cells(e.scores[metric], arm, shared, draw)
-                e.controls.update({(arm, *key): cell for key, cell in found.items()})
+            for arm in ("edited", *CONTROLS):
+                under = worst_under_each(e.scores[metric], arm, shared, draw)
+                worst = worst_of_all(e.scores[metric], arm, under, draw)
+                e.cells.update({(arm, metric, quantity): cell for quantity, cell in worst.items()})
+                e.attacks.update({(arm, metric, attack): cell for attack, cell in by_attack(under).items()})
     with_panel = any(not e.run.capability.empty for e in entries)
     labelled = any("label" in e.run.record for e in entries)
     rows = [
@@ -117,6 +111,7 @@ def compare(runs: Sequence[Run | str | Path], *, seed: int = 0, resamples: int =
         notes=(*gaps, *notes),
         gaps=tuple(gaps),
         controls=pd.DataFrame([row for e in entries for row in _control_rows(e, _sharing(e, entries))]),
+        attacks=pd.DataFrame([row for e in entries for row in _attack_rows(e, _sharing(e, entries))]),
         unlearning=equal_unlearning(walked),
         compute=equal_compute(walked),
     )
@@ -182,38 +177,22 @@ def _resampler(scores: Scores, seed: int, resamples: int) -> Resampler:
     return Resampler(scores.shape, resamples=resamples, seed=seed, share=scores.is_share, groups=scores.groups)
 
 
-def _cells(scores: Scores, arm: str, shared: set[tuple[str, str]], draw: Resampler) -> dict[tuple[str, str], _Cell]:
-    """Before any attack, and where the arm behaves worst under the shared attackers."""
-    cells = {}
-    if arm in scores.before:
-        before = draw.mean(scores.before[arm][:, None], arm)
-        cells[scores.metric, "before"] = _Cell("before any attack", before[:, 0])
-    for quantity in ("cheap", "any"):
-        found = [
-            _strongest(a, arm, draw)
-            for a in scores.attackers
-            if (a.attack, a.setting) in shared and arm in a.y
-            if a.cheap or quantity == "any"
-        ]
-        if found:
-            # NaN is not measured: it is never the worst, unless there is nothing else
-            cells[scores.metric, quantity] = max(found, key=lambda c: np.nan_to_num(c.draws[0], nan=-1))
-    return cells
-
-
-def _strongest(attacker: Attacker, arm: str, draw: Resampler) -> _Cell:
-    means = draw.mean(attacker.y[arm], arm)
-    at = int(np.argmax(np.nan_to_num(means[0], nan=-1)))
-    where = " ".join(filter(None, (attacker.attack, attacker.setting)))
-    return _Cell(f"{where}, step {attacker.steps[at]:g}", means[:, at])
-
-
 def _control_rows(e: _Entry, sharing: str) -> list[dict[str, Any]]:
     return [
         {"run": e.name, "arm": arm, "metric": metric, "quantity": QUANTITIES[quantity]}
         | interval(cell.draws)._asdict()
         | {"of": sharing}
-        for (arm, metric, quantity), cell in e.controls.items()
+        for (arm, metric, quantity), cell in e.cells.items()
+        if arm in CONTROLS
+    ]
+
+
+def _attack_rows(e: _Entry, sharing: str) -> list[dict[str, Any]]:
+    return [
+        {"run": e.name, "arm": arm, "metric": metric, "attack": attack}
+        | interval(cell.draws)._asdict()
+        | {"by": cell.name, "of": sharing}
+        for (arm, metric, attack), cell in e.attacks.items()
     ]
 
 
@@ -285,7 +264,7 @@ def _behaviour(e: _Entry, metrics: Sequence[str]) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for metric in metrics:
         for quantity, words in QUANTITIES.items():
-            cell = e.cells.get((metric, quantity))
+            cell = e.cells.get(("edited", metric, quantity))
             column = f"{metric}: {words}"
             estimate = interval(cell.draws) if cell else (np.nan, np.nan, np.nan)
             row |= dict(zip((column, f"{column} low", f"{column} high"), estimate, strict=True))
@@ -297,7 +276,7 @@ def _behaviour(e: _Entry, metrics: Sequence[str]) -> dict[str, Any]:
 def _differences(a: _Entry, b: _Entry, metric: str) -> list[dict[str, Any]]:
     rows = []
     for quantity, words in QUANTITIES.items():
-        cells = [e.cells.get((metric, quantity)) for e in (a, b)]
+        cells = [e.cells.get(("edited", metric, quantity)) for e in (a, b)]
         if cells[0] is None or cells[1] is None:
             continue
         value, low, high = interval(cells[0].draws - cells[1].draws)

@@ -12,7 +12,7 @@ import pandas as pd
 
 from analysis.reading import input_error
 from analysis.style import METRICS
-from analysis.tables import latex, latex_cell, markdown
+from analysis.tables import latex, latex_cell, markdown, mean
 
 FEW = 4
 """Runs that stand side by side as columns; more are rows, and only differences to the best are printed."""
@@ -39,6 +39,9 @@ class Comparison:
     controls: pd.DataFrame = field(default_factory=pd.DataFrame)
     """The unedited and the never-learned model under the same attacks: run, arm, metric, quantity, value, low, high;
     ``of``: the runs that have the same ones, empty where all of these runs do."""
+    attacks: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """Attack by attack, at the worst of its settings and steps: run, arm, metric, attack, value, low, high; ``by``: at
+    which; ``of`` as in ``controls``."""
     unlearning: pd.DataFrame = field(default_factory=pd.DataFrame)
     """At equal unlearning (:mod:`analysis.equal`): what the same forget score cost each run."""
     compute: pd.DataFrame = field(default_factory=pd.DataFrame)
@@ -107,7 +110,7 @@ class Comparison:
         rows: Any = self.controls[self.controls["metric"] == metric]
         levels = {key: of.groupby("quantity")["value"].mean() for key, of in rows.groupby(["arm", "of"], sort=False)}
         return [
-            (f"{arm} of {of}" if of else arm, {f"{metric}: {q}": value for q, value in found.items()})
+            (_control_name(arm, of), {f"{metric}: {q}": value for q, value in found.items()})
             for (arm, of), found in levels.items()
         ]
 
@@ -203,6 +206,40 @@ class Comparison:
         alike = (self.table[cheap] == self.table[every]) | self.table[cheap].isna()
         return [every] if bool(alike.all()) else [cheap, every]
 
+    def by_attack(self, metric: str | None = None) -> pd.DataFrame:
+        """A row per run and per control, a column per attack: what was there before any, and at the worst of the
+        attack's settings and steps; intervals are in ``attacks``.
+
+        Args:
+            metric: None: the first that was measured.
+        Raises:
+            InputError: it was not measured.
+        """
+        metric = metric or next(iter(self.metrics()), "completion")
+        _check_among("metric", [metric], self.metrics())
+        before = f"{metric}: before"
+        table: dict[Any, dict[str, Any]] = {}
+        for run, name, value in zip(self.table["run"], self.names(), self.table[before], strict=True):
+            table["edited", run] = {"": name, "before": value}
+        for name, levels in self._control_rows(metric):
+            table[name] = {"": name, "before": levels.get(before, math.nan)}
+        rows: Any = self.attacks[self.attacks["metric"] == metric] if len(self.attacks) else self.attacks
+        for row in rows.to_dict("records"):
+            arm = row["arm"]
+            key = (arm, row["run"]) if arm == "edited" else _control_name(arm, row["of"])
+            table[key].setdefault(row["attack"], []).append(row["value"])
+        return pd.DataFrame(
+            [{k: mean(v) if isinstance(v, list) else v for k, v in row.items()} for row in table.values()]
+        )
+
+    def attacks_markdown(self, metric: str | None = None) -> str:
+        """:meth:`by_attack` and the notes."""
+        table = self.by_attack(metric)
+        metric = metric or next(iter(self.metrics()))
+        heading = f"{METRICS.get(metric, metric)}, at the worst setting and step of each attack:"
+        notes = "\n".join(f"- {note}" for note in self.notes)
+        return "\n\n".join(filter(None, [heading[0].upper() + heading[1:], markdown(table), notes]))
+
     def by_run(self) -> pd.DataFrame:
         """The same with a column per run."""
         frame = self.by_row()
@@ -213,6 +250,10 @@ class Comparison:
         rows = ["metric", "quantity"] if not any(self.controls["of"]) else ["of", "metric", "quantity"]
         wide = self.controls.pivot_table("value", rows, "arm", sort=False, observed=True)
         return wide.rename_axis("", axis=1).reset_index()
+
+
+def _control_name(arm: str, of: str) -> str:
+    return f"{arm} of {of}" if of else arm
 
 
 def _in_latex(row: Mapping[str, Any], metric: str, column: str) -> str:

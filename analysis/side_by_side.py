@@ -2,6 +2,7 @@
 
 analysis.ways(runs)          # equal disruption, equal unlearning and equal compute in one figure
 analysis.attack_map(runs)    # runs by attacks: 0 as if never learned, 1 as if never edited
+attack_levels(compare(runs))    # the same of one measure, as measured, with the controls as rows
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from analysis import style
+from analysis.comparison import Comparison
 from analysis.equal import shared_score, ways_of
 from analysis.plots import worst
 from analysis.reading import Run, input_error, read_run
-from analysis.style import INK, MUTED, PAPER
+from analysis.style import INK, METRICS, MUTED, PAPER
 from analysis.tables import number
 
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#a8508a", "#b58900", "#4a4e57")
@@ -129,22 +131,47 @@ def attack_map(runs: Sequence[Run | str | Path]) -> Figure:
     """Runs by attacks: how much of the behaviour is there on the worst measure, and the verdict beside it."""
     table = attack_table(runs)
     values = table.drop(columns=["run", "verdict"])
-    figure, (ax,) = style.grid(1, 1, 2.6 + 0.62 * values.shape[1], 1.25 + 0.42 * len(table))
-    ax.pcolormesh(np.ma.masked_invalid(values.to_numpy(float)), cmap=BACK, norm=Normalize(0, 1), edgecolors=PAPER,
-                  linewidth=2)  # fmt: skip
-    ax.set_facecolor("#e2e4e8")
-    for (i, j), v in np.ndenumerate(values.to_numpy(float)):
-        shown = "–" if np.isnan(v) else f"{v:.2f}"
-        ax.text(j + 0.5, i + 0.5, shown, ha="center", va="center", fontsize=style.TEXT, color=PAPER if v > 0.7 else INK)
+    figure, ax = _mesh(values, list(table["run"]), 1.0)
     for i, verdict in enumerate(table["verdict"]):
         ax.text(1.015, i + 0.5, verdict, va="center", fontsize=style.TEXT, fontweight="bold", color=INK,
                 transform=ax.get_yaxis_transform())  # fmt: skip
-    ax.set_yticks([i + 0.5 for i in range(len(table))], list(table["run"]), parse_math=False)
+    style.title(ax, "How much of it is there", "worst measure and step: 0 as if never learned, 1 as if never edited")
+    return figure
+
+
+def attack_levels(found: Comparison, metric: str | None = None) -> Figure:
+    """Runs, and under them the controls, by attacks: the measure at the attack's worst setting and step; the runs are
+    in the order of the worst that any of the attacks does, the lowest on top.
+
+    Raises:
+        InputError: it was not measured.
+    """
+    metric = metric or next(iter(found.metrics()), "completion")
+    table = found.by_attack(metric).set_index("")
+    worst_of = table.iloc[: len(found.table)].max(axis=1).sort_values(kind="stable")
+    table = table.loc[[*worst_of.index, *table.index[len(found.table) :]]]
+    figure, ax = _mesh(table, [str(name) for name in table.index], float(np.nanmax(table.to_numpy(float))))
+    ax.axhline(len(found.table), color=INK, lw=1.2)
+    style.title(ax, METRICS.get(metric, metric).capitalize(), "at the worst setting and step of each attack")
+    return figure
+
+
+def _mesh(values: pd.DataFrame, rows: Sequence[str], top: float) -> tuple[Figure, Axes]:
+    """A heat map from 0 to ``top`` with its numbers, a column per attack; what was not measured is grey."""
+    shown = values.to_numpy(float)
+    figure, (ax,) = style.grid(1, 1, 2.6 + 0.62 * values.shape[1], 1.25 + 0.42 * len(rows))
+    ax.pcolormesh(np.ma.masked_invalid(shown), cmap=BACK, norm=Normalize(0, top), edgecolors=PAPER, linewidth=2)
+    ax.set_facecolor("#e2e4e8")
+    digits = 2 if top > 0.5 else 3
+    for (i, j), v in np.ndenumerate(shown):
+        text = "–" if np.isnan(v) else f"{v:.{digits}f}"
+        dark = v > 0.7 * top
+        ax.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=style.TEXT, color=PAPER if dark else INK)
+    ax.set_yticks([i + 0.5 for i in range(len(rows))], rows, parse_math=False)
     names = [str(c).replace("_", "\n") for c in values.columns]
     ax.set_xticks([j + 0.5 for j in range(len(names))], names, parse_math=False)
     ax.tick_params(axis="both", labelsize=style.TEXT, labelcolor=INK, length=0)
     ax.grid(visible=False)
     ax.spines["bottom"].set_visible(False)
     ax.invert_yaxis()
-    style.title(ax, "How much of it is there", "worst measure and step: 0 as if never learned, 1 as if never edited")
-    return figure
+    return figure, ax

@@ -296,8 +296,17 @@ def picture(found: Comparison, metric: str | None, suffix: str, quantity: str = 
     check_metric(metric)
     if quantity not in QUANTITIES:
         raise input_error(f"no quantity {quantity!r} of a figure; valid: {', '.join(QUANTITIES)}")
+    return saved(tradeoff(found, metric, quantity), suffix)
+
+
+def saved(figure: Figure, suffix: str) -> bytes:
+    """As a file of that kind.
+
+    Raises:
+        InputError: an unknown suffix.
+    """
     if suffix not in SUFFIXES:
         raise input_error(f"a figure's file cannot end in {suffix!r}; valid: {', '.join(SUFFIXES)}")
     out = io.BytesIO()
-    tradeoff(found, metric, quantity).savefig(out, format=suffix[1:], dpi=160)
+    figure.savefig(out, format=suffix[1:], dpi=160)
     return out.getvalue()

@@ -247,6 +247,25 @@ def test_in_brief_a_measure_is_one_column_and_the_controls_are_rows(many: list[P
     assert lines[8].startswith("| never | ") and lines[8].endswith(" - |")
 
 
+def test_a_column_per_attack_holds_its_worst_setting_and_the_controls_too(many: list[Path], tmp_path: Path) -> None:
+    """The worst of all attacks is the worst of the columns; a run may be called as a control is."""
+    found = analysis.compare(many)
+    table = found.by_attack().set_index("")
+    assert [*table.index] == [*found.table["run"], "original", "never"]
+    assert [*table.columns] == ["before", "erosion", "relearn"]
+    assert table.loc["never"].tolist() == pytest.approx([0.1, 0.1, 0.4], abs=EXACT)
+    worst = found.table["preference: worst, any attack"].tolist()
+    assert table.iloc[:5, 1:].max(axis=1).tolist() == pytest.approx(worst, abs=EXACT)
+    assert table["erosion"].iloc[:5].tolist() == pytest.approx(found.table["preference: worst, cheap attacks"].tolist())
+    kept = found.attacks.set_index(["run", "arm", "attack"]).loc[("npo", "edited", "relearn")]
+    assert kept["low"] < kept["value"] < kept["high"] and kept["by"].startswith("relearn")
+    assert "| never | 0.1 | 0.1 | 0.4 |" in found.attacks_markdown()
+    with pytest.raises(InputError, match="no metric 'sampled'"):
+        found.by_attack("sampled")
+    namesake = analysis.compare([walked(tmp_path / "never", FAST)]).by_attack()
+    assert namesake[""].tolist() == ["never", "original", "never"]
+
+
 def words_of(figure: Any) -> set[str]:
     figure.canvas.draw()
     return {t.get_text() for t in figure.findobj(matplotlib.text.Text)}  # type: ignore[attr-defined]

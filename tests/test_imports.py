@@ -45,7 +45,7 @@ ORDER = [
     "analysis.tables analysis.estimates",
     "analysis.evidence",
     "analysis.scores",
-    "analysis.arrays",
+    "analysis.arrays analysis.worst",
     "analysis.measures",
     "analysis.recovery",
     "analysis.rules",

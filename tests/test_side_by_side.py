@@ -38,6 +38,15 @@ def test_the_attack_map_shows_what_came_back_and_the_verdict(tmp_path: Path) -> 
     assert {"stays", "returns", "REMOVED", "DISABLED", "1.00", "0.00"} <= texts(analysis.attack_map([stays, returns]))
 
 
+def test_levels_by_attack_are_drawn_as_measured_with_the_controls_below(tmp_path: Path) -> None:
+    """The run in which less comes back stands on top."""
+    folders = judged(tmp_path / "returns", rising(0.1, 0.7)), judged(tmp_path / "stays", flat(0.1))
+    figure = analysis.attack_levels(analysis.compare(folders))
+    assert {"0.70", "0.10", "0.80", "original", "never"} <= texts(figure)
+    names = [t.get_text() for t in figure.axes[0].get_yticklabels()]
+    assert names == ["stays", "returns", "original", "never"]
+
+
 def test_a_run_that_was_not_judged_is_refused(tmp_path: Path) -> None:
     write_run(tmp_path / "open", metrics=["preference"], splits=["heldout"], items=8)
     (tmp_path / "open" / "verdict.json").unlink(missing_ok=True)

@@ -25,7 +25,7 @@ Table = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the
 Metric = Annotated[
     str | None,
     typer.Option(
-        help="Of figure and LaTeX: completion, preference or sampled. Default: figure the first, LaTeX all measured."
+        help="Of figure, LaTeX, --attacks: completion, preference or sampled. Default: the first, LaTeX all measured."
     ),
 ]
 Columns = Annotated[
@@ -49,6 +49,9 @@ def compare(
     ] = "any",
     columns: Columns = None,
     brief: Annotated[bool, typer.Option("--brief", help="On stdout one table: a row per method and control.")] = False,
+    attacks: Annotated[
+        bool, typer.Option("--attacks", help="On stdout, and in the figure, a column per attack in place of the worst.")
+    ] = False,
 ) -> None:
     """Runs side by side: at equal disruption, at equal unlearning, at equal compute.
 
@@ -60,6 +63,7 @@ def compare(
     hooklearn compare runs/* --csv table.csv --latex table.tex --figure tradeoff.png
     hooklearn compare runs/sweep --brief
     hooklearn compare runs/sweep --figure samples.png --metric sampled --quantity cheap
+    hooklearn compare runs/sweep --figure attacks.png --metric sampled --attacks
     hooklearn compare runs/sweep --latex table.tex --metric sampled --columns "verdict,far KL,before,any,any by"
     hooklearn compare runs/* --json | jq .unlearning
     """
@@ -68,11 +72,13 @@ def compare(
 
         found = analysis.compare(runs)
         write(found, csv=csv, parquet=parquet, latex=latex, markdown=markdown, figure=figure, metric=metric,
-              quantity=quantity, columns=columns)  # fmt: skip
+              quantity=quantity, columns=columns, attacks=attacks)  # fmt: skip
+        tables = [found.brief_markdown] * brief + [lambda: found.attacks_markdown(metric)] * attacks
+        shown = "\n\n".join(table() for table in tables or [found.to_markdown])
     if json_:
         print_json(as_json(found))
     else:
-        print_line(found.brief_markdown() if brief else found.to_markdown())
+        print_line(shown)
 
 
 def write(
@@ -86,18 +92,23 @@ def write(
     metric: str | None = None,
     quantity: str = "any",
     columns: str | None = None,
+    attacks: bool = False,
 ) -> None:
-    """The forms of a comparison that were asked for.
+    """The forms of a comparison that were asked for; ``attacks``: the figure has a column per attack.
 
     Raises:
         InputError: an unknown metric, quantity, column or kind of picture; before anything is written.
     """
-    from analysis.tradeoff import check_metric, picture
+    from analysis.side_by_side import attack_levels
+    from analysis.tradeoff import check_metric, picture, saved
     from analysis.writing import write_bytes, write_text
 
     if metric is not None:
         check_metric(metric)
-    drawn = picture(found, metric, figure.suffix, quantity) if figure is not None else b""
+    drawn = b""
+    if figure is not None:
+        levels = attack_levels(found, metric) if attacks else None
+        drawn = saved(levels, figure.suffix) if levels else picture(found, metric, figure.suffix, quantity)
     chosen = None if columns is None else [name.strip() for name in columns.split(",")]
     table = found.to_latex(None if metric is None else [metric], chosen) if latex is not None else ""
     for path, text in ((csv, found.to_csv), (latex, lambda: table), (markdown, found.to_markdown)):
@@ -109,7 +120,7 @@ def write(
 
 
 def as_json(found: Comparison) -> dict[str, object]:
-    frames = ("table", "controls", "unlearning", "compute", "differences")
+    frames = ("table", "controls", "attacks", "unlearning", "compute", "differences")
     records = {name: getattr(found, name).to_dict("records") for name in frames}
     return {"runs": records.pop("table"), **records, "notes": found.notes}
 
