@@ -188,11 +188,14 @@ def _control_rows(e: _Entry, sharing: str) -> list[dict[str, Any]]:
 
 
 def _attack_rows(e: _Entry, sharing: str) -> list[dict[str, Any]]:
+    """In the order in which the run lists its attacks."""
+    listed = [str(a.get("name")) for a in e.run.record.get("attacks") or []]
+    in_turn = in_order({attack for _, _, attack in e.attacks}, listed)
     return [
         {"run": e.name, "arm": arm, "metric": metric, "attack": attack}
         | interval(cell.draws)._asdict()
         | {"by": cell.name, "of": sharing}
-        for (arm, metric, attack), cell in e.attacks.items()
+        for (arm, metric, attack), cell in sorted(e.attacks.items(), key=lambda found: in_turn.index(found[0][2]))
     ]
 
 
