@@ -23,8 +23,9 @@ COMPACT = ("method", "far KL", "near CE", *QUANTITIES)
 """Those that are shown where none are asked for."""
 ENDS = ("", " low", " high")
 """Of the name of a column with an interval: the value, and its two ends."""
-BESIDE = ("far KL", "near CE", "seconds", "peak GiB", "verdict")
-"""What stands beside the behaviours in the brief table: what an edit cost, and what was judged of it."""
+BESIDE = ("far KL", "near CE", "seconds", "peak GiB", "seeds", "verdict")
+"""What stands beside the behaviours in the brief table: what an edit cost, over how many seeds where one run has
+several, and what was judged of it."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,8 @@ class Comparison:
                 value = {m: _arrows(*(found.get(what, math.nan) for what in (f"{m}: before", *after[m])))}
                 arms.setdefault(arm, {"": arm}).update(value)
         frame = pd.DataFrame([*rows, *arms.values()]).dropna(axis=1, how="all")
-        return frame.assign(seconds=frame["seconds"].round().astype("Int64"))
+        whole = {column: frame[column].round().astype("Int64") for column in ("seconds", "seeds")}
+        return frame.assign(**whole) if self.table["seeds"].max() > 1 else frame.assign(**whole).drop(columns="seeds")
 
     def _after(self, metric: str) -> list[str]:
         """Columns of the worst after attacks: of cheap ones and of any, or of any where that is the same."""

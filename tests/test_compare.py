@@ -231,8 +231,9 @@ def test_many_runs_are_rows_and_only_differences_to_the_best_are_printed(many: l
     assert few == "|  | natural | repselect |"
 
 
-def test_in_brief_a_measure_is_one_column_and_the_controls_are_rows(many: list[Path]) -> None:
-    """What stood before and the worst after, as the whole table has them; a control has no cost."""
+def test_in_brief_a_measure_is_one_column_and_the_controls_are_rows(many: list[Path], tmp_path: Path) -> None:
+    """What stood before and the worst after, as the whole table has them; a control has no cost; how many seeds it was
+    is said where it was more than one."""
     found = analysis.compare(many)
     brief = found.brief().set_index("")
     assert [*brief.index] == [*found.table["run"], "original", "never"]
@@ -243,6 +244,8 @@ def test_in_brief_a_measure_is_one_column_and_the_controls_are_rows(many: list[P
     assert brief.loc["never", "preference"] == "0.1 → 0.1 → 0.4"
     assert brief["seconds"].isna().tolist() == [False] * 5 + [True] * 2
     assert brief["verdict"].tolist()[:5] == found.table["verdict"].tolist()
+    assert brief["seeds"].tolist()[:5] == [2] * 5
+    assert "seeds" not in analysis.compare([walked(tmp_path / "one", FAST)]).brief()
     lines = found.brief_markdown().splitlines()
     assert lines[8].startswith("| never | ") and lines[8].endswith(" - |")
 
