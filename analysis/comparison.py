@@ -199,8 +199,8 @@ class Comparison:
                 value = {m: _arrows(*(found.get(what, math.nan) for what in (f"{m}: before", *after[m])))}
                 arms.setdefault(arm, {"": arm}).update(value)
         frame = pd.DataFrame([*rows, *arms.values()]).dropna(axis=1, how="all")
-        whole = {column: frame[column].round().astype("Int64") for column in ("seconds", "seeds")}
-        return frame.assign(**whole) if self.table["seeds"].max() > 1 else frame.assign(**whole).drop(columns="seeds")
+        frame = frame.assign(**{column: frame[column].round().astype("Int64") for column in ("seconds", "seeds")})
+        return frame if max(self.table["seeds"]) > 1 else frame.drop(columns="seeds")
 
     def _after(self, metric: str) -> list[str]:
         """Columns of the worst after attacks: of cheap ones and of any, or of any where that is the same."""
