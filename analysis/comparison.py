@@ -64,6 +64,16 @@ class Comparison:
         """Those that were measured."""
         return [c.removesuffix(": before low") for c in self.table if c.endswith(": before low")]
 
+    def metric(self, asked: str | None = None) -> str:
+        """The one that is asked for, or the first that was measured.
+
+        Raises:
+            InputError: it was not measured.
+        """
+        asked = asked or next(iter(self.metrics()), next(iter(METRICS)))
+        _check_among("metric", [asked], self.metrics())
+        return asked
+
     def to_latex(self, metrics: Sequence[str] | None = None, columns: Sequence[str] | None = None) -> str:
         """A booktabs table: a block per metric, in it a row per run and one per control under the same attacks, 95 %
         intervals in brackets.
@@ -111,7 +121,7 @@ class Comparison:
         rows: Any = self.controls[self.controls["metric"] == metric]
         levels = {key: of.groupby("quantity")["value"].mean() for key, of in rows.groupby(["arm", "of"], sort=False)}
         return [
-            (_control_name(arm, of), {f"{metric}: {q}": value for q, value in found.items()})
+            (control_name(arm, of), {f"{metric}: {q}": value for q, value in found.items()})
             for (arm, of), found in levels.items()
         ]
 
@@ -217,8 +227,7 @@ class Comparison:
         Raises:
             InputError: it was not measured.
         """
-        metric = metric or next(iter(self.metrics()), "completion")
-        _check_among("metric", [metric], self.metrics())
+        metric = self.metric(metric)
         before = f"{metric}: before"
         table: dict[Any, dict[str, Any]] = {}
         for run, name, value in zip(self.table["run"], self.names(), self.table[before], strict=True):
@@ -228,7 +237,7 @@ class Comparison:
         rows: Any = self.attacks[self.attacks["metric"] == metric] if len(self.attacks) else self.attacks
         for row in rows.to_dict("records"):
             arm = row["arm"]
-            key = (arm, row["run"]) if arm == "edited" else _control_name(arm, row["of"])
+            key = (arm, row["run"]) if arm == "edited" else control_name(arm, row["of"])
             table[key].setdefault(row["attack"], []).append(row["value"])
         return pd.DataFrame(
             [{k: mean(v) if isinstance(v, list) else v for k, v in row.items()} for row in table.values()]
@@ -236,11 +245,11 @@ class Comparison:
 
     def attacks_markdown(self, metric: str | None = None) -> str:
         """:meth:`by_attack` and the notes."""
-        table = self.by_attack(metric)
-        metric = metric or next(iter(self.metrics()))
-        heading = f"{METRICS.get(metric, metric)}, at the worst setting and step of each attack:"
+        metric = self.metric(metric)
+        name = METRICS.get(metric, metric).capitalize()
         notes = "\n".join(f"- {note}" for note in self.notes)
-        return "\n\n".join(filter(None, [heading[0].upper() + heading[1:], markdown(table), notes]))
+        heading = f"{name}, at the worst setting and step of each attack:"
+        return "\n\n".join(filter(None, [heading, markdown(self.by_attack(metric)), notes]))
 
     def by_run(self) -> pd.DataFrame:
         """The same with a column per run."""
@@ -254,7 +263,8 @@ class Comparison:
         return wide.rename_axis("", axis=1).reset_index()
 
 
-def _control_name(arm: str, of: str) -> str:
+def control_name(arm: str, of: str) -> str:
+    """Of a control arm, and of which runs where not all have the same."""
     return f"{arm} of {of}" if of else arm
 
 

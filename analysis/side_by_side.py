@@ -146,12 +146,12 @@ def attack_levels(found: Comparison, metric: str | None = None) -> Figure:
     Raises:
         InputError: it was not measured.
     """
-    metric = metric or next(iter(found.metrics()), "completion")
-    table = found.by_attack(metric).set_index("")
-    worst_of = table.iloc[: len(found.table)].max(axis=1).sort_values(kind="stable")
-    table = table.loc[[*worst_of.index, *table.index[len(found.table) :]]]
+    metric = found.metric(metric)
+    n, table = len(found.table), found.by_attack(metric).set_index("")
+    in_turn = np.argsort(table.iloc[:n].max(axis=1).to_numpy(float), kind="stable")
+    table = table.iloc[[*in_turn, *range(n, len(table))]]
     figure, ax = _mesh(table, [str(name) for name in table.index], float(np.nanmax(table.to_numpy(float))))
-    ax.axhline(len(found.table), color=INK, lw=1.2)
+    ax.axhline(n, color=INK, lw=1.2)
     style.title(ax, METRICS.get(metric, metric).capitalize(), "at the worst setting and step of each attack")
     return figure
 

@@ -16,7 +16,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from analysis import style
-from analysis.comparison import QUANTITIES, Comparison
+from analysis.comparison import QUANTITIES, Comparison, control_name
 from analysis.reading import input_error
 from analysis.style import INK, METRICS, MUTED, PAPER, Look
 
@@ -92,7 +92,7 @@ def _levels(found: Comparison, metric: str, quantity: str) -> list[Level]:
     rows: Any = found.controls
     rows = rows[(rows["metric"] == metric) & (rows["quantity"] == QUANTITIES[quantity])]
     means = rows.groupby(["arm", "of"], sort=False)["value"].mean().dropna()
-    return [(arm, f"{arm} of {of}" if of else arm, float(value)) for (arm, of), value in means.items()]
+    return [(arm, control_name(arm, of), float(value)) for (arm, of), value in means.items()]
 
 
 # ------------------------------------------------------------------------------------ a row per run

@@ -95,6 +95,9 @@ def test_files_that_cannot_be_written_and_metrics_that_are_not_known_are_named(t
         write(found, csv=tmp_path / "nowhere" / "t.csv")
     with pytest.raises(InputError, match="--metric 'foo'; valid: completion"):
         write(found, csv=tmp_path / "t.csv", metric="foo")
+    with pytest.raises(InputError, match="no metric 'sampled' in this comparison"):
+        write(analysis.compare([walked(tmp_path / "one", FAST)]), csv=tmp_path / "t.csv",
+              figure=tmp_path / "f.png", metric="sampled", attacks=True)  # fmt: skip
     assert not (tmp_path / "t.csv").exists()
     write(found, csv=tmp_path / "t.csv")
     assert (tmp_path / "t.csv").read_text()

@@ -45,6 +45,9 @@ def test_levels_by_attack_are_drawn_as_measured_with_the_controls_below(tmp_path
     assert {"0.70", "0.10", "0.80", "original", "never"} <= texts(figure)
     names = [t.get_text() for t in figure.axes[0].get_yticklabels()]
     assert names == ["stays", "returns", "original", "never"]
+    namesake = analysis.attack_levels(analysis.compare([folders[0], judged(tmp_path / "never", flat(0.1))]))
+    names = [t.get_text() for t in namesake.axes[0].get_yticklabels()]
+    assert names == ["never", "returns", "original", "never"], "a run may be called as a control is"
 
 
 def test_a_run_that_was_not_judged_is_refused(tmp_path: Path) -> None:

@@ -210,6 +210,8 @@ def test_a_packed_run_is_compared_and_says_what_it_is_not(
     done = hooklearn("pack", cell, "--out", packed, "--json")
     assert json.loads(done.stdout)["bytes"] == packed.stat().st_size
     assert hooklearn("compare", packed, "--brief").stdout.count("gradient_ascent") == 1
+    by_attack = hooklearn("compare", packed, "--attacks", "--figure", tmp_path / "attacks.png").stdout
+    assert "|  | before |" in by_attack and (tmp_path / "attacks.png").read_bytes().startswith(b"\x89PNG")
     (tmp_path / "no.zip").write_bytes(b"PK")
     damaged = bytearray(packed.read_bytes())
     damaged[200:260] = bytes(60)  # in the data of the first file

@@ -71,14 +71,14 @@ def compare(
         import analysis
 
         found = analysis.compare(runs)
+        shown = [found.brief_markdown()] if brief else []
+        shown += [found.attacks_markdown(metric)] if attacks else []
         write(found, csv=csv, parquet=parquet, latex=latex, markdown=markdown, figure=figure, metric=metric,
               quantity=quantity, columns=columns, attacks=attacks)  # fmt: skip
-        tables = [found.brief_markdown] * brief + [lambda: found.attacks_markdown(metric)] * attacks
-        shown = "\n\n".join(table() for table in tables or [found.to_markdown])
     if json_:
         print_json(as_json(found))
     else:
-        print_line(shown)
+        print_line("\n\n".join(shown or [found.to_markdown()]))
 
 
 def write(
@@ -105,10 +105,12 @@ def write(
 
     if metric is not None:
         check_metric(metric)
-    drawn = b""
-    if figure is not None:
-        levels = attack_levels(found, metric) if attacks else None
-        drawn = saved(levels, figure.suffix) if levels else picture(found, metric, figure.suffix, quantity)
+    if figure is None:
+        drawn = b""
+    elif attacks:
+        drawn = saved(attack_levels(found, metric), figure.suffix)
+    else:
+        drawn = picture(found, metric, figure.suffix, quantity)
     chosen = None if columns is None else [name.strip() for name in columns.split(",")]
     table = found.to_latex(None if metric is None else [metric], chosen) if latex is not None else ""
     for path, text in ((csv, found.to_csv), (latex, lambda: table), (markdown, found.to_markdown)):
