@@ -16,6 +16,7 @@ Beside it, from the way of each edit: runs at equal unlearning and at equal comp
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -79,7 +80,7 @@ def compare(runs: Sequence[Run | str | Path], *, seed: int = 0, resamples: int =
         else:
             gaps += left_out
         for e in having:
-            draw = _resampler(e.scores[metric], seed, resamples)
+            draw = _resampler(e, metric, seed, resamples)
             for arm in ("edited", *CONTROLS):
                 under = worst_under_each(e.scores[metric], arm, shared, draw)
                 worst = worst_of_all(e.scores[metric], arm, under, draw)
@@ -173,8 +174,15 @@ def _differences_of(made: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(words)
 
 
-def _resampler(scores: Scores, seed: int, resamples: int) -> Resampler:
-    return Resampler(scores.shape, resamples=resamples, seed=seed, share=scores.is_share, groups=scores.groups)
+def _resampler(e: _Entry, metric: str, seed: int, resamples: int) -> Resampler:
+    """Items and seeds are drawn alike for all runs, which pairs them; what was not seen of two edits is not."""
+    scores = e.scores[metric]
+    kept = ("method", "options", "disruption")
+    edit = repr([{key: edit.get(key) for key in kept} for edit in e.run.edits])
+    unseen = {"edited": zlib.crc32(edit.encode())}
+    return Resampler(
+        scores.shape, resamples=resamples, seed=seed, share=scores.is_share, groups=scores.groups, unseen=unseen
+    )
 
 
 def _control_rows(e: _Entry, sharing: str) -> list[dict[str, Any]]:

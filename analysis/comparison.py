@@ -168,7 +168,8 @@ class Comparison:
         """Differences under the worst attack to the run that is lowest there, per metric."""
         worst = QUANTITIES["any"]
         columns = {m: f"{m}: {worst}" for m in self.differences["metric"].unique()}
-        best = {m: self.table.loc[self.table[c].idxmin(), "run"] for m, c in columns.items()}
+        known = {m: c for m, c in columns.items() if len(self.table[c].dropna())}
+        best = {m: self.table.loc[self.table[c].idxmin(), "run"] for m, c in known.items()}
         rows: Any = self.differences[self.differences["quantity"] == worst]
         lowest = rows["metric"].map(best)
         return rows[(rows["run_a"] == lowest) | (rows["run_b"] == lowest)]
@@ -209,8 +210,9 @@ class Comparison:
                 value = {m: _arrows(*(found.get(what, math.nan) for what in (f"{m}: before", *after[m])))}
                 arms.setdefault(arm, {"": arm}).update(value)
         frame = pd.DataFrame([*rows, *arms.values()]).dropna(axis=1, how="all")
-        frame = frame.assign(**{column: frame[column].round().astype("Int64") for column in ("seconds", "seeds")})
-        return frame if max(self.table["seeds"]) > 1 else frame.drop(columns="seeds")
+        whole = [column for column in ("seconds", "seeds") if column in frame]
+        frame = frame.assign(**{column: frame[column].round().astype("Int64") for column in whole})
+        return frame if max(self.table["seeds"]) > 1 else frame.drop(columns="seeds", errors="ignore")
 
     def _after(self, metric: str) -> list[str]:
         """Columns of the worst after attacks: of cheap ones and of any, or of any where that is the same."""

@@ -25,11 +25,11 @@ def pooled(rows: Frame, by: Sequence[str] = ("arm", "step")) -> Frame:
     scores = zip(*(measured[c].to_numpy(float).tolist() for c in ("value", "stderr")), measured["n"], strict=True)
     for key, score in zip(zip(*(measured[c] for c in by), strict=True), scores, strict=True):
         cells.setdefault(key, []).append(score)
-    table = [(*key, *_pooled(scores)) for key, scores in sorted(cells.items())]
+    table = [(*key, *over_seeds(scores)) for key, scores in sorted(cells.items())]
     return pd.DataFrame(table, columns=[*by, "value", "stderr", "n", "seeds"])
 
 
-def _pooled(scores: Sequence[tuple[float, float, float]]) -> tuple[float, float, float, int]:
+def over_seeds(scores: Sequence[tuple[float, float, float]]) -> tuple[float, float, float, int]:
     """(value, stderr, n) of each seed -> mean, its standard error, least n, and how many seeds."""
     values, errors, n = zip(*scores, strict=True)
     squares = [e**2 for e in errors if not math.isnan(e)]
@@ -51,6 +51,33 @@ def held(rows: Frame) -> Frame:
         later = sorted({int(s) for s in curve["step"] if s > int(last["step"].iloc[0])})
         parts += [last.assign(step=step) for step in later]
     return pd.concat(parts, ignore_index=True) if len(parts) > 1 else rows
+
+
+def same_seeds(rows: Frame) -> Frame:
+    """Curves so that the mean over seeds is one over the same seeds at every step, as in :mod:`analysis.arrays`.
+
+    Seeds stop where the edited model is flat. Every seed's last look becomes its look where the longest of them ended;
+    of one that came to rest it stands for all later steps, of another for the end and nothing else. Steps that a seed
+    lacks are left out.
+    """
+    if rows["seed"].nunique() < 2:
+        return rows
+    rows, curve = rows.reset_index(drop=True), ["attack", "setting", "arm", "metric", "split"]
+    ends = rows.groupby(["attack", "setting", "seed"])["step"].transform("max")
+    longest = rows.groupby(["attack", "setting"])["step"].transform("max")
+    edited = rows[rows["arm"] == "edited"].groupby(["attack", "setting", "seed"])["converged"].all()
+    rest = {key for key, flat in edited.items() if flat}
+    at_rest = pd.Series([key in rest for key in zip(rows["attack"], rows["setting"], rows["seed"], strict=True)])
+    last = (rows["step"] == ends) & (ends < longest)
+    parts = [rows[~last | at_rest], rows[last].assign(step=longest[last])]
+    for _, of_curve in rows.groupby(curve):
+        steps = of_curve["step"].unique()
+        for row in of_curve.index[last[of_curve.index] & at_rest[of_curve.index]]:
+            between = [s for s in steps if rows.at[row, "step"] < s < longest[row]]
+            parts += [rows.loc[[row]].assign(step=step) for step in between]
+    every = pd.concat(parts, ignore_index=True)
+    seeds = every.groupby([*curve, "step"])["seed"].transform("nunique")
+    return every[seeds == every.groupby(curve)["seed"].transform("nunique")]
 
 
 def wilson(k: float, n: float, z: float = 1.96) -> tuple[float, float]:

@@ -6,10 +6,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from analysis.estimates import held
+from analysis.estimates import over_seeds, same_seeds
 from analysis.reading import Run, read_run
 from analysis.tables import ARMS, METRICS, grouped, in_order, mean, number
 from analysis.verdict import judge
@@ -85,10 +84,9 @@ def _points(rows: pd.DataFrame | None) -> list[tuple[str, int, float, int, float
         return []
     settled = rows.loc[~rows["diverged"].astype(bool)]
     points = []
-    for (setting, step), cell in grouped(held(settled), "setting", "step").items():
-        value = mean(cell["value"])
-        if math.isfinite(value):
-            errors = np.array([number(e) for e in cell["stderr"]])
-            stderr = float(np.sqrt((errors**2).sum()) / len(errors))
-            points.append((setting, int(step), value, int(cell["n"].to_numpy().max()), stderr))
+    measured = same_seeds(settled).dropna(subset=["value"])
+    for (setting, step), cell in grouped(measured, "setting", "step").items():
+        scores = zip(map(number, cell["value"]), map(number, cell["stderr"]), cell["n"], strict=True)
+        value, stderr, n, _ = over_seeds(list(scores))
+        points.append((setting, int(step), value, int(n), stderr))
     return sorted(points, key=lambda p: p[1])

@@ -181,7 +181,7 @@ def rate_table(run: Run | Frame) -> Frame:
     for key, last in rows[rows["step"] == ends].groupby(keys, sort=False):
         n = float(last["n"].sum())
         k = float((last["value"] * last["n"]).sum())
-        low, high = wilson(k, n)
+        low, high = wilson(k / len(last), n / len(last))  # seeds share their prompts, so they narrow nothing
         table.append((*key, int(last["step"].max()), round(k), int(n), k / n, low, high))
     return pd.DataFrame(table, columns=columns)
 

@@ -134,8 +134,10 @@ class Resampler:
 
     def __init__(
         self, shape: tuple[int, int], *, resamples: int = 1000, seed: int = 0, share: bool = False,
-        groups: Sequence[int] = (),
+        groups: Sequence[int] = (), unseen: Mapping[str, int] | None = None,
     ) -> None:  # fmt: skip
+        """``unseen``: arm -> a number that draws its unseen item. Arms of two runs that bear one name are two models,
+        of which nobody has seen the same item, unless the number is the same."""
         n_seeds, n_items = shape
         rng = np.random.default_rng(seed)
         _, group = np.unique(groups if len(groups) else np.arange(n_items), return_inverse=True)
@@ -146,6 +148,7 @@ class Resampler:
             self.items /= self.items.sum(axis=1, keepdims=True)
         self.seeds = _weights(rng, resamples, n_seeds)
         self._resamples, self._n_groups, self._seed, self._share = resamples, n_groups, seed, share
+        self._numbers = unseen or {}
 
     def mean(self, y: Array, arm: str) -> Array:
         """``[seed, step, item]`` -> ``[1 + resamples, step]``."""
@@ -158,7 +161,7 @@ class Resampler:
 
     def _unseen(self, arm: str) -> tuple[Array, Array]:
         """Weight and value of the unseen item: the same along all of an arm's curves."""
-        rng = np.random.default_rng([self._seed, *arm.encode()])
+        rng = np.random.default_rng([self._seed, *arm.encode(), *([n] if (n := self._numbers.get(arm)) else [])])
         weight = rng.beta(1, self._n_groups, (1 + self._resamples, 1))
         weight[0] = 0
         return weight, rng.integers(0, 2, weight.shape).astype(float)

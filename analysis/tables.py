@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.estimates import same_seeds
 from analysis.reading import Run, read_run
 
 METRICS = ("completion", "preference", "sampled")
@@ -82,7 +83,7 @@ def _mean_over_items(values: Any) -> tuple[float, float]:
 
 def _worst(rows: pd.DataFrame) -> dict[tuple[str, str, str], float]:
     """(metric, attack, arm) -> highest mean over the seeds that were measured."""
-    settled = rows.loc[~rows["diverged"].astype(bool)]
+    settled = same_seeds(rows.loc[~rows["diverged"].astype(bool)])
     means = settled.groupby(["metric", "attack", "arm", "setting", "step"])["value"].mean()
     return means.groupby(["metric", "attack", "arm"]).max().to_dict()
 

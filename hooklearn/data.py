@@ -6,6 +6,7 @@ Only completion tokens carry loss; padding is masked by an explicit attention ma
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -245,9 +246,9 @@ def plain(turns: Sequence[Mapping[str, str]]) -> str:
 
 def _encode_one(name: str, i: int, row: Row, tokenizer: Any, end: bool, max_length: int) -> Encoded:
     start, before, after = _tokens(name, i, row, tokenizer, end)
-    max_length = _room(tokenizer, max_length)
-    after = after[:max_length]
-    room = max(1, max_length - len(after))
+    read = getattr(tokenizer, "model_max_length", sys.maxsize)
+    after = after[: min(max_length, read - 1)]  # one token at least comes before
+    room = max(1, min(max_length, read) - len(after))
     # what is cut is the prompt and not BOS, unless a single token is left to predict from
     before = [*start, *before[len(start) - room :]] if room > len(start) else before[-room:]
     ids = torch.tensor([*before, *after])

@@ -209,7 +209,7 @@ def _sum(name: str, a: Tensor | None, b: Tensor | None) -> Tensor:
         assert kept is not None
         return kept
     _check_shapes(name, a, b)
-    return a + b
+    return a + b.to(a.device)
 
 
 def _dot(name: str, a: Tensor, b: Tensor) -> float:

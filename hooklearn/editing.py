@@ -27,7 +27,8 @@ _bases: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 def edited(model: Any, delta: Delta | EditResult, scale: float = 1.0) -> Iterator[Any]:
     """The model with ``scale * delta`` added; on leaving, the weights are back bit for bit.
 
-    Nested edits add up. Nothing that happens to these weights inside the block survives it.
+    Nested edits add up; one that is bound to its base goes outside one that is not. Nothing that happens to these
+    weights inside the block survives it.
 
     Raises:
         InputError: if the delta was made for another model, or does not fit this one's sites.
@@ -90,6 +91,11 @@ def _fitting(model: Any, delta: Delta) -> tuple[list[Site], str]:
     base = _bases.get(model, "") or (integrity.weights_hash(model) if delta.base_hash else "")
     if delta.base_hash and delta.base_hash != base:
         name = model.cfg.model_name
+        if is_edited(model) and not _bases[model]:
+            raise InputError(
+                f"this delta says that it was made for weights {delta.base_hash[:12]}, and the model is inside another "
+                "edit, which does not say for which: apply the one that does first"
+            )
         held = str(next(iter(models.all_parameters(model))).dtype).removeprefix("torch.")
         alike = f"; of one name, they are another state of it, or were not held in {held} as these are"
         raise InputError(

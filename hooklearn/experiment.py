@@ -26,6 +26,7 @@ from hooklearn.locate import collect
 from hooklearn.locate.tokens import sample_tokens
 from hooklearn.running import following
 from hooklearn.running.attacking import arena_of, attack_records, attack_stages, attack_tokens, collect_parts
+from hooklearn.running.checks import check_watched
 from hooklearn.running.in_memory import InMemory
 from hooklearn.running.setting import Progress, Setup
 from hooklearn.running.shared import Shared
@@ -89,6 +90,7 @@ def _as_begun(config: RunConfig, out: Path) -> RunConfig:
 def _run_stages(config: RunConfig, setup: Setup, shared: Shared, folder: store.RunFolder, progress: Progress) -> None:
     folder.path("parts").mkdir(exist_ok=True)
     watcher = shared.watcher
+    check_watched(config, watcher)
     if watcher.referee is not None:
         folder.update(referee=watcher.referee.describe())
     if shared.yardstick is not None:

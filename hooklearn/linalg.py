@@ -190,6 +190,8 @@ def top_eigh(symmetric: Float[Tensor, "d d"], rank: int) -> tuple[Float[Tensor, 
     By LAPACK's solver for all of them, or where they are :data:`FEW` by the one for a subset, which torch lacks.
     """
     d = symmetric.shape[0]
+    if rank == 0:  # of an expert that no token was sent to, say
+        return symmetric.new_zeros(d, 0), symmetric.new_zeros(0)
     if rank * FEW > d:
         values, vectors = torch.linalg.eigh(symmetric)
         return vectors[:, d - rank :].flip(1), values[d - rank :].flip(0)

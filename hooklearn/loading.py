@@ -15,6 +15,7 @@ from hooklearn.corpora.corpus import SHAPES, Corpus, Row, has_shape
 from hooklearn.corpora.layouts import laid_out, nearest_layout
 from hooklearn.jsonable import jsonable
 from hooklearn.types import InputError
+from hooklearn.validation import arguments
 
 LOCAL_FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 
@@ -176,7 +177,7 @@ def _builtin(name: str, options: Mapping[str, Any]) -> Corpus:
             near = difflib.get_close_matches(str(option), valid, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise InputError(f"corpus {name!r} has no option {option!r}; valid: {', '.join(valid) or 'none'}{hint}")
-    corpus = build(**options)
+    corpus = build(**arguments(build, options, f"corpus {name!r}"))
     if not isinstance(corpus, Corpus):
         raise InputError(
             f"corpus {name!r} of {EVERY_CORPUS.package(name)} gave {corpus!r:.60}, which is no hooklearn.Corpus"

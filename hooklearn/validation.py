@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from hooklearn.types import InputError
 
@@ -56,6 +57,31 @@ def build(cls: type[T], options: Mapping[str, Any], what: str) -> T:
         if not all(math.isfinite(v) for v in several if isinstance(v, float)):
             raise InputError(f"{what}: {name} must be finite, got {options[name]!r:.80}")
     return built
+
+
+def arguments(function: Callable[..., Any], options: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Options of a config as the function's annotations want them (a command line has text for numbers, too); what it
+    does not say, or is no type of ours, is passed on as it is.
+
+    Raises:
+        InputError: one line that begins with ``what`` and names the option.
+    """
+    try:
+        hints = {n: p.annotation for n, p in inspect.signature(function, eval_str=True).parameters.items()}
+    except NameError:  # somebody's names that are imported for a type checker alone
+        hints = {}
+    found = dict(options)
+    for name, value in options.items():
+        if hints.get(name, inspect.Parameter.empty) is inspect.Parameter.empty:
+            continue
+        try:
+            found[name] = TypeAdapter(hints[name]).validate_python(value)
+        except ValidationError as error:
+            message = error.errors()[0]["msg"]
+            raise InputError(f"{what}: option {name}: {message} (got {value!r:.80})") from error
+        except PydanticUserError:
+            continue
+    return found
 
 
 def _first_problem(error: ValidationError, root: type[BaseModel] = BaseModel) -> str:

@@ -16,7 +16,7 @@ from analysis import plots
 from hooklearn import editing, forward, integrity, losses, models
 from hooklearn.api import attack
 from hooklearn.attack import ATTACKS, Arena, ArmState, Attack, Watcher, attack_of
-from hooklearn.attack.curve import all_but_embeddings, all_weights, is_flat
+from hooklearn.attack.curve import all_but_embeddings, all_weights, is_flat, looks
 from hooklearn.attack.erosion import Erode
 from hooklearn.attack.few_shot import FewShot
 from hooklearn.attack.relearn import Relearn, _folds
@@ -252,6 +252,22 @@ def test_few_shot_keeps_a_rows_own_history(arena: Arena) -> None:
     asked = {"prompt": "p", "completion": "c", "history": own}
     rows = FewShot(shots=1)._shown(asked, 0, arena.attack_train.rows, 0)["history"]
     assert rows[2:] == own and rows[0]["content"] in {r["prompt"] for r in arena.attack_train.rows}
+
+
+def test_few_shot_goes_before_a_conversation_and_not_into_it(arena: Arena) -> None:
+    """After its system prompt; the last question keeps what was said before it."""
+    own = [
+        {"role": role, "content": role[0] + str(i)}
+        for i, role in enumerate(("system", "user", "assistant", "user", "assistant"))
+    ]
+    shown = FewShot(shots=1)._shown({"messages": own}, 0, arena.attack_train.rows, 0)["messages"]
+    assert shown[0] == own[0] and shown[3:] == own[1:]
+    assert shown[1]["content"] in {r["prompt"] for r in arena.attack_train.rows}
+
+
+@pytest.mark.parametrize(("first", "found"), [(1, [0, 1, 2, 4, 8, 16]), (2, [0, 2, 4, 8, 16]), (3, [0, 3, 4, 8, 16])])
+def test_the_first_look_is_where_it_was_asked_for(first: int, found: list[int]) -> None:
+    assert sorted(looks(16, first)) == found and looks(16, 99) == {0, 16}
 
 
 def test_few_shot_elicits_without_training(arena: Arena) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from hooklearn.attack import Watcher
+from hooklearn import disk, store
+from hooklearn.attack import Arena, Attack, Measured, Watcher, attack_of
 from hooklearn.attack.few_shot import FewShot
 from hooklearn.attack.watcher import Pending
 from hooklearn.config import RunConfig
@@ -18,12 +20,13 @@ from hooklearn.loading import load_corpus
 from hooklearn.measure import Likelihoods, Sample
 from hooklearn.recipes import recipe
 from hooklearn.referees import ContainsReferee
+from hooklearn.running import attacking
 from hooklearn.running.attacking import judge_pending
 from hooklearn.running.calibration import cases
-from hooklearn.running.checks import check_surrogate
+from hooklearn.running.checks import check, check_surrogate, check_watched
 from hooklearn.running.choosing import lowest_is_best
 from hooklearn.running.setting import Setup
-from hooklearn.types import InputError
+from hooklearn.types import ArmCurve, Curve, CurvePoint, InputError
 
 FACTS = Corpus("facts", ({"prompt": "p", "completion": " yes", "fact": "yes"},))
 PERMUTED = Corpus("facts/permuted", ({"prompt": "p", "completion": " no", "fact": "no"},))
@@ -136,3 +139,92 @@ def test_what_the_referee_read_of_the_controls_is_what_a_look_finds(
     read.append(0)
     assert watcher.at_start(tiny, "edited")[0].values == pytest.approx(watcher.start["never"][0].values, rel=1e-5)
     assert read[-1] == 16 + 4
+
+
+KNOWN = ArmCurve((CurvePoint(0, 0, "completion", "heldout", (0.5,)),), converged=True)
+
+
+class TwoLooks(Attack):
+    """Two settings, made before either is given; samples are drawn under the first."""
+
+    name, source, needs, cheap = "two_looks", "", "heldout", True
+
+    def settings(self) -> list[str]:
+        return ["a", "b"]
+
+    def curves(self, arena: Arena) -> list[Curve]:
+        items = Likelihoods("heldout", FACTS, [], [], [])
+        said = [Sample(0, "p", "p", " yes")]
+        arena.watcher.pending.append(Pending("original", self.name, "a", 0, 0, "heldout", items.corpus, said))
+        return [Curve(self.name, s, True, 0, {"original": KNOWN}) for s in self.settings()]
+
+
+def test_an_attack_that_was_stopped_between_two_settings_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first setting is there with its samples, and is not asked for twice; the second follows."""
+    monkeypatch.setattr("hooklearn.running.attacking.attack_of", lambda *_: TwoLooks())
+    config = RunConfig.model_validate(recipe("tiny") | {"attacks": [{"name": "two_looks"}]})
+    add, left = attacking._Part.add, [1]
+
+    def full(part: Any, *rows: Any) -> None:
+        if part._whole.endswith("two_looks"):
+            if not left:
+                raise OSError("no space left")
+            left.pop()
+        add(part, *rows)
+
+    measured = Measured({("none", ""): {"original": KNOWN}})
+
+    def made() -> None:
+        watcher = Watcher(Likelihoods("heldout", FACTS, [], [], []), referee=ContainsReferee(), n_samples=0)
+        with store.RunFolder.create(tmp_path / "run", {"config": {}}, resume=True) as folder:
+            folder.path("parts").mkdir(exist_ok=True)
+            attacking.attack_stages(config, Arena(arms=[], watcher=watcher, seed=0, measured=measured), folder)
+
+    monkeypatch.setattr(attacking._Part, "add", full)
+    with pytest.raises(OSError, match="no space left"):
+        made()
+    monkeypatch.setattr(attacking._Part, "add", add)
+    made()
+    curves = pd.read_parquet(tmp_path / "run" / "parts" / "curves-seed0-0-two_looks.parquet")
+    assert set(curves["setting"]) == {"a", "b"}
+    samples = disk.load_lines(tmp_path / "run" / "parts" / "curves-seed0-0-two_looks-samples.jsonl")
+    assert [row["setting"] for row in samples] == ["a"]
+
+
+def test_samples_alone_want_somebody_who_judges_them() -> None:
+    """Running text has no prompt; prompts without good answers no referee. Both are said before an edit is made."""
+    (attack,) = (attack_of("sample", {}),)
+    with pytest.raises(InputError, match="is running text, without a prompt to sample from; leave the attack out"):
+        attack.check(None, {"heldout": Corpus("prose", ({"text": "a"},))})
+    attack.check(None, {"heldout": FACTS})
+    config = RunConfig.model_validate(recipe("tiny") | {"attacks": [{"name": "sample"}]})
+    nobody = Watcher(Likelihoods("heldout", FACTS, [], [], []), n_samples=4)
+    with pytest.raises(InputError, match=r"'sample' needs samples and a referee: .*controls.never.name"):
+        check_watched(config, nobody)
+    check_watched(config, replace(nobody, referee=ContainsReferee()))
+
+
+def test_a_case_of_a_calibration_is_counted_once() -> None:
+    with pytest.raises(InputError, match="kind locked: the same one twice"):
+        cases(["locked", "locked"], [0])
+    with pytest.raises(InputError, match="seed 3: the same one twice"):
+        cases(["locked"], [3, 3])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"controls": {"never": {"name": "other"}}}, "organism 'tiny-threats': the model that it was made of"),
+        ({"organism": None, "edit": {"checkpoint": "tiny"}, "budget": {"near_ce": 0.1}}, "budget.near_ce 0.1 needs"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(change: dict[str, Any], words: str) -> None:
+    given = recipe("tiny") | {"locate": {"enabled": False}}
+    check(RunConfig.model_validate(given))  # the control
+    changed = given | change
+    if "budget" in change:
+        changed["corpora"] = {k: v for k, v in given["corpora"].items() if k not in ("near", "retain")}
+    with pytest.raises(InputError, match=words):
+        check(RunConfig.model_validate(changed))

@@ -309,3 +309,22 @@ def test_budgets_are_positive_numbers(given: dict[str, float]) -> None:
     assert Budget(0.01).near_ce is None
     with pytest.raises(InputError, match=f"budget.{next(iter(given))} must be a positive number"):
         Budget(**given)
+
+
+def test_a_last_point_that_was_passed_over_is_taken_where_it_lands() -> None:
+    """A few texts thought it far inside; all say that it is in [.95, 1]. Nothing is walked again. Where it is inside
+    indeed, the method is asked again (positive control)."""
+
+    def ended(size: float) -> tuple[Landing, list[float]]:
+        walk, asked = Drawn(lambda s: (s / 0.3) ** 2), []
+        walk.meter.rough = object()
+        walk.roughly_used = lambda updates, scale: 0.1 * (scale * norm(updates) / 0.3) ** 2
+        landing = solve(
+            walk, iter([direction(size)]), ray=False, reference_norm=1.0, refit=lambda share: asked.append(share)
+        )
+        return landing, asked
+
+    landing, asked = ended(0.297)
+    assert landing.stop == "budget (kl)" and asked == []
+    landing, asked = ended(0.2)
+    assert landing.stop == "budget not reached: the method ended before" and len(asked) == 1

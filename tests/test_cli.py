@@ -192,6 +192,8 @@ def test_edit_then_attack_then_export(files: Files, tmp_path: Path) -> None:
     assert found["deltas"] == ["delta-seed0.safetensors"]
     assert 0.95 <= found["edits"][0]["disruption"]["kl"] / 0.01 <= 1
     assert (tmp_path / "edit" / "trace.parquet").is_file()
+    asked = json.loads((tmp_path / "edit" / "run.json").read_text())["config"]
+    assert not asked["evidence"]["enabled"] and not asked["controls"]["matched"] and asked["battery"] is None
     delta = tmp_path / "edit" / "delta-seed0.safetensors"
 
     attacked = hooklearn("attack", config, "--delta", delta, "--out", tmp_path / "attack", "--json", "-q")
@@ -255,7 +257,10 @@ def test_report_and_compare(tiny_run: Path, tmp_path: Path) -> None:
     for copy in copies:
         shutil.copytree(tiny_run, copy)
         (copy / "report.html").unlink()
+    for copy in copies:
+        (copy / "verdict.json").unlink()
     result = hooklearn("report", *copies, "--redact")
+    assert not any("not judged" in (copy / "report.md").read_text() for copy in copies), "all are judged first"
     verdict = json.loads((tiny_run / "verdict.json").read_text())
     assert result.stdout.count(f": {verdict['verdict']}: {verdict['reason']}") == 2
     assert all((copy / "report.html").is_file() for copy in copies)

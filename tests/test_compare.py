@@ -403,3 +403,34 @@ def test_why_there_is_no_worst_case_is_said_before_the_table(tmp_path: Path) -> 
     assert found.to_markdown().count("no attack is the same") == 1
     alike = analysis.compare([ours])
     assert not alike.gaps and alike.to_markdown().startswith("| ")
+
+
+def test_what_was_not_seen_of_two_edits_is_not_the_same(tmp_path: Path) -> None:
+    """0 of 32 and 4 of 32 samples: a difference that exact McNemar gives p = .125 is not clear, and none of 32 twice is
+    compatible with some. The same run twice is the same (control)."""
+    none, four, again = (
+        write_run(tmp_path / name, arms={"edited": [rate] * 4, "original": [0.9] * 4, "never": [0.0] * 4},
+                  metrics=["sampled"], seeds=(0,), items=32, edits=[edit(kl=kl)])
+        for name, rate, kl in (("none", 0.0, 0.0098), ("four", 0.125, 0.0097), ("again", 0.0, 0.0099))
+    )  # fmt: skip
+    found = analysis.compare([none, four, again]).differences
+    worst = found[found["quantity"] == QUANTITIES["any"]].set_index(["run_a", "run_b"])
+    apart = worst.loc[("none", "four")]
+    assert apart["difference"] == pytest.approx(-0.125) and not apart["clear"]
+    alike = worst.loc[("none", "again")]
+    assert alike["difference"] == 0 and alike["low"] < -0.02 and alike["high"] > 0.02
+    assert (analysis.compare([none, none]).differences[["low", "high"]] == 0).all(axis=None)
+
+
+def test_runs_that_share_no_attack_are_compared_nevertheless(tmp_path: Path) -> None:
+    """However many: what there is, is shown, and a note says what there is not."""
+    runs = [write_run(tmp_path / f"r{i}", attacks=[Drawn(f"attack{i}", {"edited": [0.1] * 4, "original": [0.8] * 4})])
+            for i in range(6)]  # fmt: skip
+    assert "no attack is the same in all runs" in analysis.compare(runs).to_markdown()
+
+
+def test_in_brief_of_runs_without_an_edit(tmp_path: Path) -> None:
+    """A folder of controls, say: its behaviour, and no column of what no edit cost."""
+    run = write_run(tmp_path / "controls", edits=[])
+    assert "seconds" not in analysis.compare([run]).brief().columns
+    assert "seconds" in analysis.compare([write_run(tmp_path / "run")]).brief().columns, "positive control"

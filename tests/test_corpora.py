@@ -7,6 +7,7 @@ import itertools
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -385,3 +386,20 @@ def test_recipes_hold_out_a_third_of_the_groups_they_name(name: str) -> None:
     half = pair[0].where(lambda row: row["group"] in some)
     apart = [held_out_groups(corpus, seed=0) for corpus in (half, pair[0])]
     assert held_out_groups(half, pair[0], seed=0) != set.union(*apart)
+
+
+@pytest.mark.parametrize(("name", "options", "same"), [
+    ("tiny", {"part": "forget", "n": "20"}, {"part": "forget", "n": 20}),
+    ("capitals", {"part": "V", "permuted": "false"}, {"part": "V", "permuted": False}),
+    ("capitals", {"part": "V", "permuted": "true"}, {"part": "V", "permuted": True}),
+])  # fmt: skip
+def test_options_may_come_as_text(name: str, options: dict[str, Any], same: dict[str, Any]) -> None:
+    """As a command line has them; ``false`` is not true because it is written."""
+    assert load_corpus(name=name, options=options).rows == load_corpus(name=name, options=same).rows
+
+
+@pytest.mark.parametrize("options", [{"n": "x"}, {"n": 1.5}, {"part": [1]}])
+def test_options_of_another_type_are_named(options: dict[str, Any]) -> None:
+    (option,) = options
+    with pytest.raises(InputError, match=f"corpus 'tiny': option {option}: Input should be a valid"):
+        load_corpus(name="tiny", options=options)

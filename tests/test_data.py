@@ -507,3 +507,14 @@ def test_rows_at_a_mask_of_the_host_are_those_of_indexing_by_it(features: tuple[
         for rows in (found, expected):
             (rows * torch.arange(1, rows.numel() + 1).view_as(rows)).sum().backward()
         assert torch.equal(a.grad, b.grad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("limit", [4, 3])
+def test_a_text_is_cut_to_what_the_model_reads(limit: int) -> None:
+    """With the token that comes before: one more, and learned positions end. A length that was asked for counts what is
+    scored (control)."""
+    tokenizer = beginning_tokenizer()
+    text = rows({"text": "the red dog sleeps"})
+    assert len(encode(text, tokenizer, max_length=limit)[0].ids) == limit + 1
+    tokenizer.model_max_length = limit
+    assert len(encode(text, tokenizer)[0].ids) == limit

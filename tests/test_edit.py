@@ -28,7 +28,7 @@ from hooklearn.locate.subspace import Subspace, Subspaces
 from hooklearn.lora import Lora, low_rank
 from hooklearn.measure import completion_probability
 from hooklearn.train import nll
-from hooklearn.types import Budget, EditResult, InputError, NumericalError
+from hooklearn.types import Budget, EditResult, InputError, NumericalError, Site
 
 SINGLE = 1e-4
 """Relative, float32 through solves with a condition number of some thousands (damping .01)."""
@@ -536,6 +536,25 @@ def test_what_cannot_be_confined_is_refused(threatening: Any, confining: Any) ->
     assert list(found.delta.updates) == [one.site.name]
 
 
+def test_a_retain_loss_that_has_no_weight_is_refused() -> None:
+    """Its kind would change nothing; with a weight it is one (control)."""
+    assert method_of("dpo", {"alpha": 1.0, "retain": "kl"}).options()["retain"] == "kl"
+    with pytest.raises(InputError, match="dpo: retain 'kl' would change nothing: with alpha 0 there is no loss"):
+        method_of("dpo", {"retain": "kl"})
+
+
+def test_subspaces_are_of_this_model(threatening: Any) -> None:
+    """A path, or what was located in another model whose sites have the same names."""
+    given = {"forget": corpus("forget"), "disruption": corpus("disruption").take(4)}
+    with pytest.raises(InputError, match=r"subspace must be hooklearn.Subspaces .* got str 'spaces.safetensors'"):
+        edit(threatening, "confined", subspace="spaces.safetensors", **given)  # type: ignore[arg-type]
+    wide = Site(0, "mlp.out", 8, 8)
+    other = Subspace.of(wide, "x", "all", torch.eye(8)[:, :2], torch.ones(2))
+    for method in ("confined", "gradient_ascent", "natural"):
+        with pytest.raises(InputError, match=r"goes from 8 to 8 wide, and here it goes from .* of another model"):
+            edit(threatening, method, subspace=other, **given)
+
+
 def test_a_method_is_a_name_or_an_object_and_options_go_with_the_name(threatening: Any) -> None:
     given = {"forget": corpus("forget"), "retain": corpus("forget", "good"), "disruption": corpus("disruption")}
     with pytest.raises(InputError, match="so rank would change nothing"):
@@ -552,6 +571,7 @@ def test_a_method_is_a_name_or_an_object_and_options_go_with_the_name(threatenin
         ("natural", {"truncation": "svd"}, "truncation 'svd' would change nothing: .* none is given"),
         ("natural", {"contrast": "fisher", "forget_weight": 0.5}, "forget_weight 0.5 would change nothing"),
         ("natural", {"curvature": "ekfac", "site_batch": 2}, "site_batch 2 would change nothing"),
+        ("repselect", {"lora_rank": 4}, "repselect: lora_rank 4 would change nothing: lora is off"),
     ],
 )
 def test_options_that_change_nothing_are_refused(

@@ -381,6 +381,20 @@ def test_fisher_is_the_mean_squared_gradient(tiny: Any) -> None:
         assert found[0, i] == pytest.approx(expected, rel=1e-4)
 
 
+def test_fisher_of_some_layers_and_of_none_that_is_read(tiny: Any, threatening: Any) -> None:
+    """An edit of one site: its layer alone is told; of a layer that nobody reads: nothing, and the reason."""
+    edited = arm("edited", threatening, reversed_organism(0.5))
+    made = benched(edited, tiny, threatening, n=4, layers=(0, 1))
+    made = replace(
+        made, sites=models.sites(tiny, "blocks.1.mlp.out"),
+        arms={**made.arms, "relearned": arm("relearned", threatening)},
+    )  # fmt: skip
+    found = fisher.information(made)
+    assert [sorted({row["layer"] for row in e.detail.to_dict("records")}) for e in found] == [[1], [1]]
+    for missing in fisher.information(replace(made, sites=models.sites(tiny, "blocks.3.mlp.out"))):
+        assert math.isnan(missing.value) and "layer that is read" in missing.meaning
+
+
 # --------------------------------------------------------------------------------------- connectivity
 
 
@@ -472,6 +486,24 @@ def test_the_nulls_of_overlaps_are_calibrated(tiny: Any, threatening: Any) -> No
     assert np.mean(share.null) == pytest.approx(expected, rel=0.1)
     for values in p.values():
         calibrated(values)
+
+
+def test_an_attack_elsewhere_says_so(tiny: Any, threatening: Any) -> None:
+    """The attacker moved other weights than the edit: no overlap to speak of, and no division by nothing."""
+    edit = low_rank(0, organism_delta(False))
+    other = Delta({"blocks.0.attn.o": torch.ones(64, 64)})
+    made = benched(arm("edited", threatening, edit), tiny, threatening, attacks={"edited": other})
+    found = {e.name: e for e in updates.updates(made)}
+    for name in ("overlap_attack", "reemergence"):
+        assert math.isnan(found[name].value) and "none of the weights that the edit changed" in found[name].meaning
+
+
+def test_the_lens_reads_a_model_that_is_held_in_half_precision(tiny: Any) -> None:
+    """Its states are kept in float32: the same to a few thousandths of what float32 weights say (bfloat16: 8 bits)."""
+    short = models.load("tiny", dtype=torch.bfloat16)
+    stream = bench.texts(corpus("heldout").take(4), tiny)
+    exact, rough = (lens.lens(m, bench.record(m, stream, (1, 3))) for m in (tiny, short))
+    assert np.abs(exact - rough).max() < 0.1 < np.abs(exact).max()
 
 
 def test_an_edit_inside_what_retain_text_uses_is_found_there(tiny: Any, threatening: Any) -> None:

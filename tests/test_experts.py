@@ -290,3 +290,28 @@ def test_an_expert_says_whose_gradients_it_has() -> None:
                 assert torch.equal(getattr(scored, side), getattr(whole, side)[[row[int(t)] for t in of]])
             mistaken += scored.tokens.tolist() != scored.g_tokens.tolist()
     assert mistaken
+
+
+def test_an_expert_that_no_forget_token_reaches_is_left_alone() -> None:
+    """Nothing is known of what it should forget, so nothing is done there; the others are edited (control)."""
+    model = bridged("Mixtral")
+    sites = models.sites(model, "mlp.experts", [1])
+    problem = Problem(model, sites, texts(12, kinds=30), texts(24, first=1), precision="float32")
+    for name, options in (("sspu", {"forget_rank": 4, "retain_rank": 4}), ("natural", {"rank": 4, "contrast": "none"})):
+        method = hl.edit.method_of(name, options)  # type: ignore[attr-defined]
+        with model.hooks(fwd_hooks=rarely(model, 1, 3, "w40")):
+            update = next(method.path(problem))
+        alone, other = (float(update[f"blocks.1.mlp.experts.{e}.out"].abs().max()) for e in (3, 0))
+        assert alone == 0 < other, name
+
+
+@pytest.mark.parametrize("loss", ["mlp_confuse", "ascent"])
+def test_cir_edits_a_shared_expert(loss: str) -> None:
+    """Its hooks hold the tokens of a batch one after the other; every token passes it."""
+    model = bridged("Qwen2Moe")
+    result = hl.edit(
+        model, "cir", forget=texts(24), retain=texts(24, first=1), disruption=texts(24, first=2), budget=0.01,
+        sites=["blocks.1.mlp.shared_expert.out"], precision="float32", loss=loss, target_layers=(1,), epochs=1,
+        x_components=2, g_components=2,
+    )  # fmt: skip
+    assert result.delta.norm() > 0

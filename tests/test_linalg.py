@@ -538,3 +538,11 @@ def test_shrinking_helps_where_rows_are_few() -> None:
         assert torch.equal(linalg.shrunk(alike, 9), alike)
     smallest = [float(torch.linalg.eigvalsh(s)[0]) for s in (linalg.shrunk(sample(3), 3), sample(3))]
     assert smallest[0] > 0.01 > smallest[1]
+
+
+@pytest.mark.parametrize("d", [5, 40])
+def test_no_eigenvectors_of_a_matrix(d: int) -> None:
+    """Rank 0, of an expert that no token was sent to, say: an empty basis by either solver."""
+    vectors, values = linalg.top_eigh(torch.eye(d, dtype=torch.float64), 0)
+    assert vectors.shape == (d, 0) and values.shape == (0,)
+    assert linalg.top_eigh(torch.eye(d, dtype=torch.float64), 1)[0].shape == (d, 1), "positive control"

@@ -263,6 +263,23 @@ def test_a_planted_separation_is_found(fitter: str) -> None:
     assert data.fit("pca", 1)[SITE.name, "x"].auc < 0.75
 
 
+def test_further_probe_directions_lie_in_what_the_former_left() -> None:
+    """INLP on axes whose scales differ a hundredfold: orthonormal to 1e-6, and the rows hold nothing of the former.
+
+    The classifier is fitted on scaled rows; a direction that is only scaled back leaves that complement."""
+    generator = torch.Generator().manual_seed(0)
+    scales = torch.logspace(0, 2, 20, dtype=torch.float64)
+    shift = 1.5 * torch.randn(20, generator=generator, dtype=torch.float64)
+    bad, good = (
+        (torch.randn(80, 20, generator=generator, dtype=torch.float64) + sign * shift) * scales for sign in (1, -1)
+    )
+    found = FITTERS["probe"].fit(Seen(Moments.of(bad), bad), Seen(Moments.of(good), good), 4, 0)[0].double()
+    torch.testing.assert_close(found.T @ found, torch.eye(4, dtype=torch.float64), atol=1e-6, rtol=0)
+    former, last = found[:, :3], found[:, 3]
+    left = (bad.mean(0) - good.mean(0)) - former @ (former.T @ (bad.mean(0) - good.mean(0)))
+    assert float(left @ last) > 0, "positive control: the last one still tells the classes apart"
+
+
 def test_no_separation_is_reported_where_there_is_none() -> None:
     """The same fitters on two classes that do not differ: held-out AUC near one half."""
     data, _ = planted(strength=0.0)

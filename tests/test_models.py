@@ -531,6 +531,17 @@ def test_nested_edits_add_up_and_unwind():
         pass
 
 
+def test_a_bound_edit_goes_outside_one_that_is_not():
+    """Inside an edit that does not say for which weights it was made nobody can tell whether it is the right place; the
+    other way round works (control)."""
+    model = tiny()
+    bound, free = random_delta(model, "mlp", weights_hash(model)), random_delta(model, "mlp")
+    with edited(model, bound), edited(model, free):
+        pass
+    with pytest.raises(InputError, match="apply the one that does first"), edited(model, free), edited(model, bound):
+        pass
+
+
 def test_a_scale_is_the_scaled_delta_bit_for_bit():
     """What the budget solver measures at a scale is what it saves; multiplied and added in one rounding (the control)
     it is not the same."""

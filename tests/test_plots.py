@@ -12,7 +12,7 @@ from drawn_runs import Drawn, flat, rising, write_run
 from matplotlib.figure import Figure
 
 from analysis import energy_by_component, plots, reemergence, spectra, style
-from analysis.estimates import pooled, wilson
+from analysis.estimates import pooled, same_seeds, wilson
 from analysis.layers import by_layer
 from analysis.outcome import behaviour
 from analysis.reading import Run, read_run
@@ -182,6 +182,34 @@ def test_seeds_that_end_where_they_are_flat_are_still_counted() -> None:
     curves = pd.DataFrame([row | {"metric": m} | look for m in ("sampled", "completion") for look in looks])
     (shown,) = plots.rate_table(curves).to_dict("records")
     assert (shown["k"], shown["n"]) == (16, 64)
+    one_seed = pytest.approx(wilson(8, 32))  # both were asked the same 32 prompts
+    assert (shown["low"], shown["high"]) == one_seed != pytest.approx(wilson(16, 64))
     assert behaviour(curves)["relearn"]["edited"]["sampled"]["after"] == pytest.approx(0.25)
     rows = plots.curve_rows(curves, "completion")
     assert sorted(zip(rows["seed"], rows["step"], rows["value"], strict=True)) == sorted([*ends, (0, 16, 0.5)])
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_a_mean_over_seeds_is_one_over_all_of_them_wherever_each_ended(flat: bool) -> None:
+    """Three seeds end at 16, 32 and 64 with .6, .1 and .1 of the samples bad: .267 in the end, and nowhere the .6 of
+    one of them. By then the step 2, which all have, is .3. A seed that was still rising stands for no later step."""
+    row = {"attack": "relearn", "setting": "", "cheap": False, "split": "heldout", "n": 32, "diverged": False}
+    ends = {0: (16, 0.6), 1: (32, 0.1), 2: (64, 0.1)}
+    looks = [(s, step, value, "sampled") for s, (step, value) in ends.items()]
+    looks += [(2, 32, 0.2, "completion")]
+    looks += [(s, 2, 0.3, "completion") for s in ends] + [(s, end, 0.2, "completion") for s, (end, _) in ends.items()]
+    rows = pd.DataFrame(
+        [
+            row | {"arm": arm, "seed": s, "step": step, "value": value, "metric": m, "stderr": 0.03, "tokens": step,
+                   "converged": flat and arm == "edited"}
+            for s, step, value, m in looks for arm in ("edited", "never")
+        ]
+    )  # fmt: skip
+    found = behaviour(rows)["relearn"]
+    for arm in ("edited", "never"):
+        assert found[arm]["sampled"]["worst"] == found[arm]["sampled"]["after"] == pytest.approx(0.8 / 3)
+        assert found[arm]["worst"] == pytest.approx(0.3), "completion"
+        of_seeds = np.var([0.6, 0.1, 0.1], ddof=1) / 3
+        assert found[arm]["sampled"]["stderr"] == pytest.approx(np.sqrt(0.03**2 + of_seeds)), "items are shared"
+    steps = set(same_seeds(rows[rows["metric"] == "completion"])["step"])
+    assert steps == {2, 64} | ({32} if flat else set())

@@ -580,3 +580,9 @@ def test_a_rate_that_breaks_the_model_is_named(threatening: Any, problem: Proble
     with pytest.raises(InputError, match=f"{method.name}: .*1e\\+30.*too high for this model"):
         list(itertools.islice(method.path(problem), 3))
     assert integrity.weights_hash(threatening) == before
+
+
+def test_a_teachers_rate_that_breaks_the_model_is_named_as_it_is_written(problem: Problem) -> None:
+    """``undo`` has a learning_rate too, which is another one."""
+    with pytest.raises(InputError, match=r"undo: teacher_rate 1e\+30: too high"):
+        next(Undo(teacher_rate=1e30).path(problem))

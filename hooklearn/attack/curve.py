@@ -193,6 +193,17 @@ def all_but_embeddings(model: Any) -> Iterator[Sequence[Tensor]]:
         yield params
 
 
+def looks(last: int, first_look: int) -> set[int]:
+    """The steps after which a curve of ``last`` steps is looked at; step 0 is before the first of them.
+
+    Examples:
+        >>> sorted(looks(16, first_look=4))
+        [0, 4, 8, 16]
+    """
+    first = min(first_look, last)
+    return {0, first, *(step for step in log_spaced(last) if step >= first)}
+
+
 def training_curve(
     arena: Arena,
     *,
@@ -220,7 +231,6 @@ def training_curve(
     long, so that all arms are compared at the same steps. Where controls have been measured before (to the cap), so
     does everything else.
     """
-    early = set(range(1, min(first_look, steps)))
     done = arena.known(attack, setting)
     to_the_cap = bool(done)
     order = sorted((a for a in arena.arms if a.name not in done), key=lambda a: a.name != "edited")
@@ -230,7 +240,7 @@ def training_curve(
         may_stop = arm.name == "edited" and not to_the_cap
         curve, surrogate, reached = _attack_arm(
             arena, arm, attack, setting, stream, learning_rate, last, min_steps, may_stop, optimizer, sampled,
-            trained, (log_spaced(last) - early) | set(also_at), sampled_at if sampled else (),
+            trained, looks(last, first_look) | set(also_at), sampled_at if sampled else (),
         )  # fmt: skip
         done[arm.name] = curve
         if surrogate is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -95,6 +96,9 @@ def _is_text(row: Row) -> bool:
 def _before(row: Row, demonstrations: Sequence[Row]) -> Row:
     """The row after demonstrations: before its own earlier turns; before running text as text, which is not scored."""
     turns = [turn for d in demonstrations for turn in _turns(d)]
+    if "messages" in row:
+        head = list(itertools.takewhile(lambda turn: turn["role"] == "system", row["messages"]))
+        return {**row, "messages": [*head, *turns, *row["messages"][len(head) :]]}
     if not _is_text(row):
         return {**row, "history": [*turns, *row.get("history", [])]}
     rest = {k: v for k, v in row.items() if k != "text"}

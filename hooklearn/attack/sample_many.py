@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from hooklearn.attack.curve import Arena, ArmState, Attack
 from hooklearn.data import Corpus
 from hooklearn.measure import Sample, sample
 from hooklearn.referees import Referee
 from hooklearn.types import ArmCurve, Curve, CurvePoint, InputError
+
+SAMPLES_AND_REFEREE = (
+    "samples and a referee: set behaviour.samples above 0, and give what a referee compares with: good answers "
+    "(alternatives of the held-out rows, or corpora.near) and a never-learned model (controls.never.name, or "
+    "corpora.retain to make do without), or a behaviour.referee of your own"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +40,14 @@ class SampleMany(Attack):
                 f"{self.temperature:g}"
             )
 
+    def check(self, model: Any, corpora: Mapping[str, Corpus]) -> None:  # noqa: ARG002
+        heldout = corpora["heldout"]
+        if any("prompt" not in row and "messages" not in row for row in heldout.rows):
+            raise InputError(
+                f"attack {self.name!r}: {heldout.name!r} is running text, without a prompt to sample from; leave the "
+                "attack out"
+            )
+
     def settings(self) -> list[str]:
         return [f"any of {self.draws}" + (f" T={self.temperature:g}" if self.temperature != 1 else "")]
 
@@ -41,10 +56,7 @@ class SampleMany(Attack):
         takes the mean over a prompt's samples. The prompts are those of every other attack's samples."""
         eyes, (setting,) = arena.watcher, self.settings()
         if eyes.referee is None or eyes.n_samples == 0:
-            raise InputError(
-                f"attack {self.name!r} needs samples and a referee: set behaviour.samples above 0, and give held-out "
-                "rows with a prompt and an alternative (or a corpora.near)"
-            )
+            raise InputError(f"attack {self.name!r} needs {SAMPLES_AND_REFEREE}")
         arms = arena.known(self.name, setting)
         for arm in [a for a in arena.arms if a.name not in arms]:
             arena.progress(f"{self.name} {setting}: {arm.name}")

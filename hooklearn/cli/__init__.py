@@ -280,6 +280,8 @@ def report(
         import analysis
         from analysis.outcome import outcome
 
+        for folder in runs if len(runs) > 1 else ():
+            judge(folder, progress, report=False)  # all of them first: a page shows the others' verdicts too
         for folder in runs:
             others = [other for other in runs if other != folder]
             page = judge(folder, progress, report=True, redact=redact, others=others)

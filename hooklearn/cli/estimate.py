@@ -16,6 +16,7 @@ import torch
 
 from hooklearn import models, organisms
 from hooklearn.attack import attack_of
+from hooklearn.attack.curve import looks
 from hooklearn.cli.shapes import Quarters, Shape, copy_speed, gemm_speed, model_shape
 from hooklearn.config import CorpusConfig, RunConfig
 from hooklearn.data import Corpus, Encoded, batches, encode, load_corpus
@@ -25,7 +26,6 @@ from hooklearn.measure import Likelihoods, beside
 from hooklearn.pretrained import is_adapter
 from hooklearn.running.checks import check, check_measured
 from hooklearn.site_names import chosen_layers
-from hooklearn.train import log_spaced
 from hooklearn.types import InputError
 
 READINGS = 3.5
@@ -255,7 +255,7 @@ def _loads(config: RunConfig, corpora: Mapping[str, Corpus], shape: Shape) -> It
         trained = shape.parameters if _all_weights(attack) else shape.blocks
         yield _passes(spec.name, text * (n * settings), shape, back=True, weights=trained)
         yield Load(spec.name, traffic=float(ADAM * trained) * steps * n * settings)
-        between = len(log_spaced(math.ceil(steps)) - set(range(attack.get("first_look", 2)))) - 1
+        between = len(looks(math.ceil(steps), attack.get("first_look", 2))) - 2
         yield _passes(spec.name, (look + short * max(0, between)) * (n * settings) + ood * n, shape)
     if "capability" in corpora:  # by every arm but the scaled one; choices share their question
         yield _passes("capability", texts["capability"] * (every - config.controls.matched), shape)

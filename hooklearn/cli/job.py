@@ -89,10 +89,13 @@ class Job:
         return Path("runs") / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
 
     def edit_only(self) -> Job:
-        """The same without attackers, located subspaces and samples."""
+        """The same without attackers, located subspaces, samples, evidence and an arm to compare with."""
         config = self.config
         changed = {
+            "battery": None,
             "attacks": [],
+            "evidence": config.evidence.model_copy(update={"enabled": False}),
+            "controls": config.controls.model_copy(update={"matched": False}),
             "locate": config.locate.model_copy(update={"enabled": False}),
             "behaviour": config.behaviour.model_copy(update={"samples": 0}),
         }

@@ -225,7 +225,10 @@ def _solve_polyline(walk: Walk, path: Iterator[Updates], refit: Refit) -> Landin
         inside, passed = after, None
         walk.put_right(share)
     if passed is not None:
-        if walk.used(passed, 1.0, step) > LANDING[1]:
+        share = walk.used(passed, 1.0, step)
+        if LANDING[0] <= share <= LANDING[1]:
+            return walk.landed(passed, JUMPED)
+        if share > LANDING[1]:
             return _between_points(walk, inside, None, passed, step)
         inside = passed
     if inside is None:

@@ -22,10 +22,10 @@ from hooklearn import editing, forward, linalg, models
 from hooklearn.data import TokenBatch, cycle
 from hooklearn.edit.method import Method, Problem, Updates, delta_of, norm
 from hooklearn.edit.steering import Positions, after_block, check_layers, states
+from hooklearn.locate.capture import token_rows
 from hooklearn.losses import LossSum
 from hooklearn.moments import Moments, MomentSum
 from hooklearn.train import fit, nll
-from hooklearn.transfer import rows_at
 from hooklearn.types import InputError, Site, Tape
 
 NOTHING = 1e-4
@@ -228,7 +228,7 @@ class CIR(Method):
         gradients = torch.autograd.grad(loss, list(outputs.values()), materialize_grads=True)
         problem.tokens += pair.forget.n_tokens
         return {
-            name: Tape(rows_at(inputs[name], where).flatten(1).float(), rows_at(g, where).flatten(1).float())
+            name: Tape(token_rows(inputs[name], where).float(), token_rows(g, where).float())
             for name, g in zip(outputs, gradients, strict=True)
         }
 

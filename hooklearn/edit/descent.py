@@ -69,12 +69,17 @@ def descend(
     objective: Objective,
     learning_rate: float,
     every: int,
+    *,
+    option: str = "learning_rate",
 ) -> Iterator[Updates]:
-    """Adam on the stored weights of the sites; yields where it stands after every few steps."""
+    """Adam on the stored weights of the sites; yields where it stands after every few steps.
+
+    ``option`` is what the rate is called where it can be set: a loss that breaks down is blamed on it.
+    """
     rule = torch.optim.Adam(models.parameters_of(problem.model, problem.sites), lr=learning_rate)
     updates, step = nowhere(problem), 0
     while chunk := list(itertools.islice(stream, every)):
-        with blaming(f"learning_rate {learning_rate:g} (2e-05 is usual)"), advancing(problem, updates):
+        with blaming(f"{option} {learning_rate:g}"), advancing(problem, updates):
             run = fit(problem.model, chunk, rule=rule, objective=objective, precision=problem.precision, first=step)
         problem.tokens += run.tokens
         step += run.steps
@@ -89,7 +94,7 @@ class Walked(Method):
     learning_rate: float = 2e-5
     """Adam's. The walk ends where it crosses the budget, so it decides how finely and not how far."""
     epochs: int = 10
-    """The cap on passes over forget, where the budget is not reached before."""
+    """The cap on passes over forget (``good_only``: over retain), where the budget is not reached before."""
     every: int = 2
     """Steps between two looks at the budget."""
 
@@ -136,6 +141,8 @@ class BesideRetain(Descent):
                 raise InputError(f"method {self.name!r}: {name} must be a positive number, got {value}")
         if not (math.isfinite(self.alpha) and self.alpha >= 0):
             raise InputError(f"method {self.name!r}: alpha must be 0 or more, got {self.alpha}")
+        if self.alpha == 0:
+            self.refuse("retain", why="with alpha 0 there is no loss on retain")
 
     @abstractmethod
     def forget_loss(self, problem: Problem) -> BatchLoss:

@@ -11,7 +11,8 @@ So what the relearner is about to use is taken out of the walk (first-order MAML
 also lowers the retain loss, to first order: the disruption mask. ``|g|`` is over all sites and taken before masking.
 
 Where this differs from the authors' code: the forward pass is made again at the adversary that has just moved (theirs
-takes both gradients from one graph); and only the edited sites belong to the adversary. At rest the walk keeps two
+takes both gradients from one graph); only the edited sites belong to the adversary; and those are what the config
+says, by default all of the MLP (theirs: the gate projections alone, `sites: mlp.gate`). At rest the walk keeps two
 more copies of the sites' weights, the adversary's and the accumulator ``a``.
 """
 
@@ -64,7 +65,7 @@ class Mudman(Method):
     fork_every: int = 32
     """Steps after which the adversary starts again from where the walk stands."""
     retain_rate: float = 1e-3
-    """Length of the retain step along its running mean; 0: retain only masks."""
+    """Learning rate of the retain step (SGD) along its running mean; 0: retain only masks."""
     retain_momentum: float = 0.9
     """m: of the running mean of the retain gradient, in [0, 1)."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -58,6 +59,10 @@ class RepSelect(Method):
             raise InputError(
                 f"{self.name}: rank must be 0 or more and lora_rank at least 1, got {self.rank} and {self.lora_rank}"
             )
+        if not self.lora:
+            self.refuse("lora_rank", "lora_lr", why="lora is off")
+        if not (math.isfinite(self.lora_lr) and self.lora_lr >= 0):
+            raise InputError(f"{self.name}: lora_lr must be 0 or more, got {self.lora_lr}")
 
     def path(self, problem: Problem) -> Iterator[Updates]:
         if self.lora:

@@ -66,7 +66,7 @@ class NaturalRounds(Method):
 
             scale = search(share, start=length / norm(step), landing=(0.7, 1.0))
             assert scale is not None  # no limit was given
-            there = {name: there[name].add_(update, alpha=scale) for name, update in step.items()}
+            there = {name: there[name].to(update.device).add_(update, alpha=scale) for name, update in step.items()}
             length = scale * norm(step)
             yield {name: update.clone() for name, update in there.items()}
 

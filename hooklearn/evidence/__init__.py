@@ -17,7 +17,7 @@ from hooklearn.attack import ArmState
 from hooklearn.data import Corpus
 from hooklearn.deltas import Delta
 from hooklearn.evidence import alarms, connectivity, fisher, geometry, lens, nulls, probes, updates
-from hooklearn.evidence.bench import Bench, evenly, relearned
+from hooklearn.evidence.bench import Bench, evenly, onto_model, relearned
 from hooklearn.evidence.types import Evidence, Role, from_records, to_dataframe, to_records
 from hooklearn.evidence.updates import attack_update
 from hooklearn.types import InputError, NumericalError
@@ -114,14 +114,15 @@ def collect(
         if name not in by_name:
             raise InputError(f"evidence needs the arms edited and original; given: {', '.join(by_name) or 'none'}")
     model = by_name["original"].model
+    by_name = {name: replace(arm, delta=arm.delta and onto_model(arm.delta, model)) for name, arm in by_name.items()}
     if items is not None:
         corpora = {role: c.take(items) if role == "heldout" else c for role, c in corpora.items()}
         samples = samples and {arm: texts[:items] for arm, texts in samples.items()}
     bench = Bench(
         arms=by_name, corpora=corpora, sites=models.sites(model, sites),
         layers=evenly(model.cfg.n_layers, 8) if layers is None else tuple(layers),
-        attacks=dict(attacks or {}), samples=samples, draws=draws, random_lines=random_lines, seed=seed,
-        max_tokens=max_tokens, progress=progress,
+        attacks={arm: onto_model(delta, model) for arm, delta in (attacks or {}).items()}, samples=samples,
+        draws=draws, random_lines=random_lines, seed=seed, max_tokens=max_tokens, progress=progress,
     )  # fmt: skip
     if set(chosen) & AFTER_ATTACK:
         bench = _attacked(bench, attack_rate, attack_steps)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -123,6 +123,12 @@ def evenly(n_layers: int, at_most: int) -> tuple[int, ...]:
 
 
 # --------------------------------------------------------------------------------- arms and weights
+
+
+def onto_model(delta: Delta, model: Any) -> Delta:
+    """The delta where the model is: one that was read from a file lies on the host, an attacker's does not."""
+    device = models.device_of(model)
+    return replace(delta, updates={name: update.to(device) for name, update in delta.updates.items()})
 
 
 def relearned(edited: ArmState, attacker: Delta, name: str = "relearned") -> ArmState:

@@ -56,6 +56,9 @@ def information(bench: Bench) -> list[Evidence]:
     corpus = bench.heldout
     stream = texts(corpus, bench.original.model, bench.max_tokens)
     sites = [s for s in bench.sites if s.layer in bench.layers]
+    if not sites:
+        why = "none of the weights that the edit may have changed lies in a layer that is read"
+        return [Evidence.missing("fisher", why, direction="low"), Evidence.missing("return_fisher", why)]
     found: dict[str, Array] = {}
     layers: tuple[int, ...] = ()
     for name, arm in bench.arms.items():
@@ -79,7 +82,7 @@ def information(bench: Bench) -> list[Evidence]:
     if "relearned" not in found:
         why = "it needs the model after an attack (an arm 'relearned', or an attacker's delta)"
         return [*out, Evidence.missing("return_fisher", why)]
-    return [*out, _return(bench, found, rng)]
+    return [*out, _return(bench, found, layers, rng)]
 
 
 def undone(original: Array, edited: Array, relearned: Array) -> Array:
@@ -89,7 +92,7 @@ def undone(original: Array, edited: Array, relearned: Array) -> Array:
         return 1 - np.abs(relearned - original).sum(-1) / before
 
 
-def _return(bench: Bench, found: dict[str, Array], rng: np.random.Generator) -> Evidence:
+def _return(bench: Bench, found: dict[str, Array], layers: Sequence[int], rng: np.random.Generator) -> Evidence:
     o, e, r = (found[arm] for arm in ("original", "edited", "relearned"))
     groups = bench.heldout.groups
     if np.abs(e - o).max() < SAME:
@@ -103,6 +106,6 @@ def _return(bench: Bench, found: dict[str, Array], rng: np.random.Generator) -> 
         nulls.spread(undone(weights @ o.T, weights @ e.T, weights @ r.T)), len(set(groups)), "high",
         "1: after relearning the loss hangs on the weights as it did in the original; 0: relearning changed nothing; "
         "by layer, the distance from the original in nats",
-        detail=by_layer({"edited": np.abs(e - o), "relearned": np.abs(r - o)}, bench.layers, groups, rng),
+        detail=by_layer({"edited": np.abs(e - o), "relearned": np.abs(r - o)}, layers, groups, rng),
         anchors=(np.nan, 1.0), null_meaning="edited and relearned swapped at random, prompt by prompt",
     )  # fmt: skip

@@ -41,11 +41,12 @@ NEEDS_NEVER = "it needs a never-learned model to say what a layer without the be
 @torch.no_grad()
 def lens(decoder: Any, recording: Recording) -> Array:
     """``[layer, item]`` mean log-probability of the completion, each layer read by the decoder's last two steps."""
-    device = models.device_of(decoder)
+    weights = models.all_parameters(decoder)[0]  # states are kept in float32, and it may compute in less
+    device, dtype = weights.device, weights.dtype
     rows = []
     for batch, hidden in zip(recording.batches, recording.hidden, strict=True):
         targets = batch.targets.to(device)
-        read = [forward.unembed(decoder, decoder.ln_final(h[None].to(device))[0]) for h in hidden]
+        read = [forward.unembed(decoder, decoder.ln_final(h[None].to(device, dtype))[0]) for h in hidden]
         rows.append(torch.stack([token_logprobs(logits, targets).cpu() for logits in read]))
     return recording.item_means(rows)
 

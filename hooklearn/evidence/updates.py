@@ -38,6 +38,9 @@ RANK = 8
 NEEDS_ATTACK = "it needs what an attacker adds: a delta, or a corpus 'attack_train' and an attack that does not diverge"
 
 
+ELSEWHERE = "the attack moved none of the weights that the edit changed"
+
+
 def attack_update(
     arm: ArmState,
     corpus: Corpus,
@@ -225,6 +228,8 @@ def _attack(bench: Bench, edit: Delta, attacks: Mapping[str, Delta]) -> Evidence
         return Evidence.missing(name, NEEDS_ATTACK, role=_role(bench))
     attack = attacks["edited"]
     shared = _moved(edit, attack.updates)
+    if not shared:
+        return Evidence.missing(name, ELSEWHERE, role=_role(bench))
     size = (edit.norm() * attack.norm()) ** 2
     rows = [
         [-_dot(edit, attack, n), _energy(edit, n), _energy(attack, n)] if n in shared
@@ -263,10 +268,12 @@ def _reemergence(bench: Bench, edit: Delta, spectra: dict[str, Spectrum], attack
             for side, basis in (("x", spectra[n].right), ("g", spectra[n].left))
         ]
 
+    if not (came_back := parts(attacks["edited"])):
+        return Evidence.missing(name, ELSEWHERE, role=_role(bench))
     whole = _share(parts(edit))
     control = _share(parts(attacks["never"])) if "never" in attacks else NAN
     return _shares(
-        name, parts(attacks["edited"]), bench,
+        name, came_back, bench,
         "share of the returned update that lies in the directions that the edit changed: near that of the edit "
         "itself, what was switched off is switched on again; near that of a never-learned model, it is learnt anew",
         null_meaning=f"the attacker's update turned at random: {RANK} of d directions",

@@ -177,13 +177,13 @@ def _taped(record: _Recorder, sites: Sequence[Site], where: tuple[Tensor, Tensor
         x = record.x.pop(site.name)
         key = x.data_ptr()
         if key not in flat:
-            flat[key] = _rows(x, where[0])
-        g = _rows(record.g.pop(site.name), where[1]) if gradients else None
+            flat[key] = token_rows(x, where[0])
+        g = token_rows(record.g.pop(site.name), where[1]) if gradients else None
         out[site.name] = Tape(flat[key], g)
     return out
 
 
-def _rows(value: Tensor, where: Tensor) -> Float[Tensor, "token d"]:
+def token_rows(value: Tensor, where: Tensor) -> Float[Tensor, "token d"]:
     """Attention hooks hold ``[batch pos head d_head]``; those of a shared expert ``[batch*pos d]``."""
     rows = value if value.shape[:2] == where.shape else value[None]
     return rows_at(rows, where.reshape(rows.shape[:2])).flatten(1)

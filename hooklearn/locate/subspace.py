@@ -112,7 +112,7 @@ class Subspace(Shareable):
     def __or__(self, other: Subspace) -> Subspace:
         """The span of both."""
         self._same_place(other)
-        both = torch.cat([self.basis, other.basis], 1)
+        both = torch.cat([self.basis, other.basis.to(self.basis.device)], 1)
         u, s, _ = torch.linalg.svd(both, full_matrices=False)
         kept = u[:, s > 1e-5 * s[0]]
         return Subspace.of(self.site, self.side, f"{self.fitter}|{other.fitter}", kept, s[: kept.shape[1]])
@@ -120,7 +120,7 @@ class Subspace(Shareable):
     def __matmul__(self, other: Subspace) -> Tensor:
         """Cosines of the principal angles."""
         self._same_place(other)
-        return linalg.principal_cosines(self.basis, other.basis)
+        return linalg.principal_cosines(self.basis, other.basis.to(self.basis.device))
 
     def _check_rank(self, rank: int) -> None:
         if not 1 <= rank <= self.rank:

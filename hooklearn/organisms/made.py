@@ -64,7 +64,7 @@ def distilled(ground: Ground) -> Any:
     with torch.no_grad():
         for site in models.sites(model, "mlp"):  # a LoRA on these put it there
             weight = models.weight(model, site)
-            weight.copy_(torch.randn(weight.shape, generator=generator) * weight.std())
+            weight.copy_(torch.randn(weight.shape, generator=generator) * float(weight.std()))
 
     def imitation(model: Any, batch: TokenBatch) -> LossSum:
         with torch.no_grad():

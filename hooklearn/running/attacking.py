@@ -65,19 +65,26 @@ def attack_stages(
             continue
         arena.progress(f"attack (seed {arena.seed}): {name}")
         judged: list[dict[str, Any]] = []
-        for curve in curves(dataclasses.replace(arena, finished=part.settings())):
-            judged += judge_pending(arena.watcher)  # an attack may have made all its settings before it gives the first
+        finished = part.settings()
+        for curve in curves(dataclasses.replace(arena, finished=finished)):
+            judged += _judge_new(arena.watcher, finished)
             samples = [row for row in judged if _attacker(row) == (curve.attack, curve.setting)]
             judged = [row for row in judged if _attacker(row) != (curve.attack, curve.setting)]
             found = with_samples(curve, samples)
             samples += _known_samples(arena, found)
             before_done()
             part.add(*_with_twins(arena, found, samples))
-        if judged:
+        if judged := judged + _judge_new(arena.watcher, finished):
             raise InputError(f"attack {name!r} drew samples of {sorted(set(map(_attacker, judged)))} and gave no curve")
         part.close()
         folder.event("attacked", seed=arena.seed, attack=name)
         memory.give_back()
+
+
+def _judge_new(watcher: Watcher, finished: set[str]) -> list[dict[str, Any]]:
+    """Samples since the last time. An attack may have made all its settings before it gives the first curve, those
+    that are there already with them."""
+    return [row for row in judge_pending(watcher) if row["setting"] not in finished]
 
 
 class _Part:

@@ -32,6 +32,7 @@ from hooklearn.organisms.worlds import Ground
 from hooklearn.recipes import Config
 from hooklearn.running import controls
 from hooklearn.running.auditing import audit
+from hooklearn.running.checks import check_once
 from hooklearn.running.fanout import spread
 from hooklearn.running.setting import Setup
 from hooklearn.running.shared import Shared
@@ -85,10 +86,12 @@ def cases(kinds: Sequence[str] | None = None, seeds: Sequence[int] | None = None
     """All kinds with all seeds, those of one world and seed together.
 
     Raises:
-        InputError: unknown kind, or a negative seed.
+        InputError: unknown kind, a negative seed, or one of them twice.
     """
     if seeds and min(seeds) < 0:
         raise InputError(f"seed {min(seeds)}: seeds are 0 or more")
+    check_once(seeds or (), "seed")
+    check_once(kinds or (), "kind")
     chosen = [kind_of(name) for name in kinds or KINDS]
     worlds = dict.fromkeys(k.world for k in chosen)
     return [Case(k, s) for s in seeds or SEEDS for w in worlds for k in chosen if k.world == w]

@@ -20,6 +20,7 @@ from hooklearn.organisms import Organism
 from hooklearn.organisms.suppressed import PASSWORD, Bench, Suppressed, organism_on, suppressed
 from hooklearn.recipes import RECIPES, Config
 from hooklearn.running import controls
+from hooklearn.running.checks import check_once
 from hooklearn.running.setting import Setup
 from hooklearn.running.shared import Shared
 from hooklearn.types import InputError
@@ -62,6 +63,8 @@ def run(
         InputError: unknown kind; a model of which no organism is shipped; cases that are there already (without
             ``resume``).
     """
+    check_once(seeds or (), "seed")
+    check_once(kinds or (), "kind")
     organism, chosen = organism_on(model), suppressed(kinds)
     names = {(kind.name, seed): f"{kind.name}-seed{seed}" for seed in seeds or (0,) for kind in chosen}
     folders = {key: out / "cases" / name for key, name in names.items()}

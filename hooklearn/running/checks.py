@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hooklearn import evidence
-from hooklearn.attack import ATTACKS, EVERY_ATTACK, attack_of
+from hooklearn.attack import ATTACKS, EVERY_ATTACK, Watcher, attack_of
+from hooklearn.attack.sample_many import SAMPLES_AND_REFEREE
 from hooklearn.config import RunConfig
 from hooklearn.data import Corpus
 from hooklearn.edit import check_separate, check_sharded, method_of
@@ -36,11 +37,16 @@ def check(config: RunConfig) -> None:
             made.add((spec.name, setting))
     if config.edit.method is not None:
         method_of(config.edit.method, config.edit.options)
-        if config.budget.near_ce is not None and not {"near", "retain"} & config.corpora.keys():
-            raise InputError(
-                f"budget.near_ce {config.budget.near_ce:g} needs good neighbours to be measured on; give corpora.near, "
-                "or corpora.retain, of which a quarter is then held out"
-            )
+    if config.budget.near_ce is not None and not {"near", "retain"} & config.corpora.keys():
+        raise InputError(
+            f"budget.near_ce {config.budget.near_ce:g} needs good neighbours to be measured on; give corpora.near, "
+            "or corpora.retain, of which a quarter is then held out"
+        )
+    if config.organism is not None and config.controls.never is not None:
+        raise InputError(
+            f"organism {config.organism!r}: the model that it was made of never learned it and is the control; leave "
+            "controls.never out"
+        )
     if config.budget.forget == "never" and config.organism is None and config.controls.never is None:
         raise InputError(
             "budget.forget 'never' is the level of the never-learned control, and there is none; give "
@@ -60,6 +66,20 @@ def check_attacks(config: RunConfig, model: Any, corpora: Mapping[str, Corpus]) 
     """Attacks that cannot be made on this model, or with these corpora, are refused before anything is measured."""
     for spec in config.attacks:
         attack_of(spec.name, spec.options).check(model, corpora)
+
+
+def check_watched(config: RunConfig, watcher: Watcher) -> None:
+    """Attacks of which nothing but samples is seen are refused where nobody can say of a sample what it is."""
+    for spec in config.attacks:
+        if attack_of(spec.name, spec.options).sampled_only and watcher.referee is None:
+            raise InputError(f"attack {spec.name!r} needs {SAMPLES_AND_REFEREE}")
+
+
+def check_once(values: Sequence[Any], what: str) -> None:
+    """Raises InputError where one is there twice."""
+    for value in values:
+        if values.count(value) > 1:
+            raise InputError(f"{what} {value}: the same one twice")
 
 
 def check_surrogate(heldout: Corpus) -> None:

@@ -73,6 +73,11 @@ class Setup:
             raise InputError(
                 "edit needs a method (hooklearn list methods), or the checkpoint of a model edited elsewhere"
             )
+        if delta is not None and config.edit.checkpoint is not None:
+            raise InputError(
+                f"a delta is given and edit.checkpoint {config.edit.checkpoint!r} too, and one edit is judged at a "
+                "time; leave one of them out"
+            )
         held = objects.models
         original, organism = load_subject(config, base, progress, held.get("model.name"))
         if delta is not None:
