@@ -112,10 +112,18 @@ def next_steps(run: Run) -> list[str]:
     return steps
 
 
+def _restless(a: Mapping[str, Any]) -> bool:
+    """Whether longer would say more: not where the attack is past its best, which is all that ROBUSTLY REMOVED asks of
+    demonstrations, nor where original and never do not differ under it."""
+    if any(a.get(k) for k in ("converged", "settled", "diverged")):
+        return False
+    return bool(a.get("informative_steps", 1)) if a.get("cheap") else not a.get("past_best")
+
+
 def needed(verdict: Mapping[str, Any]) -> dict[str, int]:
     """Metric -> how many items would make it REMOVED, if all stays as it was found and an interval narrows with their
-    square root; empty where something else than an interval stands in the way."""
-    if verdict.get("verdict") not in ("WEAKENED", "UNDECIDED"):
+    square root; empty where something else than an interval stands in the way, a missing control for one."""
+    if verdict.get("verdict") not in ("WEAKENED", "UNDECIDED") or verdict.get("never", "") is None:
         return {}
     rule, found = verdict.get("thresholds") or {}, {}
     metrics = {
@@ -169,7 +177,7 @@ def _gaps(run: Run, verdict: Mapping[str, Any]) -> Iterator[str]:
     restless = dict.fromkeys(
         f"{a['attack']} ({a['setting']})" if a.get("setting") else str(a["attack"])
         for a in verdict.get("attacks") or []
-        if a.get("split", "heldout") == "heldout" and not any(a.get(k) for k in ("converged", "settled", "diverged"))
+        if a.get("split", "heldout") == "heldout" and _restless(a)
     )
     if restless:
         names = ", ".join(restless).replace("`", "'")

@@ -77,7 +77,7 @@ def reemergence(run: Run | str | Path) -> Figure:
         step_axis(ax, sorted({int(s) for s in own["step"]}))
         style.label_ends(ax, ends)
         style.title(ax, site, f"{_side(side)}, one seed")
-        ax.set_ylabel("distance of class means / original's")
+        ax.set_ylabel("squared distance of class means / original's")
         ax.yaxis.set_major_locator(MaxNLocator(4))
     return figure
 

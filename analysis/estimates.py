@@ -39,20 +39,6 @@ def over_seeds(scores: Sequence[tuple[float, float, float]]) -> tuple[float, flo
     return math.fsum(values) / len(values), math.sqrt(sum(parts)) if parts else math.nan, min(n), len(values)
 
 
-def held(rows: Frame) -> Frame:
-    """Curves that ended before those of other seeds, because they were flat, go on at their last value."""
-    keys = ["attack", "setting", "arm", "metric", "split"]
-    parts = [rows]
-    ends = rows.groupby([*keys, "seed"])["step"].transform("max")
-    whole = rows.groupby(keys)["step"].transform("max")
-    early = rows[(ends < whole) & (rows["step"] == ends) & rows["converged"].astype(bool)]
-    for key, last in early.groupby([*keys, "seed"], sort=False):
-        curve = rows[(rows[keys] == list(key[:-1])).all(axis=1)]
-        later = sorted({int(s) for s in curve["step"] if s > int(last["step"].iloc[0])})
-        parts += [last.assign(step=step) for step in later]
-    return pd.concat(parts, ignore_index=True) if len(parts) > 1 else rows
-
-
 def same_seeds(rows: Frame) -> Frame:
     """Curves so that the mean over seeds is one over the same seeds at every step, as in :mod:`analysis.arrays`.
 

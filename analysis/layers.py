@@ -26,20 +26,26 @@ PANELS = {
 def by_layer(run: Run | str | Path) -> Figure:
     """What each layer still holds of the behaviour: logit lens, patching depth, tendency probe, where measured.
 
-    The note gives the share that was kept, with its 95 % interval, as the verdict reads it.
+    The note gives the share that was kept, with its 95 % interval, as the verdict reads it; of several seeds that of
+    the one that kept most.
     """
     run = read_run(run)
     rows: Any = run.evidence
     kinds = [k for k in PANELS if len(_of(rows, k))]
     if not kinds:
         return style.empty("evidence by layer: not measured")
-    kept = {f.name: f for f in judge.findings(run.evidence_records)}
+    findings = judge.findings(run.evidence_records)
+    several = len({f.seed for f in findings}) > 1
+    # of several seeds the one that speaks against a removal most: no other may hide it
+    known = sorted((f for f in findings if f.kept == f.kept), key=lambda f: f.kept_low)
+    kept = {f.name: f for f in known}
     figure, axes = style.grid(len(kinds), 3, 3.55, 2.75, (0.62, 0.78, 0.44, 0.5))
     for ax, kind in zip(axes, kinds, strict=True):
         name, unit = PANELS[kind]
         _panel(ax, _of(rows, kind))
         found = kept.get(kind)
         note = f"{found.kept:.0%} kept [{found.kept_low:.0%}, {found.kept_high:.0%}]" if found else ""
+        note += f", seed {found.seed}" if found and several else ""
         style.title(ax, name, note)
         ax.set_ylabel(unit)
     return figure

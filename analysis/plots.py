@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from matplotlib.transforms import offset_copy
 
 from analysis import style
-from analysis.estimates import Frame, held, pooled, wilson
+from analysis.estimates import Frame, pooled, same_seeds, wilson
 from analysis.style import ARMS, INK, METRICS, MUTED, PAPER, Look
 from analysis.tables import in_order, number
 
@@ -71,7 +71,7 @@ def _curve_grid(panels: int, columns: int) -> tuple[Figure, list[Axes]]:
 def curve_rows(run: Run | Frame | Curves, metric: str, split: str = "heldout") -> Frame:
     """The measured rows behind a figure of curves; empty when there is no attack among them."""
     frame = _curves_of(run)
-    rows = held(frame[(frame["metric"] == metric) & (frame["split"] == split)].dropna(subset=["value"]))
+    rows = same_seeds(frame[(frame["metric"] == metric) & (frame["split"] == split)].dropna(subset=["value"]))
     return rows if (rows["attack"] != "none").any() else rows[:0]
 
 
@@ -381,8 +381,8 @@ def verdict_strip(run: Run) -> Figure:
     limit = float(thresholds.get("max_R", 0.5))
     ax.axvline(limit, color=INK, lw=1, linestyle=(0, (2, 2)))
     ax.annotate(
-        "beyond: not removed", (limit, 1), (4, -2), ("data", "axes fraction"), "offset points", fontsize=style.SMALL,
-        color=MUTED, va="top", bbox=style.PATCH,
+        "a cheap attack beyond: not removed", (limit, 1), (4, -2), ("data", "axes fraction"), "offset points",
+        fontsize=style.SMALL, color=MUTED, va="top", bbox=style.PATCH,
     )  # fmt: skip
     ax.set_xlim(-0.02, max(1.02, ax.get_xlim()[1]))
     ax.set_xlabel("max R (0: never learned, 1: never edited; 95 % interval)")

@@ -118,7 +118,11 @@ def attack_table(runs: Sequence[Run | str | Path]) -> pd.DataFrame:
         if run.verdict is None:
             raise input_error(f"{run.folder} was not judged; call analysis.judge on it first")
         before = [number(m.get("R0")) for m in (run.verdict.get("metrics") or {}).values()]
-        row: dict[str, Any] = {"run": run.folder.name, "verdict": run.verdict["verdict"], "before": np.nanmax(before)}
+        row: dict[str, Any] = {
+            "run": run.folder.name,
+            "verdict": run.verdict["verdict"],
+            "before": max((b for b in before if b == b), default=np.nan),
+        }
         found = worst(run.verdict)
         for attack in [a["name"] for a in run.record.get("attacks") or []]:
             values = found.loc[found["attack"] == attack, "max_R"] if len(found) else []

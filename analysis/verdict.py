@@ -27,7 +27,8 @@ last looks: the last step is that of the longest seed, and holds the end of ever
     INTACT           R0 > .8 (low)
     DISABLED         a cheap attacker has returned > .5 (low)
     ROBUSTLY REMOVED REMOVED, and under all attackers with demonstrations, a sweep of two settings
-                     or more, all run to their best: above never <= .1 (high), arms edited and matched
+                     or more, all run to their best: above never <= .1 (high), arms edited and matched;
+                     one of them brought the never-learned model to half of the gap
     REMOVED          all informative cheap attackers (one at least) came to rest, removal >= .8 (low)
                      and max R <= .5 (high)
     WEAKENED         R0, removal and max R are known to +- .25, and a cheap attacker was informative

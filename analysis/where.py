@@ -30,6 +30,7 @@ def where(run: Run, *, redact: bool = False) -> Content:
     content["explorer"] = explorer.fragment(explorer.load(sample), redact=redact) if sample.is_file() else None
     content["directions"] = _directions(run)
     content["findings"] = findings(run.evidence_records)
+    content["several_seeds"] = len({f.seed for f in content["findings"]}) > 1
     content["layers"] = _layers(run)
     content["evidence"] = _evidence(run.evidence)
     return content
@@ -44,8 +45,8 @@ def _directions(run: Run) -> list[Content]:
     shown = (
         (
             "What comes back along the located directions", directions.reemergence, rows[classes], "reemergence",
-            "Distance between the class means inside the located components at each look of the attack, on held-out "
-            "texts; 1: as in the unedited model. What a never-learned model reaches as well is learnt anew.",
+            "Squared distance between the class means inside the located components at each look of the attack, on "
+            "held-out texts; 1: as in the unedited model. What a never-learned model reaches as well is learnt anew.",
         ),
         (
             "Energy by component", directions.energy_by_component, rows[(rows["along"] == "located") & ~classes],
@@ -75,12 +76,13 @@ def _layers(run: Run) -> Content | None:
 
 
 def _evidence(frame: Frame) -> list[Content]:
-    """Per kind a table of sites by arms; the null stands in its own column where arms share it."""
+    """Per kind a table of sites by arms, means over seeds; the null stands in its own column where arms share it."""
     kinds = []
     for kind in dict.fromkeys(frame["kind"]):
         rows: Frame = frame[frame["kind"] == kind]
         by_site: dict[Any, list[Any]] = {}
-        for row in rows.to_dict("records"):
+        how = {c: "mean" if c in ("value", "stderr", "null") else "first" for c in rows if c not in ("site", "arm")}
+        for row in rows.groupby(["site", "arm"], sort=False, as_index=False, dropna=False).agg(how).to_dict("records"):
             by_site.setdefault(row["site"], []).append(row)
         sites = []
         for site, of_site in list(by_site.items())[:EVIDENCE_SITES]:

@@ -54,7 +54,7 @@ def own_samples(setup: Setup, referee: Any, draws: int) -> Corpus:
     for seed in range(draws):
         drawn = sample(setup.original, forget, n=len(forget), seed=seed)
         judged = zip(drawn, referee.judge(drawn, forget.rows), strict=True)
-        rows += [{**forget.rows[s.item], "completion": s.completion} for s, (_, bad) in judged if bad]
+        rows += [{**forget.rows[s.item], "completion": s.completion} for s, ruling in judged if ruling.is_behaviour]
     say(f"own samples: {len(rows)} of {draws * len(forget)} are the behaviour")
     return Corpus("own samples", tuple(rows))
 
@@ -115,7 +115,7 @@ def main() -> None:
             led = [sample(model, asked, n=args.n, seed=seed) for seed in args.seeds] if args.few_shot else []
             now = meter.measure()
         bad, after = (
-            [sum(found for _, found in referee.judge(texts, tune.rows)) for texts in asked_for]
+            [sum(ruling.is_behaviour for ruling in referee.judge(texts, tune.rows)) for texts in asked_for]
             for asked_for in (drawn, led)
         )
         assert now.near_ce is not None

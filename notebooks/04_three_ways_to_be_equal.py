@@ -85,8 +85,8 @@ compute.groupby("method", sort=False)[["tokens", "forget score", "far KL"]].mean
 
 # %% [markdown]
 # **Observation.** At equal disruption gradient ascent and RepSelect leave the behaviour as it was: 0.02 nats are used up by what they change elsewhere. GradDiff leaves the likelihood nearly as it was and takes a third of
-# the samples (standard error .08). The natural gradient, which weighs every direction by what the retain text needs of it, takes most of all three. At equal unlearning the same fact reads as a price: the little that all
-# reached costs it less than a hundredth of the others' KL (interpolated between two points of its way, so take the order of magnitude). At equal compute the order is the same, though it had spent twice the tokens of
+# the samples (standard error .07). The natural gradient, which weighs every direction by what the retain text needs of it, takes most of all three. At equal unlearning the same fact reads as a price: the little that all
+# reached costs it less than a hundredth of the others' KL (interpolated between two points of its way, so take the order of magnitude). At equal compute natural is first and GradDiff second as well, though natural had spent twice the tokens of
 # the one-shot methods before its first reading: **with so few readings this comparison is the coarsest of the three**.
 #
 # **What an attack adds.** The last column of the first table is the rate of threatening samples after two demonstrations in the prompt. They bring back little of what GradDiff had

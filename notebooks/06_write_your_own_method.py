@@ -137,5 +137,5 @@ print(Diagonal.with_options({"damping": "0.5"}))
 
 # %% [markdown]
 # **Limits.** One organism, one seed, likelihood only (samples are the behaviour: `hl.behaviour(..., referee=organism.referee(...))` draws them), and a diagonal that is no invention of ours. A
-# verdict on it: `hl.run({..., "edit": {"method": Diagonal()}}, out)` takes the object. From the command line and in sweeps a method is known by the entry point of a package (`examples/hooklearn-example`), and a test
+# verdict on it: `hl.run({..., "edit": {"method": Diagonal()}}, out)` takes the object. From the command line and in files a method is known by the entry point of a package (`examples/hooklearn-example`), and a test
 # should show that it beats its own control.

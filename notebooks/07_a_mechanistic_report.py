@@ -89,8 +89,8 @@ analysis.reemergence(run)
 
 # %% [markdown]
 # **Observation.** The components hold up to a fifth of the energy of threats and next to nothing of good answers (below a thousandth), yet edit and attacker lie at the dashed line: neither works along them in particular. What tells
-# the texts apart is not what this edit acts on (notebook 02: separation is not causation). In the last layer the edit leaves a fifth of the distance between the classes, and relearning brings it to about half, less than the
-# never-learned model reaches, while the samples above are all back: **the behaviour returned, these directions did not**. In layers 1 and 2 the distance was hardly touched, and grows under the attack in all three models.
+# the texts apart is not what this edit acts on (notebook 02: separation is not causation). In the last layer the edit leaves a fifth of the distance between the classes, and relearning brings it to two thirds, less than the
+# never-learned model reaches, while the samples above are all back: **the behaviour returned, these directions did not**. In layers 1 and 2 the distance was hardly touched, and grows under the attack in the edited and the never-learned model.
 #
 # **6. The verdict** is a rule, and says which number fired it. The reasons to doubt are part of it.
 

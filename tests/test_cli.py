@@ -459,3 +459,9 @@ def test_a_terminal_gets_a_live_line() -> None:
     seen = os.read(ours, 65536).decode()
     os.close(ours)
     assert "a stage" in seen and "0:00:00" in seen and "[   0 s]" not in seen
+
+
+@pytest.mark.parametrize("words", [("locked", "--good"), ("tiny-threats", "--seed", "1")])
+def test_what_an_organism_does_not_take_is_refused(words: tuple[str, ...], tmp_path: Path) -> None:
+    result = hooklearn("organism", "build", *words, "--out", tmp_path / "o", "-q")
+    assert result.exit_code == 2 and words[1] in result.stderr and not (tmp_path / "o").exists()

@@ -413,6 +413,19 @@ def explorer(real: TokenSample) -> Iterator[Any]:
     yield explore(real)
 
 
+def test_the_readout_of_a_place_without_room_is_that_of_the_place_in_full(big: Packing) -> None:
+    """The page asks for it as soon as it is opened; all components count, also those past the first eight (without
+    them there is another number: the control)."""
+    pytest.importorskip("anywidget", reason="the notebook extra is not installed")
+    from analysis.explorer import explore
+
+    shown = explore(big.sample)
+    shown.place = next(i for i, p in enumerate(shown.packed.header["places"]) if p["bits"] == 8)
+    assert shown.packed.header["places"][shown.place]["count"] == 8
+    assert shown.readout == _whole(big, shown.place).readout(shown.place, range(16))
+    assert shown.readout != shown.packed.readout(shown.place, range(8))
+
+
 def test_the_selection_goes_both_ways(explorer: Any, found: Subspaces) -> None:
     """What is ticked comes out as Subspaces; what is put in is ticked. Untouched places are whole."""
     key = list(found)[explorer.place]

@@ -10,11 +10,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+import pandas as pd
 import pytest
 import token_samples
 from drawn_runs import Drawn, flat, rising, write_run
 
-from analysis import explorer, markup, plots, style
+from analysis import explorer, layers, markup, plots, style, where
 from analysis.advice import ELSEWHERE, NEXT, found, needed, next_steps
 from analysis.reading import read_run
 from analysis.report import VERDICTS, report
@@ -355,6 +357,52 @@ def test_where_the_estimate_misses_the_rule_more_samples_would_not_help(tmp_path
     assert next_steps(replace(run, verdict=verdict))[0] == NEXT["WEAKENED"]
     given = replace(run, verdict=verdict, record={**run.record, "checkpoint": {"name": "b", "hash": "x"}})
     assert next_steps(given)[0] == ELSEWHERE["WEAKENED"]
+
+
+@pytest.mark.parametrize(
+    ("row", "advised"),
+    [
+        ({"cheap": True, "informative_steps": 3}, True),
+        ({"cheap": True, "informative_steps": 3, "past_best": True}, True),  # it may come back again
+        ({"cheap": True, "informative_steps": 0}, False),
+        ({"cheap": False, "informative_steps": 3, "past_best": False}, True),
+        ({"cheap": False, "informative_steps": 3, "past_best": True}, False),
+        ({"cheap": True, "informative_steps": 3, "settled": True}, False),
+    ],
+)
+def test_longer_is_advised_where_it_would_say_more(row: dict[str, Any], advised: bool, tmp_path: Path) -> None:
+    """Not where original and never do not differ, nor where demonstrations are known by heart already."""
+    run = read_run(write_run(tmp_path / "run", metrics=["sampled"], splits=["heldout"]))
+    verdict = {"verdict": "WEAKENED", "reason": "", "attacks": [{"attack": "erode", "setting": "", **row}]}
+    assert any("Attack for longer: erode" in s for s in next_steps(replace(run, verdict=verdict))) == advised
+
+
+def test_no_number_of_samples_makes_up_for_a_missing_control(tmp_path: Path) -> None:
+    """The verdict says that there is none; with one, more samples are advised (the test before)."""
+    run = read_run(write_run(tmp_path / "few", attacks=LENS, items=32, before=FEW, metrics=["sampled"],
+                             splits=["heldout"], seeds=(0,)))  # fmt: skip
+    verdict = judge(run).to_dict()
+    assert needed(verdict) and needed(verdict | {"never": None}) == {}
+
+
+def test_evidence_of_several_seeds_is_averaged_and_the_seeds_are_named(tmp_path: Path) -> None:
+    """A table of sites has the mean and not the last seed; a figure's note is of the seed that kept most."""
+    folder = write_run(tmp_path / "run")
+    rows = pd.read_parquet(folder / "evidence.parquet")
+    rows = pd.concat([rows.assign(seed=0), rows.assign(seed=1, value=rows["value"] - 0.2)], ignore_index=True)
+    run = replace(read_run(folder), evidence=rows)
+    lens = next(kind for kind in where._evidence(run.evidence) if kind["kind"] == "logit_lens")
+    edited = lens["sites"][0]["arms"]["edited"]
+    assert edited["value"] == pytest.approx(0.5) and edited["n"] == 40
+    record = {"role": "decides", "direction": "low", "stderr": 0.01, "n": 40, "null": [1.0] * 199, "meaning": ""}
+    record |= {"name": "logit_lens", "anchors": [1.0, 0.0]}
+    kept = [record | {"seed": s, "value": value} for s, value in ((0, 0.2), (1, 0.9))]
+    figure = layers.by_layer(replace(run, evidence_records=kept))
+    shown = {t.get_text() for t in figure.findobj(matplotlib.text.Text)}  # type: ignore[attr-defined]
+    assert any(t.startswith("80% kept") and t.endswith("seed 0") for t in shown), shown
+    missing = [kept[0] | {"value": None, "null": None}]
+    figure = layers.by_layer(replace(run, evidence_records=missing))
+    assert not any("nan" in t.get_text() for t in figure.findobj(matplotlib.text.Text))  # type: ignore[attr-defined]
 
 
 def test_the_card_of_two_models_has_no_weights(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import matplotlib
@@ -48,6 +49,16 @@ def test_levels_by_attack_are_drawn_as_measured_with_the_controls_below(tmp_path
     namesake = analysis.attack_levels(analysis.compare([folders[0], judged(tmp_path / "never", flat(0.1))]))
     names = [t.get_text() for t in namesake.axes[0].get_yticklabels()]
     assert names == ["never", "returns", "original", "never"], "a run may be called as a control is"
+
+
+def test_a_run_without_measures_has_a_row_without_numbers(tmp_path: Path) -> None:
+    """One that failed, among others."""
+    broken = judged(tmp_path / "broken", flat(0.1))
+    verdict = json.loads((broken / "verdict.json").read_text())
+    (broken / "verdict.json").write_text(json.dumps(verdict | {"metrics": {}, "attacks": []}))
+    table = analysis.attack_table([broken, judged(tmp_path / "stays", flat(0.1))]).set_index("run")
+    assert table["before"].isna().tolist() == [True, False]
+    analysis.attack_map([broken, tmp_path / "stays"])
 
 
 def test_a_run_that_was_not_judged_is_refused(tmp_path: Path) -> None:

@@ -1880,7 +1880,7 @@ class Explorer {
     this.timeLabel.replaceChildren(
       stop.frame < 0
         ? "The original model: all of the signal is there."
-        : `${stop.step ? `After ${number(stop.step)} attack steps` : "Edited, before any attack"}, ${percent(share)} of the original distance between the class means is inside the chosen directions${twin >= 0 ? ` (never-learned: ${percent(this.shares[twin])})` : ""}.`,
+        : `${stop.step ? `After ${number(stop.step)} attack steps` : "Edited, before any attack"}, ${percent(share)} of the original squared distance between the class means is inside the chosen directions${twin >= 0 ? ` (never-learned: ${percent(this.shares[twin])})` : ""}.`,
       !this.entry.frames && stop.frame >= 0
         ? h("small", {}, " Tokens were followed at other places only; the plot shows the original.")
         : "",

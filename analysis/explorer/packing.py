@@ -62,7 +62,12 @@ class Packing:
         taken = len(plain_json(self.header)) + sum(a.nbytes + 80 for a in shared.values()) + 330 * len(sample.places)
         tiers, items = self._plan(order, np.dtype(index).itemsize, len(shared["items"]), limit - taken)
         self.items = shared["items"] = shared["items"][:items]
+        self._texts, self._tiers = shared, tiers
         self.data = self._write(shared, tiers)
+
+    def opened(self, place: int) -> bytes:
+        """``data`` as the page has it once this place was opened: in full."""
+        return self._write(self._texts, {**self._tiers, place: self._full(place, len(self.kept))})
 
     def place(self, place: int) -> bytes:
         """A place in full: it takes the place of the thin one in ``data``; same tokens, texts and strings."""

@@ -125,9 +125,11 @@ class Explorer(anywidget.AnyWidget):
     @property
     def readout(self) -> Readout:
         """The numbers on screen, for the open place and what is ticked there."""
-        count = self.packed.header["places"][self.place]["count"]
+        thin = self.packed.header["places"][self.place]["bits"] < 16
+        packed = unpack(self._packing.opened(self.place)) if thin else self.packed
+        count = packed.header["places"][self.place]["count"]
         chosen = self.components()
-        return self.packed.readout(self.place, range(count) if chosen is None else [c for c in chosen if c < count])
+        return packed.readout(self.place, range(count) if chosen is None else [c for c in chosen if c < count])
 
     @property
     def tokens(self) -> pd.DataFrame:

@@ -298,7 +298,7 @@ def lines(found: Found) -> Iterator[str]:
     for advice in found["advice"]:
         yield f"to do      {advice}"
     if found["ok"]:
-        yield "everything that hooklearn needs works here"
+        yield ("what hooklearn itself needs" if found["advice"] else "everything that hooklearn needs") + " works here"
 
 
 def _gib(size: float | None) -> str:

@@ -227,6 +227,10 @@ def organism_build(
         from hooklearn import models, organisms
         from hooklearn.organisms.kinds import KINDS
 
+        if good and name in KINDS:
+            raise typer.BadParameter(f"{name} is a native kind: its referee needs no half", param_hint="--good")
+        if seed and name not in KINDS:
+            raise typer.BadParameter(f"{name} is an adapter, which is made with one seed", param_hint="--seed")
         if name in KINDS:
             for role, folder in organisms.write_kind(name, out or Path(name), seed, progress).items():
                 progress(f"{role}: {folder}")
