@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hooklearn import parallel
 from hooklearn.types import InputError
 
 
@@ -70,6 +71,9 @@ def observing(*callbacks: Any, out: str | Path = "logs", name: str | None = None
     """
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
+    if parallel.rank() > 0:  # the first process tells, for all
+        yield
+        return
     made = tuple(c() if isinstance(c, type) else c for c in callbacks)
     args = TrainingArguments(output_dir=str(out), run_name=name, report_to="none", project="hooklearn")
     watch = _Watch(made, args, TrainerState(), TrainerControl())

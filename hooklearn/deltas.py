@@ -75,6 +75,7 @@ class Delta(Shareable):
         """
         from hooklearn import models
 
+        original, edited = models.checked(original), models.checked(edited)
         if models.is_sharded(original) or models.is_sharded(edited):
             raise InputError("Delta.between reads whole weights; load both models without shard")
         places, theirs = models.sites(original, "all"), models.sites(edited, "all")

@@ -35,10 +35,24 @@ class Experts(nn.Module):
         self.act_fn = stored.act_fn
         self.hook_chosen = hook()
         """Passes the ``[token, chosen]`` numbers of the experts that every token is sent to."""
-        for number, (up, down) in enumerate(zip(stored.gate_up_proj, stored.down_proj, strict=True)):
-            gate, in_ = up.detach().chunk(2)
-            parts = {"gate": gate, "in": in_, "out": down.detach()}
-            self.add_module(str(number), nn.ModuleDict({n: linear(_linear(w), n) for n, w in parts.items()}))
+        for number, parts in self._views():
+            self.add_module(number, nn.ModuleDict({n: linear(_linear(w), n) for n, w in parts.items()}))
+
+    def _views(self) -> Iterator[tuple[str, dict[str, Float[Tensor, "d_out d_in"]]]]:
+        """Number -> its three matrices, inside the tensors of all."""
+        up, down = (stack.detach() for stack in self.stacked())
+        for number in range(len(up)):
+            gate, in_ = up[number].chunk(2)
+            yield str(number), {"gate": gate, "in": in_, "out": down[number]}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Experts:
+        """Moved to a device or another dtype, tensors and matrices would be two; they stay one."""
+        super()._apply(fn, recurse)
+        for number, parts in self._views():
+            for name, view in parts.items():
+                part: Any = self._modules[number]
+                next(part[name].parameters()).data = view
+        return self
 
     def forward(
         self,

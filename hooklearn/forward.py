@@ -30,7 +30,8 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 
 def resolve_precision(precision: Precision, device: torch.device | str = "cpu") -> torch.dtype:
-    """``auto``: bfloat16 where it is the faster of the two, else float32."""
+    """``auto``: bfloat16 where it is the faster of the two, else float32. GPUs that only emulate it (T4, V100) are not
+    asked to."""
     if precision == "float32":
         return torch.float32
     if precision == "bfloat16":
@@ -40,7 +41,8 @@ def resolve_precision(precision: Precision, device: torch.device | str = "cpu") 
     if torch.device(device).type == "cpu":
         decided = _decided.get()
         return torch.bfloat16 if (_bfloat16_pays() if decided is None else decided) else torch.float32
-    return torch.bfloat16
+    emulated = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.float32 if emulated else torch.bfloat16
 
 
 _decided: ContextVar[bool | None] = ContextVar("decided", default=None)

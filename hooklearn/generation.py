@@ -17,6 +17,7 @@ from transformers import Cache, GenerationConfig, LogitsProcessor, LogitsProcess
 from hooklearn import interventions, losses, models, prefixes, sharded
 from hooklearn.data import prompt_tokens
 from hooklearn.plain import plain_copy, read_once, with_fused_attention
+from hooklearn.traits import packs
 from hooklearn.types import InputError
 
 
@@ -86,7 +87,7 @@ def say(
         )
     asked = [ids[-room:] for ids in asked]
     with interventions.carried_over(model, plain):
-        ids, mask, begun = _begun(plain, asked, tokenizer.pad_token_id or 0, device)
+        ids, mask, begun = _begun(plain, asked, tokenizer.pad_token_id or 0, device, share=packs(model))
         uniform = torch.rand(len(texts), new_tokens, generator=generator).to(device) if temperature != 0 else None
         chooser = _Chosen(uniform, temperature, ids.shape[1])
         out = plain.generate(
@@ -117,10 +118,11 @@ def _plainest(given: GenerationConfig, tokenizer: Any, new_tokens: int) -> Gener
 
 
 def _begun(
-    plain: Any, asked: list[list[int]], pad: int, device: torch.device
+    plain: Any, asked: list[list[int]], pad: int, device: torch.device, *, share: bool
 ) -> tuple[Tensor, Tensor, dict[str, Cache]]:
-    """(ids, mask, cache of the prefixes): one left-padded block, or two where prompts begin alike."""
-    if (found := prefixes.shared_prefixes(asked)) is not None:
+    """(ids, mask, cache of the prefixes): one left-padded block, or two where prompts begin alike and the model goes by
+    positions and not by places in the row, as padding stands between the two."""
+    if share and (found := prefixes.shared_prefixes(asked)) is not None:
         ids, mask = (t.to(device) for t in found.beginnings(pad))
         if (read := read_once(plain, ids, mask)) is not None:
             name, cache = read

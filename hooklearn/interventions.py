@@ -63,15 +63,12 @@ def carried_over(model: Any, plain: nn.Module) -> Iterator[None]:
 
     Raises InputError for other hooks in the bridge, which the copy has not.
     """
+    if not are_all(model):
+        raise InputError(
+            f"hooks at {', '.join(list(models.hooked(model))[:3])} do not fire where text is generated, by the plain "
+            "model; take them off (model.reset_hooks()), or steer with hooklearn.interventions.intervened(model, do)"
+        )
     doing = _active.get(model, [])
-    if not doing:
-        if names := list(models.hooked(model)):
-            raise InputError(
-                f"hooks at {', '.join(names[:3])} do not fire where text is generated, by the plain model; take them "
-                "off (model.reset_hooks()), or steer with hooklearn.interventions.intervened(model, do)"
-            )
-        yield
-        return
     names = {id(module): plain_name(name) for name, module in model.original_model.named_modules()}
     with contextlib.ExitStack() as stack:
         for layer, block in enumerate(model.blocks):

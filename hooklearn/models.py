@@ -43,7 +43,7 @@ from hooklearn.types import InputError, Site
 
 
 def load(
-    name: str,
+    name: str | Path,
     *,
     device: str = "auto",
     dtype: torch.dtype = torch.float32,
@@ -63,7 +63,7 @@ def load(
     """
     if not isinstance(name, str | Path):
         raise InputError(f"load reads a model by name, not {_given(name)}; hl.wrap takes one in memory")
-    device = available(device)
+    name, device = str(name), available(device)
     if shard or offload:
         from hooklearn import sharded  # above this module: it wraps what it loads
 
@@ -102,7 +102,7 @@ def wrap(
     if isinstance(hf_model, TransformerBridge):
         model = _taken_over(hf_model, tokenizer)
     elif isinstance(hf_model, PreTrainedModel):
-        model = _booted(hf_model, tokenizer, name)
+        model = _booted(hf_model, tokenizer, str(name))
     else:
         raise InputError(f"wrap takes a model of transformers or a TransformerBridge, not {_given(hf_model)}")
     setattr(model.tokenizer, _AS_GIVEN, True)

@@ -52,8 +52,8 @@ def load(
             one process is enough.
 
     Raises:
-        InputError: one process only; no safetensors; an architecture whose weights the bridge takes apart (fused
-            projections, mixtures of experts); as :func:`hooklearn.models.load`.
+        InputError: one process only; no safetensors; quantised weights; an architecture whose weights the bridge takes
+            apart (fused projections, mixtures of experts); as :func:`hooklearn.models.load`.
     """
     _check_processes(offload)
     if name.endswith(".gguf"):
@@ -62,6 +62,11 @@ def load(
             "need safetensors"
         )
     config, tokenizer = pretrained.read_config(name, trust_remote_code)
+    if getattr(config, "quantization_config", None):
+        raise InputError(
+            f"model {name!r}: its weights are quantised, and model.shard and model.offload read them as they are "
+            "stored; give a checkpoint in float32, bfloat16 or float16"
+        )
     files = TensorFiles.of(name)
     with init_empty_weights(include_buffers=False):
         empty: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)

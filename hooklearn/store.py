@@ -177,6 +177,10 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
+LOGS = "logs"
+"""Where loggers write, which begin before the run does."""
+
+
 def claim(folder: Path, record: str) -> IO[str]:
     """An empty folder, or one that holds ``record``, is this process' own until the handle is closed.
 
@@ -185,7 +189,7 @@ def claim(folder: Path, record: str) -> IO[str]:
     with disk.clear_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         _refuse_links(folder)
-        names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+        names = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".") and p.name != LOGS)
         if names and record not in names:
             raise InputError(f"{folder}: not a run, it holds {names[0]!r}; use another --out")
         with ExitStack() as undo:

@@ -76,6 +76,8 @@ class TensorFiles:
                 found = file.get_tensor(name).clone()
         except (SafetensorError, OSError) as error:
             raise InputError(f"{self.folder / place}: damaged, or not there ({error})") from error
+        if found.dtype not in disk.DTYPES:
+            raise InputError(f"{self.folder / place}: {name!r} is {found.dtype}; expected one of {disk.DTYPES}")
         if found.shape != shape:
             raise InputError(f"{self.folder / place}: {name!r} is {list(found.shape)}, the model's {list(shape)}")
         return found

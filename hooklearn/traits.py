@@ -32,7 +32,8 @@ def packs(model: Any) -> bool:
     """Whether sequences that stand in one row and do not see one another score as each does alone.
 
     Not where a layer carries a state along the row (convolutions, recurrent and linear attention), where attention has
-    a window that is shorter than a row, or where positions are counted along the row whatever is asked for.
+    a window that is shorter than a row, or where positions, or distances, are counted along the row whatever is asked
+    for.
     """
     if model not in _PACKS:
         from hooklearn import models  # it wraps, and examines what it wraps
@@ -98,21 +99,27 @@ def _window(model: Any) -> bool:
 def _tried(model: Any) -> bool:
     if _window(model):
         return False
-    first, second = _some_tokens(model, 9), _some_tokens(model, 7, seed=1)
-    n, m = len(first), len(second)
-    row = torch.cat([first, second])[None]
-    at = torch.arange(n + m)
-    sees = (at[:, None] >= at[None, :]) & ((at < n)[:, None] == (at < n)[None, :])
+    return all(_apart(model, shared) for shared in (0, 5))
+
+
+def _apart(model: Any, shared: int) -> bool:
+    """Whether the second of two sequences, which begin with so many tokens in common that stand there once, scores as
+    it does alone: attention that counts distance along the row is told from the first by these tokens only."""
+    start, first, second = (_some_tokens(model, n, seed=i) for i, n in enumerate((shared, 9, 7)))
+    row, at = torch.cat([start, first, second])[None], torch.arange(shared + 16)
+    branch = (at >= shared).long() + (at >= shared + 9).long()
+    sees = (at[:, None] >= at[None, :]) & ((branch[:, None] == branch[None, :]) | (branch == 0)[None, :])
     apart = torch.where(sees, 0.0, torch.finfo(torch.float32).min / 2)[None, None]
     with _undisturbed():
         try:
-            position = torch.cat([torch.arange(n), torch.arange(m)])[None]
-            together = _logits(model, row, apart, position)[0, n:]
+            position = torch.where(branch == 2, at - 9, at)[None]
+            together = _logits(model, row, apart, position)[0, -7:]
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):  # it takes no such mask, or positions
             return False
-        alone = _logits(model, second[None], torch.ones(1, m, dtype=torch.long))[0]
-        seen = _logits(model, row, torch.ones(1, n + m, dtype=torch.long))[0, n:]
-    whole = all(p.dtype is torch.float32 for p in model.parameters())
+        own = torch.cat([start, second])[None]
+        alone = _logits(model, own, torch.ones_like(own))[0, -7:]
+        seen = _logits(model, row, torch.ones_like(row))[0, -7:]
+    whole = all(p.dtype in (torch.float32, torch.float64) for p in model.parameters())
     return bool((together - alone).abs().max() <= (LEAK if whole else LEAK_HALF) * (seen - alone).abs().max())
 
 

@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 from user_files import hooklearn
 
 import hooklearn as hl
+from hooklearn import callbacks, parallel, store
 from hooklearn.callbacks import observing, reporting_to
 from hooklearn.deltas import Delta
 from hooklearn.integrity import weights_hash
@@ -142,6 +143,7 @@ def test_a_run_is_told_to_the_loggers_that_are_named(tmp_path: Path, monkeypatch
 
     class Logger:
         def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            Path(args.output_dir).mkdir(parents=True)  # as TensorBoard's does
             heard.append(f"begin {Path(args.output_dir).relative_to(tmp_path)} {args.run_name}")
 
         def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
@@ -160,3 +162,23 @@ def test_a_run_is_told_to_the_loggers_that_are_named(tmp_path: Path, monkeypatch
         result = hooklearn("run", "tiny", "--out", tmp_path / "run", "-q", *more)
         assert result.exit_code == 2 and "far enough" in result.stderr
     assert heard == ["begin run/logs run", "step", "end"]
+
+
+def test_what_loggers_wrote_is_no_reason_to_refuse_a_run(tmp_path: Path) -> None:
+    """They begin before the run does; something else in the folder is one (control)."""
+    (tmp_path / "run" / "logs").mkdir(parents=True)
+    with store.RunFolder.create(tmp_path / "run", {"config": {}}):
+        pass
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").touch()
+    with pytest.raises(InputError, match="it holds 'thesis.tex'"):
+        store.RunFolder.create(tmp_path / "other", {"config": {}})
+
+
+def test_of_several_processes_the_first_tells(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    notes = Notes()
+    for rank, heard in ((1, False), (0, True)):
+        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+        with observing(notes, out=tmp_path):
+            callbacks.step_ended(1, loss=0.0)
+        assert bool(notes.heard) == heard

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from test_models import GROUPED, LLAMA_LIKE, copies, prompts, random_delta, same_weights, tiny_tokenizer
 
 import hooklearn as hl
-from hooklearn import editing, integrity, models
+from hooklearn import editing, forward, integrity, models
 from hooklearn.corpora.corpus import Corpus
 from hooklearn.data import batches, encode
 from hooklearn.deltas import Delta
@@ -315,3 +315,19 @@ def test_cir_edits_a_shared_expert(loss: str) -> None:
         x_components=2, g_components=2,
     )  # fmt: skip
     assert result.delta.norm() > 0
+
+
+def test_experts_that_are_moved_are_still_those_that_are_written() -> None:
+    """``model.to(...)`` copies tensors and matrices apart; what reads and exports must see an edit of either
+    (to bfloat16's hundredths; left as they were, states differed by 3.75)."""
+    model = models.wrap(mixture("Mixtral"), tiny_tokenizer(), "Mixtral").to(torch.bfloat16)
+    for _, experts in experts_of(model):
+        stored = {p.untyped_storage().data_ptr() for p in experts.stacked()}
+        parts = [p for number in range(4) for p in experts.get_submodule(str(number)).parameters()]
+        assert {p.untyped_storage().data_ptr() for p in parts} == stored
+        assert all(p.dtype == torch.bfloat16 for p in parts)
+    (batch,) = batches(encode(texts(2), models.tokenizer_of(model)), max_tokens=64)
+    with torch.no_grad(), editing.edited(model, random_delta(model, "mlp.experts") * 0.1):
+        seen = forward.hidden(model, batch)
+        with forward.reader(model) as read:
+            assert float((read(batch) - seen).abs().max()) < 0.1

@@ -290,6 +290,9 @@ CARRIES_ON: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
         **GROUPED, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8, mamba_n_groups=1,
         lm_head_multiplier=0.1,
     ),
+    "distances by place in the row": lambda: transformers.MptConfig(
+        vocab_size=VOCAB, d_model=32, n_heads=4, n_layers=2, max_seq_len=64
+    ),
     "a short window": lambda: transformers.MistralConfig(**GROUPED, sliding_window=8),
     "every other layer a short window": lambda: transformers.Gemma2Config(**GROUPED, head_dim=8, sliding_window=8),
     "local attention": lambda: transformers.GPTNeoConfig(
@@ -323,6 +326,21 @@ def test_where_rows_cannot_be_shared_every_sequence_scores_as_it_does_alone(kind
     assert not packs(model)
     found = forward.sequence_logprobs(model, sequences, precision="float32")[:, 0].float()
     torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_prompts_that_begin_alike_say_what_each_says_alone() -> None:
+    """Also where distances are counted along the row, and padding would stand between the beginning and the rest."""
+    torch.manual_seed(0)
+    hf_model = AutoModelForCausalLM.from_config(CARRIES_ON["distances by place in the row"]()).eval()
+    with torch.no_grad():
+        for parameter in hf_model.parameters():
+            parameter.mul_(8 if parameter.ndim > 1 else 1)
+    model = wrap(hf_model, tiny_tokenizer(), "mpt")
+    model.original_model.generation_config.eos_token_id = None
+    beginning = " ".join(f"w{i}" for i in range(4, 20))
+    texts = [f"{beginning} {rest}" for rest in ("w20", "w21 w22 w23", " ".join(f"w{i}" for i in range(24, 36)))]
+    together = [said.text for said in say(model, texts, 6, temperature=0.0)]
+    assert together == [say(model, [text], 6, temperature=0.0)[0].text for text in texts]
 
 
 def test_the_usual_families_share_their_rows(family):
@@ -481,6 +499,38 @@ def test_what_is_done_to_the_states_is_done_while_text_is_generated(family):
             ids = torch.cat([ids, model(ids)[:, -1:].argmax(-1)], 1)
     assert found == model.tokenizer.decode(ids[0, start:], skip_special_tokens=True) != before
     assert say(model, ["w1 w2 w3"], 4, temperature=0.0)[0].text == before
+
+
+def test_text_is_not_generated_past_the_hooks_of_others(family):
+    """Inside an intervention as outside: what somebody else hooked into the bridge does not fire there."""
+    model = tiny(family)
+    with (
+        intervened(model, lambda layer, states: None),
+        model.hooks(fwd_hooks=[("blocks.0.hook_out", lambda value, hook: 0 * value)]),
+        pytest.raises(InputError, match="do not fire where text is generated"),
+    ):
+        say(model, ["w1 w2 w3"], 4, temperature=0.0)
+
+
+def test_a_path_is_a_name(tmp_path: Path) -> None:
+    """Told as text everywhere after; one that is not there is a line."""
+    assert load(Path("tiny")).cfg.model_name == "tiny"
+    with pytest.raises(InputError, match="nothing-here"):
+        load(tmp_path / "nothing-here")
+    with pytest.raises(InputError, match="must be what hl.load or hl.wrap returns"):
+        Delta.between("tiny", "other")
+
+
+@pytest.mark.parametrize(("emulated", "found"), [(True, torch.float32), (False, torch.bfloat16)])
+def test_a_gpu_that_only_emulates_bfloat16_computes_in_float32(
+    emulated: bool, found: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or not emulated
+    )
+    assert forward.resolve_precision("auto", "cuda") is found
+    assert forward.resolve_precision("bfloat16", "cuda") is torch.bfloat16, "who asks for it gets it"
 
 
 def test_trainable_opens_only_what_it_is_given():

@@ -11,7 +11,7 @@ import pytest
 import torch
 import user_files
 from launching import in_a_process, in_two_processes
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_parallel import ADAM, SOLVED, SUMS, off
 from torch import Tensor
 from transformers import (
@@ -23,6 +23,7 @@ from transformers import (
     MixtralConfig,
 )
 
+import hooklearn as hl
 from hooklearn import disk, editing, exporting, integrity, models, parallel, store
 from hooklearn.tensor_files import INDEX, TensorFiles
 from hooklearn.types import InputError
@@ -229,6 +230,20 @@ def test_architectures_that_the_bridge_takes_apart_are_refused(
             models.load(name, shard=True)
         with pytest.raises(InputError, match=words):
             models.load(name, offload=True)
+
+
+def test_quantised_weights_are_not_taken_for_weights(tmp_path: Path) -> None:
+    """Their codes would be read as they are stored, and the scales not at all; the same folder without is read
+    (control)."""
+    hl.export(models.load("tiny"), hl.Delta({}), tmp_path / "fp8")
+    models.load(str(tmp_path / "fp8"), offload=True)
+    config = json.loads((tmp_path / "fp8" / "config.json").read_text())
+    (tmp_path / "fp8" / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "fp8"}}))
+    with pytest.raises(InputError, match="its weights are quantised"):
+        models.load(str(tmp_path / "fp8"), offload=True)
+    save_file({"w": torch.ones(2, dtype=torch.int8)}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="'w' is torch.int8"):
+        TensorFiles(tmp_path, {"w": "model.safetensors"}).read("w", torch.Size([2]))
 
 
 def test_a_checkpoint_that_cannot_be_read_is_named(folder: Path, tmp_path: Path) -> None:

@@ -59,10 +59,12 @@ def run_and_judge(
 ) -> None:
     """The whole job, its verdict, and its report where it is wanted; every step is told to what ``log_to`` names."""
     with work(quiet) as progress:
+        from hooklearn import parallel
+
         job = made(progress)
         folder = out or job.new_folder()
         try:
-            with logging_to(log_to, folder):
+            with parallel.joined(), logging_to(log_to, folder):
                 job.run(folder, progress, resume=resume)
         except KeyboardInterrupt:
             again = f"{job.command} --out {shlex.quote(str(folder))} --resume"
@@ -78,8 +80,9 @@ def logging_to(names: Sequence[str] | None, folder: Path) -> Iterator[None]:
         yield
         return
     from hooklearn.callbacks import observing, reporting_to
+    from hooklearn.store import LOGS
 
-    with observing(*reporting_to(*names), out=folder / "logs", name=folder.name):
+    with observing(*reporting_to(*names), out=folder / LOGS, name=folder.name):
         yield
 
 

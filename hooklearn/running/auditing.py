@@ -22,10 +22,11 @@ SAMPLES = 96
 """Held-out prompts to sample from, or all where there are fewer; a run of ours takes 32.
 
 An audit has to recognise the gold standard, the never-learned model itself, as REMOVED. Nothing came back there, and
-what decides is how surely it is known. Where an attack leaves the original no more than informed when
-this was chosen (a quarter of the gap; it is .4 now, and fewer would do), the lower bound of that removal is .71 with 32 samples, .80 with 48 and .90 with 96 if the gap is whole; .68, .75, .87
-if it is .8; .43, .62 and .79 if it is half. The rule asks for .8. An audit attacks once and has no edit to pay for:
-``--dry-run`` puts the whole of it at 1.4 times the work with 32 (SmolLM2-135M, battery cheap).
+what decides is how surely it is known. Where an attack leaves the original no more than informed when this was chosen
+(a quarter of the gap; it is .4 now, and fewer would do), the lower bound of that removal is .71 with 32 samples, .80
+with 48 and .90 with 96 if the gap is whole; .68, .75, .87 if it is .8; .43, .62 and .79 if it is half. The rule asks
+for .8. An audit attacks once and has no edit to pay for: ``--dry-run`` puts the whole of it at 1.4 times the work with
+32 (SmolLM2-135M, battery cheap).
 """
 
 
