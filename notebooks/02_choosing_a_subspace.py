@@ -176,6 +176,6 @@ print(result)
 
 # %% [markdown]
 # **Limits.** One model of four layers, one habit, forty held-out requests, one seed in this run. The order truth, contrast, probe, then random and pca
-# (these two within their errors) was the same at far KL 0.05 with organism seeds 0 and 1. Whether `contrast` is the best choice elsewhere is not shown; that AUC and variance
+# (these two within their errors) was the same at far KL 0.05 with organism seeds 0 and 1 (with an earlier `probe`, whose directions were not orthogonal). Whether `contrast` is the best choice elsewhere is not shown; that AUC and variance
 # cannot tell is. Take with you: **(a)** probe a model that never had the habit too, **(b)** compare choices by their effect per nat, never by
 # their score.
