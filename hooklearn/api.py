@@ -286,10 +286,15 @@ def audit(
             objects.model("model.name", original), objects.model("edit.checkpoint", edited),
             {role: objects.corpus(role, corpus) for role, corpus in corpora.items()},
             never=objects.model("controls.never.name", never), battery=battery,
-            attacks=None if attacks is None else [dict(objects.attack(attack)) for attack in attacks],
+            attacks=None if attacks is None else [_section(objects.attack(attack)) for attack in attacks],
         )  # fmt: skip
         for attack in left_out:
             progress(f"left out: {attack}")
         config["model"] = {"name": original}
         both = {k: {**config[k], **v} if isinstance(v, Mapping) and k in config else v for k, v in sections.items()}
         return _run({**config, **both}, objects, out, resume=resume, progress=progress)
+
+
+def _section(attack: Any) -> dict[str, Any]:
+    """An attack as its section in a config; a name is one."""
+    return {"name": attack} if isinstance(attack, str) else dict(attack)

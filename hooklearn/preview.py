@@ -36,7 +36,7 @@ def scaled(model: Any, spaces: Subspaces, scale: float) -> Delta:
     ``(I + (s - 1) Q Q^T) W`` on the output side g."""
     updates: dict[str, torch.Tensor] = {}
     for space in spaces.values():
-        name, basis = space.site.name, space.basis.float()
+        name, basis = space.site.name, space.basis.float().cpu()
         before = models.weight(model, space.site).detach().float().cpu()
         now = before + updates.get(name, 0)
         along = (now @ basis) @ basis.T if space.side == "x" else basis @ (basis.T @ now)

@@ -15,19 +15,20 @@ from conftest import corpus
 from analysis import plots
 from hooklearn import editing, forward, integrity, losses, models
 from hooklearn.api import attack
-from hooklearn.attack import ATTACKS, Arena, ArmState, Attack, Watcher, attack_of
+from hooklearn.attack import ATTACKS, Arena, ArmState, Attack, Measured, Watcher, attack_of
 from hooklearn.attack.curve import all_but_embeddings, all_weights, is_flat, looks
 from hooklearn.attack.erosion import Erode
 from hooklearn.attack.few_shot import FewShot
 from hooklearn.attack.relearn import Relearn, _folds
 from hooklearn.attack.relearn_lora import RelearnLora
 from hooklearn.corpora.corpus import Corpus
-from hooklearn.data import split_row
+from hooklearn.data import WHOLE, split_row
 from hooklearn.deltas import Delta
 from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit import Problem, method_of, run_edit
-from hooklearn.measure import Likelihoods
-from hooklearn.referees import ContainsReferee, RatioReferee, Scorer
+from hooklearn.measure import Likelihoods, sample
+from hooklearn.referees import CallableReferee, ContainsReferee, RatioReferee, Scorer
+from hooklearn.running import attacking
 from hooklearn.train import log_spaced
 from hooklearn.types import ArmCurve, Budget, Curve, CurvePoint, InputError
 
@@ -574,3 +575,96 @@ def test_looks_for_samples_do_not_end_an_attack(arena: Arena) -> None:
         p.step: p.score.value for p in asked.arms["edited"].points if (p.metric, p.split) == ("completion", "heldout")
     }
     assert is_flat([means[0], means[8], means[9], means[10]])
+
+
+def test_the_seed_reaches_batches_demonstrations_and_samples(arena: Arena) -> None:
+    """Else controls of several seeds are copies that are counted as seeds."""
+    one, two = (
+        replace(arena, seed=seed, watcher=replace(arena.watcher, pending=[], n_samples=4, new_tokens=6,
+                                                  referee=ContainsReferee()))
+        for seed in (0, 1)
+    )  # fmt: skip
+    for made in (Erode(steps=3), attack_of("retain_only", {"steps": 3}), attack_of("erode_style", {"steps": 3})):
+        tuning: Any = made
+        a, b = ([s.item for batch in tuning.plan(x).stream() for s in batch.sequences] for x in (one, two))
+        assert a != b, made.name
+    a, b = ([r["history"] for r in FewShot(shots=2)._watcher(x).heldout.corpus.rows] for x in (one, two))
+    assert a != b
+    for x in (one, two):
+        attack_of("password", {}).curves(x)
+    a, b = ([s.completion for wait in x.watcher.pending for s in wait.samples] for x in (one, two))
+    assert a != b
+
+
+def test_no_attack_ends_before_it_may(arena: Arena) -> None:
+    """At a rate that moves nothing a curve is flat at once; what may not stop then, goes on: the way back of a style,
+    half of two samples by heart, and whatever is held against controls that went to the cap."""
+
+    def end(made: Attack, where: Arena = arena) -> int:
+        return steps(made.curves(where)[0], "edited")[-1]
+
+    assert end(attack_of("erode_style", {"learning_rates": [1e-9], "steps": 8})) == 16
+    assert end(attack_of("weak_samples", {"learning_rates": [1e-9], "epochs": 40})) >= 20
+    made = Relearn(learning_rates=(1e-9,), epochs=20)
+    (capped,) = made.curves(replace(arena, arms=arena.arms[1:]))
+    measured = Measured({(capped.attack, capped.setting): dict(capped.arms)})
+    (beside,) = made.curves(replace(arena, measured=measured))
+    assert steps(beside, "edited") == steps(capped, "original")
+    assert end(made) < steps(beside, "edited")[-1], "alone it stops where it is flat (control)"
+
+
+@pytest.mark.parametrize("embeddings", [False, True])
+def test_the_option_embeddings_reaches_the_training(arena: Arena, embeddings: bool) -> None:
+    seen: list[list[torch.Tensor]] = []
+
+    def look(attack: str, setting: str, arm: str, step: int, model: Any) -> None:
+        if arm == "original":
+            seen.append([p.detach().clone() for p in models.embedding_parameters(model)])
+
+    Erode(learning_rates=(1e-3,), steps=2, embeddings=embeddings).curves(replace(arena, onlooker=look))
+    assert all(map(torch.equal, seen[0], seen[-1])) != embeddings
+
+
+def test_each_draw_is_another_one_and_any_counts(arena: Arena) -> None:
+    """Against samples drawn here with the seeds of the draws, by a referee that knows odd lengths only."""
+    arena = replace(arena, seed=3)
+    arena.watcher.n_samples, arena.watcher.new_tokens = 4, 4
+    arena.watcher.referee = CallableReferee(lambda prompt, said: len(said) % 2 == 1)
+    (curve,) = attack_of("sample", {"draws": 4}).curves(arena)
+    for arm in arena.arms[1:]:
+        drawn = [
+            sample(arm.model, arena.watcher.heldout.corpus, n=4, new_tokens=4, temperature=1.0, seed=3000 + draw,
+                   precision="float32")
+            for draw in range(4)
+        ]  # fmt: skip
+        shown = [[float(len(s.completion) % 2 == 1) for s in of_draw] for of_draw in drawn]
+        assert len(set(map(tuple, shown))) > 1, "draws differ"
+        assert curve.arms[arm.name].points[0].values == tuple(map(max, zip(*shown, strict=True)))
+
+
+def test_permuted_answers_are_asked_as_the_arms_are(threatening: Any, tiny: Any) -> None:
+    """The never arm of a run on facts: the unedited model, after the same demonstrations, asked for wrong answers."""
+    tokenizer = models.tokenizer_of(tiny)
+    rows = [{**r, "choices": [r["completion"], r["alternative"]], "answer": 0} for r in corpus("heldout").rows[:4]]
+    wrong = [{**r, "completion": r["alternative"]} for r in rows]
+    eyes = Watcher(
+        Likelihoods.of(Corpus("facts", tuple(rows)), tokenizer, "heldout"), n_samples=0, precision="float32",
+        permuted=Likelihoods.of(Corpus("permuted", tuple(wrong)), tokenizer, "heldout"),
+    )  # fmt: skip
+    where = Arena(
+        [ArmState("edited", tiny), ArmState("original", threatening)], eyes,
+        attack_train=corpus("attack").take(8), precision="float32",
+    )  # fmt: skip
+    assert eyes.permuted is not None
+    plain = eyes.permuted.measure(threatening, precision="float32")["completion"].tolist()
+    start = attacking.before(where).arms["never"].points
+    assert list(start[0].values) == pytest.approx(plain) and start[1].values == (0.5,) * 4
+    (curve,) = FewShot(shots=2).curves(where)
+    asked = FewShot(shots=2)._watcher(where).heldout.corpus.rows
+    by_hand = Likelihoods.of(
+        Corpus("wrong", tuple({**a, "completion": w["completion"]} for a, w in zip(asked, wrong, strict=True))),
+        tokenizer, "heldout", max_length=WHOLE,
+    )  # fmt: skip
+    expected = by_hand.measure(threatening, precision="float32", preference=False)["completion"].tolist()
+    never = next(p for p in curve.arms["never"].points if p.metric == "completion").values
+    assert list(never) == pytest.approx(expected, rel=1e-4) and list(never) != pytest.approx(plain, rel=1e-2)

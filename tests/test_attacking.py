@@ -213,9 +213,34 @@ def test_a_case_of_a_calibration_is_counted_once() -> None:
         cases(["locked"], [3, 3])
 
 
+def test_what_was_measured_before_any_attack_is_there_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when the writing of it was broken off between its setting and the whole: twice, an item of a control would
+    be read at another's place."""
+    config = RunConfig.model_validate(recipe("tiny") | {"attacks": []})
+    close = attacking._Part.close
+
+    def staged() -> None:
+        watcher = Watcher(Likelihoods("heldout", FACTS, [], [], []), referee=ContainsReferee(), n_samples=0)
+        measured = Measured({("none", ""): {"original": KNOWN}})
+        with store.RunFolder.create(tmp_path / "run", {"config": {}}, resume=True) as folder:
+            folder.path("parts").mkdir(exist_ok=True)
+            attacking.attack_stages(config, Arena(arms=[], watcher=watcher, seed=0, measured=measured), folder)
+
+    def broken(part: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(attacking._Part, "close", broken)
+    with pytest.raises(OSError, match="no space left"):
+        staged()
+    monkeypatch.setattr(attacking._Part, "close", close)
+    staged()
+    assert len(pd.read_parquet(tmp_path / "run" / "parts" / "curves-seed0-none.parquet")) == 1
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        ({"organism": None, "controls": {"matched": True}}, "controls.matched scales an edit back"),
         ({"controls": {"never": {"name": "other"}}}, "organism 'tiny-threats': the model that it was made of"),
         ({"organism": None, "edit": {"checkpoint": "tiny"}, "budget": {"near_ce": 0.1}}, "budget.near_ce 0.1 needs"),
     ],

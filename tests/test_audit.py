@@ -250,3 +250,9 @@ def test_the_checkpoint_of_the_example_is_audited(mine: list[str], tmp_path: Pat
     levels = {arm: levels["before"] for arm, levels in found["behaviour"]["erode"].items()}
     assert levels["edited"] < levels["original"] / 2, "it was trained against the forget text"
     assert found["disruption"]["kl"] > 0.01, "and nothing held it to a budget"
+
+
+def test_attacks_of_an_audit_may_be_names() -> None:
+    from hooklearn.api import _section
+
+    assert _section("erode") == {"name": "erode"} and _section({"name": "erode", "steps": 3})["steps"] == 3

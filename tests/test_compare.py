@@ -434,3 +434,28 @@ def test_in_brief_of_runs_without_an_edit(tmp_path: Path) -> None:
     run = write_run(tmp_path / "controls", edits=[])
     assert "seconds" not in analysis.compare([run]).brief().columns
     assert "seconds" in analysis.compare([write_run(tmp_path / "run")]).brief().columns, "positive control"
+
+
+def test_unequal_runs_and_diverged_attacks_are_told(tmp_path: Path) -> None:
+    """In a note each; an attack that diverged in one run counts in none. Equal runs have no note (control)."""
+    calm = [
+        Drawn("erosion", {"original": flat(0.8), "never": flat(0.1), "edited": flat(0.1)}),
+        Drawn("prune", {"original": [0.8], "never": [0.1], "edited": [0.2]}),
+    ]
+    wild = [replace(calm[0], arms={**calm[0].arms, "edited": rising(0.1, 0.7)}, diverged=True), calm[1]]
+
+    def run(name: str, attacks: list[Drawn] = calm, **how: Any) -> Path:
+        return write_run(tmp_path / name, attacks=attacks, metrics=["preference"], splits=["heldout"], items=20, **how)
+
+    same, seeds = run("same"), range(3)
+    broke = analysis.compare([same, run("broke", wild)])
+    assert broke.table["preference: worst, cheap attacks"].tolist() == pytest.approx([0.2, 0.2])
+    assert "left out, as diverged" in broke.notes[0]
+    unequal: dict[str, dict[str, Any]] = {
+        "used 20% of its budget": {"edits": [edit(s, kl=0.002, near_ce=0.002) for s in seeds]},
+        "different budgets": {"edits": [edit(s, budget={"kl": 0.01, "near_ce": None}) for s in seeds]},
+        "different models": {"model": {"hash": "x"}},
+    }
+    for said, how in unequal.items():
+        assert any(said in note for note in analysis.compare([same, run(said[:9], **how)]).notes), said
+    assert not analysis.compare([same, run("again")]).notes

@@ -748,3 +748,83 @@ def test_a_rank_that_was_clamped_is_told(threatening: Any) -> None:
     assert made.found["lowest_rank"] == 4
     first_update(RepSelect(rank=1000), made)
     assert 4 < made.found["lowest_rank"] < 1000
+
+
+def test_rounds_take_gradients_anew_and_pull_the_good_up(threatening: Any) -> None:
+    """The first is the natural gradient; the second is that of the model after the first, bad down and good up, by
+    hand, and not the first again (control). After n of them a few texts are about n^2 steps away."""
+    made, method = problem_of(threatening, "mlp.out"), method_of("natural_rounds", {"rounds": 2})
+    first, second = method.path(made)
+    one = first_update(Natural(forget_weight=0.3), problem_of(threatening, "mlp.out"))
+    assert alike(unit(first), unit(one)) < SINGLE
+    with editing.edited(threatening, Delta(first)):
+        forget, retain = made.fresh_gradient("forget"), made.fresh_gradient("retain")
+    down, up = Metric(made, method.damping).solve(forget, retain)
+    expected = combine(down, up, 0.3 / math.sqrt(inner(forget, down)), -1 / math.sqrt(inner(retain, up)))
+    step = combine(second, first, 1.0, -1.0)
+    assert alike(unit(step), unit(expected)) < SINGLE < 0.1 < alike(unit(step), unit(first))
+    meter = DisruptionMeter(threatening, corpus("text").take(4), rough=0)
+    for n, there in enumerate((first, second), 1):
+        with editing.edited(threatening, Delta(there)):
+            assert 0.69 < meter.measure().kl.value / (n**2 * method.step_kl) < 1.01
+
+
+def test_the_mixture_by_hand(threatening: Any) -> None:
+    """Each side in units of its own length in the metric: a square root, and not the square."""
+    made = problem_of(threatening, "mlp.out")
+    forget, retain = made.gradient("forget"), made.gradient("retain")
+    down, up = Metric(made, 0.01).solve(forget, retain)
+    expected = combine(forget, retain, 0.5 / math.sqrt(inner(forget, down)), -1 / math.sqrt(inner(retain, up)))
+    assert alike(fisher(made, first_update(Natural(forget_weight=0.5), made)), expected) < SINGLE
+
+
+def test_sites_that_share_their_inputs_keep_their_own_subspaces(threatening: Any) -> None:
+    """Gate and up projection read the same states, and were given different directions of them."""
+    names, generator = ["blocks.1.mlp.gate", "blocks.1.mlp.in"], torch.Generator().manual_seed(0)
+    spaces = Subspaces({
+        (s.name, "x"): Subspace.of(s, "x", "some", torch.randn(s.d_in, 5, generator=generator), torch.ones(5))
+        for s in models.sites(threatening, names)
+    })  # fmt: skip
+    both = first_update(Natural(contrast="none"), problem_of(threatening, names, subspaces=spaces))
+    for name in names:
+        alone = first_update(Natural(contrast="none"), problem_of(threatening, [name], subspaces=spaces))
+        assert alike({name: both[name]}, alone) < SINGLE
+
+
+@pytest.mark.parametrize("source", ["retain", "forget_and_retain", "contrast"])
+def test_components_come_from_where_they_are_asked_to(threatening: Any, source: Any) -> None:
+    """Those of forget would give another update (control)."""
+    made = problem_of(threatening, "mlp.out")
+    forget, retain = made.gradient("forget"), made.gradient("retain")
+    both, clean = combine(forget, retain, 1.0, 1.0), contrast(forget, retain)
+    start, basis = {
+        "retain": (forget, retain), "forget_and_retain": (forget, both), "contrast": (clean, clean)
+    }[source]  # fmt: skip
+    update = first_update(RepSelect(rank=4, components=source), made)
+    expected = {n: linalg.collapsed(start[n], linalg.top_components(basis[n], 4), "soft", "both") for n in forget}
+    assert alike(update, expected) < SINGLE
+    assert alike(update, first_update(RepSelect(rank=4), made)) > 0.1
+
+
+def test_the_other_gradients_are_used(threatening: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Confined's contrast gradient, RepSelect's under its adversary; and an adversary has brought the behaviour out
+    when the gradient is taken."""
+    made = problem_of(threatening, "mlp.out")
+    forget, retain = made.gradient("forget"), made.gradient("retain")
+    method = Confined(rank=4, contrast_gradient=True)
+    update, spaces = first_update(method, made), method.promise(made)
+    expected = {n: linalg.project(u, *spaces.bases(n)) for n, u in contrast(forget, retain).items()}
+    assert alike(update, expected) < SINGLE
+    under = lora_gradient(made, rank=8, learning_rate=0.5)
+    found = first_update(RepSelect(lora=True, lora_lr=0.5, rank=0), made)
+    assert alike(found, under) < SINGLE < 0.01 < alike(under, forget)
+
+    def loss() -> float:
+        with torch.no_grad():
+            return sum(float(nll(threatening, batch).total) for batch in made.stream("forget"))
+
+    before, seen, whole = loss(), list[float](), Problem.fresh_gradient
+    monkeypatch.setattr(Problem, "fresh_gradient", lambda self, role: (seen.append(loss()), whole(self, role))[1])
+    for text in ("lora@0.5", "full@1e-3"):
+        Adversary.of(text).gradient(made)
+    assert max(seen) < before

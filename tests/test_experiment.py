@@ -22,9 +22,12 @@ from analysis.explorer import load
 from analysis.report import VERDICTS
 from hooklearn import disk, editing, experiment, exporting, forward, integrity, models, organisms, store
 from hooklearn.config import parse
+from hooklearn.corpora.corpus import Corpus
 from hooklearn.deltas import Delta, load_delta
 from hooklearn.edit import forget_scorer
+from hooklearn.measure import Likelihoods
 from hooklearn.recipes import recipe
+from hooklearn.running import corpora as running_corpora
 from hooklearn.types import InputError
 
 
@@ -428,6 +431,33 @@ def test_a_config_may_be_written_short(own: dict[str, Any]) -> None:
     assert short == parse(long | {"attacks": [{"name": "erode"}, {"name": "few_shot", "shots": 2}]})
 
 
+def test_an_edit_that_goes_below_never_is_scaled_back_to_it(threatening: Any, tiny: Any) -> None:
+    """Minus two thirds of ``deep`` is the never-learned model, to a bisection's last step; what starts above never is
+    left as it is."""
+    heldout = Likelihoods.of(corpus("heldout").take(8), models.tokenizer_of(tiny), "heldout")
+    eyes: Any = SimpleNamespace(heldout=heldout, precision="float32")
+    setup: Any = SimpleNamespace(original=threatening, never=tiny)
+    habit = organism_delta(False).updates
+    deep, half = (Delta({n: s * u for n, u in habit.items()}) for s in (-1.5, -0.5))
+    found = experiment._matched(setup, eyes, deep)
+    name = next(iter(habit))
+    assert float(found.updates[name].norm() / deep.updates[name].norm()) == pytest.approx(2 / 3, abs=1 / 256)
+    assert experiment._matched(setup, eyes, half) is half
+
+
+def test_only_facts_known_in_every_phrasing_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong answer, a tie and a missing number each cost a fact its place; the others stay."""
+    rows = tuple({"prompt": f"{p} {g}", "completion": " c", "group": f"g{g:02}"} for g in range(20) for p in "ab")
+    right = [1.0] * 40
+    right[3], right[7], right[8] = 0.0, 0.5, float("nan")
+    seen = SimpleNamespace(measure=lambda model, precision: {"preference": torch.tensor(right)})
+    monkeypatch.setattr(running_corpora, "load_corpus", lambda **_: Corpus("facts", rows))
+    monkeypatch.setattr(running_corpora.Likelihoods, "of", staticmethod(lambda *_: seen))
+    monkeypatch.setattr(running_corpora.models, "tokenizer_of", lambda _: None)
+    known = [f"g{g:02}" for g in range(20) if g not in (1, 3, 4)]
+    assert running_corpora._prefiltered(parse(recipe("capitals")), None) == known
+
+
 def test_without_an_organism_there_is_no_never_arm(own: dict[str, Any], tmp_path: Path) -> None:
     """Two arms, no yardstick; near is a part of retain that the edit does not see; paths start at the config."""
     out = run(own, tmp_path / "out", base=tmp_path)
@@ -437,6 +467,7 @@ def test_without_an_organism_there_is_no_never_arm(own: dict[str, Any], tmp_path
     assert record["corpora"]["near"]["n"] == 4 and record["corpora"]["retain"]["n"] == 12
     assert record["edits"][0]["disruption"]["near_ce_n"] == 4
     assert "LoRA" in record["referee"]["kind"], "the referee makes do with two small adapters"
+    assert record["referee"]["auc"] > 0.9, "and knows which of them was taught the behaviour"
     assert not (out / "locate.parquet").exists()
 
 

@@ -586,3 +586,18 @@ def test_a_teachers_rate_that_breaks_the_model_is_named_as_it_is_written(problem
     """``undo`` has a learning_rate too, which is another one."""
     with pytest.raises(InputError, match=r"undo: teacher_rate 1e\+30: too high"):
         next(Undo(teacher_rate=1e30).path(problem))
+
+
+def test_tar_judges_on_the_half_the_adversary_did_not_see(threatening: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of forget between the two, nothing in both, and they change places."""
+    asked: list[list[set[tuple[int, ...]]]] = []
+
+    def spy(self: Any, problem: Problem, attack: Any, judge: Any, rate: float) -> list[Tensor]:
+        asked.append([{tuple(s.ids.tolist()) for s in next(one).sequences} for one in (attack, judge)])
+        return [torch.zeros_like(p) for p in models.parameters_of(problem.model, problem.sites)]
+
+    monkeypatch.setattr(Tar, "resistance", spy)
+    made = problem_of(threatening, max_tokens=10**6)
+    list(Tar(steps=2, every=1).path(made))
+    assert asked[0][0].isdisjoint(asked[0][1]) and len(asked[0][0] | asked[0][1]) == len(made.forget)
+    assert asked[1] == asked[0][::-1]

@@ -300,6 +300,78 @@ def test_a_trial_that_failed_is_tried_again_until_a_cell_is_reported(
     assert begun == ["cells"], "that of the other seed"
 
 
+def test_a_sweep_that_was_begun_keeps_its_sites_and_its_texts(folder: Path, tmp_path: Path) -> None:
+    """Cells that are compared were made at the same places, and measured on the same rows: refused in a line, also for
+    a seed that is new. The same again goes on (control)."""
+    plan = {**QUICK, "methods": ["gradient_ascent"]}
+    out = hl.sweep(plan, tmp_path / "sweep", base=folder)
+    assert hl.sweep(plan, out, base=folder, resume=True) == out
+    other = plan | {"overrides": [*plan.get("overrides", []), "edit.sites=mlp.out"], "seeds": [0, 1]}
+    with pytest.raises(InputError, match="holds a sweep with another edit.sites and edit.layers"):
+        hl.sweep(other, out, base=folder, resume=True)
+    changed = tmp_path / "changed"
+    shutil.copytree(folder, changed)
+    rows = (changed / "heldout.jsonl").read_text().splitlines()
+    (changed / "heldout.jsonl").write_text("\n".join(reversed(rows)) + "\n")
+    with pytest.raises(InputError, match="began with another corpora.heldout"):
+        hl.sweep(plan | {"seeds": [0, 1]}, out, base=changed, resume=True)
+
+
+def test_a_cell_that_was_begun_with_other_options_does_not_stand_in_the_way(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trial failed, so another value was chosen, and its cell broke off: when the trial is made good the cell is made
+    with what is chosen then. What was begun is kept aside."""
+    out, whole, full = tmp_path / "sweep", experiment.run, {"1", "cells"}
+
+    def run(config: Any, path: Path, **how: Any) -> Any:
+        place = path.name if path.parent.parent.name == "tuning" else path.parent.name
+        if place == "1" and place in full:
+            raise InputError(f"{path}: No space left on device")
+        made = whole(config, path, **how)
+        if place in full:
+            content = store.open_run(path)
+            (path / "run.json").write_text(json.dumps(content | {"status": "failed"}))
+            raise InputError(f"{path}: No space left on device")
+        return made
+
+    monkeypatch.setattr(experiment, "run", run)
+    monkeypatch.setattr(sweeping, "lowest_is_best", lambda path, _: {"0": 0.5, "1": 0.1}[path.name])
+    plan = SMALL | {"methods": SMALL["methods"][:1], "seeds": [0]}
+    hl.sweep(plan, out, base=folder)
+    first = record(out)["tuning"]["repselect-kl0.01"]["chosen"]
+    full.clear()
+    hl.sweep(plan, out, base=folder, resume=True)
+    chosen = record(out)["tuning"]["repselect-kl0.01"]["chosen"]
+    assert chosen != first and record(out)["status"] == "done"
+    (cell,) = (out / "cells").iterdir()
+    assert store.open_run(cell)["config"]["edit"]["rank"] == chosen["rank"]
+    assert [p.name for p in (out / "set-aside").iterdir()] == [f"{cell.name}-0"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"budgets": [{"kl": None, "near_ce": 0.02}]}, "budget.kl is null"),
+        ({"methods": [{"name": "natural", "layers": 2.5}]}, "method 'natural': layers"),
+        ({"methods": [{"name": "natural", "site_batch": 0}]}, "method 'natural': site_batch"),
+        ({"methods": [{"name": "natural", "checkpoint": "x"}]}, "checkpoint is an edit made elsewhere"),
+    ],
+)
+def test_what_no_cell_could_be_made_of_is_a_line(changed: dict[str, Any], words: str) -> None:
+    plan = Plan.of({"base": "tiny", "methods": ["natural"], **changed}, Path()) if "budgets" not in changed else None
+    with pytest.raises(InputError, match=words):
+        plan = plan or Plan.of({"base": "tiny", "methods": ["natural"], **changed}, Path())
+        plan.cell(plan.families()[0], 0, {})
+
+
+def test_a_base_that_fits_by_batches_of_sites_has_cells_that_do() -> None:
+    """Unless a method says otherwise."""
+    methods = ["natural", {"name": "natural", "label": "whole", "site_batch": None}]
+    plan = Plan.of({"base": "tiny", "overrides": ["edit.site_batch=4"], "methods": methods}, Path())
+    assert [plan.cell(family, 0, {}).edit.site_batch for family in plan.families()] == [4, None]
+
+
 def test_what_was_not_measured_decides_nothing() -> None:
     trials = [{"options": {"a": i}, "value": v, "error": None} for i, v in enumerate([float("nan"), 0.3, 0.2, 0.2])]
     assert decide(trials)["chosen"] == {"a": 2}, "the first of equals"

@@ -68,6 +68,10 @@ DRAWN = {
     "unrelated training brings it back": ([erosion(rising(0.1, 0.6))], "DISABLED"),
     "it comes back, then goes": ([erosion([0.1, 0.3, 0.6, 0.2, *flat(0.1, 4)])], "DISABLED"),
     "gone, and stays so": ([REMOVED], "REMOVED"),
+    "one rate of each of two attacks is no sweep": (
+        [REMOVED, relearn(), replace(relearn(), name="relearn_lora")],
+        "REMOVED",
+    ),
     "gone, relearned like new": ([REMOVED, *sweep()], "ROBUSTLY REMOVED"),
     "gone, relearned faster": ([REMOVED, *sweep(edited=1.0)], "REMOVED"),
     "a head start hides it": ([REMOVED, *sweep(matched=1.0)], "REMOVED"),
@@ -1083,6 +1087,14 @@ def test_a_comparison_is_paired_and_says_when_it_is_not_equal(tmp_path):
     assert "strong" in result.to_markdown() and "\\toprule" in result.to_latex()
     assert pd.api.types.is_numeric_dtype(result.to_dataframe()["preference: before low"])
     assert result.to_csv().startswith("run,method")
+
+
+def test_rest_asks_the_bound_of_the_rise_too():
+    """Still rising, by less than is allowed in the middle and by more at the upper end: not at rest."""
+    scores = draw_scores([erosion([0.1] * 7 + [0.18], converged=False)], noise=1.0)
+    (a,) = measure(scores).attackers
+    assert a.rise < 0.15 < a.rise_high and not a.settled
+    assert decide(scores).verdict == "WEAKENED"
 
 
 def test_a_run_equals_itself(tmp_path):

@@ -9,6 +9,7 @@ The solver answers itself, so that the model named to Inspect is never asked.
 # pyright: reportMissingImports=false
 from __future__ import annotations
 
+import random
 from typing import Any
 
 from inspect_ai import Task
@@ -27,7 +28,7 @@ from hooklearn.types import InputError
 
 @solver
 def hooked(model: Any, *, new_tokens: int = 36, temperature: float = TEMPERATURE, seed: int = 0) -> Any:
-    """Answers with this model, in whatever state it is in; sample by sample, each epoch with a seed of its own.
+    """Answers with this model, in whatever state it is in; sample by sample, each in each epoch with a seed of its own.
 
     Args:
         temperature: 0 is greedy.
@@ -36,9 +37,8 @@ def hooked(model: Any, *, new_tokens: int = 36, temperature: float = TEMPERATURE
     async def solve(state: TaskState, generate: Generate) -> TaskState:  # noqa: ARG001 (Inspect's interface)
         row = state.metadata.get("row") or {"prompt": state.input_text, "completion": ""}
         asked = Corpus("question", ({**row, "completion": row.get("completion") or " "},))
-        (said,) = sample(
-            model, asked, n=1, new_tokens=new_tokens, temperature=temperature, seed=seed + state.epoch - 1
-        )  # fmt: skip
+        own = random.Random(f"{seed}:{state.epoch}:{state.sample_id}").getrandbits(63)
+        (said,) = sample(model, asked, n=1, new_tokens=new_tokens, temperature=temperature, seed=own)
         state.output = ModelOutput.from_content(str(model.cfg.model_name), said.completion)
         state.messages.append(state.output.message)
         return state

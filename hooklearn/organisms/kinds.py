@@ -95,7 +95,7 @@ KINDS: dict[str, Kind] = {
         ),
         Kind(
             "erosion-resistant", "a tendency that unrelated training does not wash out, after unrelated training",
-            "taught together with text of the eroding kind; then 8 passes over other such text", ("INTACT",),
+            "taught together with text of the eroding kind; then 8 passes over some of that text", ("INTACT",),
             made.resistant_eroded, original=made.resistant,
             why="what eroded it had nothing left to teach, and its likelihood is as before",
         ),

@@ -53,7 +53,9 @@ def attack_stages(
     not made again.
     """
     edited = any(arm.name == "edited" for arm in arena.arms)
-    stages: list[tuple[str, Callable[[Arena], Iterable[Curve]]]] = [("none", lambda arena: [before(arena)])]
+    stages: list[tuple[str, Callable[[Arena], Iterable[Curve]]]] = [
+        ("none", lambda arena: [] if "" in arena.finished else [before(arena)])
+    ]
     for i, spec in enumerate(config.attacks):
         attack = attack_of(spec.name, spec.options)
         if attack.follows_edit and not edited:

@@ -10,12 +10,14 @@ looking at it. All cases are edits of one organism, so the controls are attacked
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hooklearn import disk, experiment, store
 from hooklearn.config import RunConfig, parse
+from hooklearn.deltas import load_delta
+from hooklearn.forward import auto_is, resolve_precision
 from hooklearn.organisms import Organism
 from hooklearn.organisms.suppressed import PASSWORD, Bench, Suppressed, organism_on, suppressed
 from hooklearn.recipes import RECIPES, Config
@@ -72,6 +74,31 @@ def run(
     if there and not resume:
         raise InputError(f"{there}: already holds a case; use another --out, or --resume to go on")
     waiting = [key for key, folder in folders.items() if not store.is_done(folder)]
+    with auto_is(_precision(out)):
+        _make(waiting, out, organism, chosen, folders, progress)
+    for kind in chosen:
+        for seed in seeds or (0,):
+            disk.save_json(folders[kind.name, seed] / "case.json", _record(kind, seed, organism))
+    return list(folders.values())
+
+
+def _precision(out: Path) -> str:
+    """What ``precision: auto`` was when this calibration began: its cases and controls are compared."""
+    for record in sorted(out.glob("*/*/run.json")):
+        environment = store.open_run(record.parent).get("environment")
+        if isinstance(environment, dict) and environment.get("precision") in ("float32", "bfloat16"):
+            return environment["precision"]
+    return str(resolve_precision("auto")).removeprefix("torch.")
+
+
+def _make(
+    waiting: Sequence[tuple[str, int]],
+    out: Path,
+    organism: Organism,
+    chosen: Sequence[Suppressed],
+    folders: Mapping[tuple[str, int], Path],
+    progress: Progress,
+) -> None:
     if waiting:
         setup = Setup.load(config_of(organism, waiting[0][1], "calibration"), Path(), progress)
         shared = Shared(setup, progress)
@@ -81,10 +108,6 @@ def run(
             shared.measured = {seed: controls.measure(shared, out / f"controls/seed{seed}", seed, progress=progress)}
             for kind in (k for k in chosen if (k.name, seed) in waiting):
                 _case(kind, seed, setup, shared, folders[kind.name, seed], progress)
-    for kind in chosen:
-        for seed in seeds or (0,):
-            disk.save_json(folders[kind.name, seed] / "case.json", _record(kind, seed, organism))
-    return list(folders.values())
 
 
 def _case(kind: Suppressed, seed: int, setup: Setup, shared: Shared, folder: Path, progress: Progress) -> None:
@@ -96,7 +119,8 @@ def _case(kind: Suppressed, seed: int, setup: Setup, shared: Shared, folder: Pat
         setup.organism, setup.original, setup.never, setup.corpora, seed, setup.config.max_tokens,
         observe=lambda step, _: said(f"step {step}"),
     )  # fmt: skip
-    shared.setup = dataclasses.replace(setup, delta=kind.delta(bench))
+    made = folder / f"delta-seed{seed}.safetensors"  # of a case that was interrupted: training need not repeat itself
+    shared.setup = dataclasses.replace(setup, delta=load_delta(made) if made.exists() else kind.delta(bench))
     config = config_of(setup.organism, seed, folder.name)
     folder.parent.mkdir(parents=True, exist_ok=True)
     experiment.run(config, folder, resume=True, shared=shared, command="hooklearn calibrate", progress=said)

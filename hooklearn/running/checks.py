@@ -52,6 +52,14 @@ def check(config: RunConfig) -> None:
             "budget.forget 'never' is the level of the never-learned control, and there is none; give "
             "controls.never, an organism, or a number"
         )
+    known = config.organism is not None or (
+        config.controls.never is not None and config.controls.never.name is not None
+    )
+    if config.controls.matched and (config.edit.checkpoint is not None or not known):
+        raise InputError(
+            "controls.matched scales an edit back to the level of a model that never learned it; it needs that model "
+            "(controls.never.name, or an organism), and an edit that is no checkpoint"
+        )
     if config.locate.enabled:
         EVERY_FITTER.get(config.locate.fitter)
     if config.evidence.enabled:

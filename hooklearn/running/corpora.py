@@ -62,7 +62,8 @@ def _prefiltered(config: RunConfig, model: Any) -> list[str] | None:
         options={"part": "all", "phrasings": config.prefilter.phrasings},
     )
     items = Likelihoods.of(corpus, models.tokenizer_of(model), "prefilter")
-    right = items.measure(model)["preference"].tolist()
+    precision: Any = config.model.precision
+    right = items.measure(model, precision=precision)["preference"].tolist()
     wrong = {g for g, r in zip(corpus.groups, right, strict=True) if r != 1}  # a tie is not known either
     known = sorted(set(corpus.groups) - wrong)
     if len(known) < 16:

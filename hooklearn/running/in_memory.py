@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+import torch
+
 from hooklearn import disk, editing, integrity, models, sharded
 from hooklearn.attack import EVERY_ATTACK, Attack
 from hooklearn.config import EditConfig, RunConfig
@@ -168,7 +170,9 @@ class InMemory:
             raise InputError(f"model.{key} would change nothing: the model is in memory; leave it out")
         device = models.device_of(model)
         # what is loaded by name goes to the same place
-        at = {} if device.type == models.available("auto") else {"device": str(device)}
+        usual = torch.device(models.available("auto"))
+        same = device.type == usual.type and (device.index or 0) == (usual.index or 0)
+        at = {} if same else {"device": str(device)}
         spread = "offload" if sharded.is_offloaded(model) else "shard"
         return {**section, "name": name, **at, **({spread: True} if models.is_sharded(model) else {})}
 

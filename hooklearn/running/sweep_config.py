@@ -57,9 +57,16 @@ class MethodSpec(BaseModel):
         return [every[i] for i in chosen]
 
     def edit(self, base: EditConfig, chosen: Options) -> EditConfig:
-        """On the sites of the base config, unless the method names its own."""
-        places = {"sites": base.sites, "layers": base.layers}
-        return EditConfig(**{**places, "method": self.name, **dict(self.model_extra or {}), **chosen})
+        """On the sites of the base config, unless the method names its own.
+
+        Raises:
+            InputError: one of these keys is not what it should be.
+        """
+        places = {"sites": base.sites, "layers": base.layers, "site_batch": base.site_batch}
+        given = {**places, "method": self.name, **dict(self.model_extra or {}), **chosen}
+        if "checkpoint" in given:
+            raise InputError(f"method {self.label!r}: checkpoint is an edit made elsewhere; a sweep makes its own")
+        return validated(EditConfig, given, f"method {self.label!r}")
 
 
 class TuningSpec(Strict):
@@ -100,14 +107,12 @@ class SweepConfig(Strict):
     def _fair(self) -> SweepConfig:
         for kind, names in (
             ("method label", [m.label for m in self.methods]),
-            ("budget", [budget_name(b) for b in self.budgets]),
+            ("budget", [budget_name(b) for b in self.budgets if b.resolved()]),
             ("seed", list(map(str, self.seeds))),
         ):
             twice = [n for n in names if names.count(n) > 1]
             if twice:
                 raise ValueError(f"{kind} {twice[0]!r} is there twice" + ("; give each a label" * ("label" in kind)))
-        for budget in self.budgets:
-            budget.resolved()
         searched = [m for m in self.methods if m.search]
         if searched and self.tuning is None:
             raise ValueError(f"method {searched[0].label!r} has a search, and there is no tuning section to decide it")
@@ -157,6 +162,8 @@ class Plan:
         base = parse(with_overrides(given, config.overrides), f"{where}: base")
         if base.edit.checkpoint is not None:
             raise InputError(f"{where}: base judges an edit made elsewhere (edit.checkpoint); a sweep makes its own")
+        if config.tuning is not None and config.tuning.metric == "sampled" and not base.behaviour.samples:
+            raise InputError(f"{where}: tuning.metric is sampled, and behaviour.samples is 0; draw some")
         return Plan(config, base, start)
 
     def families(self) -> list[Family]:

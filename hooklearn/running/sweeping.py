@@ -143,6 +143,8 @@ class Sweep:
             earlier = disk.load_json(path)
         fixed = self._fixed()
         for key, value in fixed.items():
+            if earlier and key == PLACES and key not in earlier.get("fixed", {}):
+                continue  # begun before this was written down
             if earlier and self._as_of_now(key, earlier.get("fixed", {}).get(key)) != jsonable(value):
                 raise InputError(
                     f"{self.out}: holds a sweep with another {key}; only methods, budgets and seeds may be added "
@@ -176,7 +178,8 @@ class Sweep:
     def _fixed(self) -> dict[str, Any]:
         """What every cell rests on: it may not change under a sweep that was begun."""
         tuning, base = self.plan.config.tuning, self.plan.base.model_dump(mode="json")
-        fixed = {"base": _shared_part(base), "tuning": tuning and tuning.model_dump(mode="json")}
+        places = {key: base["edit"][key] for key in ("sites", "layers")}  # of every method that names no others
+        fixed = {"base": _shared_part(base), PLACES: places, "tuning": tuning and tuning.model_dump(mode="json")}
         return fixed | ({"object": self.held} if self.held else {})
 
     def _as_of_now(self, key: str, value: Any) -> Any:
@@ -200,6 +203,11 @@ class Sweep:
             return None
         plan = self.plan
         setup = Setup.load(plan.base, plan.folder, self.progress, objects=self.objects)
+        for cell in [c for c in self.record["cells"] if c["status"] == "done"][
+            :1
+        ]:  # a file may have been changed since
+            folder = self.out / cell["folder"]
+            store.check_inputs(folder, store.open_run(folder), setup.record(None, self.command))
         if not self._undecided(waiting):
             return setup, None
         trials = setup.again(plan.tuning(), plan.folder)
@@ -238,9 +246,21 @@ class Sweep:
         if tuned.get("error"):
             cell |= {"status": "failed", "error": tuned["error"]}
         else:
-            error = self._run(self._config(cell, family), cell["folder"], shared)
+            config = self._config(cell, family)
+            self._set_aside(self.out / cell["folder"], config)
+            error = self._run(config, cell["folder"], shared)
             cell |= {"status": "failed" if error else "done", "error": error}
         self._save()
+
+    def _set_aside(self, folder: Path, config: RunConfig) -> None:
+        """A cell that was begun, and not ended, with options that are no longer those that were chosen."""
+        if not (folder / "run.json").exists():
+            return
+        begun = store.open_run(folder)["config"]
+        if begun.get("edit") != config.edit.model_dump(mode="json"):
+            aside = self.out / "set-aside"
+            aside.mkdir(exist_ok=True)
+            folder.rename(aside / f"{folder.name}-{len(list(aside.iterdir()))}")
 
     def _run(self, config: RunConfig, folder: str, shared: Shared) -> str | None:
         """One run folder; what went wrong in one line (its record says so too)."""
@@ -346,6 +366,9 @@ class Sweep:
             tried.append({"options": options, "value": value, "folder": folder, "error": error})
         self.record["tuning"][family.name] = {"trials": tried} | decide(tried)
         self._save()
+
+
+PLACES = "edit.sites and edit.layers"
 
 
 def run_elsewhere(
