@@ -117,7 +117,7 @@ def with_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any]
                 f"--set {text!r}: {key!r} is an entry of a list; write which of its keys, {path}.KEY=value"
             )
         new = from_yaml(value, f"--set {text!r}: the value")
-        if path == "battery":
+        if path == "battery" and new is not None:
             out.pop("attacks", None)
         if path == "edit.method" and new != place.get(key):
             for option in place.keys() - EditConfig.model_fields.keys():

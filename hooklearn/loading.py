@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +113,19 @@ def _json(line: str, number: int) -> Any:
         raise ValueError(f"line {number} is not JSON: {error}") from error
 
 
+def _csv_rows(file: Iterable[str]) -> Iterator[Row]:
+    """Every column is text: 1984, 007 and NA are answers, not numbers. A comma too many is no other column."""
+    csv.field_size_limit(sys.maxsize)
+    reader = csv.reader(file, strict=True)
+    header = next(reader, None)
+    if not header or len(set(header)) < len(header):
+        raise ValueError("no line of column names" if not header else f"a column is there twice: {header}")
+    for fields in filter(None, reader):
+        if len(fields) != len(header):
+            raise ValueError(f"line {reader.line_num} has {len(fields)} fields, the header {len(header)}")
+        yield dict(zip(header, fields, strict=True))
+
+
 def _read_local(path: Path) -> list[Row]:
     if not path.is_file():
         raise InputError(f"corpus file not found: {path} (relative paths start from the config file)")
@@ -125,10 +140,8 @@ def _read_local(path: Path) -> list[Row]:
         elif path.suffix == ".json":
             rows = json.loads(path.read_text(encoding="utf-8-sig"))  # editors put a mark at the beginning
         elif path.suffix == ".csv":
-            import pandas as pd
-
-            # every column of a csv file is text: 1984, 007 and NA are answers, not numbers
-            rows = pd.read_csv(path, dtype=str, keep_default_na=False).to_dict(orient="records")
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                rows = list(_csv_rows(file))
         else:
             # dates, decimals and bytes, which JSON lacks, as text
             rows = json.loads(json.dumps(jsonable(parquet.read_rows(path)), default=str))

@@ -465,3 +465,27 @@ def test_a_terminal_gets_a_live_line() -> None:
 def test_what_an_organism_does_not_take_is_refused(words: tuple[str, ...], tmp_path: Path) -> None:
     result = hooklearn("organism", "build", *words, "--out", tmp_path / "o", "-q")
     assert result.exit_code == 2 and words[1] in result.stderr and not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("words", [("--quantity", "cheap"), ("--columns", "verdict"), ("--metric", "sampled")])
+def test_options_of_compare_that_change_nothing_are_refused(tiny_run: Path, words: tuple[str, ...]) -> None:
+    result = hooklearn("compare", tiny_run, *words)
+    assert result.exit_code == 2 and words[0] in result.stderr
+
+
+def test_a_card_that_is_no_text_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "card.png").write_bytes(b"\x89PNG\xff")
+    result = hooklearn("export", "tiny", tmp_path / "none", tmp_path / "out", "--card", tmp_path / "card.png", "-q")
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1 and "is no UTF-8 text" in result.stderr
+
+
+def test_battery_null_keeps_the_attacks() -> None:
+    """In either order; the name of a battery takes their place (control)."""
+    from hooklearn.config_file import with_overrides
+
+    own = {"attacks": [{"name": "erode"}]}
+    assert with_overrides(own, ["battery=null"])["attacks"] == own["attacks"]
+    assert (
+        with_overrides({"battery": "cheap"}, ["attacks=[{name: erode}]", "battery=null"])["attacks"] == own["attacks"]
+    )
+    assert "attacks" not in with_overrides(own, ["battery=cheap"])

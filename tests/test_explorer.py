@@ -128,6 +128,19 @@ def test_thirty_layers_of_seven_sites_fit(big: Packing) -> None:
     assert last["codes"].shape == (places[209]["tokens"], 8)
 
 
+def test_what_was_followed_is_that_of_the_tokens_that_are_kept() -> None:
+    """Where long texts leave no room for all of them; a frame of another token would have another corpus."""
+    sample = token_samples.sample(tokens=3000, texts=400, length=60, steps=(0, 8))
+    packing = Packing(sample, limit=600_000)
+    packed = unpack(packing.data)
+    assert len(packing.kept) < 3000, "some were dropped"
+    place = next(p for p, entry in enumerate(packed.header["places"]) if entry["frames"])
+    entry, frames = packed.header["places"][place], packed.block(place)["frames"]
+    kept = packing.kept[packing.kept < sample.frames[place].shape[1]]
+    assert entry["frames"] == len(kept) <= entry["tokens"]
+    assert np.array_equal(np.asarray(frames), sample.frames[place][:, kept])
+
+
 def test_eight_bits_change_little(big: Packing) -> None:
     """A place without room in full: its coordinates to 1 % of their reach, its AUC as with 16 bits."""
     packed, sample = unpack(big.data), big.sample

@@ -418,3 +418,26 @@ def test_tables_are_inert() -> None:
         assert harm not in text.replace("\\`", "'"), harm
     assert " ![" not in text
     assert text.splitlines()[2].replace("\\|", "").count("|") == 3
+
+
+def test_a_sweep_cannot_ask_for_foreign_code_by_itself(tmp_path: Path) -> None:
+    """Nor by an override that it brings along; who has read the code says so (then it is another line: no such
+    model)."""
+    asked: list[dict[str, Any]] = [
+        {"base": {**tiny_base(), "model": {"name": "./none", "trust_remote_code": True}}},
+        {"base": tiny_base(), "overrides": ["model.trust_remote_code=true", "model.name=./none"]},
+    ]
+    for more in asked:
+        file = tmp_path / "theirs.yaml"
+        file.write_text(yaml.safe_dump({"methods": ["gradient_ascent"], **more}))
+        for how in (["--dry-run"], ["--out", str(tmp_path / "out")]):
+            refused = hooklearn("sweep", file, *how, "-q")
+            assert refused.exit_code == 2 and "say so: --trust-remote-code" in refused.stderr
+        trusted = hooklearn("sweep", file, "--dry-run", "--trust-remote-code", "-q")
+        assert trusted.exit_code == 2 and "trust-remote-code" not in trusted.stderr
+
+
+def tiny_base() -> dict[str, Any]:
+    from hooklearn.recipes import recipe
+
+    return {**recipe("tiny"), "organism": None}

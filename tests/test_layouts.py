@@ -249,3 +249,24 @@ def test_a_layout_in_a_config(files: Any) -> None:
     files.config["corpora"]["forget"] = {"path": "theirs.jsonl", "layout": "tofu", "options": {"plain": True}}
     spec = parse(files.config).corpora["forget"]
     assert _load_one(spec, files.folder, spec.options).rows[0]["completion"] == " Ida."
+
+
+def test_a_prompt_as_text_beside_conversations_that_begin_with_it_is_asked_once() -> None:
+    """As ultrafeedback has it; where they do not begin with it, it comes before (control)."""
+    asked, bad, good = (
+        {"role": r, "content": c} for r, c in (("user", "Which?"), ("assistant", "no"), ("assistant", "yes"))
+    )
+    (row,) = laid_out([{"prompt": "Which?", "chosen": [asked, good], "rejected": [asked, bad]}], "trl", "mine")
+    assert row["messages"] == [asked, bad]
+    (row,) = laid_out([{"prompt": "Which?", "chosen": [good], "rejected": [bad]}], "trl", "mine")
+    assert row["messages"] == [asked, bad]
+
+
+def test_a_text_that_goes_on_is_no_question_in_plain_either() -> None:
+    """And an answer that begins with a space gets no second one."""
+    (row,) = laid_out(
+        [{"prompt": "A passage that goes on", "completion": " like this"}], "trl", "mine", {"plain": True}
+    )
+    assert (row["prompt"], row["completion"], row["template"]) == ("A passage that goes on", " like this", "none")
+    (row,) = laid_out([{"question": "Who?", "answer": " Nobody."}], "tofu", "mine", {"plain": True})
+    assert row["completion"] == " Nobody." and row["prompt"] == "Question: Who?\nAnswer:"

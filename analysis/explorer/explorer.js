@@ -394,13 +394,13 @@ const short = (x) =>
       ? x.toFixed(1)
       : x >= 0.01
         ? x.toPrecision(2)
-        : x.toExponential(0).replace("e-", "e−");
+        : x.toExponential(1).replace("e-", "e−");
 const number = (x) => (Number.isFinite(x) ? x.toLocaleString("en") : "–");
 const fixed = (x, digits = 2) => (Number.isFinite(x) ? x.toFixed(digits).replace("-", "−") : "–");
 const percent = (x) =>
   Number.isFinite(x) ? `${x * 100 >= 10 ? (x * 100).toFixed(0) : (x * 100).toPrecision(2)} %` : "–";
 const nats = (x) =>
-  !Number.isFinite(x) ? "–" : x === 0 ? "0" : x < 1e-4 ? x.toExponential(1).replace("e-", "e−") : x.toPrecision(2);
+  !Number.isFinite(x) ? "–" : x === 0 ? "0" : x < 1e-4 ? x.toExponential(1).replace("e-", "e−") : x >= 100 ? x.toFixed(0) : x.toPrecision(2);
 /** As many decimals as the error allows; no error where there is none to be had (a perfect separation). */
 function plusMinus({ value, stderr }) {
   const digits = stderr > 0 && stderr < 0.005 ? 3 : 2;
@@ -1508,6 +1508,7 @@ class Explorer {
   }
 
   brushStart(e) {
+    if (e.button) return;
     e.currentTarget.setPointerCapture(e.pointerId);
     this.before = this.state.picked;
     this.span = [this.where(e)[0], this.where(e)[0]];
@@ -1998,6 +1999,7 @@ class Explorer {
   }
 
   plotKey(e) {
+    if (e.ctrlKey || e.metaKey || (e.altKey && e.key.startsWith("Arrow"))) return; // the browser's own
     const step = e.shiftKey ? 0.01 : 0.04,
       c = this.cursor,
       bound = (v) => Math.min(1, Math.max(0, v));
@@ -2036,7 +2038,7 @@ const signed = (v) => `${v < 0 ? "−" : "+"}${short(Math.abs(v))}`;
 const label = (v) =>
   (v < 0 ? "−" : "") +
   (Math.abs(v) >= 1e4 || (v && Math.abs(v) < 1e-2)
-    ? Math.abs(v).toExponential(0)
+    ? (+Math.abs(v).toPrecision(3)).toExponential()
     : String(+Math.abs(v).toPrecision(3)));
 
 // ------------------------------------------------------------------------------------------- two doors

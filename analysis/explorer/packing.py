@@ -93,8 +93,13 @@ class Packing:
 
     def _full(self, place: int, tokens: int) -> dict[str, int]:
         k = self._counts[place]
-        frames = self.sample.frames[place].shape[1] if place in self.sample.frames else 0
+        frames = len(self._followed(place))
         return {"count": int(k), "of": int(k), "tokens": tokens, "bits": 16, "frames": frames}
+
+    def _followed(self, place: int) -> Array:
+        """Of the tokens that are kept the first ones, as far as they were followed at this place."""
+        given = self.sample.frames.get(place)
+        return self.kept[:0] if given is None else self.kept[self.kept < given.shape[1]]
 
     @property
     def _counts(self) -> Array:
@@ -138,11 +143,12 @@ class Packing:
         rows = s.components.iloc[own]
         codes, scale = _coded(s.codes[:, own][self.kept[: entry["tokens"]]], s.scales[own], entry["bits"], OUTLIERS)
         items, item_scale = _coded(s.item_codes[:, own][self.items], s.item_scales[own], entry["bits"], 100)
+        followed = s.frames[place][:, self._followed(place)] if entry["frames"] else None
         arrays = {
             "energy": rows[list(CORPORA)], "cosine": rows["cosine"], "value": rows["value"],
             "disruption": s.disruption[place][:k, :k], "scale": scale, "item_scale": item_scale,
             "means": s.means[:, own] if len(s.time) else (), "lens": self.lens[own], "items": items, "codes": codes,
-            "frame_scale": s.frame_scales.get(place), "frames": s.frames.get(place),
+            "frame_scale": s.frame_scales.get(place), "frames": followed,
         }  # fmt: skip
         return b"".join(
             padded(np.asarray(arrays[name] if 0 not in shape else (), dtype).reshape(shape))

@@ -45,8 +45,11 @@ def compare(
     figure: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture: .png, .svg or .pdf.")] = None,
     metric: Metric = None,
     quantity: Annotated[
-        str, typer.Option(help="Of the figure: any (the worst under any attack), cheap (under cheap ones) or before.")
-    ] = "any",
+        str | None,
+        typer.Option(
+            help="Of the figure: any (the default: worst under any attack), cheap (under cheap ones), before."
+        ),
+    ] = None,
     columns: Columns = None,
     brief: Annotated[bool, typer.Option("--brief", help="On stdout one table: a row per method and control.")] = False,
     attacks: Annotated[
@@ -67,6 +70,14 @@ def compare(
     hooklearn compare runs/sweep --latex table.tex --metric sampled --columns "verdict,far KL,before,any,any by"
     hooklearn compare runs/* --json | jq .unlearning
     """
+    for name, given, needs in (
+        ("--quantity", quantity, {"--figure": figure is not None and not attacks}),
+        ("--columns", columns, {"--latex": latex is not None}),
+        ("--metric", metric, {"--figure, --latex or --attacks": bool(figure or latex or attacks)}),
+    ):
+        if given is not None and not all(needs.values()):
+            also = " without --attacks" * (name == "--quantity")
+            raise typer.BadParameter(f"would change nothing: it needs {next(iter(needs))}{also}", param_hint=name)
     with work(quiet=True):
         import analysis
 
@@ -74,7 +85,7 @@ def compare(
         shown = [found.brief_markdown()] if brief else []
         shown += [found.attacks_markdown(metric)] if attacks else []
         write(found, csv=csv, parquet=parquet, latex=latex, markdown=markdown, figure=figure, metric=metric,
-              quantity=quantity, columns=columns, attacks=attacks)  # fmt: skip
+              quantity=quantity or "any", columns=columns, attacks=attacks)  # fmt: skip
     if json_:
         print_json(as_json(found))
     else:
@@ -138,6 +149,9 @@ def sweep(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show cells and cost; write nothing.")] = False,
     deterministic: Deterministic = False,
+    trust: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code of the model's repository, if the file asks for it.")
+    ] = False,
     ray: RayCluster = None,
     json_: Json = False,
     quiet: Quiet = False,
@@ -159,14 +173,14 @@ def sweep(
     if resume and out is None:
         raise typer.BadParameter("needs --out: the folder of the sweep to continue", param_hint="--resume")
     if dry_run:
-        _plan_only(file, only or (), deterministic, json_, quiet)
+        _plan_only(file, only or (), deterministic, trust, json_, quiet)
         return
     with work(quiet) as progress:
         from hooklearn.cli.job import check_place, stay_offline
         from hooklearn.running import sweeping
 
-        plan, data = _plan(file, deterministic)
-        command = sweeping.command_of(file, deterministic)
+        plan, data = _plan(file, deterministic, trust)
+        command = sweeping.command_of(file, deterministic, trust)
         stay_offline(plan.base)
         folder = out or sweeping.new_folder(plan.config.name)
         check_place(folder, resume=resume)
@@ -179,22 +193,30 @@ def sweep(
     _tell_sweep(folder, json_)
 
 
-def _plan(file: Path, deterministic: bool) -> tuple[Plan, dict[str, Any]]:
+def _plan(file: Path, deterministic: bool, trust: bool) -> tuple[Plan, dict[str, Any]]:
+    """Raises InputError where the file, which may come from anybody, asks for code that nobody here has agreed to."""
     from hooklearn.config_file import read_config
     from hooklearn.running.sweep_config import Plan
+    from hooklearn.types import InputError
 
     data = read_config(file)
     overrides = data.get("overrides", [])
     if deterministic and isinstance(overrides, list):
         data = data | {"overrides": [*overrides, "deterministic=true"]}
-    return Plan.of({"name": file.stem} | data, file.parent, str(file)), data
+    plan = Plan.of({"name": file.stem} | data, file.parent, str(file))
+    if plan.base.model.trust_remote_code and not trust:
+        raise InputError(
+            f"{file}: model.trust_remote_code would run code out of the model's repository; "
+            "if you have read it, say so: --trust-remote-code"
+        )
+    return plan, data
 
 
-def _plan_only(file: Path, only: Sequence[str], deterministic: bool, json_: bool, quiet: bool) -> None:
+def _plan_only(file: Path, only: Sequence[str], deterministic: bool, trust: bool, json_: bool, quiet: bool) -> None:
     with work(quiet) as progress:
         from hooklearn.cli.sweep_cost import cost
 
-        plan, _ = _plan(file, deterministic)
+        plan, _ = _plan(file, deterministic, trust)
         progress("estimating")
         stages = cost(plan, only)
     cells = plan.cells(only)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from hooklearn.cli.console import Json, Quiet, is_first, print_json, print_line, print_rows, say, visible, work
+from hooklearn.cli.verdict import Sets
 
 tools = typer.Typer(rich_markup_mode=None)
 organisms_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -112,6 +113,15 @@ def fetch(name: Annotated[str, typer.Argument(help="See: hooklearn list models."
     print_line(str(folder))
 
 
+def _card(path: Path) -> str:
+    from hooklearn.types import InputError
+
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"--card {path}: is no UTF-8 text") from error
+
+
 @tools.command()
 def export(
     target: Annotated[str, typer.Argument(help="A recipe, a YAML file, or a model's name.")],
@@ -124,6 +134,7 @@ def export(
     card: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The model card: a run folder's README.md, say.")
     ] = None,
+    set_: Sets = None,
     quiet: Quiet = False,
 ) -> None:
     """Write an edited model as a Hugging Face folder.
@@ -146,9 +157,13 @@ def export(
         from hooklearn.types import InputError
 
         stack.enter_context(parallel.joined())
+        text = None if card is None else _card(card)
         model = None
-        if target in RECIPES or Path(target).suffix in (".yaml", ".yml"):
-            job = Job.of("export", target, None)
+        is_config = target in RECIPES or Path(target).suffix in (".yaml", ".yml")
+        if set_ and not is_config:
+            raise typer.BadParameter(f"changes a config, and {target!r} is a model", param_hint="--set")
+        if is_config:
+            job = Job.of("export", target, set_)
             model, _ = setting.load_subject(job.config, job.base, progress)
         # a model may be called like a recipe, whose organism is then not what was edited
         if model is None or (target in builtin.names() and not editing.is_base(model, load_delta(delta))):
@@ -160,7 +175,6 @@ def export(
             )
         loaded = load_delta(delta, sharded.placing(model))
         progress("writing, reading back, comparing")
-        text = None if card is None else card.read_text(encoding="utf-8")
         if peft:
             from hooklearn.adapters import to_peft
 

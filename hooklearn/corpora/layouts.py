@@ -57,7 +57,10 @@ def _pair(row: Row) -> Row:
     *same, bad = row["rejected"]
     if before != same:
         raise InputError("chosen and rejected differ before their last message")
-    asked = row["prompt"] if isinstance(row["prompt"], list) else [{"role": "user", "content": row["prompt"]}]
+    if isinstance(row["prompt"], list):
+        asked = row["prompt"]
+    else:  # as text it may stand beside conversations that begin with it
+        asked = [] if before else [{"role": "user", "content": row["prompt"]}]
     return {"messages": [*asked, *same, bad], "bad": bad["content"], "good": good["content"]} | _kept(row)
 
 
@@ -250,9 +253,10 @@ def laid_out(
         raise InputError(
             f"corpus {source}: none of its {len(rows)} rows has a completion that is {asked['completion']}"
         )
+    goes_on = bool(rows[0].keys() & set(LAYOUTS[layout].continues))
     if asked["plain"]:
-        return [_plain(row) for row in kept]
-    if template or rows[0].keys() & set(LAYOUTS[layout].continues):
+        return [row | {"template": "none"} if goes_on else _plain(row) for row in kept]
+    if template or goes_on:
         return kept
     return [_spaced(row) for row in kept]
 
@@ -329,7 +333,7 @@ def _plain(row: Row) -> Row:
     """A question as running text, for models without a chat template."""
     if "prompt" not in row:
         return row
-    return _answered(row, lambda text: f" {text}") | {
+    return _answered(row, _after_a_space) | {
         "prompt": f"Question: {row['prompt']}\nAnswer:",
         "template": "none",
     }
@@ -339,7 +343,11 @@ def _spaced(row: Row) -> Row:
     """A space between question and answer, where there is none."""
     if "prompt" not in row or str(row["prompt"])[-1:].isspace():
         return row
-    return _answered(row, lambda text: text if str(text)[:1].isspace() else f" {text}")
+    return _answered(row, _after_a_space)
+
+
+def _after_a_space(text: Any) -> str:
+    return text if str(text)[:1].isspace() else f" {text}"
 
 
 def _answered(row: Row, change: Callable[[Any], str]) -> Row:

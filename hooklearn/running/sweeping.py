@@ -401,5 +401,6 @@ def new_folder(name: str) -> Path:
     return Path("runs") / f"sweep-{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
 
 
-def command_of(file: Path, deterministic: bool = False) -> str:
-    return shlex.join(["hooklearn", "sweep", str(file), *["--deterministic"][:deterministic]])
+def command_of(file: Path, deterministic: bool = False, trust: bool = False) -> str:
+    flags = [*["--deterministic"][:deterministic], *["--trust-remote-code"][:trust]]
+    return shlex.join(["hooklearn", "sweep", str(file), *flags])
