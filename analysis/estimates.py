@@ -56,11 +56,14 @@ def same_seeds(rows: Frame) -> Frame:
     at_rest = pd.Series([key in rest for key in zip(rows["attack"], rows["setting"], rows["seed"], strict=True)])
     last = (rows["step"] == ends) & (ends < longest)
     parts = [rows[~last | at_rest], rows[last].assign(step=longest[last])]
+    held: list[tuple[int, int]] = []  # row, and a later step at which it stands
+    waits = last & at_rest
     for _, of_curve in rows.groupby(curve):
         steps = of_curve["step"].unique()
-        for row in of_curve.index[last[of_curve.index] & at_rest[of_curve.index]]:
-            between = [s for s in steps if rows.at[row, "step"] < s < longest[row]]
-            parts += [rows.loc[[row]].assign(step=step) for step in between]
+        for row in of_curve.index[waits[of_curve.index]]:
+            held += [(row, s) for s in steps if rows.at[row, "step"] < s < longest[row]]
+    if held:
+        parts.append(rows.loc[[row for row, _ in held]].assign(step=[step for _, step in held]))
     every = pd.concat(parts, ignore_index=True)
     seeds = every.groupby([*curve, "step"])["seed"].transform("nunique")
     return every[seeds == every.groupby(curve)["seed"].transform("nunique")]

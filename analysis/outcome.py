@@ -51,10 +51,11 @@ def _disruption(run: Run) -> dict[str, Any]:
 
 def behaviour(rows: pd.DataFrame) -> dict[str, Any]:
     """attack -> arm -> its numbers; attack ``none`` only where there is no other."""
-    cells = grouped(rows, "attack", "arm", "metric")
+    cells = grouped(same_seeds(rows.loc[~rows["diverged"].astype(bool)]), "attack", "arm", "metric")
     attacks = in_order(set(rows["attack"]) - {"none"}, ()) or in_order(rows["attack"], ())
+    every = grouped(rows, "attack", "arm")  # also those that diverged, whose numbers are NaN
     return {
-        attack: {arm: _arm(cells, attack, arm) for arm in in_order({r for a, r, _ in cells if a == attack}, ARMS)}
+        attack: {arm: _arm(cells, attack, arm) for arm in in_order({r for a, r in every if a == attack}, ARMS)}
         for attack in attacks
     }
 
@@ -79,13 +80,11 @@ def _numbers(before: pd.DataFrame | None, attacked: pd.DataFrame | None) -> dict
 
 
 def _points(rows: pd.DataFrame | None) -> list[tuple[str, int, float, int, float]]:
-    """(setting, step, mean over seeds, items, its error) of all that did not diverge, by step."""
+    """(setting, step, mean over seeds, items, its error), by step."""
     if rows is None:
         return []
-    settled = rows.loc[~rows["diverged"].astype(bool)]
     points = []
-    measured = same_seeds(settled).dropna(subset=["value"])
-    for (setting, step), cell in grouped(measured, "setting", "step").items():
+    for (setting, step), cell in grouped(rows.dropna(subset=["value"]), "setting", "step").items():
         scores = zip(map(number, cell["value"]), map(number, cell["stderr"]), cell["n"], strict=True)
         value, stderr, n, _ = over_seeds(list(scores))
         points.append((setting, int(step), value, int(n), stderr))

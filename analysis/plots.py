@@ -71,8 +71,10 @@ def _curve_grid(panels: int, columns: int) -> tuple[Figure, list[Axes]]:
 def curve_rows(run: Run | Frame | Curves, metric: str, split: str = "heldout") -> Frame:
     """The measured rows behind a figure of curves; empty when there is no attack among them."""
     frame = _curves_of(run)
-    rows = same_seeds(frame[(frame["metric"] == metric) & (frame["split"] == split)].dropna(subset=["value"]))
-    return rows if (rows["attack"] != "none").any() else rows[:0]
+    rows = frame[(frame["metric"] == metric) & (frame["split"] == split)].dropna(subset=["value"])
+    diverged = rows["diverged"].astype(bool)  # such a curve has no end that others could be compared with
+    matched: Frame = pd.concat([same_seeds(rows[~diverged]), rows[diverged]], ignore_index=True)
+    return matched if (matched["attack"] != "none").any() else matched[:0]
 
 
 def _curves_of(run: Run | Frame | Curves) -> Frame:
@@ -170,7 +172,8 @@ def step_axis(ax: Axes, steps: list[int]) -> None:
 
 
 def rate_table(run: Run | Frame) -> Frame:
-    """Sampled rate before and at the end of each attack: k of n with its binomial 95 % interval."""
+    """Sampled rate before and at the end of each attack: k of n over all seeds, with the binomial 95 % interval of one
+    seed's prompts, which all share."""
     frame = _curves_of(run)
     columns = ["attack", "setting", "arm", "step", "k", "n", "rate", "low", "high"]
     rows = frame[(frame["metric"] == "sampled") & (frame["split"] == "heldout")]

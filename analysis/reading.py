@@ -309,7 +309,8 @@ def _has_its_kind(values: Any, column: str, stem: str) -> bool:
     types = pd.api.types
     if not isinstance(values, pd.Series):  # two columns of one name
         return False
-    if stem in ("locate", "evidence") or (column not in COUNTS and bool(values.isna().all())):
+    shown = stem == "locate" or (stem == "evidence" and column not in ("value", "stderr", "null"))
+    if shown or (column not in COUNTS and bool(values.isna().all())):
         return True  # shown and never computed with; or not measured
     if column in TEXTS:
         return types.infer_dtype(values, skipna=False) in ("string", "empty")

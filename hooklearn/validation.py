@@ -59,6 +59,10 @@ def build(cls: type[T], options: Mapping[str, Any], what: str) -> T:
     return built
 
 
+_NUMBERS_AS_TEXT = ConfigDict(coerce_numbers_to_str=True)
+"""YAML takes ``phrasing: 1`` for a number."""
+
+
 def arguments(function: Callable[..., Any], options: Mapping[str, Any], what: str) -> dict[str, Any]:
     """Options of a config as the function's annotations want them (a command line has text for numbers, too); what it
     does not say, or is no type of ours, is passed on as it is.
@@ -75,7 +79,7 @@ def arguments(function: Callable[..., Any], options: Mapping[str, Any], what: st
         if hints.get(name, inspect.Parameter.empty) is inspect.Parameter.empty:
             continue
         try:
-            found[name] = TypeAdapter(hints[name]).validate_python(value)
+            found[name] = TypeAdapter(hints[name], config=_NUMBERS_AS_TEXT).validate_python(value)
         except ValidationError as error:
             message = error.errors()[0]["msg"]
             raise InputError(f"{what}: option {name}: {message} (got {value!r:.80})") from error

@@ -266,6 +266,13 @@ def test_few_shot_goes_before_a_conversation_and_not_into_it(arena: Arena) -> No
     assert shown[1]["content"] in {r["prompt"] for r in arena.attack_train.rows}
 
 
+def test_few_shot_goes_before_a_greeting_too(arena: Arena) -> None:
+    """Or two answers in a row would follow one another, which templates refuse."""
+    own = [{"role": role, "content": role} for role in ("assistant", "user", "assistant")]
+    shown = FewShot(shots=1)._shown({"messages": own}, 0, arena.attack_train.rows, 0)["messages"]
+    assert [turn["role"] for turn in shown] == ["assistant", "user", "assistant", "user", "assistant"]
+
+
 @pytest.mark.parametrize(("first", "found"), [(1, [0, 1, 2, 4, 8, 16]), (2, [0, 2, 4, 8, 16]), (3, [0, 3, 4, 8, 16])])
 def test_the_first_look_is_where_it_was_asked_for(first: int, found: list[int]) -> None:
     assert sorted(looks(16, first)) == found and looks(16, 99) == {0, 16}

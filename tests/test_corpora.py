@@ -392,6 +392,7 @@ def test_recipes_hold_out_a_third_of_the_groups_they_name(name: str) -> None:
     ("tiny", {"part": "forget", "n": "20"}, {"part": "forget", "n": 20}),
     ("capitals", {"part": "V", "permuted": "false"}, {"part": "V", "permuted": False}),
     ("capitals", {"part": "V", "permuted": "true"}, {"part": "V", "permuted": True}),
+    ("tiny-facts", {"phrasing": 1}, {"phrasing": "1"}),
 ])  # fmt: skip
 def test_options_may_come_as_text(name: str, options: dict[str, Any], same: dict[str, Any]) -> None:
     """As a command line has them; ``false`` is not true because it is written."""

@@ -343,6 +343,14 @@ def test_prompts_that_begin_alike_say_what_each_says_alone() -> None:
     assert together == [say(model, [text], 6, temperature=0.0)[0].text for text in texts]
 
 
+def test_a_model_of_few_positions_is_wrapped() -> None:
+    """Its rows are too short to try whether they may be shared, so they are not."""
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=18)
+    model = wrap(AutoModelForCausalLM.from_config(config).eval(), tiny_tokenizer(), "short")
+    assert not packs(model)
+
+
 def test_the_usual_families_share_their_rows(family):
     """And it is not tried while somebody's hooks would see it."""
     model = tiny(family)

@@ -16,6 +16,7 @@ from analysis.estimates import pooled, same_seeds, wilson
 from analysis.layers import by_layer
 from analysis.outcome import behaviour
 from analysis.reading import Run, read_run
+from analysis.tables import _worst
 from analysis.verdict import judge
 
 FIGURES = {
@@ -211,5 +212,31 @@ def test_a_mean_over_seeds_is_one_over_all_of_them_wherever_each_ended(flat: boo
         assert found[arm]["worst"] == pytest.approx(0.3), "completion"
         of_seeds = np.var([0.6, 0.1, 0.1], ddof=1) / 3
         assert found[arm]["sampled"]["stderr"] == pytest.approx(np.sqrt(0.03**2 + of_seeds)), "items are shared"
+    summary = {arm: _worst(rows.assign(n=32))["completion", "relearn", arm] for arm in ("edited", "never")}
+    assert summary == {arm: pytest.approx(found[arm]["worst"]) for arm in summary}, "the table says the same"
     steps = set(same_seeds(rows[rows["metric"] == "completion"])["step"])
     assert steps == {2, 64} | ({32} if flat else set())
+
+
+def test_controls_of_a_seed_that_came_to_rest_count_at_later_steps_too() -> None:
+    """Seed 0 ends flat at 8, seed 1 at 32: at 16 *never* is .65, of both, and not left out, nor .7 of one."""
+    row = {"attack": "relearn", "setting": "", "cheap": False, "split": "heldout", "n": 32, "diverged": False}
+    row |= {"metric": "completion", "stderr": 0.03, "tokens": 1}
+    looks = [(0, 8, 0.6, True), (1, 8, 0.6, False), (1, 16, 0.7, False), (1, 32, 0.2, False)]
+    rows = pd.DataFrame(
+        [row | {"arm": arm, "seed": s, "step": step, "value": value, "converged": flat and arm == "edited"}
+         for s, step, value, flat in looks for arm in ("edited", "never")]
+    )  # fmt: skip
+    assert behaviour(rows)["relearn"]["never"]["worst"] == pytest.approx(0.65)
+    assert _worst(rows)["completion", "relearn", "never"] == pytest.approx(0.65)
+
+
+def test_a_seed_that_diverged_is_drawn_as_far_as_it_came() -> None:
+    """Its last look is no end: the other seed's curve keeps its steps, and its own stay where they were."""
+    row = {"attack": "relearn", "setting": "", "cheap": False, "split": "heldout", "n": 32, "converged": False}
+    row |= {"metric": "completion", "stderr": 0.03, "tokens": 1, "arm": "edited"}
+    looks = [(0, 0, 0.0), (0, 2, 0.2), (0, 8, 0.9), (1, 0, 0.0), (1, 2, 0.1), (1, 8, np.nan)]
+    rows = pd.DataFrame([row | {"seed": s, "step": t, "value": v, "diverged": s == 1} for s, t, v in looks])
+    drawn = plots.curve_rows(rows, "completion")
+    found = sorted(zip(drawn["seed"], drawn["step"], drawn["value"], strict=True))
+    assert found == [look for look in looks if look[2] == look[2]]

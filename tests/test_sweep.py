@@ -309,6 +309,11 @@ def test_a_sweep_that_was_begun_keeps_its_sites_and_its_texts(folder: Path, tmp_
     other = plan | {"overrides": [*plan.get("overrides", []), "edit.sites=mlp.out"], "seeds": [0, 1]}
     with pytest.raises(InputError, match="holds a sweep with another edit.sites and edit.layers"):
         hl.sweep(other, out, base=folder, resume=True)
+    content = record(out)
+    del content["fixed"][sweeping.PLACES]  # as an earlier version wrote it: then a finished cell says it
+    (out / "sweep.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="holds a sweep with another edit.sites and edit.layers"):
+        hl.sweep(other, out, base=folder, resume=True)
     changed = tmp_path / "changed"
     shutil.copytree(folder, changed)
     rows = (changed / "heldout.jsonl").read_text().splitlines()
@@ -347,6 +352,13 @@ def test_a_cell_that_was_begun_with_other_options_does_not_stand_in_the_way(
     (cell,) = (out / "cells").iterdir()
     assert store.open_run(cell)["config"]["edit"]["rank"] == chosen["rank"]
     assert [p.name for p in (out / "set-aside").iterdir()] == [f"{cell.name}-0"]
+    content = store.open_run(cell)
+    for key in ("site_batch", "layers"):  # as an earlier version wrote it: what is not said is at its default
+        del content["config"]["edit"][key]
+    (cell / "run.json").write_text(json.dumps(content))
+    sweep = sweeping.Sweep(Plan.of(plan, folder), out, {}, "", lambda _: None)
+    sweep._set_aside(cell, sweep.plan.cell(sweep.plan.families()[0], 0, chosen))
+    assert cell.is_dir()
 
 
 @pytest.mark.parametrize(

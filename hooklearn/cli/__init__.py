@@ -280,11 +280,12 @@ def report(
         import analysis
         from analysis.outcome import outcome
 
-        for folder in runs if len(runs) > 1 else ():
+        for folder in runs:
             judge(folder, progress, report=False)  # all of them first: a page shows the others' verdicts too
         for folder in runs:
             others = [other for other in runs if other != folder]
-            page = judge(folder, progress, report=True, redact=redact, others=others)
+            progress("writing the report")
+            page = analysis.report(folder, redact=redact, others=others)
             found.append({**outcome(folder), "report": page})
             if inspect is not None:
                 analysis.inspect_logs(folder, inspect)

@@ -89,11 +89,12 @@ class Job:
         return Path("runs") / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
 
     def edit_only(self) -> Job:
-        """The same without attackers, located subspaces, samples, evidence and an arm to compare with."""
+        """The same without attackers, located subspaces, samples, evidence, general capability and an arm beside it."""
         config = self.config
         changed = {
             "battery": None,
             "attacks": [],
+            "corpora": {role: corpus for role, corpus in config.corpora.items() if role != "capability"},
             "evidence": config.evidence.model_copy(update={"enabled": False}),
             "controls": config.controls.model_copy(update={"matched": False}),
             "locate": config.locate.model_copy(update={"enabled": False}),

@@ -13,6 +13,7 @@ methods, seeds or budgets may be added to the file.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -143,9 +144,10 @@ class Sweep:
             earlier = disk.load_json(path)
         fixed = self._fixed()
         for key, value in fixed.items():
-            if earlier and key == PLACES and key not in earlier.get("fixed", {}):
-                continue  # begun before this was written down
-            if earlier and self._as_of_now(key, earlier.get("fixed", {}).get(key)) != jsonable(value):
+            was = earlier.get("fixed", {}).get(key)
+            if earlier and key == PLACES and was is None:  # begun before this was written down
+                was = self._places(earlier) or value
+            if earlier and self._as_of_now(key, was) != jsonable(value):
                 raise InputError(
                     f"{self.out}: holds a sweep with another {key}; only methods, budgets and seeds may be added "
                     "to a sweep that was begun"
@@ -182,6 +184,15 @@ class Sweep:
         fixed = {"base": _shared_part(base), PLACES: places, "tuning": tuning and tuning.model_dump(mode="json")}
         return fixed | ({"object": self.held} if self.held else {})
 
+    def _places(self, earlier: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Of a finished cell whose method named none of its own."""
+        named = {m.label for m in self.plan.config.methods if {"sites", "layers"} & (m.model_extra or {}).keys()}
+        for cell in earlier.get("cells", []):
+            if cell["label"] not in named and store.is_done(self.out / cell["folder"]):
+                edit = store.open_run(self.out / cell["folder"])["config"]["edit"]
+                return {key: edit.get(key) for key in ("sites", "layers")}
+        return None
+
     def _as_of_now(self, key: str, value: Any) -> Any:
         """What a sweep was begun with; options that there are since then stand at their defaults."""
         if key != "base" or not isinstance(value, dict):
@@ -203,10 +214,9 @@ class Sweep:
             return None
         plan = self.plan
         setup = Setup.load(plan.base, plan.folder, self.progress, objects=self.objects)
-        for cell in [c for c in self.record["cells"] if c["status"] == "done"][
-            :1
-        ]:  # a file may have been changed since
-            folder = self.out / cell["folder"]
+        done = next((c for c in self.record["cells"] if c["status"] == "done"), None)
+        if done is not None:  # a file may have been changed since
+            folder = self.out / done["folder"]
             store.check_inputs(folder, store.open_run(folder), setup.record(None, self.command))
         if not self._undecided(waiting):
             return setup, None
@@ -233,6 +243,8 @@ class Sweep:
                 else:
                     elsewhere.append(cell)
         configs = {c["folder"]: self._config(c, families[c["family"]]) for c in elsewhere}
+        for name, config in configs.items():
+            self._set_aside(self.out / name, config)
         where = {c["folder"]: f"controls/seed{c['seed']}" for c in elsewhere}
         self._fan_out(self.plan.base, configs, where, {c["folder"]: c for c in elsewhere})
 
@@ -256,11 +268,13 @@ class Sweep:
         """A cell that was begun, and not ended, with options that are no longer those that were chosen."""
         if not (folder / "run.json").exists():
             return
-        begun = store.open_run(folder)["config"]
-        if begun.get("edit") != config.edit.model_dump(mode="json"):
+        begun = parse(store.open_run(folder)["config"]).edit
+        same_work = {"site_batch": config.edit.site_batch}  # so many at a time, the same edit
+        if begun.model_copy(update=same_work) != config.edit:
             aside = self.out / "set-aside"
             aside.mkdir(exist_ok=True)
-            folder.rename(aside / f"{folder.name}-{len(list(aside.iterdir()))}")
+            taken = {p.name for p in aside.iterdir()}
+            folder.rename(aside / next(n for i in itertools.count() if (n := f"{folder.name}-{i}") not in taken))
 
     def _run(self, config: RunConfig, folder: str, shared: Shared) -> str | None:
         """One run folder; what went wrong in one line (its record says so too)."""
