@@ -584,7 +584,7 @@ def test_a_rate_that_breaks_the_model_is_named(threatening: Any, problem: Proble
 
 def test_a_teachers_rate_that_breaks_the_model_is_named_as_it_is_written(problem: Problem) -> None:
     """``undo`` has a learning_rate too, which is another one."""
-    with pytest.raises(InputError, match=r"undo: teacher_rate 1e\+30: too high"):
+    with pytest.raises(InputError, match=r"undo: teacher_rate 1e\+30 \(2e-05 is usual\): too high"):
         next(Undo(teacher_rate=1e30).path(problem))
 
 

@@ -70,16 +70,18 @@ def descend(
     learning_rate: float,
     every: int,
     *,
+    usual: float,
     option: str = "learning_rate",
 ) -> Iterator[Updates]:
     """Adam on the stored weights of the sites; yields where it stands after every few steps.
 
-    ``option`` is what the rate is called where it can be set: a loss that breaks down is blamed on it.
+    ``option`` is what the rate is called where it can be set, and ``usual`` its default: a loss that breaks down is
+    blamed on it.
     """
     rule = torch.optim.Adam(models.parameters_of(problem.model, problem.sites), lr=learning_rate)
     updates, step = nowhere(problem), 0
     while chunk := list(itertools.islice(stream, every)):
-        with blaming(f"{option} {learning_rate:g}"), advancing(problem, updates):
+        with blaming(f"{option} {learning_rate:g} ({usual:g} is usual)"), advancing(problem, updates):
             run = fit(problem.model, chunk, rule=rule, objective=objective, precision=problem.precision, first=step)
         problem.tokens += run.tokens
         step += run.steps
@@ -117,7 +119,8 @@ class Descent(Walked):
     def path(self, problem: Problem) -> Iterator[Updates]:
         role, objective = self.objective(problem)
         stream = training_stream(problem, role, self.epochs)
-        yield from descend(problem, stream, objective, self.learning_rate, self.every)
+        usual = type(self).learning_rate
+        yield from descend(problem, stream, objective, self.learning_rate, self.every, usual=usual)
 
 
 @dataclass(frozen=True, kw_only=True)

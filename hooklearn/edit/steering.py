@@ -175,7 +175,8 @@ class _Steering(Walked):
             retain = residual(model, pair.retain, plan.retain, self.positions)
             return LossSum(self.loss(forget, retain, pair, problem.seed), 1)
 
-        for updates in descend(narrow, stream(), objective, self.learning_rate, self.every):
+        usual = type(self).learning_rate
+        for updates in descend(narrow, stream(), objective, self.learning_rate, self.every, usual=usual):
             problem.tokens = narrow.tokens
             yield updates
 

@@ -106,7 +106,12 @@ class Undo(Method):
             return LossSum(push.mean + nll(model, stay).mean, 1)
 
         stream = itertools.islice(training_stream(problem, "forget", sys.maxsize), self.teacher_steps)
-        return next(descend(problem, stream, loss, self.teacher_rate, self.teacher_steps, option="undo: teacher_rate"))
+        return next(
+            descend(
+                problem, stream, loss, self.teacher_rate, self.teacher_steps,
+                usual=type(self).teacher_rate, option="undo: teacher_rate",
+            )
+        )  # fmt: skip
 
     def noised(self, problem: Problem, teacher: Updates) -> Updates:
         """The student before its first lesson; at alpha 0 the teacher, bit for bit."""
