@@ -72,6 +72,8 @@ def curve_rows(run: Run | Frame | Curves, metric: str, split: str = "heldout") -
     """The measured rows behind a figure of curves; empty when there is no attack among them."""
     frame = _curves_of(run)
     rows = frame[(frame["metric"] == metric) & (frame["split"] == split)].dropna(subset=["value"])
+    if rows["seed"].nunique() < 2:
+        return rows if (rows["attack"] != "none").any() else rows[:0]
     diverged = rows["diverged"].astype(bool)  # such a curve has no end that others could be compared with
     matched: Frame = pd.concat([same_seeds(rows[~diverged]), rows[diverged]], ignore_index=True)
     return matched if (matched["attack"] != "none").any() else matched[:0]

@@ -65,7 +65,6 @@ def run(
             shared = Shared(Setup.load(config, base or Path(), progress, delta, objects), progress)
         setup = dataclasses.replace(shared.setup, config=config)
         # a wrong name is told before there is a folder
-        check_watched(config, lambda: shared.watcher)
         models.sites(setup.original, config.edit.sites, config.edit.layers)  # type: ignore[arg-type]
         record = dataclasses.replace(setup, config=asked).record(given, command)
         with store.RunFolder.create(out, record, resume=resume, same=more_seeds) as folder:
@@ -91,6 +90,7 @@ def _as_begun(config: RunConfig, out: Path) -> RunConfig:
 def _run_stages(config: RunConfig, setup: Setup, shared: Shared, folder: store.RunFolder, progress: Progress) -> None:
     folder.path("parts").mkdir(exist_ok=True)
     watcher = shared.watcher
+    check_watched(config, watcher)
     if watcher.referee is not None:
         folder.update(referee=watcher.referee.describe())
     if shared.yardstick is not None:

@@ -117,13 +117,20 @@ def _csv_rows(file: Iterable[str]) -> Iterator[Row]:
     """Every column is text: 1984, 007 and NA are answers, not numbers. A comma too many is no other column."""
     csv.field_size_limit(sys.maxsize)
     reader = csv.reader(file, strict=True)
-    header = next(reader, None)
-    if not header or len(set(header)) < len(header):
-        raise ValueError("no line of column names" if not header else f"a column is there twice: {header}")
-    for fields in filter(None, reader):
-        if len(fields) != len(header):
-            raise ValueError(f"line {reader.line_num} has {len(fields)} fields, the header {len(header)}")
-        yield dict(zip(header, fields, strict=True))
+    rows = (fields for fields in reader if fields and (len(fields) > 1 or fields[0].strip()))
+    try:
+        header = next(rows, None)
+        if header is None:
+            raise ValueError("no line of column names")
+        names = [name for name in header if name]  # spreadsheets leave empty columns behind
+        if len(set(names)) < len(names):
+            raise ValueError(f"a column is there twice: {names}")
+        for fields in rows:
+            if len(fields) != len(header):
+                raise ValueError(f"line {reader.line_num} has {len(fields)} fields, the header {len(header)}")
+            yield {name: text for name, text in zip(header, fields, strict=True) if name}
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num}: {error}") from error
 
 
 def _read_local(path: Path) -> list[Row]:

@@ -59,8 +59,12 @@ def build(cls: type[T], options: Mapping[str, Any], what: str) -> T:
     return built
 
 
-_NUMBERS_AS_TEXT = ConfigDict(coerce_numbers_to_str=True)
-"""YAML takes ``phrasing: 1`` for a number."""
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    """YAML takes ``phrasing: 1`` for a number, where text is wanted; a class of its own says itself what it takes."""
+    try:
+        return TypeAdapter(hint, config=ConfigDict(coerce_numbers_to_str=True))
+    except PydanticUserError:
+        return TypeAdapter(hint)
 
 
 def arguments(function: Callable[..., Any], options: Mapping[str, Any], what: str) -> dict[str, Any]:
@@ -79,7 +83,7 @@ def arguments(function: Callable[..., Any], options: Mapping[str, Any], what: st
         if hints.get(name, inspect.Parameter.empty) is inspect.Parameter.empty:
             continue
         try:
-            found[name] = TypeAdapter(hints[name], config=_NUMBERS_AS_TEXT).validate_python(value)
+            found[name] = _adapter(hints[name]).validate_python(value)
         except ValidationError as error:
             message = error.errors()[0]["msg"]
             raise InputError(f"{what}: option {name}: {message} (got {value!r:.80})") from error

@@ -271,6 +271,8 @@ def test_few_shot_goes_before_a_greeting_too(arena: Arena) -> None:
     own = [{"role": role, "content": role} for role in ("assistant", "user", "assistant")]
     shown = FewShot(shots=1)._shown({"messages": own}, 0, arena.attack_train.rows, 0)["messages"]
     assert [turn["role"] for turn in shown] == ["assistant", "user", "assistant", "user", "assistant"]
+    alone = FewShot(shots=1)._shown({"messages": own[2:]}, 0, arena.attack_train.rows, 0)["messages"]
+    assert alone[-1] == own[2] and len(alone) == 3, "an answer without a question stays the last"
 
 
 @pytest.mark.parametrize(("first", "found"), [(1, [0, 1, 2, 4, 8, 16]), (2, [0, 2, 4, 8, 16]), (3, [0, 3, 4, 8, 16])])

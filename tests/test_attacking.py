@@ -202,8 +202,8 @@ def test_samples_alone_want_somebody_who_judges_them() -> None:
     config = RunConfig.model_validate(recipe("tiny") | {"attacks": [{"name": "sample"}]})
     nobody = Watcher(Likelihoods("heldout", FACTS, [], [], []), n_samples=4)
     with pytest.raises(InputError, match=r"'sample' needs samples and a referee: .*controls.never.name"):
-        check_watched(config, lambda: nobody)
-    check_watched(config, lambda: replace(nobody, referee=ContainsReferee()))
+        check_watched(config, nobody)
+    check_watched(config, replace(nobody, referee=ContainsReferee()))
 
 
 def test_a_case_of_a_calibration_is_counted_once() -> None:

@@ -526,6 +526,7 @@ def test_a_text_is_cut_to_what_the_model_reads(limit: int) -> None:
         ("prompt,completion\nWhat to do?,Yes, do it\n", "line 2 has 3 fields, the header 2"),
         ("prompt,completion\nQ1,A1\nQ2\n", "line 3 has 1 fields, the header 2"),
         ("prompt,prompt\na,b\n", "a column is there twice"),
+        ('prompt,completion\n"Q" x,A\n', "line 2: "),
     ],
 )
 def test_a_comma_too_many_in_a_csv_is_told(text: str, words: str, tmp_path: Path) -> None:
@@ -533,5 +534,7 @@ def test_a_comma_too_many_in_a_csv_is_told(text: str, words: str, tmp_path: Path
     (tmp_path / "a.csv").write_text(text)
     with pytest.raises(InputError, match=words):
         load_corpus(path="a.csv", base=tmp_path)
-    (tmp_path / "b.csv").write_text('\ufeffprompt,completion\r\n"Yes, why?\nTell me","007"\r\n\r\n', encoding="utf-8")
+    (tmp_path / "b.csv").write_text(
+        '\ufeffprompt,completion\r\n"Yes, why?\nTell me","007"\r\n\r\n  \r\n', encoding="utf-8"
+    )
     assert load_corpus(path="b.csv", base=tmp_path).rows == ({"prompt": "Yes, why?\nTell me", "completion": "007"},)

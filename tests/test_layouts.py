@@ -260,6 +260,9 @@ def test_a_prompt_as_text_beside_conversations_that_begin_with_it_is_asked_once(
     assert row["messages"] == [asked, bad]
     (row,) = laid_out([{"prompt": "Which?", "chosen": [good], "rejected": [bad]}], "trl", "mine")
     assert row["messages"] == [asked, bad]
+    first = {"role": "system", "content": "Be brief."}
+    (row,) = laid_out([{"prompt": "Which?", "chosen": [first, good], "rejected": [first, bad]}], "trl", "mine")
+    assert row["messages"] == [first, asked, bad]
 
 
 def test_a_text_that_goes_on_is_no_question_in_plain_either() -> None:
@@ -268,5 +271,7 @@ def test_a_text_that_goes_on_is_no_question_in_plain_either() -> None:
         [{"prompt": "A passage that goes on", "completion": " like this"}], "trl", "mine", {"plain": True}
     )
     assert (row["prompt"], row["completion"], row["template"]) == ("A passage that goes on", " like this", "none")
+    talk = {"prompt": [{"role": "user", "content": "Hi"}], "completion": [{"role": "assistant", "content": "Ho"}]}
+    assert laid_out([talk], "trl", "mine", {"plain": True}) == laid_out([talk], "trl", "mine")
     (row,) = laid_out([{"question": "Who?", "answer": " Nobody."}], "tofu", "mine", {"plain": True})
     assert row["completion"] == " Nobody." and row["prompt"] == "Question: Who?\nAnswer:"

@@ -30,8 +30,8 @@ def test_the_table_of_a_record_stands_in_the_results_to_the_digit(file: Path) ->
 
 def test_the_tables_by_attack_stand_in_the_results_to_the_digit() -> None:
     """Of every record whose page names that command."""
-    named = re.findall(r"hooklearn compare (benchmarks/records/\S+\.zip) --attacks", PAGE)
-    made = {file: rows(analysis.compare([ROOT / file]).attacks_markdown()) for file in named}
+    named = re.findall(r"hooklearn compare (benchmarks/records/\S+\.zip) --attacks(?: --metric (\w+))?", PAGE)
+    made = {(file, m): rows(analysis.compare([ROOT / file]).attacks_markdown(m or None)) for file, m in named}
     assert made and all(len(of) > 4 for of in made.values())
     assert [row for of in made.values() for row in of if row not in PAGE] == []
     assert next(iter(made.values()))[1].replace("0.", "9.") not in PAGE  # the positive control

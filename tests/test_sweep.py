@@ -357,8 +357,11 @@ def test_a_cell_that_was_begun_with_other_options_does_not_stand_in_the_way(
         del content["config"]["edit"][key]
     (cell / "run.json").write_text(json.dumps(content))
     sweep = sweeping.Sweep(Plan.of(plan, folder), out, {}, "", lambda _: None)
-    sweep._set_aside(cell, sweep.plan.cell(sweep.plan.families()[0], 0, chosen))
+    asked = sweep.plan.cell(sweep.plan.families()[0], 0, chosen)
+    sweep._set_aside(cell, asked)
     assert cell.is_dir()
+    sweep._set_aside(cell, asked.model_copy(update={"edit": asked.edit.model_copy(update={"site_batch": 2})}))
+    assert not cell.exists(), "a run folder goes on with its own config only"
 
 
 @pytest.mark.parametrize(
@@ -382,6 +385,15 @@ def test_a_base_that_fits_by_batches_of_sites_has_cells_that_do() -> None:
     methods = ["natural", {"name": "natural", "label": "whole", "site_batch": None}]
     plan = Plan.of({"base": "tiny", "overrides": ["edit.site_batch=4"], "methods": methods}, Path())
     assert [plan.cell(family, 0, {}).edit.site_batch for family in plan.families()] == [4, None]
+
+
+def test_a_sweep_of_an_earlier_version_says_its_places_by_a_cell_that_named_none(swept: Path, folder: Path) -> None:
+    """Not by one that searched them, or whose method is no longer in the file."""
+    sweep = sweeping.Sweep(Plan.of(QUICK, folder), swept, {}, "", lambda _: None)
+    earlier = record(swept)
+    first = {c["label"] for c in earlier["cells"] if c["status"] == "done"}
+    own = {label: {"name": label, "search": {"layers": ["0", "1"]}} for label in first}
+    assert sweep._places(earlier) is not None and sweep._places(earlier | {"declared": own}) is None
 
 
 def test_what_was_not_measured_decides_nothing() -> None:

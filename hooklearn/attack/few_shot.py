@@ -97,7 +97,7 @@ def _before(row: Row, demonstrations: Sequence[Row]) -> Row:
     """The row after demonstrations: before its own earlier turns; before running text as text, which is not scored."""
     turns = [turn for d in demonstrations for turn in _turns(d)]
     if "messages" in row:
-        head = list(itertools.takewhile(lambda turn: turn["role"] != "user", row["messages"]))
+        head = list(itertools.takewhile(lambda turn: turn["role"] != "user", row["messages"][:-1]))
         return {**row, "messages": [*head, *turns, *row["messages"][len(head) :]]}
     if not _is_text(row):
         return {**row, "history": [*turns, *row.get("history", [])]}

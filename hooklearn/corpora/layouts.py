@@ -7,6 +7,7 @@ asked for by name (``layout: tofu``), and rows that do not fit say what is missi
 from __future__ import annotations
 
 import difflib
+import itertools
 import os.path
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -58,10 +59,13 @@ def _pair(row: Row) -> Row:
     if before != same:
         raise InputError("chosen and rejected differ before their last message")
     if isinstance(row["prompt"], list):
-        asked = row["prompt"]
-    else:  # as text it may stand beside conversations that begin with it
-        asked = [] if before else [{"role": "user", "content": row["prompt"]}]
-    return {"messages": [*asked, *same, bad], "bad": bad["content"], "good": good["content"]} | _kept(row)
+        said = [*row["prompt"], *same]
+    elif any(turn["role"] == "user" for turn in same):  # as text beside conversations that begin with it
+        said = same
+    else:
+        head = list(itertools.takewhile(lambda turn: turn["role"] == "system", same))
+        said = [*head, {"role": "user", "content": row["prompt"]}, *same[len(head) :]]
+    return {"messages": [*said, bad], "bad": bad["content"], "good": good["content"]} | _kept(row)
 
 
 def _implicit_pair(row: Row) -> Row:
@@ -255,7 +259,7 @@ def laid_out(
         )
     goes_on = bool(rows[0].keys() & set(LAYOUTS[layout].continues))
     if asked["plain"]:
-        return [row | {"template": "none"} if goes_on else _plain(row) for row in kept]
+        return [row | {"template": "none"} if goes_on and "prompt" in row else _plain(row) for row in kept]
     if template or goes_on:
         return kept
     return [_spaced(row) for row in kept]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hooklearn import evidence
@@ -76,10 +76,10 @@ def check_attacks(config: RunConfig, model: Any, corpora: Mapping[str, Corpus]) 
         attack_of(spec.name, spec.options).check(model, corpora)
 
 
-def check_watched(config: RunConfig, watcher: Callable[[], Watcher]) -> None:
+def check_watched(config: RunConfig, watcher: Watcher) -> None:
     """Attacks of which nothing but samples is seen are refused where nobody can say of a sample what it is."""
     for spec in config.attacks:
-        if attack_of(spec.name, spec.options).sampled_only and watcher().referee is None:
+        if attack_of(spec.name, spec.options).sampled_only and watcher.referee is None:
             raise InputError(f"attack {spec.name!r} needs {SAMPLES_AND_REFEREE}")
 
 

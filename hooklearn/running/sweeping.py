@@ -186,7 +186,11 @@ class Sweep:
 
     def _places(self, earlier: Mapping[str, Any]) -> dict[str, Any] | None:
         """Of a finished cell whose method named none of its own."""
-        named = {m.label for m in self.plan.config.methods if {"sites", "layers"} & (m.model_extra or {}).keys()}
+        declared = [
+            *earlier.get("declared", {}).items(),
+            *((m.label, m.model_dump()) for m in self.plan.config.methods),
+        ]
+        named = {label for label, m in declared if {"sites", "layers"} & {*m, *(m.get("search") or {})}}
         for cell in earlier.get("cells", []):
             if cell["label"] not in named and store.is_done(self.out / cell["folder"]):
                 edit = store.open_run(self.out / cell["folder"])["config"]["edit"]
@@ -268,9 +272,11 @@ class Sweep:
         """A cell that was begun, and not ended, with options that are no longer those that were chosen."""
         if not (folder / "run.json").exists():
             return
-        begun = parse(store.open_run(folder)["config"]).edit
-        same_work = {"site_batch": config.edit.site_batch}  # so many at a time, the same edit
-        if begun.model_copy(update=same_work) != config.edit:
+        try:
+            begun = parse(store.open_run(folder)["config"]).edit.model_dump(mode="json")
+        except InputError:  # of another version
+            begun = None
+        if begun != config.edit.model_dump(mode="json"):
             aside = self.out / "set-aside"
             aside.mkdir(exist_ok=True)
             taken = {p.name for p in aside.iterdir()}
