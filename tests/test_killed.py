@@ -260,7 +260,8 @@ def test_a_folder_has_one_writer_and_outlives_him(
 def test_a_run_whose_model_is_here_asks_nobody(hooklearn: Workers, whole: tuple[Path, Ending], tmp_path: Path) -> None:
     """No connection, no name looked up; the control asks the hub for a model, and is caught at it."""
     assert whole[1].code == 0
-    asking = hooklearn(*RUN, "--set", "model.name=nobody/nothing", "--set", "organism=null", "--out", tmp_path / "out")
+    other = ["--set", "model.name=nobody/nothing", "--set", "organism=null", "--set", "controls.matched=false"]
+    asking = hooklearn(*RUN, *other, "--out", tmp_path / "out")
     assert asking.code == NETWORK, asking.said
 
 
