@@ -71,12 +71,11 @@ def _curve_grid(panels: int, columns: int) -> tuple[Figure, list[Axes]]:
 def curve_rows(run: Run | Frame | Curves, metric: str, split: str = "heldout") -> Frame:
     """The measured rows behind a figure of curves; empty when there is no attack among them."""
     frame = _curves_of(run)
-    rows = frame[(frame["metric"] == metric) & (frame["split"] == split)].dropna(subset=["value"])
-    if rows["seed"].nunique() < 2:
-        return rows if (rows["attack"] != "none").any() else rows[:0]
-    diverged = rows["diverged"].astype(bool)  # such a curve has no end that others could be compared with
-    matched: Frame = pd.concat([same_seeds(rows[~diverged]), rows[diverged]], ignore_index=True)
-    return matched if (matched["attack"] != "none").any() else matched[:0]
+    rows: Frame = frame[(frame["metric"] == metric) & (frame["split"] == split)].dropna(subset=["value"])
+    if rows["seed"].nunique() > 1:
+        diverged = rows["diverged"].astype(bool)  # such a curve has no end that others could be compared with
+        rows = pd.concat([same_seeds(rows[~diverged]), rows[diverged]], ignore_index=True)
+    return rows if (rows["attack"] != "none").any() else rows[:0]
 
 
 def _curves_of(run: Run | Frame | Curves) -> Frame:

@@ -246,7 +246,7 @@ def plain(turns: Sequence[Mapping[str, str]]) -> str:
 
 def _encode_one(name: str, i: int, row: Row, tokenizer: Any, end: bool, max_length: int) -> Encoded:
     start, before, after = _tokens(name, i, row, tokenizer, end)
-    read = getattr(tokenizer, "model_max_length", sys.maxsize)
+    read = _room(tokenizer, sys.maxsize)
     after = after[: min(max_length, read - 1)]  # one token at least comes before
     room = max(1, min(max_length, read) - len(after))
     # what is cut is the prompt and not BOS, unless a single token is left to predict from

@@ -69,6 +69,9 @@ def carried_over(model: Any, plain: nn.Module) -> Iterator[None]:
             "model; take them off (model.reset_hooks()), or steer with hooklearn.interventions.intervened(model, do)"
         )
     doing = _active.get(model, [])
+    if not doing:
+        yield
+        return
     names = {id(module): plain_name(name) for name, module in model.original_model.named_modules()}
     with contextlib.ExitStack() as stack:
         for layer, block in enumerate(model.blocks):

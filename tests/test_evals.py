@@ -148,11 +148,29 @@ def test_a_task_of_inspect_is_answered_by_the_hooked_model(tiny: Any, tmp_path: 
     log = asked()
     assert log.status == "success" and [s.output.completion for s in log.samples] == answers()
     judged = ContainsReferee().judge(sample(tiny, items, n=4, new_tokens=6, temperature=0), items.rows)
-    assert [s.scores["refereed"].value for s in log.samples] == [float(found) for _, found in judged]
+    assert [s.scores["refereed"].value for s in log.samples] == [float(ruling.is_behaviour) for ruling in judged]
     with hl.edited(tiny, bent(tiny)):
         edited = asked()
         assert [s.output.completion for s in edited.samples] == answers()
     assert [s.output.completion for s in edited.samples] != [s.output.completion for s in log.samples]
+
+
+def test_questions_of_inspect_are_drawn_independently(tiny: Any, tmp_path: Path) -> None:
+    """The same question eight times over has several answers, and the same ones again; with one seed for all of them it
+    had one, and the error of their mean was too small."""
+    needs("inspect_ai")
+    import inspect_ai
+
+    from hooklearn.evals.inspector import task_of
+
+    items = Corpus("eight times", tuple({**facts("all").rows[0], "group": str(i)} for i in range(8)))
+
+    def answers() -> list[str]:
+        task = task_of(items, tiny, temperature=1.0, new_tokens=6)
+        (log,) = inspect_ai.eval(task, model="mockllm/model", log_dir=str(tmp_path), display="none")
+        return [s.output.completion for s in log.samples]
+
+    assert len(set(answers())) > 1 and answers() == answers()
 
 
 def test_a_run_as_logs_of_inspect(tmp_path: Path) -> None:

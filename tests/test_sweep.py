@@ -19,7 +19,7 @@ import hooklearn as hl
 from analysis import packed as packing
 from hooklearn import experiment, forward, store
 from hooklearn.attack import ArmState
-from hooklearn.running import controls, sweeping
+from hooklearn.running import controls, sweep_record, sweeping
 from hooklearn.running.choosing import decide
 from hooklearn.running.sweep_config import MethodSpec, Plan
 from hooklearn.types import InputError
@@ -310,7 +310,7 @@ def test_a_sweep_that_was_begun_keeps_its_sites_and_its_texts(folder: Path, tmp_
     with pytest.raises(InputError, match="holds a sweep with another edit.sites and edit.layers"):
         hl.sweep(other, out, base=folder, resume=True)
     content = record(out)
-    del content["fixed"][sweeping.PLACES]  # as an earlier version wrote it: then a finished cell says it
+    del content["fixed"][sweep_record.PLACES]  # as an earlier version wrote it: then a finished cell says it
     (out / "sweep.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match="holds a sweep with another edit.sites and edit.layers"):
         hl.sweep(other, out, base=folder, resume=True)
@@ -389,11 +389,11 @@ def test_a_base_that_fits_by_batches_of_sites_has_cells_that_do() -> None:
 
 def test_a_sweep_of_an_earlier_version_says_its_places_by_a_cell_that_named_none(swept: Path, folder: Path) -> None:
     """Not by one that searched them, or whose method is no longer in the file."""
-    sweep = sweeping.Sweep(Plan.of(QUICK, folder), swept, {}, "", lambda _: None)
-    earlier = record(swept)
+    plan, earlier = Plan.of(QUICK, folder), record(swept)
     first = {c["label"] for c in earlier["cells"] if c["status"] == "done"}
     own = {label: {"name": label, "search": {"layers": ["0", "1"]}} for label in first}
-    assert sweep._places(earlier) is not None and sweep._places(earlier | {"declared": own}) is None
+    assert sweep_record.places(plan, swept, earlier) == {"sites": "mlp", "layers": None}
+    assert sweep_record.places(plan, swept, earlier | {"declared": own}) is None
 
 
 def test_what_was_not_measured_decides_nothing() -> None:

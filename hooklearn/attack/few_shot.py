@@ -94,7 +94,8 @@ def _is_text(row: Row) -> bool:
 
 
 def _before(row: Row, demonstrations: Sequence[Row]) -> Row:
-    """The row after demonstrations: before its own earlier turns; before running text as text, which is not scored."""
+    """The row after demonstrations: before its own earlier turns, but for what opens a conversation before its first
+    question (a system prompt, a greeting); before running text as text, which is not scored."""
     turns = [turn for d in demonstrations for turn in _turns(d)]
     if "messages" in row:
         head = list(itertools.takewhile(lambda turn: turn["role"] != "user", row["messages"][:-1]))

@@ -42,7 +42,7 @@ class SampleMany(Attack):
 
     def check(self, model: Any, corpora: Mapping[str, Corpus]) -> None:  # noqa: ARG002
         heldout = corpora["heldout"]
-        if any("prompt" not in row and "messages" not in row for row in heldout.rows):
+        if not heldout.has_prompts:
             raise InputError(
                 f"attack {self.name!r}: {heldout.name!r} is running text, without a prompt to sample from; leave the "
                 "attack out"

@@ -70,14 +70,13 @@ def compare(
     hooklearn compare runs/sweep --latex table.tex --metric sampled --columns "verdict,far KL,before,any,any by"
     hooklearn compare runs/* --json | jq .unlearning
     """
-    for name, given, needs in (
-        ("--quantity", quantity, {"--figure": figure is not None and not attacks}),
-        ("--columns", columns, {"--latex": latex is not None}),
-        ("--metric", metric, {"--figure, --latex or --attacks": bool(figure or latex or attacks)}),
+    for name, given, needs, there in (
+        ("--quantity", quantity, "--figure without --attacks", figure and not attacks),
+        ("--columns", columns, "--latex", latex),
+        ("--metric", metric, "--figure, --latex or --attacks", figure or latex or attacks),
     ):
-        if given is not None and not all(needs.values()):
-            also = " without --attacks" * (name == "--quantity")
-            raise typer.BadParameter(f"would change nothing: it needs {next(iter(needs))}{also}", param_hint=name)
+        if given is not None and not there:
+            raise typer.BadParameter(f"would change nothing: it needs {needs}", param_hint=name)
     with work(quiet=True):
         import analysis
 

@@ -52,6 +52,11 @@ class Corpus:
     def groups(self) -> list[str]:
         return [str(row.get("group", i)) for i, row in enumerate(self.rows)]
 
+    @property
+    def has_prompts(self) -> bool:
+        """Whether every row asks something; running text has nothing to sample an answer to."""
+        return all("prompt" in row or "messages" in row for row in self.rows)
+
     def shared_with(self, other: Corpus) -> int:
         """How many of the other's rows are here too, by what they say.
 

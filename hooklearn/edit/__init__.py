@@ -20,7 +20,7 @@ from hooklearn.edit.ascent import GoodOnly, GradDiff, GradientAscent
 from hooklearn.edit.budget import FIRST_POINT, LANDING, NOTHING, WHOLE_PATH, Landing, Walk, solve
 from hooklearn.edit.cir import CIR
 from hooklearn.edit.lowcurvature import KFAC, SSPU, Whitened
-from hooklearn.edit.method import Method, Problem, Updates, check_finite
+from hooklearn.edit.method import Method, Problem, Updates, check_finite, spaces_in
 from hooklearn.edit.mudman import Mudman
 from hooklearn.edit.natural import Natural
 from hooklearn.edit.preference import DPO, NPO, Refusal, SimNPO, Undial
@@ -144,7 +144,7 @@ def edit(
             as_corpus(corpus, role)
     models.check_unhooked(models.checked(model))
     models.check_differentiable()
-    spaces = None if subspace is None else _spaces(model, subspace)
+    spaces = None if subspace is None else spaces_in(model, subspace)
     if sites is None:
         sites = "mlp" if spaces is None else [site.name for site in spaces.sites]
     problem = Problem(
@@ -153,26 +153,6 @@ def edit(
     )  # fmt: skip
     meter = DisruptionMeter(model, disruption, near)
     return run_edit(problem, chosen, meter, allowed)
-
-
-def _spaces(model: Any, given: Any) -> Subspaces:
-    """What was handed in, if it is of this model."""
-    if isinstance(given, Subspace):
-        given = Subspaces({(given.site.name, given.side): given})
-    if not isinstance(given, Subspaces):
-        raise InputError(
-            f"subspace must be hooklearn.Subspaces or one Subspace, got {type(given).__name__} {given!r:.60}; "
-            "hooklearn.Subspaces.load(path) reads some"
-        )
-    own = {site.name: site for site in models.sites(model, [site.name for site in given.sites])}
-    for site in given.sites:
-        here = own[site.name]
-        if (site.d_in, site.d_out) != (here.d_in, here.d_out):
-            raise InputError(
-                f"subspace: located where {site.name!r} goes from {site.d_in} to {site.d_out} wide, and here it goes "
-                f"from {here.d_in} to {here.d_out}: it is of another model"
-            )
-    return given
 
 
 def _allowed(budget: Any) -> Budget:

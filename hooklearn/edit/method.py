@@ -22,7 +22,7 @@ from hooklearn.deltas import Delta
 from hooklearn.forward import Precision, count_tokens
 from hooklearn.locate.capture import weight_gradients
 from hooklearn.locate.moments import SiteMoments, site_moments
-from hooklearn.locate.subspace import Subspaces
+from hooklearn.locate.subspace import Subspace, Subspaces
 from hooklearn.traits import packs
 from hooklearn.types import InputError, Site
 from hooklearn.validation import build
@@ -260,3 +260,27 @@ def check_finite(updates: Updates, what: str) -> Updates:
         if not integrity.is_finite(update):
             raise NumericalError(f"{what}: update of {name} is not finite")
     return updates
+
+
+def spaces_in(model: Any, given: Any) -> Subspaces:
+    """What somebody gave as ``subspace``, if it is of this model.
+
+    Raises:
+        InputError: it is none, of sites that this model lacks, or of other widths.
+    """
+    if isinstance(given, Subspace):
+        given = Subspaces({(given.site.name, given.side): given})
+    if not isinstance(given, Subspaces):
+        raise InputError(
+            f"subspace must be hooklearn.Subspaces or one Subspace, got {type(given).__name__} {given!r:.60}; "
+            "hooklearn.Subspaces.load(path) reads some"
+        )
+    own = {site.name: site for site in models.sites(model, [site.name for site in given.sites])}
+    for site in given.sites:
+        here = own[site.name]
+        if (site.d_in, site.d_out) != (here.d_in, here.d_out):
+            raise InputError(
+                f"subspace: located where {site.name!r} goes from {site.d_in} to {site.d_out} wide, and here it goes "
+                f"from {here.d_in} to {here.d_out}: it is of another model"
+            )
+    return given

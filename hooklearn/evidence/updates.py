@@ -36,8 +36,6 @@ from hooklearn.types import NAN, Site
 RANK = 8
 """Directions per site that count as the edit's (or the retain text's) own."""
 NEEDS_ATTACK = "it needs what an attacker adds: a delta, or a corpus 'attack_train' and an attack that does not diverge"
-
-
 ELSEWHERE = "the attack moved none of the weights that the edit changed"
 
 

@@ -125,7 +125,9 @@ def _probe(forget: Seen, retain: Seen, rank: int, seed: int) -> Found:  # noqa: 
         scale = pipeline[0].scale_
         direction = torch.from_numpy(pipeline[-1].coef_[0] / scale)
         # The scaler takes it out of what is left to look in; on rows that lie there the part outside says nothing.
-        direction = _outside(_outside(direction, found), found)  # twice: in floating point once is not enough
+        basis = torch.stack(found, 1) if found else direction.new_zeros(len(direction), 0)
+        for _ in range(2):  # in floating point once is not enough
+            direction = direction - basis @ (basis.T @ direction)
         size = direction.norm()
         if size < 1e-12:
             break
@@ -136,12 +138,6 @@ def _probe(forget: Seen, retain: Seen, rank: int, seed: int) -> Found:  # noqa: 
         raise InputError("probe: the classes cannot be told apart by any direction")
     vectors = torch.stack(found, 1).float()
     return Found(vectors, torch.arange(len(found), 0, -1).float())
-
-
-def _outside(direction: Float[Tensor, " d"], found: list[Tensor]) -> Float[Tensor, " d"]:
-    for other in found:
-        direction = direction - (direction @ other) * other
-    return direction
 
 
 def stacked(forget: Tensor, retain: Tensor) -> tuple[np.ndarray, np.ndarray]:

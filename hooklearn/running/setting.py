@@ -223,7 +223,7 @@ class Setup:
         corpus = heldout.corpus
         if heldout.choices:
             return ContainsReferee()
-        if any("prompt" not in r and "messages" not in r for r in corpus.rows):
+        if not corpus.has_prompts:
             return None  # running text has no prompt to sample from
         progress("referee: threshold and AUC on held-out completions")
         if not heldout.alternatives and "near" not in self.corpora:
@@ -293,7 +293,7 @@ def _given_referee(config: RunConfig, objects: InMemory) -> Referee | None:
 
 
 def _check_referee(own: Referee | None, heldout: Corpus, never: Mapping[str, Any] | None) -> None:
-    if own is not None and any("prompt" not in r and "messages" not in r for r in heldout.rows):
+    if own is not None and not heldout.has_prompts:
         raise InputError(f"behaviour.referee: {heldout.name!r} is running text, without a prompt to sample from")
     surrogate = never is not None and never["kind"] == "surrogate"
     if surrogate and isinstance(own, PatternReferee | CallableReferee):

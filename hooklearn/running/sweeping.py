@@ -26,8 +26,7 @@ from hooklearn.config import RunConfig, parse
 from hooklearn.config_file import read_config
 from hooklearn.determinism import deterministic
 from hooklearn.forward import auto_is, resolve_precision
-from hooklearn.jsonable import jsonable
-from hooklearn.running import controls
+from hooklearn.running import controls, sweep_record
 from hooklearn.running.checks import check
 from hooklearn.running.choosing import check_apart, decide, lowest_is_best
 from hooklearn.running.fanout import installed, spread
@@ -142,22 +141,9 @@ class Sweep:
             if not resume:
                 raise InputError(f"{self.out}: already holds a sweep; use another --out, or --resume to continue it")
             earlier = disk.load_json(path)
-        fixed = self._fixed()
-        for key, value in fixed.items():
-            was = earlier.get("fixed", {}).get(key)
-            if earlier and key == PLACES and was is None:  # begun before this was written down
-                was = self._places(earlier) or value
-            if earlier and self._as_of_now(key, was) != jsonable(value):
-                raise InputError(
-                    f"{self.out}: holds a sweep with another {key}; only methods, budgets and seeds may be added "
-                    "to a sweep that was begun"
-                )
-        declared = {m.label: jsonable(m.model_dump(mode="json")) for m in self.plan.config.methods}
-        for label, earlier_spec in earlier.get("declared", {}).items():
-            if declared.get(label, earlier_spec) != earlier_spec:
-                raise InputError(
-                    f"{self.out}: {label!r} was declared otherwise when this sweep was begun; give it another label"
-                )
+        fixed, declared = sweep_record.fixed(self.plan, self.held), sweep_record.declared(self.plan)
+        if earlier:
+            sweep_record.check_goes_on(self.plan, self.out, earlier, fixed)
         self.record = {
             "schema_version": SCHEMA_VERSION, "name": self.plan.config.name, "command": self.command,
             "given": dict(self.given), "fixed": fixed, "declared": earlier.get("declared", {}) | declared,
@@ -176,35 +162,6 @@ class Sweep:
         for cell in self.record["cells"]:
             if store.is_done(self.out / cell["folder"]):
                 cell["status"] = "done"
-
-    def _fixed(self) -> dict[str, Any]:
-        """What every cell rests on: it may not change under a sweep that was begun."""
-        tuning, base = self.plan.config.tuning, self.plan.base.model_dump(mode="json")
-        places = {key: base["edit"][key] for key in ("sites", "layers")}  # of every method that names no others
-        fixed = {"base": _shared_part(base), PLACES: places, "tuning": tuning and tuning.model_dump(mode="json")}
-        return fixed | ({"object": self.held} if self.held else {})
-
-    def _places(self, earlier: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Of a finished cell whose method named none of its own."""
-        declared = [
-            *earlier.get("declared", {}).items(),
-            *((m.label, m.model_dump()) for m in self.plan.config.methods),
-        ]
-        named = {label for label, m in declared if {"sites", "layers"} & {*m, *(m.get("search") or {})}}
-        for cell in earlier.get("cells", []):
-            if cell["label"] not in named and store.is_done(self.out / cell["folder"]):
-                edit = store.open_run(self.out / cell["folder"])["config"]["edit"]
-                return {key: edit.get(key) for key in ("sites", "layers")}
-        return None
-
-    def _as_of_now(self, key: str, value: Any) -> Any:
-        """What a sweep was begun with; options that there are since then stand at their defaults."""
-        if key != "base" or not isinstance(value, dict):
-            return jsonable(value)
-        try:
-            return jsonable(_shared_part(parse(self.plan.base.model_dump(mode="json") | value).model_dump(mode="json")))
-        except InputError:
-            return jsonable(value)
 
     def _save(self, **values: Any) -> None:
         self.record |= values
@@ -388,9 +345,6 @@ class Sweep:
         self._save()
 
 
-PLACES = "edit.sites and edit.layers"
-
-
 def run_elsewhere(
     base: str, config: str, folder: Path, out: Path, measured: Path, command: str, precision: str
 ) -> None:
@@ -409,12 +363,6 @@ def run_elsewhere(
 @functools.lru_cache(maxsize=1)
 def _shared(base: str, folder: Path) -> Shared:
     return Shared(Setup.load(parse(json.loads(base)), folder, lambda _: None), lambda _: None)
-
-
-def _shared_part(base: dict[str, Any]) -> dict[str, Any]:
-    """Of a config what all cells have in common; the capability panel is a check beside, which may be added later."""
-    common = {name: section for name, section in base.items() if name not in ("name", "edit", "budget", "seeds")}
-    return common | {"corpora": {role: c for role, c in base["corpora"].items() if role != "capability"}}
 
 
 def new_folder(name: str) -> Path:

@@ -1,0 +1,75 @@
+"""What every cell of a sweep rests on, and whether a sweep that was begun may go on with another file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hooklearn import store
+from hooklearn.config import parse
+from hooklearn.jsonable import jsonable
+from hooklearn.running.sweep_config import Plan
+from hooklearn.types import InputError
+
+PLACES = "edit.sites and edit.layers"
+
+
+def fixed(plan: Plan, held: Mapping[str, str]) -> dict[str, Any]:
+    """What may not change under a sweep that was begun; ``held``: hashes of what is in memory."""
+    tuning, base = plan.config.tuning, plan.base.model_dump(mode="json")
+    places = {key: base["edit"][key] for key in ("sites", "layers")}  # of every method that names no others
+    found = {"base": _shared_part(base), PLACES: places, "tuning": tuning and tuning.model_dump(mode="json")}
+    return found | ({"object": dict(held)} if held else {})
+
+
+def declared(plan: Plan) -> dict[str, Any]:
+    """label -> the method, its options and its search."""
+    return {m.label: jsonable(m.model_dump(mode="json")) for m in plan.config.methods}
+
+
+def check_goes_on(plan: Plan, out: Path, earlier: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises InputError where the sweep in this folder was begun with something else than :func:`fixed` says now, or a
+    method was declared otherwise."""
+    for key, value in now.items():
+        was = earlier.get("fixed", {}).get(key)
+        if key == PLACES and was is None:  # begun before this was written down
+            was = places(plan, out, earlier) or value
+        if _as_of_now(plan, key, was) != jsonable(value):
+            raise InputError(
+                f"{out}: holds a sweep with another {key}; only methods, budgets and seeds may be added "
+                "to a sweep that was begun"
+            )
+    methods = declared(plan)
+    for label, was in earlier.get("declared", {}).items():
+        if methods.get(label, was) != was:
+            raise InputError(
+                f"{out}: {label!r} was declared otherwise when this sweep was begun; give it another label"
+            )
+
+
+def places(plan: Plan, out: Path, earlier: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Sites and layers of a finished cell whose method named none of its own."""
+    methods = [*earlier.get("declared", {}).items(), *declared(plan).items()]
+    named = {label for label, m in methods if {"sites", "layers"} & {*m, *(m.get("search") or {})}}
+    for cell in earlier.get("cells", []):
+        if cell["label"] not in named and store.is_done(out / cell["folder"]):
+            edit = store.open_run(out / cell["folder"])["config"]["edit"]
+            return {key: edit.get(key) for key in ("sites", "layers")}
+    return None
+
+
+def _as_of_now(plan: Plan, key: str, value: Any) -> Any:
+    """What a sweep was begun with; options that there are since then stand at their defaults."""
+    if key != "base" or not isinstance(value, dict):
+        return jsonable(value)
+    try:
+        return jsonable(_shared_part(parse(plan.base.model_dump(mode="json") | value).model_dump(mode="json")))
+    except InputError:
+        return jsonable(value)
+
+
+def _shared_part(base: dict[str, Any]) -> dict[str, Any]:
+    """Of a config what all cells have in common; the capability panel is a check beside, which may be added later."""
+    common = {name: section for name, section in base.items() if name not in ("name", "edit", "budget", "seeds")}
+    return common | {"corpora": {role: c for role, c in base["corpora"].items() if role != "capability"}}
