@@ -26,9 +26,9 @@ from hooklearn.data import encode_choices, load_corpus
 from hooklearn.deltas import Delta
 from hooklearn.panel import Panel
 from hooklearn.recipes import recipe
+from hooklearn.running import sweep_record
 from hooklearn.running.setting import permuted
 from hooklearn.running.sweep_config import Plan
-from hooklearn.running.sweeping import Sweep
 from hooklearn.types import InputError
 
 EXACT = 1e-12
@@ -155,7 +155,7 @@ def test_a_panel_may_be_added_to_a_sweep_that_was_begun() -> None:
 
     def fixed(**corpora: Any) -> Any:
         data = {"base": base | {"corpora": base["corpora"] | corpora}, "methods": ["gradient_ascent"]}
-        return Sweep(Plan.of(data, Path()), Path("none"), data, "")._fixed()
+        return sweep_record.fixed(Plan.of(data, Path()), {})
 
     assert fixed(capability={"name": "tiny-facts"}) == fixed()
     assert fixed(heldout={"name": "tiny", "options": {"part": "ood"}}) != fixed()
