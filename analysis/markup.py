@@ -112,7 +112,7 @@ def num(value: Any, digits: int = 3) -> str:
     elif abs(x) >= 10 ** (digits - 1):
         text = f"{x:,.0f}"
     else:
-        text = f"{x:#.{digits}g}"
+        text = f"{x:#.{digits}g}".removesuffix(".")  # 99.96 is 100
     return text.replace("-", "−")
 
 

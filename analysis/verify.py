@@ -44,14 +44,18 @@ def verify(target: str | Path) -> Verification:
         InputError: neither a reported run nor a page that holds its record.
     """
     target = Path(target)
+    if target.is_dir() and (target / "report.html").is_file() and not (target / "run.json").is_file():
+        target = target / "report.html"  # written apart from its run
     if target.is_file():
         folder = target.parent
         record, found = _page(target)
+        if beside := (folder / RECORD).is_file():
+            if read_record(folder) != record:
+                found.append(f"{RECORD} beside the page is another record than the one in it")
         if not (folder / "run.json").is_file():
+            found += _pages(folder, record) if beside else []
             alone = "the run: no run folder beside the page"
             return Verification(("the page's text",), tuple(found), (alone,))
-        if (folder / RECORD).is_file() and read_record(folder) != record:
-            found.append(f"{RECORD} beside the page is another record than the one in it")
     elif target.is_dir():
         folder, record, found = target, read_record(target), []
         if (page := folder / "report.html").is_file():

@@ -249,6 +249,7 @@ def test_numbers_show_what_counts() -> None:
         "0.0500", "0.840", "123", "12", "0", "–",
     ]  # fmt: skip
     assert markup.num(3.1e-7) == "3.1e−7"
+    assert markup.num(99.96) == "100"
     assert markup.plus_minus(0.00981, 0.00031) == "0.0098 ± 0.0003"
     assert markup.plus_minus(0.5, None) == "0.500"
     assert markup.interval(None, float("nan")) == ""

@@ -126,6 +126,16 @@ def test_a_page_alone_is_checked_against_itself(reported: Path, tmp_path: Path) 
     assert not analysis.verify(page).ok
 
 
+def test_a_report_in_a_folder_of_its_own_is_checked_without_its_run(reported: Path, tmp_path: Path) -> None:
+    """Its other pages are; the run's files are no differences, as they are elsewhere."""
+    analysis.report(reported, out=tmp_path)
+    for target in (tmp_path, tmp_path / "report.html"):
+        found = analysis.verify(target)
+        assert found.ok and found.not_checked == ("the run: no run folder beside the page",)
+    (tmp_path / "report.md").write_text("# REMOVED")
+    assert analysis.verify(tmp_path).differences == ("report.md: its text is not what was written",)
+
+
 def test_the_record_in_the_page_is_the_one_beside_it(reported: Path) -> None:
     """A sample that looks like it is escaped, and is not taken for it."""
     text = (reported / "report.html").read_text("utf-8")
