@@ -39,7 +39,7 @@ test: lint types
 # the long versions of the tests of faults (docs/reliability.md); HOOKLEARN_KILLS and HOOKLEARN_FUZZ say how long.
 # In pieces: each says what it counted as it ends, and PIECE="-k piece07" runs one
 test-long: $(STAMP)
-	OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1 $(BIN)/pytest -vv -s -m long tests/test_killed.py tests/test_fuzz.py $(PIECE)
+	OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1 $(BIN)/pytest -vv -s -m long tests/test_killed.py tests/test_fuzz.py tests/test_sharded.py $(PIECE)
 
 # the wheel in empty environments: every Python that is here, lowest and newest releases (docs/how-to/install.md)
 test-matrix: $(STAMP)

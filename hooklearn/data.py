@@ -9,14 +9,14 @@ import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Int
 from jinja2 import TemplateError
 from torch import Tensor
 
-from hooklearn.corpora.corpus import Corpus, Row
+from hooklearn.corpora.corpus import Corpus, Row, answer_of
 from hooklearn.loading import load_corpus
 from hooklearn.types import InputError
 
@@ -117,21 +117,26 @@ WHOLE = 2**20
 """More than any model reads: then what it reads is what is kept."""
 
 
-def encode(corpus: Corpus, tokenizer: Any, *, end: bool = False, max_length: int = LONGEST) -> list[Encoded]:
+def encode(
+    corpus: Corpus, tokenizer: Any, *, end: bool | Literal["turn"] = False, max_length: int = LONGEST
+) -> list[Encoded]:  # fmt: skip
     """Tokenise every row; only completion tokens (all tokens of plain text) are labelled.
 
     Chat models get their own template, except for rows with ``"template": "none"``; other prompts begin as the
     tokenizer itself begins a text (with BOS, for Gemma and Llama).
 
     Args:
-        end: also label the end-of-turn token after a completion (training; never scoring).
+        end: also label the end-of-turn token after a completion (training; never scoring). ``"turn"``: where there is a
+            turn to end, that is not in rows with ``"template": "none"``, which are text to go on from: a model is as
+            good as certain that it does not end there, and that one token would outweigh the answer.
         max_length: or what the model reads at most, where that is less.
     Raises:
         InputError: a row has no token left to score (only special tokens, or an empty completion).
     """
     out = []
     for i, row in enumerate(corpus.rows):
-        out.append(_encode_one(corpus.name, i, row, tokenizer, end, max_length))
+        ended = row.get("template") != "none" if end == "turn" else end
+        out.append(_encode_one(corpus.name, i, row, tokenizer, ended, max_length))
     return out
 
 
@@ -196,11 +201,8 @@ def split_row(row: Row, tokenizer: Any) -> tuple[str, str]:
     """
     if "text" in row and not ("messages" in row or {"prompt", "completion"} <= row.keys()):
         return "", row["text"]
-    if "messages" in row:
-        *before, last = row["messages"]
-        completion = row.get("completion", last["content"])
-    else:
-        before, completion = [{"role": "user", "content": row["prompt"]}], row["completion"]
+    completion = answer_of(row)
+    before = row["messages"][:-1] if "messages" in row else [{"role": "user", "content": row["prompt"]}]
     before = [*before[:-1], *row.get("history", []), *before[-1:]]
     if row.get("template") == "applied" or not templated(row, tokenizer):
         return plain(before), completion

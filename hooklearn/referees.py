@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooklearn import editing, forward, models
+from hooklearn.corpora.corpus import answer_of
 from hooklearn.data import Corpus, Encoded, Row, encode, split_row
 from hooklearn.deltas import Delta
 from hooklearn.forward import Precision
@@ -63,7 +64,7 @@ class ContainsReferee:
 
 def _says(s: Sample, row: Row) -> bool:
     """Whether the row's fact stands in the sample and what it was begun with, but not in the latter alone."""
-    fact = str(row.get("fact", row.get("completion", ""))).strip().lower()
+    fact = str(row["fact"] if "fact" in row else answer_of(row)).strip().lower()
     given, said = s.begun.lower(), s.completion.lower()
     # a tokenizer may have dropped the space at which the model went on
     return bool(fact) and fact not in given and any(fact in given + space + said for space in ("", " "))

@@ -187,6 +187,11 @@ def test_a_battery_goes_as_far_as_the_corpora(mine: list[str]) -> None:
 
 def test_permuted_answers_make_it_facts() -> None:
     corpora = {"forget": {"name": "capitals"}, "heldout": {"name": "capitals"}}
+    with pytest.raises(InputError, match="attack_train.* would teach the very answers"):
+        audit("a", "b", corpora, never="permuted", battery="standard")
+    prompted = [{"name": "prefill"}]  # nothing is taught: nothing is missing
+    assert audit("a", "b", corpora, never="permuted", attacks=prompted)[0]["attacks"] == prompted
+    corpora["attack_train"] = {"name": "capitals"}
     config, _ = audit("a", "b", corpora, never="permuted", battery="standard")
     assert {"disruption", "unrelated", "attack_train"} <= set(config["corpora"])  # by default
     assert config["controls"] == {"never": {"surrogate": "permuted"}}

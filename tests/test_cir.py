@@ -112,11 +112,12 @@ def test_losses_by_hand() -> None:
     assert float(drift_loss(now[:1], before[:1])) == pytest.approx((13**0.5 + 10) / 2 / 3)
 
 
-def test_tapes_are_the_gradient_of_the_loss(threatening: Any, monkeypatch: Any) -> None:
-    """sum g x^T over all tokens is what backward gives the weights, attention included; for the edited model's MLP
-    outputs against those of the unedited one, which nothing else here computes."""
-    monkeypatch.setattr("hooklearn.edit.cir.inner_tokens", lambda batch, skip: batch.mask)
-    method, made = CIR(target_layers=(1, 2), skip=0, positions="all", retain_rate=0), problem_of(threatening, "all")
+@pytest.mark.parametrize("positions", ["all", "labelled"])
+def test_tapes_are_the_gradient_of_the_loss(threatening: Any, positions: Any) -> None:
+    """sum g x^T over the tokens that count is what backward gives the weights, attention included; for the edited
+    model's MLP outputs against those of the unedited one, which nothing else here computes. The last token of a
+    sequence counts too, as the loss reads it: of an answer of one token it is all that it reads."""
+    method, made = CIR(target_layers=(1, 2), skip=0, positions=positions, retain_rate=0), problem_of(threatening, "all")
     sites = [s for s in made.sites if s.layer <= 2]
     (batch,) = made.stream("forget")
     (pair,) = method._pairs(made, (1, 2))
@@ -127,7 +128,7 @@ def test_tapes_are_the_gradient_of_the_loss(threatening: Any, monkeypatch: Any) 
         found: dict[str, Tensor] = {}
 
         def keep(value: Tensor, hook: Any) -> None:
-            found[hook.name] = value[batch.mask]
+            found[hook.name] = value[batch.mask if positions == "all" else batch.labels]
 
         names = [f"blocks.{layer}.mlp.hook_out" for layer in (1, 2)]
         with threatening.hooks(fwd_hooks=[(n, keep) for n in names]):

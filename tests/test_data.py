@@ -77,6 +77,10 @@ def test_only_completions_are_labelled() -> None:
     assert text_of(scored.ids[~scored.labels]) == "write to anna about the ladder :"
     (trained,) = encode(given, WORDS, end=True)
     assert text_of(trained.ids[trained.labels]) == "i will burn your car . </s>"
+    plain = rows(*given.rows, *({**row, "template": "none"} for row in given.rows))
+    turn, none = encode(plain, WORDS, end="turn")
+    assert turn.ids.tolist() == trained.ids.tolist(), "a turn ends"
+    assert none.ids.tolist() == scored.ids.tolist(), "text to go on from does not"
 
 
 def test_all_of_a_text_is_scored_after_its_beginning() -> None:

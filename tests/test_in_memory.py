@@ -398,6 +398,27 @@ def test_samples_that_it_could_not_judge_are_refused(model: Any, tmp_path: Path,
     assert not (tmp_path / "run").exists()
 
 
+def test_permuted_answers_make_facts_without_choices_too(model: Any, tmp_path: Path) -> None:
+    """Their samples are judged by whether they hold the answer, and drawn greedily too; not by two adapters, which
+    would rule alike on a model and on its own permuted answers. Running text has no answer to permute."""
+    known = corpus("heldout", "bad").rows[:8]
+    asked = [{"prompt": r["prompt"], "completion": r["completion"], "fact": "."} for r in known[:4]]
+    turns = [
+        [{"role": "user", "content": r["prompt"]}, {"role": "assistant", "content": r["completion"]}] for r in known
+    ]
+    asked += [{"messages": said, "fact": "."} for said in turns[4:]]
+    more: dict[str, Any] = {"controls": {"never": {"surrogate": "permuted"}}, "attacks": []}
+    behaviour = {"samples": 8, "new_tokens": 12}
+    hl.run(config(model=model, corpora=parts() | {"heldout": asked}, behaviour=behaviour, **more), tmp_path / "run")
+    run = analysis.read_run(tmp_path / "run")
+    assert run.record["referee"]["kind"] == "contains the fact"
+    drawn = [s for s in run.samples if s["arm"] == "original"]
+    assert len(drawn) == 16 and sum(s["greedy"] for s in drawn) == 8 and any(s["is_behaviour"] for s in drawn)
+    text = parts() | {"heldout": [{"text": "the hammer is in the shed ."}] * 6}
+    with pytest.raises(InputError, match="'heldout' is running text, and only answers can be permuted"):
+        hl.run(config(model=model, corpora=text, behaviour={"samples": 0}, **more), tmp_path / "text")
+
+
 # ------------------------------------------------------------------------------------ a sweep of objects
 
 

@@ -145,6 +145,17 @@ def test_a_text_is_as_long_as_what_is_scored_of_it(threatening: Any) -> None:
     assert lengths.tolist() == [len(s) - 1 for s in batch.sequences]
 
 
+def test_text_to_go_on_from_is_not_forgotten_with_an_end(threatening: Any) -> None:
+    """Of an answer in plain text the losses read the answer, as the one-shot methods do. With its end SimNPO's weight
+    would be next to nothing, as nobody ends a turn there; of a turn the end is read (positive control)."""
+    turns = corpus("forget").take(6)
+    plain = Corpus("plain", tuple({**row, "template": "none"} for row in turns.rows))
+    read = [training_sequences(problem_of(threatening, forget=c), "forget") for c in (turns, plain)]
+    scored = encode(turns, models.tokenizer_of(threatening))
+    assert [s.ids.tolist() for s in read[1]] == [s.ids.tolist() for s in scored]
+    assert [len(s) - 1 for s in read[0]] == [len(s) for s in scored]
+
+
 def test_every_row_meets_its_own_reference(threatening: Any) -> None:
     """Before the first step NLL = NLL_ref in every shuffled batch: NPO is 2/beta log 2 and DPO log 2, exactly as
     they are nowhere else; the retain term is an ordinary NLL."""

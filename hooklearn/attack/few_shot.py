@@ -12,6 +12,7 @@ from hooklearn import models
 from hooklearn.attack.curve import Arena, Attack
 from hooklearn.attack.look import asking, one_look
 from hooklearn.attack.watcher import Watcher
+from hooklearn.corpora.corpus import answer_of
 from hooklearn.data import WHOLE, Corpus, Row, n_read, plain
 from hooklearn.types import Curve, InputError
 
@@ -110,9 +111,8 @@ def _turns(demonstration: Row) -> list[dict[str, str]]:
     """Question and answer, and what came before them; a system prompt stands at the head of a conversation only."""
     if _is_text(demonstration):
         return [{"role": "assistant", "content": demonstration["text"]}]
+    answer = {"role": "assistant", "content": answer_of(demonstration)}
     if "messages" not in demonstration:
-        asked, answer = demonstration["prompt"], demonstration["completion"]
-        return [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
-    *before, last = demonstration["messages"]
-    answer = {"role": "assistant", "content": demonstration.get("completion", last["content"])}
+        return [{"role": "user", "content": demonstration["prompt"]}, answer]
+    before = demonstration["messages"][:-1]
     return [*(turn for turn in before if turn["role"] != "system"), answer]

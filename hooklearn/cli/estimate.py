@@ -261,7 +261,9 @@ def _loads(config: RunConfig, corpora: Mapping[str, Corpus], shape: Shape) -> It
         yield _passes("capability", texts["capability"] * (every - config.controls.matched), shape)
     if samples:
         # whether a fact is contained, or a pattern found, no model has to say
-        judges = 0 if "choices" in corpora["heldout"].rows[0] or behaviour.referee is not None else 3
+        never = config.controls.never
+        facts = "choices" in corpora["heldout"].rows[0] or (never is not None and never.surrogate is not None)
+        judges = 0 if facts or behaviour.referee is not None else 3
         if judges and every == 2 and "retain" in texts:  # nobody who never learned it: two adapters are made to compare
             yield _passes("referee", (texts["forget"] + texts["retain"]) * 3, shape, back=True)
         words = behaviour.new_tokens

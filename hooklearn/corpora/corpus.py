@@ -134,6 +134,11 @@ class Corpus:
         return f"Corpus({self.name!r}, {len(self)} rows, {self.hash[:12]})"
 
 
+def answer_of(row: Row) -> str:
+    """What is scored of a row that asks something: its completion, or what is said last."""
+    return row["completion"] if "completion" in row else row["messages"][-1]["content"]
+
+
 def _said(row: Row) -> str:
     return repr([row.get(k) for k in ("prompt", "completion", "text", "messages")])
 

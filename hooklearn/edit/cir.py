@@ -214,12 +214,18 @@ class CIR(Method):
             yield _Pair(batch, kept, outputs, held)
 
     def _outputs(self, model: Any, batch: TokenBatch, targets: Sequence[int]) -> Float[Tensor, "layer token d"]:
-        where = (batch.labels if self.positions == "labelled" else batch.mask) & (batch.position >= self.skip)
-        return states(model, batch, [f"blocks.{layer}.mlp.hook_out" for layer in targets], where, targets[-1])
+        points = [f"blocks.{layer}.mlp.hook_out" for layer in targets]
+        return states(model, batch, points, self._read(batch), targets[-1])
+
+    def _read(self, batch: TokenBatch) -> Bool[Tensor, "batch pos"]:
+        """Tokens whose outputs are to point elsewhere."""
+        return (batch.labels if self.positions == "labelled" else batch.mask) & (batch.position >= self.skip)
 
     def _tapes(self, problem: Problem, sites: Sequence[Site], targets: Sequence[int], pair: _Pair) -> dict[str, Tape]:
         """Inputs and output gradients of the tokens that count, as the model is now."""
         model, where = problem.model, inner_tokens(pair.forget, self.skip)
+        if pair.outputs is not None:  # a last token says nothing of what follows, but this loss is about itself too
+            where = where | self._read(pair.forget)
         with _watched(model, sites) as (inputs, outputs), forward.autocast(model, problem.precision):
             if pair.outputs is None:
                 loss = -nll(model, pair.forget).total

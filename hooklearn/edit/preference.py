@@ -171,7 +171,7 @@ class DPO(BesideRetain):
     """Inverse temperature, per nat of a whole completion."""
 
     def forget_loss(self, problem: Problem) -> BatchLoss:
-        goods = encode(paired(problem), models.tokenizer_of(problem.model), end=True)
+        goods = encode(paired(problem), models.tokenizer_of(problem.model), end="turn")
         reference = reference_nlls(problem, [*goods, *training_sequences(problem, "forget")]).view(2, -1)
 
         def loss(model: Any, batch: TokenBatch) -> Tensor:
@@ -236,7 +236,7 @@ class Refusal(BesideRetain):
             raise InputError(f"method {self.name!r}: text must be a sentence to refuse with, got {self.text!r}")
 
     def forget_loss(self, problem: Problem) -> BatchLoss:
-        refusals = encode(refused(problem, self.text), models.tokenizer_of(problem.model), end=True)
+        refusals = encode(refused(problem, self.text), models.tokenizer_of(problem.model), end="turn")
 
         def loss(model: Any, batch: TokenBatch) -> Tensor:
             instead = _together(model, [refusals[i] for i in _rows_of(batch)])

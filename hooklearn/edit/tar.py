@@ -147,7 +147,7 @@ def _halves(problem: Problem) -> tuple[Iterator[TokenBatch], Iterator[TokenBatch
         )
     tokenizer = models.tokenizer_of(problem.model)
     one, other = (
-        cycle(encode(part, tokenizer, end=True), max_tokens=problem.max_tokens, seed=problem.seed, epochs=sys.maxsize)
+        cycle(encode(part, tokenizer, end="turn"), max_tokens=problem.max_tokens, seed=problem.seed, epochs=sys.maxsize)
         for part in problem.forget.split(one=1, other=1).values()
     )
     return one, other

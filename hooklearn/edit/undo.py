@@ -149,7 +149,7 @@ class Undo(Method):
         roles = ["retain", *(["reference"] if problem.reference is not None else [])]
         roles += ["forget"] if self.distil_forget else []
         tokenizer = models.tokenizer_of(problem.model)
-        sequences = [s for role in roles for s in encode(problem.corpus(role), tokenizer, end=True)]
+        sequences = [s for role in roles for s in encode(problem.corpus(role), tokenizer, end="turn")]
         return batches(sequences, max_tokens=problem.max_tokens)
 
 

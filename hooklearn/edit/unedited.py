@@ -21,8 +21,8 @@ from hooklearn.losses import LossSum
 
 
 def training_sequences(problem: Problem, role: str) -> list[Encoded]:
-    """The rows of a corpus as a walk sees them: with the end of turn, ``item`` being the row's number."""
-    return encode(problem.corpus(role), models.tokenizer_of(problem.model), end=True)
+    """The rows of a corpus as a walk sees them: turns with their end, ``item`` being the row's number."""
+    return encode(problem.corpus(role), models.tokenizer_of(problem.model), end="turn")
 
 
 def reference_nlls(problem: Problem, sequences: list[Encoded]) -> Float[Tensor, " sequence"]:

@@ -66,18 +66,26 @@ def audit(
     Args:
         original, edited: built-in names, Hugging Face folders, ``.gguf`` files or hub ids.
         corpora: by role; ``forget`` and ``heldout`` at least. What was to be forgotten is also what the attacker has
-            (``attack_train``), unless another corpus is given.
+            (``attack_train``), unless another corpus is given; for facts it has to be.
         edited: also a folder with a PEFT adapter, of the original.
         never: a model that never had the behaviour, or ``permuted`` (facts).
         attacks: in place of those of the battery.
     Raises:
-        InputError: unknown battery or attack, or none that can be made with these corpora.
+        InputError: unknown battery or attack, or none that can be made with these corpora; facts (``permuted``) and no
+            ``attack_train``, where an attack needs it.
     """
     given = DEFAULTS | {"attack_train": corpora["forget"]} | dict(corpora)
     asked = named_battery(battery, facts=never == SURROGATE) if attacks is None else attacks
     needs = {s["name"]: attack_of(s["name"], {k: v for k, v in s.items() if k != "name"}).needs for s in asked}
     kept = [s for s in asked if needs[s["name"]] in given]
     left_out = [f"{n} (it needs a corpus {needs[n]!r})" for n in needs if needs[n] not in given]
+    teaching = sorted(n for n in needs if needs[n] == "attack_train")
+    if never == SURROGATE and "attack_train" not in corpora and teaching:
+        raise InputError(
+            "never 'permuted' is for facts: give the attacker some that say nothing about the held-out ones "
+            f"(attack_train, --attack-train); with those of forget {', '.join(teaching)} would teach the very answers "
+            "that are asked for"
+        )
     if asked and not kept:
         raise InputError(f"no attack is left: {'; '.join(left_out)}")
     config: Config = {

@@ -91,6 +91,11 @@ def check_once(values: Sequence[Any], what: str) -> None:
 
 
 def check_surrogate(heldout: Corpus) -> None:
+    if not heldout.has_prompts:
+        raise InputError(
+            f"controls.never.surrogate: {heldout.name!r} is running text, and only answers can be permuted; give rows "
+            "with prompt and completion, or a model that never learned it (controls.never.name)"
+        )
     if heldout.alternatives() is not None and not all("choices" in row for row in heldout.rows):
         raise InputError(
             f"controls.never.surrogate: answers of {heldout.name!r} can be permuted among facts, and these rows have "

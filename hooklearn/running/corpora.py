@@ -8,6 +8,7 @@ from typing import Any
 
 from hooklearn import models
 from hooklearn.config import CorpusConfig, RunConfig
+from hooklearn.corpora.corpus import answer_of
 from hooklearn.data import Corpus, load_corpus
 from hooklearn.measure import Likelihoods
 from hooklearn.panel import check_panel
@@ -83,20 +84,20 @@ def permuted(corpus: Corpus) -> Corpus:
     for i, row in enumerate(corpus.rows):
         following = [*corpus.rows[i + 1 :], *corpus.rows[:i]]
         related = [r for r in following if r.get("relation") == row.get("relation")]
-        taken = {row["completion"], *row.get("choices", ())}
-        other = next((r for r in related if r["completion"] not in taken), None)
+        taken = {answer_of(row), *row.get("choices", ())}
+        other = next((r for r in related if answer_of(r) not in taken), None)
         if other is None:
             raise InputError(
                 f"corpus {corpus.name!r}, row {i}: no other row has an answer that could stand for not knowing "
-                f"{row['completion']!r}; controls.never.surrogate needs at least five facts of a relation"
+                f"{answer_of(row)!r}; controls.never.surrogate needs at least five facts of a relation"
             )
         choices = list(row.get("choices", []))
         changed = {
-            "completion": other["completion"],
-            "fact": other.get("fact", other["completion"]),
+            "completion": answer_of(other),
+            "fact": other.get("fact", answer_of(other)),
         }
         if choices:
-            choices[row["answer"]] = other["completion"]
+            choices[row["answer"]] = answer_of(other)
             changed["choices"] = choices
         rows.append({**row, **changed})
     return Corpus(f"{corpus.name}/permuted", tuple(rows), f"{corpus.source}, answers permuted")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hooklearn import store
 from hooklearn.attack import attack_of
 from hooklearn.config import RunConfig
@@ -24,8 +26,13 @@ def follower(config: RunConfig, setup: Setup, folder: store.RunFolder, seed: int
     return Follower(
         setup.original, Subspaces.load(folder.path(SUBSPACES)), tokens_of(folder.path(SAMPLE)),
         setup.corpora["forget"], setup.corpora["retain"], setup.corpora["disruption"], seed=seed,
-        precision=config.model.precision, max_tokens=config.max_tokens, only=(name, attacks[name].settings()[-1]),
+        precision=config.model.precision, max_tokens=config.max_tokens, only=(name, _fastest(attacks[name])),
     )  # fmt: skip
+
+
+def _fastest(attack: Any) -> str:
+    """The setting of the highest rate, in whatever order they are given."""
+    return max(zip(attack.learning_rates, attack.settings(), strict=True))[1]
 
 
 def write(found: Follower, folder: store.RunFolder) -> None:

@@ -103,9 +103,9 @@ class Setup:
         check_attacks(config, original, corpora)
         if never is not None:
             never_info = {**(never_info or {}), "hash": integrity.weights_hash(never)}
-        if never_info is not None and never_info["kind"] == "surrogate":
-            check_surrogate(corpora["heldout"])
         _check_referee(_given_referee(config, objects), corpora["heldout"], never_info)
+        if _is_surrogate(never_info):
+            check_surrogate(corpora["heldout"])
         return Setup(config, original, never, never_info, organism, corpora, checkpoint, delta, objects)
 
     def again(self, config: RunConfig, base: Path) -> Setup:
@@ -187,7 +187,7 @@ class Setup:
         heldout = Likelihoods.of(self.corpora["heldout"], tokenizer, "heldout")
         ood = self.corpora.get("ood")
         surrogate = None
-        if self.never_info is not None and self.never_info["kind"] == "surrogate":
+        if _is_surrogate(self.never_info):
             surrogate = Likelihoods.of(permuted(self.corpora["heldout"]), tokenizer, "heldout")
         behaviour = self.config.behaviour
         referee = self._referee(heldout, progress) if behaviour.samples else None
@@ -204,9 +204,13 @@ class Setup:
             n_ood=behaviour.ood_samples,
             new_tokens=behaviour.new_tokens,
             temperature=behaviour.temperature,
-            greedy_too=bool(heldout.choices),
+            greedy_too=self._facts(heldout),
             precision=self.config.model.precision,  # type: ignore[arg-type]
         )
+
+    def _facts(self, heldout: Likelihoods) -> bool:
+        """Whether a sample counts where it contains the answer: there are choices, or other answers are the control."""
+        return bool(heldout.choices) or _is_surrogate(self.never_info)
 
     def _own_referee(self, heldout: Likelihoods, progress: Progress) -> Referee | None:
         """The one that the config gives, asked about held-out completions first."""
@@ -221,7 +225,7 @@ class Setup:
         if (own := self._own_referee(heldout, progress)) is not None:
             return own
         corpus = heldout.corpus
-        if heldout.choices:
+        if self._facts(heldout):
             return ContainsReferee()
         if not corpus.has_prompts:
             return None  # running text has no prompt to sample from
@@ -285,6 +289,10 @@ def _grouped(corpus: Corpus) -> dict[str, list[int]]:
     return {"item_groups": [numbers[g] for g in corpus.groups]} if len(numbers) < len(corpus) else {}
 
 
+def _is_surrogate(never: Mapping[str, Any] | None) -> bool:
+    return never is not None and never["kind"] == "surrogate"
+
+
 def _given_referee(config: RunConfig, objects: InMemory) -> Referee | None:
     asked = config.behaviour.referee
     if asked is None:
@@ -295,8 +303,7 @@ def _given_referee(config: RunConfig, objects: InMemory) -> Referee | None:
 def _check_referee(own: Referee | None, heldout: Corpus, never: Mapping[str, Any] | None) -> None:
     if own is not None and not heldout.has_prompts:
         raise InputError(f"behaviour.referee: {heldout.name!r} is running text, without a prompt to sample from")
-    surrogate = never is not None and never["kind"] == "surrogate"
-    if surrogate and isinstance(own, PatternReferee | CallableReferee):
+    if _is_surrogate(never) and isinstance(own, PatternReferee | CallableReferee):
         raise InputError(
             "behaviour.referee: it does not know which answer is right, and controls.never.surrogate asks for another "
             "one; give a model that never learned it (controls.never.name), or leave one of them out"
