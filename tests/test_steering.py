@@ -40,13 +40,14 @@ TINY: dict[str, Any] = {
 """The defaults are for models a thousand times this size."""
 
 
-def hidden_by_hand(model: Any, sequences: Any, layer: int, *, labelled: bool = True) -> Tensor:
+def hidden_by_hand(model: Any, sequences: Any, layer: int, positions: str = "labelled") -> Tensor:
     """Hugging Face's own hidden states, one sequence at a time: no batch, no padding, no hooks."""
     rows = []
     with torch.no_grad():
         for s in sequences:
             found = model.original_model(s.ids[None], output_hidden_states=True).hidden_states[layer + 1][0]
-            rows.append(found[s.labels] if labelled else found)
+            before = torch.cat([s.labels[1:], torch.tensor([False])])
+            rows.append(found[{"labelled": s.labels, "predicting": before, "all": s.labels | True}[positions]])
     return torch.cat(rows)
 
 
@@ -100,7 +101,7 @@ def test_the_random_direction_is_seeded_and_positive() -> None:
 # ----------------------------------------------------------------------------------------- states
 
 
-@pytest.mark.parametrize("positions", ["labelled", "all"])
+@pytest.mark.parametrize("positions", ["labelled", "predicting", "all"])
 def test_states_are_the_residual_stream_after_the_block(threatening: Any, positions: Any) -> None:
     """As Hugging Face gives it without padding, for every layer; the layers differ (positive control)."""
     sequences = encode(corpus("forget").take(5), models.tokenizer_of(threatening))
@@ -108,7 +109,7 @@ def test_states_are_the_residual_stream_after_the_block(threatening: Any, positi
     assert not bool(batch.mask.all()), "there is padding to leave out"
     found = residual(threatening, batch, [0, 2], positions).detach()
     for i, layer in enumerate((0, 2)):
-        expected = hidden_by_hand(threatening, batch.sequences, layer, labelled=positions == "labelled")
+        expected = hidden_by_hand(threatening, batch.sequences, layer, positions)
         assert float((found[i] - expected).norm() / expected.norm()) < SINGLE
     assert float((found[0] - found[1]).norm() / found[0].norm()) > 0.1
 

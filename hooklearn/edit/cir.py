@@ -21,7 +21,7 @@ from torch import Tensor
 from hooklearn import editing, forward, linalg, models
 from hooklearn.data import TokenBatch, cycle
 from hooklearn.edit.method import Method, Problem, Updates, delta_of, norm
-from hooklearn.edit.steering import Positions, after_block, check_layers, states
+from hooklearn.edit.steering import Positions, after_block, check_layers, read_at, states
 from hooklearn.locate.capture import token_rows
 from hooklearn.losses import LossSum
 from hooklearn.moments import Moments, MomentSum
@@ -129,7 +129,8 @@ class CIR(Method):
     hold: Literal["retain", "reference"] = "retain"
     """The corpus whose states are held."""
     positions: Positions = "labelled"
-    """Where the loss is taken: scored tokens, or ``all`` (mlp_confuse only)."""
+    """Where the loss is taken: scored tokens, the tokens that predict them (``predicting``), or ``all`` (mlp_confuse
+    only)."""
     skip: int = 1
     """Tokens dropped at the start of a sequence."""
     epochs: int = 20
@@ -219,7 +220,7 @@ class CIR(Method):
 
     def _read(self, batch: TokenBatch) -> Bool[Tensor, "batch pos"]:
         """Tokens whose outputs are to point elsewhere."""
-        return (batch.labels if self.positions == "labelled" else batch.mask) & (batch.position >= self.skip)
+        return read_at(batch, self.positions) & (batch.position >= self.skip)
 
     def _tapes(self, problem: Problem, sites: Sequence[Site], targets: Sequence[int], pair: _Pair) -> dict[str, Tape]:
         """Inputs and output gradients of the tokens that count, as the model is now."""

@@ -28,7 +28,7 @@ from hooklearn.losses import LossSum
 from hooklearn.transfer import rows_at
 from hooklearn.types import InputError, Site
 
-Positions = Literal["labelled", "all"]
+Positions = Literal["labelled", "predicting", "all"]
 States = Float[Tensor, "layer token d_model"]
 
 # ---------------------------------------------------------------------------------- hidden states
@@ -64,9 +64,13 @@ def after_block(layer: int) -> str:
 
 
 def residual(model: Any, batch: TokenBatch, layers: Sequence[int], positions: Positions) -> States:
-    """The residual stream after these blocks, at scored tokens or at all tokens; padding never counts."""
-    where = batch.labels if positions == "labelled" else batch.mask
-    return states(model, batch, [after_block(layer) for layer in layers], where, max(layers))
+    """The residual stream after these blocks; padding never counts."""
+    return states(model, batch, [after_block(layer) for layer in layers], read_at(batch, positions), max(layers))
+
+
+def read_at(batch: TokenBatch, positions: Positions) -> Bool[Tensor, "batch pos"]:
+    """Scored tokens (``labelled``), those that predict them, or all that are no padding."""
+    return {"labelled": batch.labels, "predicting": batch.keep, "all": batch.mask}[positions]
 
 
 def check_layers(name: str, given: Sequence[int], n_layers: int) -> tuple[int, ...]:
@@ -139,7 +143,8 @@ class _Steering(Walked):
     """Adam's."""
     positions: Positions = "labelled"
     """Whose states: those of scored tokens (bad and good answers to one prompt share its states, and a first token
-    carries none), or of ``all``."""
+    carries none), of the tokens that predict them (``predicting``: the prompt's last token in place of the answer's,
+    which is where a short fact is said), or of ``all``."""
     hold: Literal["retain", "reference"] = "retain"
     """The corpus whose states are held: the good completions, or running text as in the papers."""
 
