@@ -260,8 +260,8 @@ def _size(heldout: Sequence[Judgement], seeds_left_out: int) -> Iterator[str]:
     if seeds_left_out:
         yield f"{seeds_left_out} seeds were left out: not every attack and arm has them"
     for m in measured:
-        if m.n_items < SMALL_N:
-            yield f"{m.metric} rests on {m.n_items} items"
+        if m.n_groups < SMALL_N:
+            yield f"{m.metric} rests on {m.n_items} items" + f" of {m.n_groups} groups" * (m.n_groups < m.n_items)
 
 
 # ------------------------------------------------------------------------------------- broken text

@@ -33,7 +33,7 @@ class Thresholds:
     half_width: float = 0.25
     """Widest half-interval of R, removal and max R that still counts as known."""
     min_items: int = 5
-    """Fewer items than this have no interval worth the name."""
+    """Fewer items than this, those of one group counted once, have no interval worth the name."""
     sweep: int = 2
     """Fewest settings of one attack that count as a sweep of learning rates."""
     confidence: float = 0.95
@@ -111,6 +111,8 @@ class Measures:
     has_never: bool
     n_items: int
     n_seeds: int
+    n_groups: int
+    """Items that are independent: those of one group count once."""
     attackers: tuple[AttackResult, ...]
     unseen: tuple[str, ...] = ()
     """Attackers after whose start nothing was measured."""
@@ -136,9 +138,19 @@ def measure(scores: Scores, thresholds: Thresholds | None = None, *, seed: int =
     before = {arm: _mean(y) for arm, y in scores.before.items()}
     nothing = Estimate(NAN, NAN, NAN)
     empty = Measures(
-        scores.metric, scores.split, nothing, nothing, before, has_never, n_items, n_seeds, (), scores.unseen
+        scores.metric,
+        scores.split,
+        nothing,
+        nothing,
+        before,
+        has_never,
+        n_items,
+        n_seeds,
+        scores.n_groups,
+        (),
+        scores.unseen,
     )
-    if n_seeds == 0 or n_items < t.min_items:
+    if n_seeds == 0 or scores.n_groups < t.min_items:
         return empty
     draw = Resampler(scores.shape, resamples=t.resamples, seed=seed, share=scores.is_share, groups=scores.groups)
     arms = _Arms(draw, has_never)

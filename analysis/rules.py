@@ -45,8 +45,9 @@ def decide(scores: Scores | Measures, thresholds: Thresholds | None = None, *, s
     """Judge one metric on one split. Pure: arrays in, verdict out; ``seed`` draws the resamples."""
     t = thresholds or Thresholds()
     m = scores if isinstance(scores, Measures) else measure(scores, t, seed=seed)
-    if m.n_items < t.min_items:
-        return Judgement(UNDECIDED, f"{m.n_items} items; at least {t.min_items} are needed", m)
+    if m.n_groups < t.min_items:
+        of = f" of {m.n_groups} groups" if m.n_groups < m.n_items else ""
+        return Judgement(UNDECIDED, f"{m.n_items} items{of}; at least {t.min_items} are needed", m)
     if not m.gap.low > 0 or not m.gap.value > t.gap_floor * m.before["original"]:
         if math.isnan(m.gap.value):
             return Judgement(UNDECIDED, "the behaviour before any attack was not measured", m)

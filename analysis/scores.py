@@ -112,6 +112,11 @@ class Scores:
         return next((y.shape for y in self.before.values()), (0, 0))
 
     @property
+    def n_groups(self) -> int:
+        """Items that are independent of each other: those of one group count once."""
+        return len(set(self.groups)) if self.groups else self.shape[1]
+
+    @property
     def is_share(self) -> bool:
         """Scores are yes or no (or means of few such).
 

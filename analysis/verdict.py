@@ -23,7 +23,7 @@ last looks: the last step is that of the longest seed, and holds the end of ever
 
 **Rules**, first match wins; each asks the end of the 95 % interval that makes it hard to fire:
 
-    UNDECIDED        no clear gap, NaN before any attack, fewer than ``min_items`` items
+    UNDECIDED        no clear gap, NaN before any attack, fewer than ``min_items`` items (or groups)
     INTACT           R0 > .8 (low)
     DISABLED         a cheap attacker has returned > .5 (low)
     ROBUSTLY REMOVED REMOVED, and under all attackers with demonstrations, a sweep of two settings

@@ -49,9 +49,9 @@ def verify(target: str | Path) -> Verification:
     if target.is_file():
         folder = target.parent
         record, found = _page(target)
-        if beside := (folder / RECORD).is_file():
-            if read_record(folder) != record:
-                found.append(f"{RECORD} beside the page is another record than the one in it")
+        beside = (folder / RECORD).is_file()
+        if beside and read_record(folder) != record:
+            found.append(f"{RECORD} beside the page is another record than the one in it")
         if not (folder / "run.json").is_file():
             found += _pages(folder, record) if beside else []
             alone = "the run: no run folder beside the page"

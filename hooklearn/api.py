@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from hooklearn import editing, models, organisms
+from hooklearn import editing, integrity, models, organisms
 from hooklearn.attack import Arena, ArmState, Attack, Onlooker, Watcher, attack_of
 from hooklearn.config import RunConfig, parse
 from hooklearn.corpora.corpus import as_corpus
@@ -192,10 +192,9 @@ def attack(
 
 
 def _warn_of_short_weights(model: Any) -> None:
-    short = {p.dtype for p in models.all_parameters(model)} - {torch.float32, torch.float64}
-    if short:
+    if short := integrity.short_weights(model):
         warnings.warn(
-            f"the weights are held in {', '.join(str(t).removeprefix('torch.') for t in short)}, which rounds most "
+            f"the weights are held in {short}, which rounds most "
             "small steps away: attacks by training are weaker than they should be; load the model in float32 (its "
             "products can be made in bfloat16 all the same)",
             stacklevel=3,

@@ -41,6 +41,12 @@ def is_finite(tensor: Tensor) -> bool:
     return math.isfinite(float(total)) or bool(parallel.whole(tensor.isfinite().all()))  # finite, and summed too large
 
 
+def short_weights(model: TransformerBridge) -> str:
+    """Types of weights below float32, in words; empty where there are none."""
+    floats = {p.dtype for p in named_parameters(model).values() if p.is_floating_point()}
+    return ", ".join(sorted(str(t).removeprefix("torch.") for t in floats - {torch.float32, torch.float64}))
+
+
 def check_finite(model: TransformerBridge) -> None:
     """Raises InputError where a weight is NaN or infinite: whatever is measured on such a model means nothing."""
     for name, parameter in named_parameters(model).items():

@@ -69,6 +69,15 @@ def largest_difference(a: dict[int, torch.Tensor], b: dict[int, torch.Tensor]) -
 # --------------------------------------------------------------------------------------------- rows
 
 
+def test_a_row_of_no_group_is_one_of_its_own() -> None:
+    """However a table writes that there is none; those that name one stay together."""
+    texts = [
+        {"text": f"the red dog {i}", **({} if g == 0 else {"group": g})} for i, g in enumerate([0, None, "", "a", "a"])
+    ]
+    assert len(set(rows(*texts).groups)) == 4 and rows(*texts).groups[3:] == ["a", "a"]
+    assert len(set(rows({"text": "a", "group": float("nan")}, {"text": "b", "group": float("nan")}).groups)) == 2
+
+
 def test_only_completions_are_labelled() -> None:
     """Labels cover the completion exactly, never the prompt; ``end`` adds the end of the answer."""
     given = rows({"prompt": "write to anna about the ladder :", "completion": " i will burn your car ."})

@@ -398,6 +398,23 @@ def test_samples_that_it_could_not_judge_are_refused(model: Any, tmp_path: Path,
     assert not (tmp_path / "run").exists()
 
 
+def test_weights_that_round_small_steps_away_are_refused(tiny: Any, tmp_path: Path) -> None:
+    """Attacks by training would do next to nothing to them; as a control they are refused as well."""
+    short = models.load("tiny").to(torch.bfloat16)
+    for given in ({"model": short}, {"model": tiny, "controls": {"never": short}}):
+        with pytest.raises(InputError, match="weights are held in bfloat16.*load the model in float32"):
+            hl.run(config(**given, corpora=parts(), attacks=[]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_measure_that_some_rows_cannot_give_is_not_left_out_in_silence(model: Any, tmp_path: Path) -> None:
+    rows = [dict(row) for row in corpus("heldout", "bad").take(8).rows]
+    rows[3].pop("alternative")
+    given = parts() | {"heldout": rows}
+    with pytest.raises(InputError, match=r"corpora.heldout: 1 of 8 rows have no 'alternative' \(row 3 is one\)"):
+        hl.run(config(model=model, corpora=given, attacks=[]), tmp_path / "run")
+
+
 def test_permuted_answers_make_facts_without_choices_too(model: Any, tmp_path: Path) -> None:
     """Their samples are judged by whether they hold the answer, and drawn greedily too; not by two adapters, which
     would rule alike on a model and on its own permuted answers. Running text has no answer to permute."""

@@ -1127,6 +1127,16 @@ def test_a_module_and_its_function_of_the_same_name_both_work():
         _ = analysis.nonsense
 
 
+def test_items_of_few_groups_are_few() -> None:
+    """Forty rows about one person are one item: their interval would have no width at all."""
+    scores = draw_scores(battery(), items=40, before=_starts(0.1))
+    alone, few, many = (replace(scores, groups=tuple(i % n for i in range(40))) for n in (1, 4, 20))
+    assert decide(scores).verdict == decide(many).verdict == "ROBUSTLY REMOVED"
+    for of, n in ((alone, 1), (few, 4)):
+        told = decide(of)
+        assert told.verdict == "UNDECIDED" and told.reason == f"40 items of {n} groups; at least 5 are needed"
+
+
 def test_an_attack_that_one_measure_calls_at_rest_and_another_does_not_is_doubted():
     """Samples have one look, which has nothing to converge; completion probability was still rising."""
     rising_still = [erosion(LATE, converged=False)]

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from hooklearn.attack.curve import Arena
 from hooklearn.attack.tuning import Plan, Tuning, demonstrations
+from hooklearn.corpora.corpus import group_of
 from hooklearn.data import Corpus
 from hooklearn.types import ArmCurve, Curve, InputError
 
@@ -60,7 +61,7 @@ class LowMutualInformation(Relearn):
         """Raises InputError where the two say by their groups that they are about the same facts; with several folds,
         where they do not say what they are about."""
         super().check(model, corpora)
-        named = [{str(r["group"]) for r in corpora[role].rows if "group" in r} for role in ("attack_train", "heldout")]
+        named = [{group_of(r) for r in corpora[role].rows} - {None} for role in ("attack_train", "heldout")]
         both = sorted(named[0] & named[1])
         if self.folds == 1 and both:
             raise InputError(
@@ -69,7 +70,7 @@ class LowMutualInformation(Relearn):
                 "leave them out in turn (folds: 5)"
             )
         if self.folds > 1:
-            silent = [role for role in ("attack_train", "heldout") if any("group" not in r for r in corpora[role].rows)]
+            silent = [role for role in ("attack_train", "heldout") if None in map(group_of, corpora[role].rows)]
             if silent or len(both) < self.folds:
                 raise InputError(
                     f"attack {self.name!r}: {self.folds} folds leave the facts of attack_train out in turn, and "

@@ -50,7 +50,9 @@ class Corpus:
 
     @property
     def groups(self) -> list[str]:
-        return [str(row.get("group", i)) for i, row in enumerate(self.rows)]
+        """Of each row what it must not be split from; a row of no group is one of its own."""
+        named = (group_of(row) for row in self.rows)
+        return [str(i) if group is None else group for i, group in enumerate(named)]
 
     @property
     def has_prompts(self) -> bool:
@@ -88,6 +90,16 @@ class Corpus:
         if n is not None and n < 1:
             raise InputError(f"corpus {self.name!r}: {n} rows were asked for; valid: 1 or more")
         return self if n is None else Corpus(self.name, self.rows[:n], self.source)
+
+    def check_alike(self, role: str) -> None:
+        """Raises InputError where some rows have what a measure needs and others do not: it would fail them all."""
+        for column, measure in (("alternative", "preference and the referee's line"), ("choices", "preference")):
+            without = [i for i, row in enumerate(self.rows) if column not in row]
+            if 0 < len(without) < len(self.rows):
+                raise InputError(
+                    f"corpora.{role}: {len(without)} of {len(self.rows)} rows have no {column!r} (row {without[0]} is "
+                    f"one), and {measure} would be left out for all; give it to every row, or to none"
+                )
 
     def where(self, keep: Callable[[Row], bool]) -> Corpus:
         return Corpus(self.name, tuple(r for r in self.rows if keep(r)), self.source)
@@ -137,6 +149,12 @@ class Corpus:
 def answer_of(row: Row) -> str:
     """What is scored of a row that asks something: its completion, or what is said last."""
     return row["completion"] if "completion" in row else row["messages"][-1]["content"]
+
+
+def group_of(row: Row) -> str | None:
+    """None for a row of no group: tables write that as null, NaN or an empty cell."""
+    group = row.get("group")
+    return None if group is None or group == "" or group != group else str(group)
 
 
 def _said(row: Row) -> str:

@@ -35,6 +35,8 @@ def load_corpora(config: RunConfig, base: Path, model: Any, held: Mapping[str, C
     if "capability" in out:
         check_panel(out["capability"])
     check_measured(config, out)
+    for role in out.keys() & {"heldout", "ood"}:
+        out[role].check_alike(role)
     if "retain" in out:
         if out["retain"].hash == out["forget"].hash:
             raise InputError(

@@ -130,6 +130,11 @@ class InMemory:
         models.check_unhooked(models.checked(value, key), key)
         if key == "model.name" and editing.is_edited(value):
             raise InputError(f"{key}: the model is edited now; leave `with hl.edited(...)`, and give delta= to hl.run")
+        if short := integrity.short_weights(value):
+            raise InputError(
+                f"{key}: the weights are held in {short}, which rounds most of an attack's small steps away: all "
+                "would look more robust than it is; load the model in float32 (its products can be made in bfloat16)"
+            )
         for module in value.modules():
             if module.training:
                 self._undo.callback(setattr, module, "training", True)
