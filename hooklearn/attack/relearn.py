@@ -61,7 +61,8 @@ class LowMutualInformation(Relearn):
         """Raises InputError where the two say by their groups that they are about the same facts; with several folds,
         where they do not say what they are about."""
         super().check(model, corpora)
-        named = [{group_of(r) for r in corpora[role].rows} - {None} for role in ("attack_train", "heldout")]
+        roles = ("attack_train", "heldout")
+        named = [{g for r in corpora[role].rows if (g := group_of(r)) is not None} for role in roles]
         both = sorted(named[0] & named[1])
         if self.folds == 1 and both:
             raise InputError(
@@ -70,7 +71,7 @@ class LowMutualInformation(Relearn):
                 "leave them out in turn (folds: 5)"
             )
         if self.folds > 1:
-            silent = [role for role in ("attack_train", "heldout") if None in map(group_of, corpora[role].rows)]
+            silent = [role for role in roles if None in map(group_of, corpora[role].rows)]
             if silent or len(both) < self.folds:
                 raise InputError(
                     f"attack {self.name!r}: {self.folds} folds leave the facts of attack_train out in turn, and "
