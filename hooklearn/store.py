@@ -29,6 +29,8 @@ SCHEMA_VERSION = 1
 RESERVE = 256 * 1024
 """Bytes that a run keeps while it goes on: given up when it fails, so that its record fits on a full disk."""
 Status = Literal["running", "done", "failed", "interrupted"]
+CONCLUDED = ("verdict.json", "report.json", "report.html", "report.md", "README.md")
+"""What ``analysis`` writes into a run folder: it follows from the record, and is dropped where more is to come."""
 
 
 class RunFolder:
@@ -70,6 +72,9 @@ class RunFolder:
             asked = {key: record[key] for key in ("config", "config_given", "seeds") if key in record}
             begun = {"schema_version": SCHEMA_VERSION, "started": now(), **record, **earlier, **asked}
             run = cls(folder, begun, lock)
+            if earlier and (earlier["status"] != "done" or earlier.get("seeds") != jsonable(begun.get("seeds"))):
+                for name in CONCLUDED:  # before it runs on: a writer that is killed here drops the rest the next time
+                    run.path(name).unlink(missing_ok=True)
             disk.write_atomic(run.path(".reserve"), os.urandom(RESERVE))  # noise: nothing can make it smaller
             run.update(status="running", error=None, finished=None)
             # "running" here: the one who wrote it was killed, and could not say so

@@ -461,8 +461,14 @@ def test_a_killed_sweep_goes_on_where_it_was(folder: Path, tmp_path: Path, monke
     with pytest.raises(InputError, match="already holds a sweep"):
         hl.sweep(QUICK, out, base=folder)
     first = (cells(out)[0] / "run.json").read_bytes()
+    analysis.report(cells(out)[1])  # somebody looks at what is there so far
     hl.sweep(QUICK, out, base=folder, resume=True)
     assert (cells(out)[0] / "run.json").read_bytes() == first
+    assert not [*cells(out)[1].glob("report.*")], "what followed from half a cell is not said of the whole"
+    for made in (out, whole):
+        analysis.sweep_table(made)
+    verdicts = [(cells(made)[1] / "verdict.json").read_bytes() for made in (out, whole)]
+    assert verdicts[0] == verdicts[1]
     assert record(out)["status"] == "done"
     for a, b in zip(cells(out), cells(whole), strict=True):
         assert (a / "items.parquet").read_bytes() == (b / "items.parquet").read_bytes()
