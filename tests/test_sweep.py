@@ -534,6 +534,10 @@ BAD = {
     "an unknown method": ({"methods": ["gradient_ascend"]}, "did you mean 'gradient_ascent'?"),
     "an unknown option": ({"methods": [{"name": "repselect", "search": {"rnak": [1, 2]}}]}, "did you mean 'rank'?"),
     "a budget of nothing": ({"budgets": [{"kl": 0}]}, "budget.kl must be a positive number"),
+    "a method without its corpus": (
+        {"methods": ["gradient_ascent", "npo"], "overrides": ["corpora.retain=null"], "tuning": None},
+        "method 'npo' needs corpora.retain, which is not given",
+    ),
     "a base that is nowhere": ({"base": "tinyy"}, "did you mean 'tiny'?"),
     "the reported items": (
         {"tuning": SMALL["tuning"] | {"corpora": {"heldout": {"path": "heldout.jsonl"}}}},
