@@ -493,6 +493,24 @@ def test_a_killed_sweep_goes_on_where_it_was(folder: Path, tmp_path: Path, monke
         hl.sweep(changed, out, base=folder, resume=True)
 
 
+@pytest.mark.parametrize(
+    "less",
+    [{"methods": ["gradient_ascent"]}, {"budgets": [{"kl": 0.02}]}, {"seeds": [1]}],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_what_is_finished_is_not_taken_out_of_a_sweep(folder: Path, tmp_path: Path, less: dict[str, Any]) -> None:
+    """It would be gone from every table without a word. What was never finished may go (the control)."""
+    sweep = QUICK | {"attacks": []}
+    out = hl.sweep(sweep, tmp_path / "out", base=folder, only=["repselect-*"])
+    before = (out / "sweep.json").read_bytes()
+    with pytest.raises(InputError, match="repselect-kl0.01-seed0 is finished, .* asks no longer for 'repselect'"):
+        hl.sweep(sweep | less, out, base=folder, resume=True)
+    assert (out / "sweep.json").read_bytes() == before
+    if "methods" in less:
+        hl.sweep(sweep | {"methods": ["repselect"]}, out, base=folder, resume=True)
+        assert [(c["label"], c["status"]) for c in record(out)["cells"]] == [("repselect", "done")]
+
+
 def test_a_cell_that_fails_is_a_record_and_stops_no_other(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
