@@ -65,6 +65,8 @@ def sweep(
     """
     if isinstance(config, Mapping):
         data, folder, where = dict(config), Path(), "sweep"
+    elif not isinstance(config, str | Path):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(f"a sweep is a mapping or the path of a YAML file, not {type(config).__name__} {config!r:.60}")
     else:
         data, folder, where = read_config(Path(config)), Path(config).parent, str(config)
     with InMemory() as objects:
