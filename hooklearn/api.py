@@ -202,7 +202,7 @@ def _warn_of_short_weights(model: Any) -> None:
 
 
 def run(
-    config: Mapping[str, Any] | RunConfig | str,
+    config: Mapping[str, Any] | RunConfig | str | Path,
     out: str | Path,
     *,
     base: str | Path | None = None,
@@ -228,13 +228,18 @@ def run(
     """
     from hooklearn.recipes import resolve
 
-    if isinstance(config, str):
-        data, folder = resolve(config)
+    if isinstance(config, str | Path):
+        data, folder = resolve(str(config))
         base = base or folder
     elif isinstance(config, RunConfig):
         data = config.model_dump(mode="json")
-    else:
+    elif isinstance(config, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         data = dict(config)
+    else:
+        raise InputError(
+            "config must be a mapping, a RunConfig, a recipe's name or the path of a YAML file, got "
+            f"{type(config).__name__} {config!r:.60}"
+        )
     made = None if delta is None else as_delta(delta)
     with InMemory() as objects:
         return _run(data, objects, out, base=base, resume=resume, delta=made, progress=progress)
@@ -278,6 +283,11 @@ def audit(
     Raises:
         InputError: anything wrong with the input.
     """
+    for role, one in {"original": original, "edited": edited}.items():
+        if one is None:
+            raise InputError(f"{role}: give a name, a folder or a model of hl.load or hl.wrap, got None")
+    if not isinstance(corpora, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(f"corpora must be a mapping of role to corpus, got {type(corpora).__name__} {corpora!r:.60}")
     if "forget" not in corpora:
         raise InputError(f"corpora: give forget and heldout at least, got {', '.join(corpora) or 'none'}")
     with InMemory() as objects:

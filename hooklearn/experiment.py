@@ -26,7 +26,7 @@ from hooklearn.locate import collect
 from hooklearn.locate.tokens import sample_tokens
 from hooklearn.running import following
 from hooklearn.running.attacking import arena_of, attack_records, attack_stages, attack_tokens, collect_parts
-from hooklearn.running.checks import check_watched
+from hooklearn.running.checks import check_needs, check_watched
 from hooklearn.running.in_memory import InMemory
 from hooklearn.running.setting import Progress, Setup
 from hooklearn.running.shared import Shared
@@ -61,6 +61,8 @@ def run(
     memory.reset_peak()
     asked, config = config, _as_begun(config, out) if resume else config
     with deterministic(config.deterministic):
+        if delta is None:
+            check_needs(config)
         if shared is None:
             shared = Shared(Setup.load(config, base or Path(), progress, delta, objects), progress)
         setup = dataclasses.replace(shared.setup, config=config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,11 +16,16 @@ from hooklearn.types import InputError, NumericalError
 
 
 def weights_hash(model: TransformerBridge) -> str:
-    """sha256 over names, dtypes, shapes and bytes of the parameters, in the order of the names."""
+    """:func:`tensors_hash` of the parameters."""
+    return tensors_hash(named_parameters(model))
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, dtypes, shapes and bytes, in the order of the names."""
     digest = hashlib.sha256()
-    for name, parameter in sorted(named_parameters(model).items()):
-        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-        data = parallel.whole(parameter.detach()).cpu().contiguous()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        data = parallel.whole(tensor.detach()).cpu().contiguous()
         digest.update(data.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 

@@ -14,7 +14,7 @@ from typing import Any
 from hooklearn import parquet
 from hooklearn.corpora import EVERY_CORPUS
 from hooklearn.corpora.corpus import SHAPES, Corpus, Row, has_shape
-from hooklearn.corpora.layouts import laid_out, nearest_layout
+from hooklearn.corpora.layouts import known_columns, laid_out, nearest_layout
 from hooklearn.jsonable import jsonable
 from hooklearn.types import InputError
 from hooklearn.validation import arguments
@@ -40,7 +40,8 @@ def load_corpus(
     """A built-in name, a local file, or a hub data set, as a :class:`Corpus`.
 
     Args:
-        columns: ``{"completion": "answer_text"}`` takes our ``completion`` from their ``answer_text``.
+        columns: ``{"completion": "answer_text"}`` takes our ``completion`` from their ``answer_text``. Columns that
+            nothing reads need no other name, and are refused one.
         layout: the published data set whose columns these are (``hooklearn list layouts``), after ``columns``.
         base: folder that a relative ``path`` starts from.
         options: what a built-in corpus is asked for, e.g. ``{"part": "forget"}``; with a layout, as in
@@ -56,7 +57,15 @@ def load_corpus(
     given = [k for k, v in (("name", name), ("path", path), ("hub", hub)) if v is not None]
     if len(given) != 1:
         raise InputError(f"a corpus needs exactly one of name, path, hub; got {given or 'none'}")
+    for key, value in (("config", config), ("revision", revision)):
+        if value is not None and hub is None:
+            raise InputError(
+                f"corpus {name or str(path)!r}: {key} {value!r} is of a hub data set and would change nothing; leave "
+                "it out"
+            )
     if name is not None:
+        if columns:
+            raise InputError(f"corpus {name!r} is built in and its columns are ours; columns go with path or hub")
         if layout is not None:
             raise InputError(f"corpus {name!r} is built in and has no layout; a layout goes with path or hub")
         corpus = _builtin(name, options or {})
@@ -70,7 +79,7 @@ def load_corpus(
             rows = _from_hub(str(hub), config, split or "train", revision)
             called = source = str(hub)
             where = f"hub: {hub} config={config} split={split or 'train'} revision={revision}"
-        rows = _mapped(rows, columns, source)
+        rows = _mapped(rows, columns, source, known_columns(layout))
         if layout is not None:
             rows = tuple(laid_out(rows, layout, source, options, template=template))
             where += f" layout={layout}"
@@ -160,11 +169,17 @@ def _read_local(path: Path) -> list[Row]:
     return rows
 
 
-def _mapped(rows: Sequence[Row], columns: Mapping[str, str] | None, source: str) -> tuple[Row, ...]:
-    """Rename their columns to ours; ask for the nearest name when one is missing."""
+def _mapped(
+    rows: Sequence[Row], columns: Mapping[str, str] | None, source: str, known: Sequence[str]
+) -> tuple[Row, ...]:
+    """Rename their columns to ours, which must be ``known``; ask for the nearest name when one is missing."""
     if not columns or not rows:
         return tuple(rows)
-    for theirs in columns.values():
+    for ours, theirs in columns.items():
+        if ours not in known:
+            near = difflib.get_close_matches(ours, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise InputError(f"corpus {source}: columns: nothing reads {ours!r}; valid: {', '.join(known)}{hint}")
         if theirs not in rows[0]:
             near = difflib.get_close_matches(theirs, map(str, rows[0]), n=1)
             hint = f"; nearest: {near[0]!r}" if near else ""

@@ -30,6 +30,7 @@ from hooklearn.data import (
 from hooklearn.forward import Precision
 from hooklearn.generation import Said, say
 from hooklearn.traits import packs
+from hooklearn.types import InputError
 
 # ---------------------------------------------------------------------------------------- likelihood
 
@@ -168,7 +169,11 @@ def sample(
 
     Args:
         batch_size: prompts beside each other; by default as many as fill 16,384 tokens with what is new.
+    Raises:
+        InputError: no new tokens are asked for.
     """
+    if new_tokens < 1:
+        raise InputError(f"new_tokens must be 1 or more, got {new_tokens}")
     tokenizer = models.tokenizer_of(model)
     rows = corpus.rows[:n]
     texts = [split_row(r, tokenizer)[0] for r in rows]

@@ -29,6 +29,8 @@ SCHEMA_VERSION = 1
 RESERVE = 256 * 1024
 """Bytes that a run keeps while it goes on: given up when it fails, so that its record fits on a full disk."""
 Status = Literal["running", "done", "failed", "interrupted"]
+CONCLUDED = ("verdict.json", "report.json", "report.html", "report.md", "README.md")
+"""What ``analysis`` writes into a run folder: it follows from the record, and is dropped where more is to come."""
 
 
 class RunFolder:
@@ -70,6 +72,9 @@ class RunFolder:
             asked = {key: record[key] for key in ("config", "config_given", "seeds") if key in record}
             begun = {"schema_version": SCHEMA_VERSION, "started": now(), **record, **earlier, **asked}
             run = cls(folder, begun, lock)
+            if earlier and (earlier["status"] != "done" or earlier.get("seeds") != jsonable(begun.get("seeds"))):
+                for name in CONCLUDED:  # before it runs on: a writer that is killed here drops the rest the next time
+                    run.path(name).unlink(missing_ok=True)
             disk.write_atomic(run.path(".reserve"), os.urandom(RESERVE))  # noise: nothing can make it smaller
             run.update(status="running", error=None, finished=None)
             # "running" here: the one who wrote it was killed, and could not say so
@@ -133,8 +138,16 @@ class RunFolder:
 
 
 def check_inputs(folder: Path, earlier: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-    """Raises InputError where a model or a corpus is not the one that the run in this folder began with: a config
-    names files, and says nothing of what is in them."""
+    """Raises InputError where a model, a corpus or a delta is not the one that the run in this folder began with: a
+    config names files, and says nothing of what is in them, or of a delta that was given beside it."""
+    given, given_now = _attacks_given(earlier), _attacks_given(record)
+    if given and given_now is False:
+        raise InputError(
+            f"{folder}: holds the attacks on a delta that was given; give the same one (hooklearn attack --delta FILE, "
+            "hl.run(..., delta=)), or use another --out"
+        )
+    if given is False and given_now:
+        raise InputError(f"{folder}: holds a run that makes its own edit, and a delta is given; use another --out")
     before, now = (_hashes(r) for r in (earlier, record))
     changed = [what for what in before if what in now and before[what] != now[what]]
     if changed:
@@ -145,13 +158,22 @@ def check_inputs(folder: Path, earlier: Mapping[str, Any], record: Mapping[str, 
         )
 
 
+def _attacks_given(record: Mapping[str, Any]) -> bool | None:
+    """Whether a run attacks a delta that was given; None where nothing says so: a record of an earlier version does
+    only by its edits."""
+    if "delta" in record:
+        return record["delta"] is not None
+    first = next(iter(record.get("edits") or []), None)
+    return first.get("method") == "delta" if isinstance(first, Mapping) else None
+
+
 def _hashes(record: Mapping[str, Any]) -> dict[str, str]:
-    """Of every model and corpus of a run, as far as its record has them."""
-    models = {name: record.get(name) for name in ("model", "never", "checkpoint")}
+    """Of every model and corpus of a run and of the delta that was given, as far as its record has them."""
+    weights = {name: record.get(name) for name in ("model", "never", "checkpoint", "delta")}
     corpora = {f"corpora.{role}": about for role, about in (record.get("corpora") or {}).items()}
     return {
         what: about["hash"]
-        for what, about in {**models, **corpora}.items()
+        for what, about in {**weights, **corpora}.items()
         if isinstance(about, Mapping) and isinstance(about.get("hash"), str)
     }
 

@@ -203,11 +203,22 @@ def test_permuted_answers_make_it_facts() -> None:
     [
         ("rows.jsonl", {"path": "rows.jsonl"}),
         ("hub:owner/set", {"hub": "owner/set"}),
+        ("hub:owner/set-v1.5", {"hub": "owner/set-v1.5"}),
         ("prose", {"name": "prose"}),
+        ("capitals:share=0.5", {"name": "capitals", "options": {"share": "0.5"}}),
+        ("here", {"path": "here"}),
+        ("here.txt", {"path": "here.txt"}),
         ("capitals:part=V,phrasings=heldout", {"name": "capitals", "options": {"part": "V", "phrasings": "heldout"}}),
     ],
 )
-def test_a_corpus_as_it_is_written(text: str, found: dict[str, Any]) -> None:
+def test_a_corpus_as_it_is_written(
+    text: str, found: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is there is one, whatever it is called; a folder called like a built-in corpus is none."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prose").mkdir()
+    for name in ("here", "here.txt"):
+        (tmp_path / name).touch()
     assert source(text) == found
 
 

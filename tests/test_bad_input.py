@@ -192,6 +192,14 @@ CASES: dict[str, tuple[Spoil, list[str]]] = {
     "an attack without its corpus": (
         config(attacks=[{"name": "low_mi"}], corpora={"attack_train": None}), ["'low_mi'", "corpora.attack_train"]
     ),
+    "a method without its corpus": (
+        config(corpora={"retain": None}, edit={"method": "npo", "rank": None}),
+        ["method 'npo' needs corpora.retain, which is not given"],
+    ),
+    "a method without either corpus": (
+        config(corpora={"retain": None}, edit={"method": "kfac", "rank": None}),
+        ["'kfac' needs corpora.retain or corpora.reference"],
+    ),
     "a value where a section belongs": (config(attacks=[7]), ["attacks.0", "a section is expected", "got 7"]),
     "the same attack twice": (
         config(attacks=[{"name": "erode", "steps": 2}, {"name": "erode", "steps": 4}]),

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -205,6 +206,46 @@ def test_edit_then_attack_then_export(files: Files, tmp_path: Path) -> None:
     assert written.exit_code == 0 and "logits differ by" in written.stdout
     assert (tmp_path / "edited" / "model.safetensors").is_file()
     assert hooklearn("export", config, delta, tmp_path / "edited", "-q").exit_code == 2
+
+
+@pytest.mark.parametrize(("verb", "stage"), [("edit", "run_edit"), ("attack", "attack_stages")])
+def test_an_edit_and_an_attack_that_were_stopped_go_on(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, stage: str
+) -> None:
+    """The line that they leave is what to type to go on; what comes out is that of one that was left alone."""
+    from hooklearn import experiment
+
+    files.config["attacks"] = files.config["attacks"][1:]
+    more: list[Any] = ["-q", "--json"]
+    if verb == "attack":
+        only_json(hooklearn("edit", files.save(), "--out", tmp_path / "edit", *more))
+        more += ["--delta", tmp_path / "edit" / "delta-seed0.safetensors"]
+    whole = only_json(hooklearn(verb, files.save(), "--out", tmp_path / "whole", *more))
+
+    def stopped(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, stage, stopped)
+        result = hooklearn(verb, files.save(), "--out", out, *more)
+    said = result.stderr.removeprefix(f"interrupted: continue with: hooklearn {verb} ")
+    assert (
+        result.exit_code == 130
+        and said.endswith(f"--out {out} --resume\n")
+        and ("--delta" in said) == ("--delta" in more)
+    )
+    assert "or --resume to continue it" in hooklearn(verb, files.save(), "--out", out, *more).stderr
+    found = only_json(hooklearn(verb, *shlex.split(said), "-q", "--json"))
+    key = "edits" if verb == "edit" else "behaviour"
+    assert _without_seconds(found[key]) == _without_seconds(whole[key])
+
+
+def _without_seconds(found: Any) -> Any:
+    """All but what a busy machine may change."""
+    if isinstance(found, list):
+        return [_without_seconds(one) for one in found]
+    return {k: v for k, v in found.items() if k != "cost"}
 
 
 def test_a_model_that_is_called_like_a_recipe_can_be_exported(tmp_path: Path) -> None:

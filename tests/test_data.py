@@ -487,6 +487,18 @@ def test_wrong_rows_are_named(made: list[dict[str, Any]], message: str) -> None:
         ({"path": "object.json"}, "expected a list of objects"),
         ({"path": "good.json", "columns": {"text": "txet"}}, "no column 'txet'.*nearest: 'text'"),
         ({"path": "good.json", "columns": {"prompt": "text", "completion": "text2"}}, "must be text"),
+        (
+            {"path": "good.json", "columns": {"alternativ": "text2"}},
+            "nothing reads 'alternativ'; valid: prompt, .*did you mean 'alternative'",
+        ),
+        (
+            {"path": "good.json", "layout": "tofu", "columns": {"questoin": "text", "answer": "text2"}},
+            "nothing reads 'questoin'; valid: question, answer, .*did you mean 'question'",
+        ),
+        ({"path": "good.json", "config": "en"}, "config 'en' is of a hub data set and would change nothing"),
+        ({"path": "good.json", "revision": "main"}, "revision 'main' is of a hub data set"),
+        ({"name": "tiny", "revision": "main"}, "corpus 'tiny': revision 'main' is of a hub data set"),
+        ({"name": "tiny", "columns": {"text": "txet"}}, "'tiny' is built in and its columns are ours"),
     ],
 )  # fmt: skip
 def test_wrong_requests_are_named(tmp_path: Path, given: dict[str, Any], message: str) -> None:

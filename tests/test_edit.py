@@ -667,6 +667,32 @@ def test_methods_ask_for_the_corpora_they_need(threatening: Any, meter: Disrupti
         run_edit(problem_of(threatening, retain=None), method_of(name), meter, Budget(0.01))
 
 
+NEEDY: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in METHODS),
+    ("npo", {"alpha": 0.0}), ("undial", {"alpha": 1.0}), ("repselect", {"components": "contrast"}),
+    ("natural", {"contrast": "none"}), ("natural", {"contrast": "project"}), ("rmu", {"hold": "reference"}),
+    ("cir", {"hold": "reference"}), ("cir", {"retain_rate": 0.0}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "options"), NEEDY, ids=[f"{name} {options or ''}" for name, options in NEEDY])
+def test_a_method_needs_the_corpora_that_it_says(threatening: Any, name: str, options: dict[str, Any]) -> None:
+    """With these alone it makes its first update (the control), with one of them taken away it cannot."""
+    method = method_of(name, OPTIONS.get(name, {}) | options)
+    every = {"forget": corpus("forget").take(8), "retain": corpus("forget", "good").take(8)}
+    every["reference"] = corpus("text").take(8)
+    kept = [needed.split(" or ")[0] for needed in method.needs]
+
+    def first(*roles: str) -> Updates:
+        given = {role: text if role in ("forget", *roles) else None for role, text in every.items()}
+        return first_update(method, problem_of(threatening, "mlp.out", **given))
+
+    assert first(*kept)
+    for role in kept:
+        with pytest.raises(InputError, match=rf"'{role}'.* corpus"):
+            first(*(other for other in kept if other != role))
+
+
 def test_an_update_that_is_not_finite_is_caught(threatening: Any, meter: DisruptionMeter) -> None:
     """NaN names the method and the site, and the model is as it was."""
     made = problem_of(threatening)

@@ -562,6 +562,30 @@ def test_a_given_delta_is_attacked_and_kept(own: dict[str, Any], tmp_path: Path,
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("version", ["now", "earlier"])
+def test_the_curves_of_a_given_delta_stay_its_own(own: dict[str, Any], tmp_path: Path, tiny: Any, version: str) -> None:
+    """A run that was begun with a delta goes on with it (the control) and with nothing else, and one that makes its own
+    edit goes on alone; a record of an earlier version has only its edits to say so."""
+    own |= {"attacks": [], "behaviour": {"samples": 0}}
+    site = models.sites(tiny, "mlp.out", [1])[0]
+    delta = Delta({site.name: 0.01 * torch.ones(site.d_out, site.d_in)}, "tiny", integrity.weights_hash(tiny))
+    given = run(own, tmp_path / "given", base=tmp_path, delta=delta)
+    alone = run(own, tmp_path / "alone", base=tmp_path)
+    assert store.open_run(given)["delta"]["hash"] == integrity.tensors_hash(delta.updates)
+    assert store.open_run(alone)["delta"] is None
+    if version == "earlier":
+        for out in (given, alone):
+            (out / "run.json").write_text(json.dumps({k: v for k, v in store.open_run(out).items() if k != "delta"}))
+    before = [(out / "run.json").read_text() for out in (given, alone)]
+    with pytest.raises(InputError, match="holds the attacks on a delta that was given; give the same one"):
+        run(own, given, base=tmp_path, resume=True)
+    with pytest.raises(InputError, match="holds a run that makes its own edit"):
+        run(own, alone, base=tmp_path, resume=True, delta=load_delta(alone / "delta-seed0.safetensors"))
+    assert [(out / "run.json").read_text() for out in (given, alone)] == before
+    run(own, given, base=tmp_path, resume=True, delta=load_delta(given / "delta-seed0.safetensors"))
+    run(own, alone, base=tmp_path, resume=True)
+
+
 def test_the_untouched_organism_is_intact(tmp_path: Path) -> None:
     """An edit of nothing, judged against the model that never had the tendency: the lowest rung, and no other."""
     config = small() | {"seeds": [0], "controls": {}}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -289,6 +289,33 @@ def test_what_cannot_stand_there_is_refused_in_a_line(
     with pytest.raises(InputError, match=message) as error:
         hl.run(given, tmp_path / "run")
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
+
+
+def test_a_config_is_a_path_as_well(folder: Path, tmp_path: Path) -> None:
+    """Relative paths start from its folder, as those of the command line do (the control: nobody says a base)."""
+    files = {role: {"path": f"{role}.jsonl"} for role in PARTS}
+    bare = config(model={"name": "model"}, corpora=files, attacks=[], behaviour={"samples": 0})
+    (folder / "mine.yaml").write_text(json.dumps(bare))
+    out = hl.run(folder / "mine.yaml", tmp_path / "run")
+    assert store.open_run(out)["config_given"] == bare
+
+
+NOTHING: dict[str, tuple[Callable[[Any, Path], Any], str]] = {
+    "run": (lambda _, out: hl.run(None, out), "config must be a mapping, .* got NoneType None"),  # type: ignore[arg-type]
+    "sweep": (lambda _, out: hl.sweep(None, out), "a sweep is a mapping or .*, not NoneType"),  # type: ignore[arg-type]
+    "edited": (lambda m, out: hl.audit(m, None, parts(), out), "edited: give a name, .* got None"),
+    "original": (lambda m, out: hl.audit(None, m, parts(), out), "original: give a name, .* got None"),
+    "corpora": (lambda m, out: hl.audit(m, m, None, out), "corpora must be a mapping of role"),  # type: ignore[arg-type]
+    "tokens": (lambda m, _: hl.sample(m, corpus("forget"), new_tokens=0), "new_tokens must be 1 or more, got 0"),
+}
+
+
+@pytest.mark.parametrize("what", NOTHING)
+def test_nothing_in_place_of_something_is_refused(model: Any, tmp_path: Path, what: str) -> None:
+    ask, message = NOTHING[what]
+    with pytest.raises(InputError, match=message):
+        ask(model, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_curves_by_themselves_have_no_verdict(model: Any) -> None:

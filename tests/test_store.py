@@ -554,6 +554,23 @@ def test_resume_goes_on_with_the_same_record(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*.tmp"))
 
 
+@pytest.mark.parametrize(
+    ("status", "seeds", "kept"),
+    [("done", [0], True), ("done", [0, 1], False), ("interrupted", [0], False), ("failed", [0], False)],
+)
+def test_what_was_concluded_of_less_is_dropped(
+    tmp_path: Path, status: store.Status, seeds: list[int], kept: bool
+) -> None:
+    """Where a run goes on; of a finished one that is only looked at again (the control), all is kept, and what is
+    measured always is."""
+    RunFolder.create(tmp_path, RECORD | {"seeds": [0]}).finish(status)
+    for name in (*store.CONCLUDED, "curves.parquet"):
+        (tmp_path / name).touch()
+    RunFolder.create(tmp_path, RECORD | {"seeds": seeds}, resume=True).finish("done")
+    assert [(tmp_path / name).exists() for name in store.CONCLUDED] == [kept] * len(store.CONCLUDED)
+    assert (tmp_path / "curves.parquet").exists()
+
+
 def test_resume_refuses_another_config(tmp_path: Path) -> None:
     RunFolder.create(tmp_path, {"config": {"seeds": (0, 1), "lr": 0.1}}).finish("failed")
     with pytest.raises(InputError, match=r"another config \(seeds.1 was 1, is 2\); use another --out"):

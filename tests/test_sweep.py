@@ -461,8 +461,14 @@ def test_a_killed_sweep_goes_on_where_it_was(folder: Path, tmp_path: Path, monke
     with pytest.raises(InputError, match="already holds a sweep"):
         hl.sweep(QUICK, out, base=folder)
     first = (cells(out)[0] / "run.json").read_bytes()
+    analysis.report(cells(out)[1])  # somebody looks at what is there so far
     hl.sweep(QUICK, out, base=folder, resume=True)
     assert (cells(out)[0] / "run.json").read_bytes() == first
+    assert not [*cells(out)[1].glob("report.*")], "what followed from half a cell is not said of the whole"
+    for made in (out, whole):
+        analysis.sweep_table(made)
+    verdicts = [(cells(made)[1] / "verdict.json").read_bytes() for made in (out, whole)]
+    assert verdicts[0] == verdicts[1]
     assert record(out)["status"] == "done"
     for a, b in zip(cells(out), cells(whole), strict=True):
         assert (a / "items.parquet").read_bytes() == (b / "items.parquet").read_bytes()
@@ -485,6 +491,24 @@ def test_a_killed_sweep_goes_on_where_it_was(folder: Path, tmp_path: Path, monke
     changed = {**QUICK, "methods": ["gradient_ascent", {"name": "repselect", "rank": 4}]}
     with pytest.raises(InputError, match="'repselect' was declared otherwise"):
         hl.sweep(changed, out, base=folder, resume=True)
+
+
+@pytest.mark.parametrize(
+    "less",
+    [{"methods": ["gradient_ascent"]}, {"budgets": [{"kl": 0.02}]}, {"seeds": [1]}],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_what_is_finished_is_not_taken_out_of_a_sweep(folder: Path, tmp_path: Path, less: dict[str, Any]) -> None:
+    """It would be gone from every table without a word. What was never finished may go (the control)."""
+    sweep = QUICK | {"attacks": []}
+    out = hl.sweep(sweep, tmp_path / "out", base=folder, only=["repselect-*"])
+    before = (out / "sweep.json").read_bytes()
+    with pytest.raises(InputError, match="repselect-kl0.01-seed0 is finished, .* asks no longer for 'repselect'"):
+        hl.sweep(sweep | less, out, base=folder, resume=True)
+    assert (out / "sweep.json").read_bytes() == before
+    if "methods" in less:
+        hl.sweep(sweep | {"methods": ["repselect"]}, out, base=folder, resume=True)
+        assert [(c["label"], c["status"]) for c in record(out)["cells"]] == [("repselect", "done")]
 
 
 def test_a_cell_that_fails_is_a_record_and_stops_no_other(
@@ -528,6 +552,10 @@ BAD = {
     "an unknown method": ({"methods": ["gradient_ascend"]}, "did you mean 'gradient_ascent'?"),
     "an unknown option": ({"methods": [{"name": "repselect", "search": {"rnak": [1, 2]}}]}, "did you mean 'rank'?"),
     "a budget of nothing": ({"budgets": [{"kl": 0}]}, "budget.kl must be a positive number"),
+    "a method without its corpus": (
+        {"methods": ["gradient_ascent", "npo"], "overrides": ["corpora.retain=null"], "tuning": None},
+        "method 'npo' needs corpora.retain, which is not given",
+    ),
     "a base that is nowhere": ({"base": "tinyy"}, "did you mean 'tiny'?"),
     "the reported items": (
         {"tuning": SMALL["tuning"] | {"corpora": {"heldout": {"path": "heldout.jsonl"}}}},

@@ -22,6 +22,7 @@ from hooklearn.cli.calibrate import calibrations
 from hooklearn.cli.compare import comparing
 from hooklearn.cli.console import (
     Json,
+    Progress,
     Quiet,
     clear_errors,
     print_frame,
@@ -45,7 +46,6 @@ from hooklearn.cli.verdict import (
     judge,
     needs_out,
     run_and_judge,
-    tell,
     tell_cost,
     with_determinism,
 )
@@ -186,6 +186,7 @@ def edit(
     set_: Sets = None,
     seed: Seeds = None,
     out: Out = None,
+    resume: Resume = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -196,8 +197,9 @@ def edit(
     hooklearn edit my.yaml --out runs/edit
     hooklearn export my.yaml runs/edit/delta-seed0.safetensors edited-model
     """
+    needs_out(resume, out)
     with work(quiet) as progress:
-        folder = Job.of("edit", target, set_, seed).edit_only().run(out, progress)
+        folder = Job.of("edit", target, set_, seed).edit_only().run(out, progress, resume=resume)
         from hooklearn.store import open_run
 
         edits = open_run(folder)["edits"]
@@ -233,6 +235,7 @@ def attack(
     set_: Sets = None,
     seed: Seeds = None,
     out: Out = None,
+    resume: Resume = False,
     json_: Json = False,
     no_report: NoReport = False,
     quiet: Quiet = False,
@@ -244,15 +247,13 @@ def attack(
     \b
     hooklearn attack tiny --delta runs/edit/delta-seed0.safetensors
     """
-    with work(quiet) as progress:
-        job = Job.of("attack", target, set_, seed)
-        from hooklearn.deltas import load_delta
+    needs_out(resume, out)
 
-        given = load_delta(delta)
-        command = f"{job.command} --delta {shlex.quote(str(delta))}"
-        folder = dataclasses.replace(job, command=command).run(out, progress, delta=given)
-        page = judge(folder, progress, report=not no_report)
-    tell(folder, page, json_)
+    def made(_: Progress) -> Job:
+        job = Job.of("attack", target, set_, seed)
+        return dataclasses.replace(job, command=f"{job.command} --delta {shlex.quote(str(delta))}")
+
+    run_and_judge(made, out, resume=resume, report=not no_report, json_=json_, quiet=quiet, delta=delta)
 
 
 @app.command()

@@ -24,7 +24,7 @@ from hooklearn.edit import method_of
 from hooklearn.forward import resolve_precision
 from hooklearn.measure import Likelihoods, beside
 from hooklearn.pretrained import is_adapter
-from hooklearn.running.checks import check, check_measured
+from hooklearn.running.checks import check, check_measured, check_needs
 from hooklearn.site_names import chosen_layers
 from hooklearn.types import InputError
 
@@ -155,6 +155,7 @@ def estimate(config: RunConfig, base: Path) -> Estimate:
     shape = model_shape(config.model.name, base, config.model.trust_remote_code)
     corpora = {role: _load(spec, base) for role, spec in config.corpora.items()}
     check(config)
+    check_needs(config)
     check_measured(config, corpora)
     chosen_layers(config.edit.layers, shape.layers)
     others = (config.edit.checkpoint, config.controls.never and config.controls.never.name)

@@ -70,16 +70,24 @@ class Job:
 
     def run(self, out: Path | None, progress: Progress, **more: Any) -> Path:
         """Into ``out``, or a new folder below ``runs/``; returns the folder. Of several processes that a launcher
-        started, only the first comes back."""
+        started, only the first comes back.
+
+        Raises:
+            KeyboardInterrupt: with what to type to go on.
+        """
         folder = out or self.new_folder()
         if is_first():
             check_place(folder, resume=bool(more.get("resume")))
         from hooklearn import experiment, parallel
 
-        with parallel.joined(), parallel.own_folder(folder) as own:
-            experiment.run(
-                self.config, own, given=self.given, base=self.base, command=self.command, progress=progress, **more
-            )
+        try:
+            with parallel.joined(), parallel.own_folder(folder) as own:
+                experiment.run(
+                    self.config, own, given=self.given, base=self.base, command=self.command, progress=progress, **more
+                )
+        except KeyboardInterrupt:
+            again = f"{self.command} --out {shlex.quote(str(folder))} --resume"
+            raise KeyboardInterrupt(f"continue with: {again}") from None
         if not is_first():
             raise SystemExit(0)  # the first one judges and tells
         return folder

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -56,19 +55,22 @@ def run_and_judge(
     json_: bool,
     quiet: bool,
     log_to: Sequence[str] | None = None,
+    delta: Path | None = None,
 ) -> None:
-    """The whole job, its verdict, and its report where it is wanted; every step is told to what ``log_to`` names."""
+    """The whole job, its verdict, and its report where it is wanted; every step is told to what ``log_to`` names.
+
+    Args:
+        delta: attack this edit instead of making one.
+    """
     with work(quiet) as progress:
         from hooklearn import parallel
+        from hooklearn.deltas import load_delta
 
         job = made(progress)
+        given = None if delta is None else load_delta(delta)
         folder = out or job.new_folder()
-        try:
-            with parallel.joined(), logging_to(log_to, folder):
-                job.run(folder, progress, resume=resume)
-        except KeyboardInterrupt:
-            again = f"{job.command} --out {shlex.quote(str(folder))} --resume"
-            raise KeyboardInterrupt(f"continue with: {again}") from None
+        with parallel.joined(), logging_to(log_to, folder):
+            job.run(folder, progress, resume=resume, delta=given)
         page = judge(folder, progress, report=report)
     tell(folder, page, json_)
 

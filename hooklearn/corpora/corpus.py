@@ -16,6 +16,11 @@ from typing import Any
 from hooklearn.types import InputError
 
 SHAPES = '{"prompt", "completion"}, {"messages"} or {"text"}'
+COLUMNS = (
+    "prompt", "completion", "messages", "text", "history", "alternative", "choices", "answer", "group", "split",
+    "template", "fact", "relation", "quality", "set",
+)  # fmt: skip
+"""What something here reads of a row; any other column is kept as it is, and changes nothing."""
 
 Row = dict[str, Any]
 

@@ -13,11 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from hooklearn.corpora.corpus import Row
+from hooklearn.corpora.corpus import COLUMNS, Row
 from hooklearn.types import InputError
 
 Reader = Callable[[Row], Row]
 """One row in their columns -> in ours; ``bad`` and ``good`` stand for completions of either kind."""
+KEPT = ("group", "split")
+"""Columns that mean the same in every layout."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ def _with(**ours: str) -> Reader:
 
 
 def _kept(row: Row) -> Row:
-    return {key: row[key] for key in ("group", "split") if key in row}
+    return {key: row[key] for key in KEPT if key in row}
 
 
 def _turns(row: Row) -> Row:
@@ -268,6 +270,13 @@ def laid_out(
 def columns(layout: str) -> str:
     """The columns that rows need, in words, shape by shape."""
     return "; or ".join(", ".join(needed) for needed in LAYOUTS[layout].shapes)
+
+
+def known_columns(layout: str | None) -> tuple[str, ...]:
+    """The columns that are read of a row in this layout, or in none."""
+    if layout not in LAYOUTS:
+        return COLUMNS
+    return tuple(dict.fromkeys([*itertools.chain(*LAYOUTS[layout].shapes), *KEPT]))
 
 
 def _options(options: Mapping[str, Any], source: str) -> dict[str, Any]:

@@ -45,6 +45,10 @@ class GoodOnly(Descent):
     name: ClassVar[str] = "good_only"
     source: ClassVar[str] = "supervised fine-tuning"
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("retain",)
+
     def objective(self, problem: Problem) -> tuple[str, Objective]:
         del problem
         return "retain", nll

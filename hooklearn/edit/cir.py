@@ -147,6 +147,10 @@ class CIR(Method):
                 f"cir: step_norm, epochs and every must be positive, got {self.step_norm}, {self.epochs}, {self.every}"
             )
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (self.hold,) if self.retain_rate else ()
+
     def path(self, problem: Problem) -> Iterator[Updates]:
         model = problem.model
         targets = self._targets(model.cfg.n_layers)

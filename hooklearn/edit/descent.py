@@ -147,6 +147,10 @@ class BesideRetain(Descent):
         if self.alpha == 0:
             self.refuse("retain", why="with alpha 0 there is no loss on retain")
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("retain",) if self.alpha else ()
+
     @abstractmethod
     def forget_loss(self, problem: Problem) -> BatchLoss:
         """Called once, the model being unedited; the loss is called on batches of forget sequences."""

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hooklearn import linalg
-from hooklearn.edit.method import Method, Problem, Updates
+from hooklearn.edit.method import CURVATURE, Method, Problem, Updates
 from hooklearn.linalg import Sides
 from hooklearn.locate.subspace import Subspace, Subspaces
 from hooklearn.moments import Moments
@@ -156,6 +156,10 @@ class KFAC(Method):
         if self.top is not None and self.top < 0:
             raise InputError(f"kfac: top must be 0 or more, got {self.top}")
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (CURVATURE,)
+
     def path(self, problem: Problem) -> Iterator[Updates]:
         share = 0.9 if self.share is None else self.share
         out, last = {}, None
@@ -217,6 +221,10 @@ class SSPU(Method):
                 f"sspu: forget_rank must be 1 or more and retain_rank 0 or more, got {self.forget_rank} and "
                 f"{self.retain_rank}"
             )
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (CURVATURE,)
 
     def path(self, problem: Problem) -> Iterator[Updates]:
         spaces = self._spaces(problem)

@@ -29,6 +29,8 @@ from hooklearn.validation import build
 
 Updates = dict[str, Tensor]
 """site name -> update ``[d_out, d_in]``."""
+CURVATURE = "retain or reference"
+"""What :attr:`Problem.retain_moments` are read from, in the words of :attr:`Method.needs`."""
 HALVES = ("retain/1", "retain/2")
 """The retain corpus in two: whole groups, so that no fact is in both."""
 
@@ -197,6 +199,12 @@ class Method(ABC):
     def sharded(self) -> bool:
         """Whether it works on weights that are spread over processes, with no more than one matrix whole at a time."""
         return False
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Roles of the corpora that it cannot do without, beside forget and where no subspaces are given; one of
+        several is enough where it says ``retain or reference``. A run without them is refused before it begins."""
+        return ()
 
     @abstractmethod
     def path(self, problem: Problem) -> Iterator[Updates]:

@@ -83,6 +83,10 @@ class Mudman(Method):
         if not 0 <= self.retain_momentum < 1:
             raise InputError(f"mudman: retain_momentum must be in [0, 1), got {self.retain_momentum}")
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("retain",)
+
     def path(self, problem: Problem) -> Iterator[Updates]:
         kept, forget = (training_stream(problem, role, sys.maxsize) for role in ("retain", "forget"))
         params = models.parameters_of(problem.model, problem.sites)

@@ -44,7 +44,7 @@ from torch import Tensor
 from hooklearn import linalg
 from hooklearn.edit.ekfac import EigenMetric, SiteMetric
 from hooklearn.edit.elicited import Adversary, elicited_gradient
-from hooklearn.edit.method import HALVES, Method, Problem, Updates, combine, inner
+from hooklearn.edit.method import CURVATURE, HALVES, Method, Problem, Updates, combine, inner
 from hooklearn.edit.repselect import contrast
 from hooklearn.linalg import Sides
 from hooklearn.locate.subspace import Subspace, Subspaces
@@ -105,6 +105,10 @@ class Natural(Method):
     @property
     def sharded(self) -> bool:
         return self.curvature == "kfac" and self.rank is None and not self.adversaries
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (CURVATURE,) if self.contrast == "none" else ("retain",)
 
     def path(self, problem: Problem) -> Iterator[Updates]:
         own_directions = self.rank is not None and self.truncation == "directions"

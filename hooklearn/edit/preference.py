@@ -170,6 +170,10 @@ class DPO(BesideRetain):
     beta: float = 0.1
     """Inverse temperature, per nat of a whole completion."""
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("retain",)
+
     def forget_loss(self, problem: Problem) -> BatchLoss:
         goods = encode(paired(problem), models.tokenizer_of(problem.model), end="turn")
         reference = reference_nlls(problem, [*goods, *training_sequences(problem, "forget")]).view(2, -1)

@@ -64,6 +64,10 @@ class RepSelect(Method):
         if not (math.isfinite(self.lora_lr) and self.lora_lr >= 0):
             raise InputError(f"{self.name}: lora_lr must be 0 or more, got {self.lora_lr}")
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return () if self.components == "forget" else ("retain",)
+
     def path(self, problem: Problem) -> Iterator[Updates]:
         if self.lora:
             forget = lora_gradient(problem, rank=self.lora_rank, learning_rate=self.lora_lr)
@@ -117,6 +121,10 @@ class Confined(Method):
     """Compose with RepSelect's soft filter of this rank, before the projection."""
     contrast_gradient: bool = False
     """Start from the contrast gradient instead of the forget gradient."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("retain",)
 
     def _spaces(self, problem: Problem) -> Subspaces:
         if problem.subspaces is not None:

@@ -47,6 +47,10 @@ class NaturalRounds(Method):
                 f"{self.forget_weight}, {self.damping}, {self.step_kl} and {self.rounds}"
             )
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("retain", "reference")
+
     def path(self, problem: Problem) -> Iterator[Updates]:
         metric = Metric(problem, self.damping)
         meter = DisruptionMeter(problem.model, problem.corpus("reference").take(TEXTS), rough=0)

@@ -148,6 +148,10 @@ class _Steering(Walked):
     hold: Literal["retain", "reference"] = "retain"
     """The corpus whose states are held: the good completions, or running text as in the papers."""
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (self.hold,)
+
     @abstractmethod
     def plan(self, problem: Problem) -> Plan:
         """Raises InputError where the sites given leave nothing to edit."""

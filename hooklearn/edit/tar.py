@@ -91,6 +91,10 @@ class Tar(Method):
                 f"{self.resistance_weight} and {self.retain_weight}"
             )
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("retain",)
+
     def path(self, problem: Problem) -> Iterator[Updates]:
         kept, halves = training_stream(problem, "retain", sys.maxsize), _halves(problem)
         rule = torch.optim.Adam(models.parameters_of(problem.model, problem.sites), lr=self.learning_rate)

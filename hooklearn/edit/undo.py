@@ -91,6 +91,10 @@ class Undo(Method):
                 f"undo: teacher_steps and epochs must be at least 1, got {self.teacher_steps}, {self.epochs}"
             )
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("retain",)
+
     def path(self, problem: Problem) -> Iterator[Updates]:
         teacher = self.suppressed(problem)
         yield self.distilled(problem, teacher, self.noised(problem, teacher))

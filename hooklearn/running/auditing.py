@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hooklearn.attack import attack_of
 from hooklearn.batteries import battery as named_battery
+from hooklearn.loading import LOCAL_FORMATS
 from hooklearn.recipes import EVIDENCE, Config
 from hooklearn.types import InputError
 
@@ -38,10 +40,11 @@ def source(text: str) -> Config:
     Raises:
         InputError: an option without ``=``.
     """
-    if Path(text).exists() or Path(text).suffix:
-        return {"path": text}
     if text.startswith("hub:"):
         return {"hub": text.removeprefix("hub:")}
+    # a folder may be called like a built-in corpus, and a name or an option may have a dot in it
+    if os.path.isfile(text) or Path(text).suffix in LOCAL_FORMATS:  # noqa: PTH113 (a name that is too long is none)
+        return {"path": text}
     name, _, asked = text.partition(":")
     options = {}
     for option in filter(None, asked.split(",")):

@@ -70,6 +70,22 @@ def check(config: RunConfig) -> None:
         _check_sharded(config)
 
 
+def check_needs(config: RunConfig) -> None:
+    """The method has its corpora. By itself, because the method of a config is not always run: an edit may be given,
+    and the cells of a sweep have their own.
+
+    Raises:
+        InputError: one of them is not there.
+    """
+    if config.edit.method is None:
+        return
+    for needed in method_of(config.edit.method, config.edit.options).needs:
+        roles = needed.split(" or ")
+        if not config.corpora.keys() & set(roles):
+            asked = " or ".join(f"corpora.{role}" for role in roles)
+            raise InputError(f"method {config.edit.method!r} needs {asked}, which is not given")
+
+
 def check_attacks(config: RunConfig, model: Any, corpora: Mapping[str, Corpus]) -> None:
     """Attacks that cannot be made on this model, or with these corpora, are refused before anything is measured."""
     for spec in config.attacks:

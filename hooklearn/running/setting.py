@@ -143,6 +143,8 @@ class Setup:
                  "note": "what is fine-tuned in is easier to take out than what was pre-trained"},
             "never": self.never_info,
             **self._checkpoint_record(),
+            "delta": self.delta
+            and {"base": self.delta.base, "hash": integrity.tensors_hash(self.delta.updates)},
             "corpora": {
                 role: {"source": c.source, "hash": c.hash, "n": len(c)}
                 | self._known_before(role, c)

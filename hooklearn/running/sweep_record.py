@@ -29,8 +29,8 @@ def declared(plan: Plan) -> dict[str, Any]:
 
 
 def check_goes_on(plan: Plan, out: Path, earlier: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises InputError where the sweep in this folder was begun with something else than :func:`fixed` says now, or a
-    method was declared otherwise."""
+    """Raises InputError where the sweep in this folder was begun with something else than :func:`fixed` says now, a
+    method was declared otherwise, or cells that are finished are asked for no longer: no table would have them."""
     for key, value in now.items():
         was = earlier.get("fixed", {}).get(key)
         if key == PLACES and was is None:  # begun before this was written down
@@ -45,6 +45,13 @@ def check_goes_on(plan: Plan, out: Path, earlier: Mapping[str, Any], now: Mappin
         if methods.get(label, was) != was:
             raise InputError(
                 f"{out}: {label!r} was declared otherwise when this sweep was begun; give it another label"
+            )
+    asked = {f"cells/{name}" for name, _, _ in plan.cells()}
+    for cell in earlier.get("cells", []):
+        if cell["status"] == "done" and cell["folder"] not in asked:
+            raise InputError(
+                f"{out}: {cell['folder']} is finished, and the file asks no longer for {cell['label']!r} at this "
+                "budget and seed; put it back (methods, budgets and seeds may only be added), or use another --out"
             )
 
 

@@ -27,7 +27,7 @@ from hooklearn.config_file import read_config
 from hooklearn.determinism import deterministic
 from hooklearn.forward import auto_is, resolve_precision
 from hooklearn.running import controls, sweep_record
-from hooklearn.running.checks import check
+from hooklearn.running.checks import check, check_needs
 from hooklearn.running.choosing import check_apart, decide, lowest_is_best
 from hooklearn.running.fanout import installed, spread
 from hooklearn.running.in_memory import InMemory
@@ -65,6 +65,8 @@ def sweep(
     """
     if isinstance(config, Mapping):
         data, folder, where = dict(config), Path(), "sweep"
+    elif not isinstance(config, str | Path):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(f"a sweep is a mapping or the path of a YAML file, not {type(config).__name__} {config!r:.60}")
     else:
         data, folder, where = read_config(Path(config)), Path(config).parent, str(config)
     with InMemory() as objects:
@@ -109,7 +111,9 @@ class Sweep:
                 )
         for family in plan.families():  # a typo in the last method should not cost the first
             for options in family.spec.settings(10**9):
-                check(plan.cell(family, 0, options))
+                cell = plan.cell(family, 0, options)
+                check(cell)
+                check_needs(cell)
         if plan.config.tuning is not None:
             check(plan.tuning())
         with store.claim(self.out, RECORD):
