@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers import PreTrainedModel as HfModel
@@ -769,6 +769,34 @@ def test_typo_names_the_nearest():
 def test_folder_without_a_model(tmp_path):
     with pytest.raises(InputError, match=tmp_path.name):
         load(str(tmp_path))
+
+
+def test_files_that_are_not_of_the_model_are_refused(tmp_path, capfd):
+    """transformers would draw weights at random where a name is another one, and pass over a surplus layer. Masks and
+    frequencies that old checkpoints hold are no surplus (the control), and neither is what is tied missing."""
+    export(tiny(), Delta({}), tmp_path / "m")
+    file = tmp_path / "m" / "model.safetensors"
+    tensors = load_file(file)
+    q, up = "model.layers.1.self_attn.q_proj", "model.layers.1.mlp.up_proj.weight"
+    spoilt: dict[str, dict[str, torch.Tensor]] = {
+        r"21 not there \(lm_head.*21 no tensors of this model \(module.lm_head": {
+            f"module.{name}": tensor for name, tensor in tensors.items()
+        },
+        rf"1 not there \({q}.weight\), 1 no .*q_proj.base_layer.weight": {
+            name.replace(q, f"{q}.base_layer"): tensor for name, tensor in tensors.items()
+        },
+        rf"asks for: 1 not there \({up}\);": {name: tensor for name, tensor in tensors.items() if name != up},
+        r"asks for: 1 no tensors of this model \(model.layers.2": {**tensors, up.replace("1", "2"): torch.ones(2)},
+        r"1 of another shape \(.* is \[48, 31\] and not \[48, 32\]\);": {**tensors, up: tensors[up][:, 1:].clone()},
+    }
+    for words, found in spoilt.items():
+        save_file(found, file, {"format": "pt"})
+        with pytest.raises(InputError, match=words):
+            load(str(tmp_path / "m"))
+    assert not capfd.readouterr().err, "one line, and no table before it"
+    old = ("self_attn.rotary_emb.inv_freq", "attn.attention.bias")
+    save_file(tensors | {f"model.layers.0.{name}": torch.ones(4) for name in old}, file, {"format": "pt"})
+    assert weights_hash(load(str(tmp_path / "m"))) == weights_hash(tiny())
 
 
 def test_architecture_without_a_bridge():
