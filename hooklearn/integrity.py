@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hooklearn import parallel
-from hooklearn.models import TransformerBridge, named_parameters
+from hooklearn.models import TransformerBridge, named_parameters, tokenizer_of
 from hooklearn.types import InputError, NumericalError
 
 
@@ -22,6 +23,13 @@ def weights_hash(model: TransformerBridge) -> str:
         data = parallel.whole(parameter.detach()).cpu().contiguous()
         digest.update(data.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def tokenizer_hash(model: TransformerBridge) -> str:
+    """sha256 over the tokens with their numbers, and the chat template."""
+    tokenizer = tokenizer_of(model)
+    told = json.dumps([tokenizer.get_vocab(), tokenizer.chat_template], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()
 
 
 def describe(model: TransformerBridge) -> dict[str, Any]:

@@ -142,11 +142,16 @@ def _taken_over(model: TransformerBridge, tokenizer: Tokenizer) -> TransformerBr
     check_unhooked(model)  # hooks would be in what is found out about it
     if tokenizer is model.tokenizer and not hasattr(tokenizer, _AS_GIVEN):
         raise InputError(f"wrap: this tokenizer is the one that TransformerLens has changed; {_LOADED}")
+    give_tokenizer(model, tokenizer)
+    return model
+
+
+def give_tokenizer(model: TransformerBridge, tokenizer: Tokenizer) -> None:
+    """In place of the one that a model has; it has to know the same tokens."""
     d_vocab = model.cfg.d_vocab
     with _tokenizer_as_given(tokenizer):
         model.tokenizer = tokenizer
     model.cfg.d_vocab = d_vocab  # the bridge counted the tokenizer's, and a model may have room for more
-    return model
 
 
 def _split_experts(model: TransformerBridge) -> None:

@@ -149,11 +149,10 @@ def _hashes(record: Mapping[str, Any]) -> dict[str, str]:
     """Of every model and corpus of a run, as far as its record has them."""
     models = {name: record.get(name) for name in ("model", "never", "checkpoint")}
     corpora = {f"corpora.{role}": about for role, about in (record.get("corpora") or {}).items()}
-    return {
-        what: about["hash"]
-        for what, about in {**models, **corpora}.items()
-        if isinstance(about, Mapping) and isinstance(about.get("hash"), str)
-    }
+    found = {w: about.get("hash") for w, about in {**models, **corpora}.items() if isinstance(about, Mapping)}
+    if isinstance(models["model"], Mapping):  # by it all models read; records from before that was noted have none
+        found["tokenizer, or chat template,"] = models["model"].get("tokenizer")
+    return {what: digest for what, digest in found.items() if isinstance(digest, str)}
 
 
 def differences(earlier: Any, now: Any, most: int = 3) -> list[str]:
