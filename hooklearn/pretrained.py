@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging as hf_logging
 
 from hooklearn.builtin import fetch, names, unknown
+from hooklearn.plain import check_merged
 from hooklearn.types import InputError
 
 
@@ -104,6 +105,7 @@ def _whole(name: str, source: str | Path, **options: Any) -> Any:
     finally:
         log.setLevel(before)
     hf_model, report = loaded
+    check_merged(hf_model, name)  # a repository on the hub may be an adapter, and the report is then of its tensors
     # those of a quantised checkpoint have names that only its own reader knows
     surplus = [] if getattr(hf_model, "hf_quantizer", None) else not_ignored(hf_model, report["unexpected_keys"])
     check_names(name, report["missing_keys"], surplus, {key: shapes for key, *shapes in report["mismatched_keys"]})
@@ -138,11 +140,16 @@ def _some(keys: list[str], most: int = 2) -> str:
     return ", ".join(keys[:most]) + ", ..." * (len(keys) > most)
 
 
+_ADAPTER = "adapter_config.json"
+
+
 def is_adapter(folder: Path) -> bool:
-    """Whether PEFT has saved an adapter there, and no model stands beside it."""
-    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+    """Whether PEFT has saved an adapter there, and no weights of a model stand beside it."""
+    return (folder / _ADAPTER).is_file() and not any(any(folder.glob(f"{name}*")) for name in _WEIGHTS)
 
 
+_WEIGHTS = ("model.safetensors", "model-", "pytorch_model")
+"""How the names of files begin in which a model's weights are."""
 _TOKENIZER = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 """Files of which a tokenizer leaves one at least."""
 
@@ -152,6 +159,11 @@ def _not_a_model(folder: Path) -> str | None:
         return (
             "a PEFT adapter and no model; what was edited (--edited, edit.checkpoint) may be one, otherwise merge it "
             "into its base model first"
+        )
+    if (folder / _ADAPTER).is_file():
+        return (
+            f"{_ADAPTER} beside the weights of a model, on which transformers would put that adapter; save what "
+            "merge_and_unload() returns in a new folder, or give the adapter in a folder of its own as what was edited"
         )
     if not (folder / "config.json").is_file():
         return "no config.json in this folder"
