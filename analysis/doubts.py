@@ -136,6 +136,11 @@ def _controls(run: Run, heldout: Sequence[Judgement]) -> Iterator[str]:
         yield "the edited model has the very weights of the unedited one: nothing was edited"
     if edited is not None and edited == never:
         yield "the edited model has the very weights of the never-learned one: nothing but the control was judged"
+    if unlike := (run.record.get("never") or {}).get("unlike"):
+        yield (
+            f"the never-learned control is of another shape ({unlike}): its hidden states and weights were not "
+            "compared, and ablate_direction leaves it as it is"
+        )
     for role, unlike in (run.record.get("tokenizers") or {}).items():
         told = " and another ".join(unlike)
         yield f"{_OTHERS.get(role, role)} has another {told} in its files: the original's was used for all"

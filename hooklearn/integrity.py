@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hooklearn import parallel
-from hooklearn.models import TransformerBridge, named_parameters, tokenizer_of
+from hooklearn.models import TransformerBridge, embedding_parameters, named_parameters, tokenizer_of
 from hooklearn.types import InputError, NumericalError
 
 
@@ -41,6 +42,21 @@ def describe(model: TransformerBridge) -> dict[str, Any]:
         "n_layers": model.cfg.n_layers,
         "d_model": model.cfg.d_model,
     }
+
+
+def unlike(other: TransformerBridge, model: TransformerBridge) -> str:
+    """The first tensor between the embeddings that two models have in different shapes, in words; empty: none."""
+    theirs, own = ({n: list(p.shape) for n, p in _between(m)} for m in (other, model))
+    for name in [*own, *theirs]:
+        if theirs.get(name) != own.get(name):
+            one, of_model = (f"{shape}" if shape else "not there" for shape in (theirs.get(name), own.get(name)))
+            return f"{name} is {one}, and {of_model} in the model"
+    return ""
+
+
+def _between(model: TransformerBridge) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    embeddings = {id(p) for p in embedding_parameters(model)}  # these may be tied in one of two models
+    yield from ((name, p) for name, p in named_parameters(model).items() if id(p) not in embeddings)
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from user_files import Files, hooklearn
 
 import analysis
@@ -188,6 +188,29 @@ def test_another_tokenizer_is_told_from_a_padded_embedding(mine: list[str]) -> N
     file.write_text(json.dumps(told))
     result = hooklearn("audit", *mine, "--edited", "swapped", *QUICK)
     assert result.exit_code == 2 and "2 tokens differ, such as 'w7' (number 14 there, 13 in" in result.stderr
+
+
+def test_models_of_another_shape(mine: list[str], tmp_path: Path) -> None:
+    """No edit of the model, and refused as one, before anything is measured; as a control it is attacked, by what reads
+    states too, and the verdict says what was not compared. Of the same shape (the other control) it has nothing to say.
+    """
+    small = LlamaConfig.from_pretrained("base-model", num_hidden_layers=1, hidden_size=16)
+    LlamaForCausalLM(small).save_pretrained("small")
+    AutoTokenizer.from_pretrained("base-model").save_pretrained("small")
+    result = hooklearn("audit", *mine, "--edited", "small", "--out", tmp_path / "no", *QUICK)
+    assert result.exit_code == 2 and not (tmp_path / "no").exists()
+    assert (
+        "edit.checkpoint 'small' is of another shape" in result.stderr
+        and "q_proj.weight is [32, 16], and" in result.stderr
+    )
+    quick = [*QUICK, "--set", "attacks=[{name: ablate_direction}]"]
+    doubts = {}
+    for never in ("small", "my-model"):
+        judged(*mine, "--never", never, "--out", tmp_path / never, *quick)
+        doubts[never] = "\n".join(analysis.judge(tmp_path / never).doubts)
+    assert ["of another shape (model.layers.0" in doubts[name] for name in doubts] == [True, False]
+    result = hooklearn("audit", *mine, "--never", "small", *QUICK, "--set", "attacks=[{name: logit_lens}]")
+    assert result.exit_code == 2 and "blocks 1; the model has 1 in all" in result.stderr
 
 
 def test_a_layout_for_all_files_or_for_one() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hooklearn import evidence, models
+from hooklearn import evidence, integrity, models
 from hooklearn.attack import ATTACKS, EVERY_ATTACK, Watcher, attack_of
 from hooklearn.attack.sample_many import SAMPLES_AND_REFEREE
 from hooklearn.config import RunConfig
@@ -145,6 +145,15 @@ def check_vocabulary(role: str, other: Any, model: Any) -> None:
         raise InputError(
             f"{name} has the same tokenizer as the model, but an embedding padded to {other.cfg.d_vocab} rows, where "
             f"the model's has {model.cfg.d_vocab}; resize_token_embeddings({model.cfg.d_vocab}) and save it again"
+        )
+
+
+def check_shape(role: str, other: Any, model: Any) -> None:
+    """Raises InputError where another model is no edit of the original."""
+    if unlike := integrity.unlike(other, model):
+        raise InputError(
+            f"{role} {other.cfg.model_name!r} is of another shape than the model that it should be an edit of: "
+            f"{unlike}; give the model that was edited as the original"
         )
 
 

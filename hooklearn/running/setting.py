@@ -34,7 +34,14 @@ from hooklearn.referees import (
     Referee,
     Scorer,
 )
-from hooklearn.running.checks import check, check_attacks, check_surrogate, check_vocabulary, unlike_in_tokenizer
+from hooklearn.running.checks import (
+    check,
+    check_attacks,
+    check_shape,
+    check_surrogate,
+    check_vocabulary,
+    unlike_in_tokenizer,
+)
 from hooklearn.running.corpora import load_corpora, permuted
 from hooklearn.running.in_memory import InMemory
 from hooklearn.types import InputError
@@ -108,11 +115,16 @@ class Setup:
                 tokenizers[role] = unlike
             # likelihoods and samples alike are of the same prompts for all
             objects.read_as(other, original)
+        if checkpoint is not None:
+            check_shape("edit.checkpoint", checkpoint, original)
         progress("reading the corpora")
         corpora = load_corpora(config, base, original, objects.corpora)
         check_attacks(config, original, corpora)
         if never is not None:
             never_info = {**(never_info or {}), "hash": integrity.weights_hash(never)}
+            if unlike := integrity.unlike(never, original):
+                never_info["unlike"] = unlike
+                check_attacks(config, never, corpora)  # it may have too few layers for one
         _check_referee(_given_referee(config, objects), corpora["heldout"], never_info)
         if _is_surrogate(never_info):
             check_surrogate(corpora["heldout"])
