@@ -136,6 +136,14 @@ def _controls(run: Run, heldout: Sequence[Judgement]) -> Iterator[str]:
         yield "the edited model has the very weights of the unedited one: nothing was edited"
     if edited is not None and edited == never:
         yield "the edited model has the very weights of the never-learned one: nothing but the control was judged"
+    if unlike := (run.record.get("never") or {}).get("unlike"):
+        yield (
+            f"the never-learned control is of another shape ({unlike}): its hidden states and weights were not "
+            "compared, and ablate_direction leaves it as it is"
+        )
+    for role, unlike in (run.record.get("tokenizers") or {}).items():
+        told = " and another ".join(unlike)
+        yield f"{_OTHERS.get(role, role)} has another {told} in its files: the original's was used for all"
     if 0 < len(without) < len(heldout):
         yield f"no never-learned control for {', '.join(without)}: WEAKENED at best there"
     if run.record.get("organism"):
@@ -144,6 +152,9 @@ def _controls(run: Run, heldout: Sequence[Judgement]) -> Iterator[str]:
     auc = number(referee.get("auc"))
     if auc < REFEREE_AUC:
         yield f"the referee that judges samples has AUC {auc:.2f}, below {REFEREE_AUC}"
+
+
+_OTHERS = {"edit.checkpoint": "the edited checkpoint", "controls.never": "the never-learned control"}
 
 
 def _heldout(run: Run) -> Iterator[str]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hooklearn import parallel
-from hooklearn.models import TransformerBridge, named_parameters
+from hooklearn.models import TransformerBridge, embedding_parameters, named_parameters, tokenizer_of
 from hooklearn.types import InputError, NumericalError
 
 
@@ -30,6 +31,13 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def tokenizer_hash(model: TransformerBridge) -> str:
+    """sha256 over the tokens with their numbers, and the chat template."""
+    tokenizer = tokenizer_of(model)
+    told = json.dumps([tokenizer.get_vocab(), tokenizer.chat_template], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
 def describe(model: TransformerBridge) -> dict[str, Any]:
     """Name, weights hash and sizes, as the run record stores them."""
     return {
@@ -39,6 +47,21 @@ def describe(model: TransformerBridge) -> dict[str, Any]:
         "n_layers": model.cfg.n_layers,
         "d_model": model.cfg.d_model,
     }
+
+
+def unlike(other: TransformerBridge, model: TransformerBridge) -> str:
+    """The first tensor between the embeddings that two models have in different shapes, in words; empty: none."""
+    theirs, own = ({n: list(p.shape) for n, p in _between(m)} for m in (other, model))
+    for name in [*own, *theirs]:
+        if theirs.get(name) != own.get(name):
+            one, of_model = (f"{shape}" if shape else "not there" for shape in (theirs.get(name), own.get(name)))
+            return f"{name} is {one}, and {of_model} in the model"
+    return ""
+
+
+def _between(model: TransformerBridge) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    embeddings = {id(p) for p in embedding_parameters(model)}  # these may be tied in one of two models
+    yield from ((name, p) for name, p in named_parameters(model).items() if id(p) not in embeddings)
 
 
 def is_finite(tensor: Tensor) -> bool:

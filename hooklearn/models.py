@@ -34,7 +34,7 @@ from hooklearn.builtin import BUILTIN as BUILTIN
 from hooklearn.builtin import fetch as fetch
 from hooklearn.builtin import is_cached as is_cached
 from hooklearn.experts import Experts, splittable, stored_transposed
-from hooklearn.plain import FUSED, fused_parameters, plain_name
+from hooklearn.plain import FUSED, check_merged, fused_parameters, plain_name
 from hooklearn.pretrained import read
 from hooklearn.site_names import chosen_layers, matches
 from hooklearn.types import InputError, Site
@@ -94,15 +94,20 @@ def wrap(
     name and with this tokenizer.
 
     Raises:
-        InputError: no model, or no tokenizer as it was loaded; a bridge with hooks, or with processed weights; if
-            TransformerLens does not know the architecture, or hooklearn not what it does to its logits.
+        InputError: no model, or no tokenizer as it was loaded; a model with an adapter in it; a bridge with hooks, or
+            with processed weights; if TransformerLens does not know the architecture, or hooklearn not what it does to
+            its logits.
     """
     if not isinstance(tokenizer, Tokenizer):
         raise InputError(f"wrap takes the model's tokenizer, not {_given(tokenizer)}; {_LOADED}")
     if isinstance(hf_model, TransformerBridge):
+        check_merged(hf_model, hf_model.cfg.model_name)
         model = _taken_over(hf_model, tokenizer)
     elif isinstance(hf_model, PreTrainedModel):
+        check_merged(hf_model, str(name))
         model = _booted(hf_model, tokenizer, str(name))
+    elif hasattr(hf_model, "merge_and_unload"):
+        raise InputError(f"wrap takes no {type(hf_model).__name__}; give what its merge_and_unload() returns")
     else:
         raise InputError(f"wrap takes a model of transformers or a TransformerBridge, not {_given(hf_model)}")
     setattr(model.tokenizer, _AS_GIVEN, True)
@@ -142,11 +147,16 @@ def _taken_over(model: TransformerBridge, tokenizer: Tokenizer) -> TransformerBr
     check_unhooked(model)  # hooks would be in what is found out about it
     if tokenizer is model.tokenizer and not hasattr(tokenizer, _AS_GIVEN):
         raise InputError(f"wrap: this tokenizer is the one that TransformerLens has changed; {_LOADED}")
+    give_tokenizer(model, tokenizer)
+    return model
+
+
+def give_tokenizer(model: TransformerBridge, tokenizer: Tokenizer) -> None:
+    """In place of the one that a model has; it has to know the same tokens."""
     d_vocab = model.cfg.d_vocab
     with _tokenizer_as_given(tokenizer):
         model.tokenizer = tokenizer
     model.cfg.d_vocab = d_vocab  # the bridge counted the tokenizer's, and a model may have room for more
-    return model
 
 
 def _split_experts(model: TransformerBridge) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,6 +20,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from hooklearn.experts import experts_of
+from hooklearn.types import InputError
 
 FUSED = {
     "qkv": ("split_qkv_matrix", ("q", "k", "v")),
@@ -34,13 +35,42 @@ def plain_name(name: str) -> str:
 
 
 def plain_copy(model: Any) -> PreTrainedModel:
-    """A Hugging Face model without bridge around the same tensors."""
+    """A Hugging Face model without bridge around the same tensors.
+
+    Raises:
+        InputError: one of them is not where its architecture has it, as where an adapter was put in.
+    """
     plain = empty_copy(model)
-    found = _plain_tensors(model)
-    values = {key: found[key] for key in plain.state_dict() if key in found}
-    plain.load_state_dict(values, strict=False, assign=True)
+    plain.load_state_dict(_taken(model, plain.state_dict()), assign=True)
     plain.tie_weights()
     return plain.eval()
+
+
+def _taken(model: Any, names: Iterable[str]) -> dict[str, Tensor]:
+    """The tensors of these names; what is not there would be left without values, whatever a memory holds."""
+    found, values = _plain_tensors(model), {}
+    for name in names:
+        if name not in found:
+            raise InputError(
+                f"model {model.cfg.model_name!r} has no tensor {name!r} any more: something was put in its place since "
+                "it was loaded; take it out (PEFT: merge_and_unload()) before hl.wrap"
+            )
+        values[name] = found[name]
+    return values
+
+
+INJECTED = ("base_layer", "original_module")
+"""Where PEFT keeps what it has replaced."""
+
+
+def check_merged(hf_model: nn.Module, name: str) -> None:
+    """Raises InputError where an adapter is in a model: its weights are then not where the architecture has them."""
+    for place, _ in hf_model.named_modules():
+        if place.rpartition(".")[2] in INJECTED:
+            raise InputError(
+                f"model {name!r} has an adapter in it ({plain_name(place)}); give what its merge_and_unload() returns, "
+                "or the adapter's folder as what was edited (--edited, edit.checkpoint)"
+            )
 
 
 _spare: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
@@ -55,19 +85,19 @@ def lent_copy(model: Any) -> Iterator[Any]:
     hf_model: Any = model.original_model
     plain = _spare.pop(hf_model, None)  # a block inside this one gets another
     plain = empty_copy(model) if plain is None else _with_buffers(plain, hf_model)
-    values = _plain_tensors(model)
-    places = [
-        (module, key, values[f"{name}.{key}" if name else key], empty)
+    places = {
+        f"{name}.{key}" if name else key: (module, key, empty)
         for name, module in plain.named_modules()
         for key, empty in module._parameters.items()
         if empty is not None
-    ]
-    for module, key, value, _ in places:
+    }
+    for name, value in _taken(model, places).items():
+        module, key, _ = places[name]
         module._parameters[key] = nn.Parameter(value, requires_grad=False)
     try:
         yield plain.eval()
     finally:
-        for module, key, _, empty in places:
+        for module, key, empty in places.values():
             module._parameters[key] = empty
     _spare[hf_model] = plain  # not after an error, which may have left something
 

@@ -52,8 +52,9 @@ def load(
             one process is enough.
 
     Raises:
-        InputError: one process only; no safetensors; quantised weights; an architecture whose weights the bridge takes
-            apart (fused projections, mixtures of experts); as :func:`hooklearn.models.load`.
+        InputError: one process only; no safetensors; quantised weights; tensors that are not the model's; an
+            architecture whose weights the bridge takes apart (fused projections, mixtures of experts); as
+            :func:`hooklearn.models.load`.
     """
     _check_processes(offload)
     if name.endswith(".gguf"):
@@ -71,6 +72,8 @@ def load(
     with init_empty_weights(include_buffers=False):
         empty: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     empty.tie_weights()  # emptying took apart what was one
+    own = empty.state_dict().keys()  # before there is a bridge among the names
+    surplus = files.files.keys() - own - {key.partition(".")[2] for key in own}  # the latter without a head
     if hasattr(empty, "generation_config") and (files.folder / "generation_config.json").is_file():
         empty.generation_config = type(empty.generation_config).from_pretrained(files.folder)
     try:
@@ -79,6 +82,7 @@ def load(
         raise _taken_apart(name) from error
     if fused_parameters(model):
         raise _taken_apart(name)
+    pretrained.check_names(name, (), pretrained.not_ignored(empty, surplus))  # what is missing is told as it is read
     return _shard(model, device, files, offload)
 
 

@@ -171,11 +171,10 @@ def _hashes(record: Mapping[str, Any]) -> dict[str, str]:
     """Of every model and corpus of a run and of the delta that was given, as far as its record has them."""
     weights = {name: record.get(name) for name in ("model", "never", "checkpoint", "delta")}
     corpora = {f"corpora.{role}": about for role, about in (record.get("corpora") or {}).items()}
-    return {
-        what: about["hash"]
-        for what, about in {**weights, **corpora}.items()
-        if isinstance(about, Mapping) and isinstance(about.get("hash"), str)
-    }
+    found = {w: about.get("hash") for w, about in {**weights, **corpora}.items() if isinstance(about, Mapping)}
+    if isinstance(weights["model"], Mapping):  # by it all models read; records from before that was noted have none
+        found["tokenizer, or chat template,"] = weights["model"].get("tokenizer")
+    return {what: digest for what, digest in found.items() if isinstance(digest, str)}
 
 
 def differences(earlier: Any, now: Any, most: int = 3) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from user_files import Files, hooklearn
 
 import analysis
@@ -65,8 +67,6 @@ class Bomb:
 def test_a_folder_as_open_unlearning_saves_it(mine: list[str]) -> None:
     """Sharded weights, checkpoints of the training, evaluations and pickled arguments beside them: the same model as
     the plain folder, and what is pickled is left alone (unpickled, it would show: the control)."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     saved = Path("saves/unlearn/tofu_forget10_NPO")
     plain: Any = AutoModelForCausalLM.from_pretrained("my-model")
     tokenizer = AutoTokenizer.from_pretrained("my-model")
@@ -118,8 +118,6 @@ def test_the_log_says_that_nothing_is_edited(mine: list[str], tmp_path: Path) ->
 def test_an_adapter_is_audited_as_it_is(mine: list[str], tmp_path: Path) -> None:
     """As peft saves it: judged like the model that peft merges it into (its hash), and priced; it is no model."""
     peft = pytest.importorskip("peft", reason="pip install 'hooklearn[peft]'")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     plain: Any = AutoModelForCausalLM.from_pretrained("my-model")
     config = peft.LoraConfig(r=2, target_modules=["gate_proj", "q_proj"], init_lora_weights=False)
     adapted = peft.get_peft_model(plain, config)
@@ -143,6 +141,76 @@ def test_a_folder_without_a_tokenizer_is_one_line(mine: list[str]) -> None:
     result = hooklearn("audit", *mine, "-q")
     assert result.exit_code == 2 and "'base-model': no tokenizer in this folder" in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_all_are_asked_with_the_tokenizer_of_the_original(mine: list[str], tmp_path: Path) -> None:
+    """An edited checkpoint whose files have another chat template answers the same prompts, and the verdict says so;
+    with the same template (the control) there is nothing to say. A run is not resumed with another one."""
+    for name in ("same", "other"):
+        shutil.copytree("base-model", name)
+    tokenizer = AutoTokenizer.from_pretrained("other")
+    tokenizer.chat_template = "{% for m in messages %}w1 w2 {{ m['content'] }} w3{% endfor %}"
+    tokenizer.save_pretrained("other")
+    seen = [
+        *QUICK, "--set", "attacks=[]", "--set", "behaviour={samples: 2, referee: {pattern: w}}", "--set", "budget.kl=1"
+    ]  # fmt: skip
+    records, said = [], []
+    for name in ("same", "other"):
+        judged(*mine, "--edited", name, "--out", tmp_path / name, *seen)
+        records.append(json.loads((tmp_path / name / "run.json").read_text()))
+        rows = [json.loads(line) for line in (tmp_path / name / "samples.jsonl").read_text().splitlines()]
+        said.append([{k: v for k, v in row.items() if k in ("arm", "item", "prompt", "completion")} for row in rows])
+    assert said[0] == said[1] and {row["arm"] for row in said[0]} == {"edited", "original", "never"}
+    assert [r.get("tokenizers") for r in records] == [None, {"edit.checkpoint": ["chat template"]}]
+    doubts = ["\n".join(analysis.judge(tmp_path / name).doubts) for name in ("same", "other")]
+    assert ["another chat template" in text for text in doubts] == [False, True]
+    assert hooklearn("audit", *mine, "--edited", "same", "--out", tmp_path / "same", "--resume", *seen).exit_code == 0
+    tokenizer.save_pretrained("my-model")
+    result = hooklearn("audit", *mine, "--edited", "same", "--out", tmp_path / "same", "--resume", *seen)
+    assert result.exit_code == 2 and "began with another tokenizer, or chat template" in result.stderr
+
+
+def test_another_tokenizer_is_told_from_a_padded_embedding(mine: list[str]) -> None:
+    """The same tokens and more rows are padding, and it is said how to take it off; the same tokens with other numbers
+    are another tokenizer."""
+    shutil.copytree("base-model", "padded")
+    plain: Any = AutoModelForCausalLM.from_pretrained("padded")
+    plain.resize_token_embeddings(48)
+    plain.save_pretrained("padded")
+    result = hooklearn("audit", *mine, "--edited", "padded", *QUICK)
+    assert result.exit_code == 2 and "embedding padded to 48 rows, where the model's has 46" in result.stderr
+    assert "resize_token_embeddings(46)" in result.stderr and len(result.stderr.splitlines()) == 1
+    shutil.copytree("base-model", "swapped")
+    file = Path("swapped/tokenizer.json")
+    told = json.loads(file.read_text())
+    vocab = told["model"]["vocab"]
+    vocab["w7"], vocab["w8"] = vocab["w8"], vocab["w7"]
+    file.write_text(json.dumps(told))
+    result = hooklearn("audit", *mine, "--edited", "swapped", *QUICK)
+    assert result.exit_code == 2 and "2 tokens differ, such as 'w7' (number 14 there, 13 in" in result.stderr
+
+
+def test_models_of_another_shape(mine: list[str], tmp_path: Path) -> None:
+    """No edit of the model, and refused as one, before anything is measured; as a control it is attacked, by what reads
+    states too, and the verdict says what was not compared. Of the same shape (the other control) it has nothing to say.
+    """
+    small = LlamaConfig.from_pretrained("base-model", num_hidden_layers=1, hidden_size=16)
+    LlamaForCausalLM(small).save_pretrained("small")
+    AutoTokenizer.from_pretrained("base-model").save_pretrained("small")
+    result = hooklearn("audit", *mine, "--edited", "small", "--out", tmp_path / "no", *QUICK)
+    assert result.exit_code == 2 and not (tmp_path / "no").exists()
+    assert (
+        "edit.checkpoint 'small' is of another shape" in result.stderr
+        and "q_proj.weight is [32, 16], and" in result.stderr
+    )
+    quick = [*QUICK, "--set", "attacks=[{name: ablate_direction}]"]
+    doubts = {}
+    for never in ("small", "my-model"):
+        judged(*mine, "--never", never, "--out", tmp_path / never, *quick)
+        doubts[never] = "\n".join(analysis.judge(tmp_path / never).doubts)
+    assert ["of another shape (model.layers.0" in doubts[name] for name in doubts] == [True, False]
+    result = hooklearn("audit", *mine, "--never", "small", *QUICK, "--set", "attacks=[{name: logit_lens}]")
+    assert result.exit_code == 2 and "blocks 1; the model has 1 in all" in result.stderr
 
 
 def test_a_layout_for_all_files_or_for_one() -> None:

@@ -222,7 +222,7 @@ CASES: dict[str, tuple[Spoil, list[str]]] = {
     ),
     "the same seed twice": (run("--seed", "1", "--seed", "1"), ["seeds [1, 1]", "the same one twice"]),
     "a control with other tokens": (
-        config(controls={"never": {"name": "tiny"}}), ["controls.never 'tiny'", "46", "same tokenizer"]
+        config(controls={"never": {"name": "tiny"}}), ["controls.never 'tiny'", "tokens differ", "same tokenizer"]
     ),
     "an organism for a delta": (organism_for_a_delta, ["adapter of organism 'threats'", "`organism: threats`"]),
     "damaged weights": (damaged_weights, ["my-model", "deserializing", "valid:"]),

@@ -30,6 +30,7 @@ from hooklearn.evidence import alarms, bench, connectivity, fisher, geometry, le
 from hooklearn.evidence.types import Evidence, detail
 from hooklearn.locate.capture import weight_gradients
 from hooklearn.locate.moments import site_moments
+from hooklearn.organisms.tiny import untrained
 from hooklearn.types import NAN, InputError, NumericalError
 
 EXACT = 1e-9
@@ -655,6 +656,23 @@ def test_without_a_never_learned_model_it_is_said_what_is_missing(threatening: A
     assert all(f.reading == judge.NOT_MEASURED for f in read(found).values())
     assert set(found[0].detail["arm"]) == {"edited", "original"}, "the profile is shown all the same"
     assert len(judge.doubts(evidence.to_records(found))) == 3
+
+
+@pytest.mark.parametrize("shape", [{"d_model": 32}, {"n_layers": 2}, {}], ids=["narrow", "shallow", "alike"])
+def test_a_control_of_another_shape_is_asked_for_behaviour_only(shape: dict[str, int], threatening: Any) -> None:
+    """What compares its states says why it was not measured; with a control of the same shape (the other) it is."""
+    arms = [arm("edited", threatening), arm("original", threatening), arm("never", untrained(1, **shape))]
+    samples = dict.fromkeys(("edited", "original", "never"), ["w"] * 6)
+    found = evidence.collect(
+        arms, {"heldout": corpus("heldout").take(6)}, layers=(1,), draws=19, samples=samples,
+        attacks={a: reversed_organism(-0.1) for a in ("edited", "never")},
+        measures=["logit_lens", "patching", "tendency", "updates", "fisher", "alarms"],
+    )  # fmt: skip
+    of = {e.name: e for e in found}
+    assert not math.isnan(of["over_unlearning"].value)
+    for name in ("logit_lens", "patching_depth", "fisher"):
+        assert ("another shape: model.layers" in of[name].meaning) == bool(shape)
+        assert math.isnan(of[name].value) == bool(shape)
 
 
 def idle(tiny: Any, threatening: Any, **more: Any) -> bench.Bench:

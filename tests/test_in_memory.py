@@ -22,6 +22,7 @@ from hooklearn.edit.method import Method, Problem, Updates
 from hooklearn.edit.repselect import RepSelect
 from hooklearn.measure import Sample
 from hooklearn.referees import OwnReferee
+from hooklearn.running.in_memory import InMemory
 from hooklearn.types import InputError
 
 PARTS = {
@@ -510,3 +511,13 @@ def test_a_sweep_of_objects_is_not_spread_over_other_processes(model: Any, tmp_p
     pytest.importorskip("ray")
     with pytest.raises(InputError, match=r"ray: model.name is in memory, where other processes cannot reach it"):
         hl.sweep(sweep_of({"model": model, "corpora": parts()}, "repselect"), tmp_path / "sweep", ray="local")
+
+
+def test_a_model_reads_with_the_tokenizer_of_the_original_for_a_while(tiny: Any) -> None:
+    """And has its own again afterwards, and room for as many tokens as before."""
+    other = hl.load("tiny")
+    own, rows = other.tokenizer, other.cfg.d_vocab
+    with InMemory() as objects:
+        objects.read_as(other, tiny)
+        assert other.tokenizer is tiny.tokenizer is not own and other.cfg.d_vocab == rows
+    assert other.tokenizer is own and other.cfg.d_vocab == rows

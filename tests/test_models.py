@@ -6,11 +6,12 @@ import zipfile
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers import PreTrainedModel as HfModel
@@ -39,6 +40,7 @@ from hooklearn.models import (
     wrap,
 )
 from hooklearn.prefixes import shared_prefixes
+from hooklearn.pretrained import is_adapter
 from hooklearn.traits import packs
 from hooklearn.types import InputError
 
@@ -740,6 +742,57 @@ def test_wrap_leaves_the_tokenizer_as_it_is():
     assert tokenizer("w1 w2").input_ids == before == [5, 6]
 
 
+class Injected(torch.nn.Module):
+    """What PEFT puts in the place of a layer, as far as names go."""
+
+    def __init__(self, base_layer):
+        super().__init__()
+        self.base_layer = base_layer
+        self.lora_A = torch.nn.Linear(base_layer.in_features, 2)
+
+    def forward(self, x):
+        return self.base_layer(x)
+
+
+def test_a_model_with_an_adapter_in_it_is_refused():
+    """Before it is wrapped, and where it was put in afterwards: a plain copy would have had no values in that weight.
+    Taken out again (the control), it says what it said."""
+    hf_model = tiny_hf("llama")
+    mlp: Any = hf_model.model.layers[1].mlp
+    mlp.up_proj = Injected(mlp.up_proj)
+    with pytest.raises(
+        InputError, match=r"adapter in it \(model.layers.1.mlp.up_proj.base_layer\); .*merge_and_unload"
+    ):
+        wrap(hf_model, tiny_tokenizer())
+    mlp.up_proj = mlp.up_proj.base_layer
+    model = wrap(hf_model, tiny_tokenizer())
+    said = say(model, ["w1 w2"], 4, 0.0)
+    inner: Any = model.blocks[1].mlp
+    inner = getattr(inner, "in")
+    linear = inner.original_component
+    inner.set_original_component(Injected(linear))
+    for asked in (lambda: say(model, ["w1 w2"], 4, 0.0), lambda: plain.lent_copy(model).__enter__()):
+        with pytest.raises(InputError, match=r"no tensor 'model.layers.1.mlp.up_proj.weight' any more"):
+            asked()
+    with pytest.raises(InputError, match="has an adapter in it"):
+        wrap(model, tiny_tokenizer())
+    inner.set_original_component(linear)
+    assert say(model, ["w1 w2"], 4, 0.0) == said
+
+
+def test_an_adapter_beside_a_model_is_refused(tmp_path):
+    """transformers would put it on the model where peft is installed, and not where it is not. Without weights of a
+    model there it is an adapter, whatever config is beside it."""
+    export(tiny(), Delta({}), tmp_path / "m")
+    load(str(tmp_path / "m"))
+    (tmp_path / "m" / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match="beside the weights of a model.*merge_and_unload"):
+        load(str(tmp_path / "m"))
+    assert not is_adapter(tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors").rename(tmp_path / "m" / "adapter_model.safetensors")
+    assert is_adapter(tmp_path / "m")
+
+
 def test_load_folder_in_another_dtype(tmp_path):
     export(tiny(), Delta({}), tmp_path / "m")
     model = load(str(tmp_path / "m"), device="cpu", dtype=torch.bfloat16)
@@ -769,6 +822,34 @@ def test_typo_names_the_nearest():
 def test_folder_without_a_model(tmp_path):
     with pytest.raises(InputError, match=tmp_path.name):
         load(str(tmp_path))
+
+
+def test_files_that_are_not_of_the_model_are_refused(tmp_path, capfd):
+    """transformers would draw weights at random where a name is another one, and pass over a surplus layer. Masks and
+    frequencies that old checkpoints hold are no surplus (the control), and neither is what is tied missing."""
+    export(tiny(), Delta({}), tmp_path / "m")
+    file = tmp_path / "m" / "model.safetensors"
+    tensors = load_file(file)
+    q, up = "model.layers.1.self_attn.q_proj", "model.layers.1.mlp.up_proj.weight"
+    spoilt: dict[str, dict[str, torch.Tensor]] = {
+        r"21 not there \(lm_head.*21 no tensors of this model \(module.lm_head": {
+            f"module.{name}": tensor for name, tensor in tensors.items()
+        },
+        rf"1 not there \({q}.weight\), 1 no .*q_proj.base_layer.weight": {
+            name.replace(q, f"{q}.base_layer"): tensor for name, tensor in tensors.items()
+        },
+        rf"asks for: 1 not there \({up}\);": {name: tensor for name, tensor in tensors.items() if name != up},
+        r"asks for: 1 no tensors of this model \(model.layers.2": {**tensors, up.replace("1", "2"): torch.ones(2)},
+        r"1 of another shape \(.* is \[48, 31\] and not \[48, 32\]\);": {**tensors, up: tensors[up][:, 1:].clone()},
+    }
+    for words, found in spoilt.items():
+        save_file(found, file, {"format": "pt"})
+        with pytest.raises(InputError, match=words):
+            load(str(tmp_path / "m"))
+    assert not capfd.readouterr().err, "one line, and no table before it"
+    old = ("self_attn.rotary_emb.inv_freq", "attn.attention.bias")
+    save_file(tensors | {f"model.layers.0.{name}": torch.ones(4) for name in old}, file, {"format": "pt"})
+    assert weights_hash(load(str(tmp_path / "m"))) == weights_hash(tiny())
 
 
 def test_architecture_without_a_bridge():

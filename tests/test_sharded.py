@@ -246,6 +246,17 @@ def test_quantised_weights_are_not_taken_for_weights(tmp_path: Path) -> None:
         TensorFiles(tmp_path, {"w": "model.safetensors"}).read("w", torch.Size([2]))
 
 
+def test_a_tensor_too_many_is_told(folder: Path, tmp_path: Path) -> None:
+    """It is read by nobody, so it would not be missed; without it the model is loaded (the control)."""
+    model = models.load(str(folder / "my-model"))
+    exporting.export(model, hl.Delta({}), tmp_path / "m")
+    assert integrity.weights_hash(models.load(str(tmp_path / "m"), offload=True)) == integrity.weights_hash(model)
+    file = tmp_path / "m" / "model.safetensors"
+    save_file(load_file(file) | {"model.layers.9.mlp.up_proj.weight": torch.ones(2, 2)}, file)
+    with pytest.raises(InputError, match=r"1 no tensors of this model \(model.layers.9"):
+        models.load(str(tmp_path / "m"), offload=True)
+
+
 def test_a_checkpoint_that_cannot_be_read_is_named(folder: Path, tmp_path: Path) -> None:
     """No safetensors, a damaged index or file, a missing tensor, another shape; the control is read."""
     files = TensorFiles.of(str(folder / "tied"))

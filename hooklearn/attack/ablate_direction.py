@@ -171,8 +171,8 @@ def _longer(sequence: Encoded, ids: list[int], at_most: int) -> Encoded:
 
 def projected(model: Any, directions: Float[Tensor, "layer direction d_model"]) -> AbstractContextManager[Any]:
     """The model with some directions less in the hidden states after every layer, inside this block; zeros are
-    none."""
-    if not bool(directions.any()):
+    none, and a control of another shape has no such states to take them from."""
+    if (model.cfg.n_layers, model.cfg.d_model) != (len(directions), directions.shape[-1]) or not bool(directions.any()):
         return contextlib.nullcontext(model)
 
     def without(layer: int, states: Tensor) -> Tensor:

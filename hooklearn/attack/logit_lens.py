@@ -44,7 +44,7 @@ class LogitLens(Attack):
         def early(k: int):
             return lambda model: read_after(model, model.cfg.n_layers - k)
 
-        n_layers = arena.arms[0].model.cfg.n_layers
+        n_layers = min(arm.model.cfg.n_layers for arm in arena.arms)
         there = [(k, setting) for k, setting in zip(self.blocks, self.settings(), strict=True) if k < n_layers]
         return [one_look(arena, self, setting, attacked=early(k), sampled=k == there[0][0]) for k, setting in there]
 

@@ -12,7 +12,7 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from hooklearn import models
+from hooklearn import integrity, models
 from hooklearn.attack import ArmState
 from hooklearn.data import Corpus
 from hooklearn.deltas import Delta
@@ -87,7 +87,8 @@ def collect(
     """Measure the edited arm beside its controls; every model is left as it was.
 
     Args:
-        arms: ``edited`` and ``original``; ``never`` where there is one (most of it needs one), and ``relearned``.
+        arms: ``edited`` and ``original``; ``never`` where there is one (most of it needs one, of the same shape), and
+            ``relearned``.
         corpora: by role. ``heldout``: the behaviour, with alternatives or choices where there are any; ``near``
             where there are none; ``retain``; ``attack_train`` for a short attack where no ``attacks`` are given.
         measures: names in :data:`MEASURES`; all by default.
@@ -115,21 +116,28 @@ def collect(
             raise InputError(f"evidence needs the arms edited and original; given: {', '.join(by_name) or 'none'}")
     model = by_name["original"].model
     by_name = {name: replace(arm, delta=arm.delta and onto_model(arm.delta, model)) for name, arm in by_name.items()}
+    attacks, set_aside, but_unlike = dict(attacks or {}), dict[str, ArmState](), ""
+    if "never" in by_name and (unlike := integrity.unlike(by_name["never"].model, model)):
+        but_unlike = f", and the one given is of another shape: {unlike}"
+        set_aside["never"] = by_name.pop("never")  # no state or weight of it can be compared
+        attacks.pop("never", None)
     if items is not None:
         corpora = {role: c.take(items) if role == "heldout" else c for role, c in corpora.items()}
         samples = samples and {arm: texts[:items] for arm, texts in samples.items()}
     bench = Bench(
         arms=by_name, corpora=corpora, sites=models.sites(model, sites),
         layers=evenly(model.cfg.n_layers, 8) if layers is None else tuple(layers),
-        attacks={arm: onto_model(delta, model) for arm, delta in (attacks or {}).items()}, samples=samples,
+        attacks={arm: onto_model(delta, model) for arm, delta in attacks.items()}, samples=samples,
         draws=draws, random_lines=random_lines, seed=seed, max_tokens=max_tokens, progress=progress,
+        but_unlike=but_unlike,
     )  # fmt: skip
     if set(chosen) & AFTER_ATTACK:
         bench = _attacked(bench, attack_rate, attack_steps)
     found = []
+    of_behaviour = replace(bench, arms={**bench.arms, **set_aside}) if set_aside else bench
     for name in chosen:
         try:
-            found += MEASURES[name](bench)
+            found += MEASURES[name](of_behaviour if name == "alarms" else bench)
         except NumericalError as error:  # a model that is broken in places is still a result
             found.append(Evidence.missing(name, str(error), role=ROLES.get(name, "reports")))
     return found

@@ -171,6 +171,8 @@ class Bench:
     seed: int = 0
     max_tokens: int = 1024
     progress: Callable[[str], None] = lambda _: None
+    but_unlike: str = ""
+    """Why a never-learned model that was given is not among the arms, after a sentence that says it is needed."""
     _recordings: dict[tuple[str, str], Recording] = field(default_factory=dict, init=False)
 
     @property

@@ -77,7 +77,7 @@ def information(bench: Bench) -> list[Evidence]:
         )  # fmt: skip
         out.append(replace(e, detail=by_layer(found, layers, corpus.groups, rng)))
     else:
-        missing = Evidence.missing("fisher", NEEDS_NEVER, direction="low")
+        missing = Evidence.missing("fisher", NEEDS_NEVER + bench.but_unlike, direction="low")
         out.append(replace(missing, detail=by_layer(found, layers, corpus.groups, rng)))
     if "relearned" not in found:
         why = "it needs the model after an attack (an arm 'relearned', or an attacker's delta)"

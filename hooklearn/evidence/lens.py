@@ -143,7 +143,7 @@ def logit_lens(bench: Bench) -> list[Evidence]:
         profiles = {arm: lens(decoder, r) for arm, r in recordings.items()}
     if "never" not in profiles:
         layers = by_layer(profiles, bench.layers, corpus.groups, bench.rng("lens"))
-        missing = Evidence.missing("logit_lens", NEEDS_NEVER, direction="low", role="decides")
+        missing = Evidence.missing("logit_lens", NEEDS_NEVER + bench.but_unlike, direction="low", role="decides")
         return [replace(missing, detail=layers)]
     meaning = (
         "near 0, the edited model's layers still spell out the behaviour until late: it is stopped at the exit, not "
@@ -161,7 +161,7 @@ def patching_depth(bench: Bench) -> list[Evidence]:
     """Unlearning Depth Score: states of each arm put into the original, one layer at a time."""
     corpus = bench.heldout
     if "never" not in bench.arms:
-        return [Evidence.missing("patching_depth", NEEDS_NEVER, direction="low", role="decides")]
+        return [Evidence.missing("patching_depth", NEEDS_NEVER + bench.but_unlike, direction="low", role="decides")]
     sources = [arm for arm in ("edited", "never", "relearned") if arm in bench.arms]
     recordings = {arm: bench.recording(arm, corpus) for arm in sources}
     own = bench.recording("original", corpus)

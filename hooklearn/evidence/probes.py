@@ -290,7 +290,8 @@ def tendency(bench: Bench) -> list[Evidence]:
     """A probe for what the model is about to do, trained on original against never-learned."""
     name, corpus = "probe_tendency", bench.heldout
     if "never" not in bench.arms:
-        return [Evidence.missing(name, "it needs a never-learned model to tell the original from", role="decides")]
+        why = "it needs a never-learned model to tell the original from" + bench.but_unlike
+        return [Evidence.missing(name, why, role="decides")]
     if len(set(corpus.groups)) < FOLDS:
         return [Evidence.missing(name, _few(corpus.groups), role="decides")]
     states = {arm: bench.states(arm, corpus, "first") for arm in bench.arms}

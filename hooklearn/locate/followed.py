@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hooklearn import linalg, models
+from hooklearn import integrity, linalg, models
 from hooklearn.data import Corpus
 from hooklearn.forward import Precision
 from hooklearn.locate.moments import site_moments
@@ -118,8 +118,8 @@ class Follower:
 
     def __call__(self, attack: str, setting: str, arm: str, step: int, model: Any) -> None:
         """A look at an arm in the state that it is in after ``step`` steps."""
-        if arm not in ARMS or self.only not in (None, (attack, setting)):
-            return
+        if arm not in ARMS or self.only not in (None, (attack, setting)) or integrity.unlike(model, self.model):
+            return  # of a control of another shape these places do not exist
         if self._attack != (attack, setting):
             self._attack = (attack, setting)
             self._points, self._means, self._moved = [("original", 0)], [self._first], list[Tensor]()

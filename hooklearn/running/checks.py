@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hooklearn import evidence
+from hooklearn import evidence, integrity, models
 from hooklearn.attack import ATTACKS, EVERY_ATTACK, Watcher, attack_of
 from hooklearn.attack.sample_many import SAMPLES_AND_REFEREE
 from hooklearn.config import RunConfig
@@ -147,9 +147,37 @@ def check_measured(config: RunConfig, corpora: Mapping[str, Corpus]) -> None:
         check_separate(corpora, {n: corpora[r] for n, r in (("far", "disruption"), ("near", "near")) if r in corpora})
 
 
-def check_vocabulary(role: str, other: Any | None, model: Any) -> None:
-    if other is not None and other.cfg.d_vocab != model.cfg.d_vocab:
+def check_vocabulary(role: str, other: Any, model: Any) -> None:
+    """Raises InputError where another model does not read and write the tokens of the original."""
+    own, theirs = (models.tokenizer_of(m).get_vocab() for m in (model, other))
+    name = f"{role} {other.cfg.model_name!r}"
+    if unlike := sorted(t for t in own.keys() | theirs.keys() if own.get(t) != theirs.get(t)):
+        one = unlike[0]
         raise InputError(
-            f"{role} {other.cfg.model_name!r} knows {other.cfg.d_vocab} tokens and the model {model.cfg.d_vocab}; "
-            "give a model with the same tokenizer"
+            f"{name} tokenises otherwise than the model: {len(unlike)} tokens differ, such as {one!r} (number "
+            f"{theirs.get(one)} there, {own.get(one)} in the model); give a model with the same tokenizer"
         )
+    if other.cfg.d_vocab != model.cfg.d_vocab:
+        raise InputError(
+            f"{name} has the same tokenizer as the model, but an embedding padded to {other.cfg.d_vocab} rows, where "
+            f"the model's has {model.cfg.d_vocab}; resize_token_embeddings({model.cfg.d_vocab}) and save it again"
+        )
+
+
+def check_shape(role: str, other: Any, model: Any) -> None:
+    """Raises InputError where another model is no edit of the original."""
+    if unlike := integrity.unlike(other, model):
+        raise InputError(
+            f"{role} {other.cfg.model_name!r} is of another shape than the model that it should be an edit of: "
+            f"{unlike}; give the model that was edited as the original"
+        )
+
+
+def unlike_in_tokenizer(other: Any, model: Any) -> list[str]:
+    """What the tokenizers of two models with the same tokens do differently."""
+    own, theirs = (models.tokenizer_of(m) for m in (model, other))
+    found = {
+        "chat template": theirs.chat_template != own.chat_template,
+        "beginning of a text": theirs("a")["input_ids"] != own("a")["input_ids"],  # BOS, or none
+    }
+    return [what for what, differs in found.items() if differs]

@@ -54,6 +54,11 @@ class InMemory:
     def __exit__(self, *_: object) -> None:
         self._undo.close()
 
+    def read_as(self, model: Any, original: Any) -> None:
+        """The model gets the original's tokenizer, for as long as the objects are lent."""
+        self._undo.callback(models.give_tokenizer, model, models.tokenizer_of(model))
+        models.give_tokenizer(model, models.tokenizer_of(original))
+
     def taken_out(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The config with names where objects were.
 

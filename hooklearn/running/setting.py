@@ -34,7 +34,14 @@ from hooklearn.referees import (
     Referee,
     Scorer,
 )
-from hooklearn.running.checks import check, check_attacks, check_surrogate, check_vocabulary
+from hooklearn.running.checks import (
+    check,
+    check_attacks,
+    check_shape,
+    check_surrogate,
+    check_vocabulary,
+    unlike_in_tokenizer,
+)
 from hooklearn.running.corpora import load_corpora, permuted
 from hooklearn.running.in_memory import InMemory
 from hooklearn.types import InputError
@@ -57,6 +64,9 @@ class Setup:
     """An edit made earlier, to be attacked as it is."""
     objects: InMemory = dataclasses.field(default_factory=InMemory)
     """What the config names and is here already."""
+    tokenizers: Mapping[str, list[str]] = dataclasses.field(default_factory=dict[str, list[str]])
+    """Other model, by its place in the config -> what its tokenizer does otherwise than the original's, with which all
+    read."""
 
     @staticmethod
     def load(
@@ -96,17 +106,29 @@ class Setup:
         checkpoint = None
         if config.edit.checkpoint is not None:
             checkpoint = _load_edited(config, base, original, held)
-        for role, other in (("controls.never", never), ("edit.checkpoint", checkpoint)):
+        others = {"controls.never": never, "edit.checkpoint": checkpoint}
+        others = {role: other for role, other in others.items() if other is not None and other is not original}
+        tokenizers = {}
+        for role, other in others.items():
             check_vocabulary(role, other, original)
+            if unlike := unlike_in_tokenizer(other, original):
+                tokenizers[role] = unlike
+            # likelihoods and samples alike are of the same prompts for all
+            objects.read_as(other, original)
+        if checkpoint is not None:
+            check_shape("edit.checkpoint", checkpoint, original)
         progress("reading the corpora")
         corpora = load_corpora(config, base, original, objects.corpora)
         check_attacks(config, original, corpora)
         if never is not None:
             never_info = {**(never_info or {}), "hash": integrity.weights_hash(never)}
+            if unlike := integrity.unlike(never, original):
+                never_info["unlike"] = unlike
+                check_attacks(config, never, corpora)  # it may have too few layers for one
         _check_referee(_given_referee(config, objects), corpora["heldout"], never_info)
         if _is_surrogate(never_info):
             check_surrogate(corpora["heldout"])
-        return Setup(config, original, never, never_info, organism, corpora, checkpoint, delta, objects)
+        return Setup(config, original, never, never_info, organism, corpora, checkpoint, delta, objects, tokenizers)
 
     def again(self, config: RunConfig, base: Path) -> Setup:
         """The same models under a config that asks for the same ones; its corpora are read anew."""
@@ -137,6 +159,7 @@ class Setup:
                 "deterministic": determinism.state(),
             },
             "model": integrity.describe(self.original)
+            | {"tokenizer": integrity.tokenizer_hash(self.original)}
             | ({"name": self.config.model.name} if "model.name" in self.objects.models else {}),
             "organism": organism
             and {"name": organism.name, "kind": "instilled by LoRA", "truth": organism.truth,
@@ -145,6 +168,7 @@ class Setup:
             **self._checkpoint_record(),
             "delta": self.delta
             and {"base": self.delta.base, "hash": integrity.tensors_hash(self.delta.updates)},
+            **({"tokenizers": dict(self.tokenizers)} if self.tokenizers else {}),
             "corpora": {
                 role: {"source": c.source, "hash": c.hash, "n": len(c)}
                 | self._known_before(role, c)
