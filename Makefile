@@ -30,7 +30,7 @@ types: $(STAMP)
 # every test file is imported, so that a name that moved is missed at once
 check: lint types
 	$(BIN)/pytest --collect-only -qq
-	OMP_WAIT_POLICY=passive $(BIN)/pytest -m 'not slow' -x tests/test_imports.py tests/test_linalg.py tests/test_budget.py tests/test_data.py tests/test_verdict.py
+	OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m 'not slow' -x tests/test_imports.py tests/test_linalg.py tests/test_budget.py tests/test_data.py tests/test_verdict.py
 
 # a process a core with a thread each: two processes with all threads each are ten times slower
 test: lint types
