@@ -138,18 +138,9 @@ def measure(scores: Scores, thresholds: Thresholds | None = None, *, seed: int =
     before = {arm: _mean(y) for arm, y in scores.before.items()}
     nothing = Estimate(NAN, NAN, NAN)
     empty = Measures(
-        scores.metric,
-        scores.split,
-        nothing,
-        nothing,
-        before,
-        has_never,
-        n_items,
-        n_seeds,
-        scores.n_groups,
-        (),
-        scores.unseen,
-    )
+        scores.metric, scores.split, gap=nothing, start=nothing, before=before, has_never=has_never, n_items=n_items,
+        n_seeds=n_seeds, n_groups=scores.n_groups, attackers=(), unseen=scores.unseen,
+    )  # fmt: skip
     if n_seeds == 0 or scores.n_groups < t.min_items:
         return empty
     draw = Resampler(scores.shape, resamples=t.resamples, seed=seed, share=scores.is_share, groups=scores.groups)

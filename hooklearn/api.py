@@ -194,9 +194,8 @@ def attack(
 def _warn_of_short_weights(model: Any) -> None:
     if short := integrity.short_weights(model):
         warnings.warn(
-            f"the weights are held in {short}, which rounds most "
-            "small steps away: attacks by training are weaker than they should be; load the model in float32 (its "
-            "products can be made in bfloat16 all the same)",
+            f"the weights are held in {short}, which rounds most small steps away: attacks by training are weaker than "
+            "they should be; load the model in float32 (its products can be made in bfloat16 all the same)",
             stacklevel=3,
         )
 

@@ -97,7 +97,7 @@ class Corpus:
         return self if n is None else Corpus(self.name, self.rows[:n], self.source)
 
     def check_alike(self, role: str) -> None:
-        """Raises InputError where some rows have what a measure needs and others do not: it would fail them all."""
+        """Raises InputError where some rows have what a measure needs and others do not: it would be taken of none."""
         for column, measure in (("alternative", "preference and the referee's line"), ("choices", "preference")):
             without = [i for i, row in enumerate(self.rows) if column not in row]
             if 0 < len(without) < len(self.rows):
