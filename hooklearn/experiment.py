@@ -24,7 +24,7 @@ from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit import Method, Problem, method_of, run_edit
 from hooklearn.locate import collect
 from hooklearn.locate.tokens import sample_tokens
-from hooklearn.running import following
+from hooklearn.running import following, reuse
 from hooklearn.running.attacking import arena_of, attack_records, attack_stages, attack_tokens, collect_parts
 from hooklearn.running.checks import check_needs, check_watched
 from hooklearn.running.in_memory import InMemory
@@ -43,6 +43,7 @@ def run(
     resume: bool = False,
     delta: Delta | None = None,
     shared: Shared | None = None,
+    edit_of: Path | None = None,
     objects: InMemory | None = None,
     progress: Progress = lambda _: None,
 ) -> Path:
@@ -53,6 +54,7 @@ def run(
         delta: attack this edit instead of making one.
         shared: what runs on the same models, corpora and attacks have in common; ``delta`` and ``objects`` are then
             not taken.
+        edit_of: the folder of a run that may have made the same edit, which is then taken from there.
         objects: what was taken out of the config.
     Raises:
         InputError: anything wrong with the input, before or while the run goes on (the folder says so too).
@@ -71,7 +73,7 @@ def run(
         record = dataclasses.replace(setup, config=asked).record(given, command)
         with store.RunFolder.create(out, record, resume=resume, same=more_seeds) as folder:
             setup.objects.write(folder.folder)
-            _run_stages(config, setup, shared, folder, progress)
+            _run_stages(config, setup, shared, folder, edit_of, progress)
     return out
 
 
@@ -89,7 +91,14 @@ def _as_begun(config: RunConfig, out: Path) -> RunConfig:
 # ------------------------------------------------------------------------------------------ stages
 
 
-def _run_stages(config: RunConfig, setup: Setup, shared: Shared, folder: store.RunFolder, progress: Progress) -> None:
+def _run_stages(
+    config: RunConfig,
+    setup: Setup,
+    shared: Shared,
+    folder: store.RunFolder,
+    edit_of: Path | None,
+    progress: Progress,
+) -> None:
     folder.path("parts").mkdir(exist_ok=True)
     watcher = shared.watcher
     check_watched(config, watcher)
@@ -106,7 +115,7 @@ def _run_stages(config: RunConfig, setup: Setup, shared: Shared, folder: store.R
     for seed in config.seeds:
         given = config.edit.checkpoint if setup.checkpoint is not None else setup.delta and "a delta"
         progress(f"edit (seed {seed}): {f'none, {given} is judged as it is' if given else config.edit.method}")
-        record, delta = _edit_stage(config, setup, shared.meter, folder, seed, progress)
+        record, delta = _edit_stage(config, setup, shared.meter, folder, seed, edit_of, progress)
         edits.append(record)
         folder.update(edits=edits)
         tokens += record["cost"]["tokens"]
@@ -167,10 +176,11 @@ def _edit_stage(
     meter: DisruptionMeter,
     folder: store.RunFolder,
     seed: int,
+    edit_of: Path | None,
     progress: Progress,
 ) -> tuple[dict[str, Any], Delta | None]:
     """The edit of one seed, read back from the folder where it is already there."""
-    name, part = f"delta-seed{seed}.safetensors", f"parts/edit-seed{seed}.json"
+    trace, name, part = reuse.parts(seed)
     place = sharded.placing(setup.original)
     if setup.checkpoint is not None:
         disruption = meter.measure(model=setup.checkpoint)
@@ -182,7 +192,7 @@ def _edit_stage(
             disruption = meter.measure()
         save_delta(setup.delta, folder.path(name))
         return _given_record(config, disruption, seed, {"delta": setup.delta.base}), setup.delta
-    if folder.has(part) and folder.has(name):
+    if (folder.has(part) and folder.has(name)) or (edit_of is not None and reuse.take(edit_of, folder, seed)):
         return disk.load_json(folder.path(part)), load_delta(folder.path(name), place)
     assert config.edit.method is not None
     method = method_of(config.edit.method, config.edit.options)
@@ -198,7 +208,7 @@ def _edit_stage(
     result = run_edit(problem, method, meter, budget, on_point=progress)
     progress(f"{method.name}: far KL {result.disruption.kl.value:.3g} of {budget.kl:g}; {result.stop}")
     record = _edit_record(method, result, seed)
-    folder.save_frame(f"parts/trace-seed{seed}.parquet", result.trace.to_dataframe().assign(seed=seed))
+    folder.save_frame(trace, result.trace.to_dataframe().assign(seed=seed))
     save_delta(result.delta, folder.path(name))
     folder.save_json(part, record)
     folder.event("edited", seed=seed, stop=result.stop, kl=result.disruption.kl.value)

@@ -148,7 +148,7 @@ def check_inputs(folder: Path, earlier: Mapping[str, Any], record: Mapping[str, 
         )
     if given is False and given_now:
         raise InputError(f"{folder}: holds a run that makes its own edit, and a delta is given; use another --out")
-    before, now = (_hashes(r) for r in (earlier, record))
+    before, now = (hashes(r) for r in (earlier, record))
     changed = [what for what in before if what in now and before[what] != now[what]]
     if changed:
         what = changed[0]
@@ -167,7 +167,7 @@ def _attacks_given(record: Mapping[str, Any]) -> bool | None:
     return first.get("method") == "delta" if isinstance(first, Mapping) else None
 
 
-def _hashes(record: Mapping[str, Any]) -> dict[str, str]:
+def hashes(record: Mapping[str, Any]) -> dict[str, str]:
     """Of every model and corpus of a run and of the delta that was given, as far as its record has them."""
     weights = {name: record.get(name) for name in ("model", "never", "checkpoint", "delta")}
     corpora = {f"corpora.{role}": about for role, about in (record.get("corpora") or {}).items()}

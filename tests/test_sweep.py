@@ -19,6 +19,7 @@ import hooklearn as hl
 from analysis import packed as packing
 from hooklearn import experiment, forward, store
 from hooklearn.attack import ArmState
+from hooklearn.config import parse
 from hooklearn.running import controls, sweep_record, sweeping
 from hooklearn.running.choosing import decide
 from hooklearn.running.sweep_config import MethodSpec, Plan
@@ -251,6 +252,53 @@ def test_the_chosen_options_are_the_lowest_of_the_trials_and_reach_the_cells(swe
         edit = store.open_run(cell)["edits"][0]
         if edit["method"] == "repselect":
             assert edit["options"]["rank"] == tuned["chosen"]["rank"]
+
+
+def test_the_edit_of_the_chosen_trial_is_not_made_anew(swept: Path, folder: Path, tmp_path: Path) -> None:
+    """One file under two names, with the cost of making it; and the cell is what a run alone would have been, to the
+    bit. Another seed, and a method that was not searched, make their own (the control)."""
+    first, *others = cells(swept)
+    tuned = record(swept)["tuning"]["repselect-kl0.01"]
+    trial = swept / next(t["folder"] for t in tuned["trials"] if t["options"] == tuned["chosen"])
+    edit = store.open_run(first)["edits"][0]
+    assert (first / edit["taken_from"]).resolve() == trial.resolve()
+    assert edit["cost"] == store.open_run(trial)["edits"][0]["cost"]
+    assert (first / "delta-seed0.safetensors").samefile(trial / "delta-seed0.safetensors")
+    assert not any("taken_from" in store.open_run(cell)["edits"][0] for cell in others)
+
+    alone = hl.run(store.open_run(first)["config"], tmp_path / "alone", base=folder)
+    keys = ["attack", "setting", "arm", "step", "metric", "split", "item"]
+    ours, theirs = (pd.read_parquet(f / "items.parquet").set_index(keys)["value"].sort_index() for f in (first, alone))
+    pd.testing.assert_series_equal(ours, theirs, check_exact=True)
+    pd.testing.assert_frame_equal(
+        *(pd.read_parquet(f / "trace.parquet").drop(columns="seconds", errors="ignore") for f in (first, alone))
+    )
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"edit": {"rank": 16}}, {"budget": {"kl": 0.02}}, {"max_tokens": 64}, {"seeds": [3]},
+        {"corpora": {"retain": {"path": "retain.jsonl", "limit": 20}}},
+    ],
+    ids=lambda c: next(iter(c)),
+)  # fmt: skip
+def test_an_edit_is_taken_only_where_it_is_the_same(
+    changed: dict[str, Any], swept: Path, folder: Path, tmp_path: Path
+) -> None:
+    """Whatever an edit follows from is looked at: with one thing changed it is made. What it does not read, here the
+    items that are asked about, may differ (the control)."""
+    trial = next((swept / "tuning").glob("repselect-kl0.01/*"))
+    asked = store.open_run(trial)["config"] | {"attacks": []}
+
+    def made(name: str, config: dict[str, Any]) -> dict[str, Any]:
+        out = experiment.run(parse(config), tmp_path / name, base=folder, edit_of=trial)
+        return store.open_run(out)["edits"][0]
+
+    other_items = asked | {"corpora": asked["corpora"] | {"heldout": {"path": "heldout.jsonl"}}}
+    assert "taken_from" in made("same", other_items)
+    merged = {k: asked[k] | v if isinstance(v, dict) else v for k, v in changed.items()}
+    assert "taken_from" not in made("other", asked | merged)
 
 
 def test_a_method_is_tuned_just_before_its_first_cell(

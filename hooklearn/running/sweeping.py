@@ -225,9 +225,16 @@ class Sweep:
         else:
             config = self._config(cell, family)
             self._set_aside(self.out / cell["folder"], config)
-            error = self._run(config, cell["folder"], shared)
+            error = self._run(config, cell["folder"], shared, self._made(cell))
             cell |= {"status": "failed" if error else "done", "error": error}
         self._save()
+
+    def _made(self, cell: dict[str, Any]) -> Path | None:
+        """The trial that had the options which were chosen: with its seed, the edit of the cell has been made."""
+        tuned = self.record["tuning"].get(cell["family"])
+        if tuned is None or self.plan.config.tuning is None or cell["seed"] != self.plan.config.tuning.seed:
+            return None
+        return next((self.out / t["folder"] for t in tuned["trials"] if t["options"] == tuned["chosen"]), None)
 
     def _set_aside(self, folder: Path, config: RunConfig) -> None:
         """A cell that was begun, and not ended, with options that are no longer those that were chosen."""
@@ -243,14 +250,14 @@ class Sweep:
             taken = {p.name for p in aside.iterdir()}
             folder.rename(aside / next(n for i in itertools.count() if (n := f"{folder.name}-{i}") not in taken))
 
-    def _run(self, config: RunConfig, folder: str, shared: Shared) -> str | None:
+    def _run(self, config: RunConfig, folder: str, shared: Shared, edit_of: Path | None = None) -> str | None:
         """One run folder; what went wrong in one line (its record says so too)."""
         path = self.out / folder
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             experiment.run(
                 config, path, base=self.plan.folder, command=self.command, resume=True, shared=shared,
-                progress=self.progress,
+                edit_of=edit_of, progress=self.progress,
             )  # fmt: skip
         except Exception as error:
             self.progress(f"failed: {disk.one_line(error)}")
@@ -290,6 +297,7 @@ class Sweep:
                     out / measured[f],
                     self.command,
                     self.record["precision"],
+                    None if cells is None or (made := self._made(cells[f])) is None else made.absolute(),
                 )
                 for f, c in configs.items()
             ]
@@ -350,7 +358,7 @@ class Sweep:
 
 
 def run_elsewhere(
-    base: str, config: str, folder: Path, out: Path, measured: Path, command: str, precision: str
+    base: str, config: str, folder: Path, out: Path, measured: Path, command: str, precision: str, edit_of: Path | None
 ) -> None:
     """One run folder, in a process that keeps the models and texts of the last one: those of ``base`` (JSON).
 
@@ -361,7 +369,7 @@ def run_elsewhere(
         shared, wanted = _shared(base, folder), parse(json.loads(config))
         shared.measured = {wanted.seeds[0]: controls.read(measured)}
         out.parent.mkdir(parents=True, exist_ok=True)
-        experiment.run(wanted, out, base=folder, command=command, resume=True, shared=shared)
+        experiment.run(wanted, out, base=folder, command=command, resume=True, shared=shared, edit_of=edit_of)
 
 
 @functools.lru_cache(maxsize=1)
