@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def run(
     resume: bool = False,
     delta: Delta | None = None,
     shared: Shared | None = None,
-    edit_of: Path | None = None,
+    made: Sequence[Path] = (),
     objects: InMemory | None = None,
     progress: Progress = lambda _: None,
 ) -> Path:
@@ -54,7 +54,7 @@ def run(
         delta: attack this edit instead of making one.
         shared: what runs on the same models, corpora and attacks have in common; ``delta`` and ``objects`` are then
             not taken.
-        edit_of: the folder of a run that may have made the same edit, which is then taken from there.
+        made: folders of runs that may have made the same edit, which is then taken from there.
         objects: what was taken out of the config.
     Raises:
         InputError: anything wrong with the input, before or while the run goes on (the folder says so too).
@@ -73,7 +73,7 @@ def run(
         record = dataclasses.replace(setup, config=asked).record(given, command)
         with store.RunFolder.create(out, record, resume=resume, same=more_seeds) as folder:
             setup.objects.write(folder.folder)
-            _run_stages(config, setup, shared, folder, edit_of, progress)
+            _run_stages(config, setup, shared, folder, made, progress)
     return out
 
 
@@ -96,7 +96,7 @@ def _run_stages(
     setup: Setup,
     shared: Shared,
     folder: store.RunFolder,
-    edit_of: Path | None,
+    made: Sequence[Path],
     progress: Progress,
 ) -> None:
     folder.path("parts").mkdir(exist_ok=True)
@@ -115,7 +115,7 @@ def _run_stages(
     for seed in config.seeds:
         given = config.edit.checkpoint if setup.checkpoint is not None else setup.delta and "a delta"
         progress(f"edit (seed {seed}): {f'none, {given} is judged as it is' if given else config.edit.method}")
-        record, delta = _edit_stage(config, setup, shared.meter, folder, seed, edit_of, progress)
+        record, delta = _edit_stage(config, setup, shared.meter, folder, seed, made, progress)
         edits.append(record)
         folder.update(edits=edits)
         tokens += record["cost"]["tokens"]
@@ -176,7 +176,7 @@ def _edit_stage(
     meter: DisruptionMeter,
     folder: store.RunFolder,
     seed: int,
-    edit_of: Path | None,
+    made: Sequence[Path],
     progress: Progress,
 ) -> tuple[dict[str, Any], Delta | None]:
     """The edit of one seed, read back from the folder where it is already there."""
@@ -192,10 +192,10 @@ def _edit_stage(
             disruption = meter.measure()
         save_delta(setup.delta, folder.path(name))
         return _given_record(config, disruption, seed, {"delta": setup.delta.base}), setup.delta
-    if (folder.has(part) and folder.has(name)) or (edit_of is not None and reuse.take(edit_of, folder, seed)):
-        return disk.load_json(folder.path(part)), load_delta(folder.path(name), place)
     assert config.edit.method is not None
     method = method_of(config.edit.method, config.edit.options)
+    if (folder.has(part) and folder.has(name)) or reuse.take(made, folder, method, seed):
+        return disk.load_json(folder.path(part)), load_delta(folder.path(name), place)
     problem = Problem(
         setup.original,
         models.sites(setup.original, config.edit.sites, config.edit.layers),  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ from analysis import packed as packing
 from hooklearn import experiment, forward, store
 from hooklearn.attack import ArmState
 from hooklearn.config import parse
+from hooklearn.edit import method_of
 from hooklearn.running import controls, sweep_record, sweeping
 from hooklearn.running.choosing import decide
 from hooklearn.running.sweep_config import MethodSpec, Plan
@@ -291,14 +292,35 @@ def test_an_edit_is_taken_only_where_it_is_the_same(
     trial = next((swept / "tuning").glob("repselect-kl0.01/*"))
     asked = store.open_run(trial)["config"] | {"attacks": []}
 
-    def made(name: str, config: dict[str, Any]) -> dict[str, Any]:
-        out = experiment.run(parse(config), tmp_path / name, base=folder, edit_of=trial)
+    def edit(name: str, config: dict[str, Any]) -> dict[str, Any]:
+        out = experiment.run(parse(config), tmp_path / name, base=folder, made=[trial])
         return store.open_run(out)["edits"][0]
 
     other_items = asked | {"corpora": asked["corpora"] | {"heldout": {"path": "heldout.jsonl"}}}
-    assert "taken_from" in made("same", other_items)
+    assert "taken_from" in edit("same", other_items)
     merged = {k: asked[k] | v if isinstance(v, dict) else v for k, v in changed.items()}
-    assert "taken_from" not in made("other", asked | merged)
+    assert "taken_from" not in edit("other", asked | merged)
+
+
+def test_edits_are_taken_from_another_sweep_under_other_attacks(swept: Path, folder: Path, tmp_path: Path) -> None:
+    """Of a cell or a trial there; what is a default may be written out. Another rank is made (the control). A folder
+    without runs is one line."""
+    file = folder / "more.yaml"
+    methods = [
+        {"name": "gradient_ascent", "label": "ascent"},
+        {"name": "repselect", "label": "written-out", **method_of("repselect", {"rank": 4}).options()},
+        {"name": "repselect", "rank": 8},
+    ]
+    data = {**QUICK, "methods": methods, "attacks": [{"name": "noise"}]}
+    file.write_text(yaml.safe_dump(data), encoding="utf-8")
+    result = hooklearn("sweep", file, "--out", tmp_path / "more", "--edits-from", swept, "-q")
+    assert result.exit_code == 0, result.stderr
+    edits = [store.open_run(cell)["edits"][0] for cell in cells(tmp_path / "more")]
+    assert ["taken_from" in edit for edit in edits] == [True, True, False]
+    assert Path(edits[0]["taken_from"]).parts[-3:] == ("whole", "cells", "gradient_ascent-kl0.01-seed0")
+    result = hooklearn("sweep", file, "--out", tmp_path / "none", "--edits-from", tmp_path, "-q")
+    assert result.exit_code == 2 and "holds no run and no sweep" in result.stderr
+    assert result.stderr.count("\n") == 1 and not (tmp_path / "none").exists()
 
 
 def test_a_method_is_tuned_just_before_its_first_cell(

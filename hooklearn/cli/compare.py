@@ -146,6 +146,10 @@ def sweep(
         list[str] | None,
         typer.Option(metavar="PATTERN", help="Only cells of this name, npo-*-seed0 say; repeat for more."),
     ] = None,
+    edits_from: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="A run or sweep: the same edits are taken from there, not made anew."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show cells and cost; write nothing.")] = False,
     deterministic: Deterministic = False,
     trust: Annotated[
@@ -160,7 +164,8 @@ def sweep(
     Options are chosen on the tuning split, results reported on another. Controls and referee are measured
     once for all cells. A cell that fails is a record and stops no other; the exit code is then 1. With
     --resume what is finished is skipped, and methods, budgets or seeds may have been added to the file;
-    --only runs some of the cells now, and the others another time.
+    --only runs some of the cells now, and the others another time. --edits-from takes the edits of another
+    sweep, for other attacks or questions say, where all that an edit follows from is the same.
 
     \b
     hooklearn sweep benchmarks/sweeps/tiny.yaml --dry-run
@@ -184,9 +189,11 @@ def sweep(
         folder = out or sweeping.new_folder(plan.config.name)
         check_place(folder, resume=resume)
         try:
-            sweeping.Sweep(plan, folder, data, command, progress, ray).run(resume, only or ())
+            made = sweeping.Sweep(plan, folder, data, command, progress, ray, edits_from=edits_from or ())
+            made.run(resume, only or ())
         except KeyboardInterrupt:
-            some = "".join(f" --only {shlex.quote(pattern)}" for pattern in only or ())
+            flags = {"--only": only or (), "--edits-from": edits_from or ()}
+            some = "".join(f" {flag} {shlex.quote(str(value))}" for flag, values in flags.items() for value in values)
             again = f"{command} --out {shlex.quote(str(folder))} --resume{some}"
             raise KeyboardInterrupt(f"continue with: {again}") from None
     _tell_sweep(folder, json_)

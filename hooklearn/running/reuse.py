@@ -1,23 +1,25 @@
-"""The edit of a run, taken over from another that made the same: a sweep need not make anew what a trial has made.
+"""The edit of a run, taken over from another that made the same: a trial of the sweep, or a cell of an earlier one.
 
-The same is what follows from the same method, budget and seed on the same weights and texts: of the corpora, those that
-an edit reads. What is asked about and what attacks train on may differ, as on the two splits of a sweep.
+The same is what follows from the same method, options, budget and seed on the same weights and texts: of the corpora,
+those that an edit reads. What is asked about, and which attacks follow, may differ.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from hooklearn import disk, store
+from hooklearn.edit import Method
 from hooklearn.jsonable import jsonable
 from hooklearn.types import InputError
 
-ASKED = ("model", "edit", "budget", "max_tokens", "deterministic")
+ASKED = ("model", "budget", "max_tokens", "deterministic")
+PLACES = ("sites", "layers")
 READ = ("model", "never", *(f"corpora.{role}" for role in ("forget", "retain", "reference", "disruption", "near")))
 
 
@@ -26,32 +28,50 @@ def parts(seed: int) -> tuple[str, str, str]:
     return f"parts/trace-seed{seed}.parquet", f"delta-seed{seed}.safetensors", f"parts/edit-seed{seed}.json"
 
 
-def take(earlier: Path, folder: store.RunFolder, seed: int) -> bool:
-    """Whether the edit of ``seed`` stands in the folder now: it lay in ``earlier``, whole, and is the same."""
-    try:
-        record = store.open_run(earlier)
-    except InputError:
-        return False
+def runs_in(*folders: Path) -> list[Path]:
+    """Where runs may lie in the folders of runs and sweeps."""
+    return [p for folder in folders for p in (folder, *folder.glob("cells/*"), *folder.glob("tuning/*/*"))]
+
+
+def check_there(folders: Iterable[Path]) -> None:
+    """Raises InputError for a folder that holds no run and no sweep: nothing could ever be taken from there."""
+    for folder in folders:
+        if not any((folder / name).is_file() for name in ("run.json", "sweep.json")):
+            raise InputError(f"edits_from: {folder} holds no run and no sweep (no run.json, no sweep.json)")
+
+
+def take(candidates: Iterable[Path], folder: store.RunFolder, method: Method, seed: int) -> bool:
+    """Whether the edit of ``seed`` stands in the folder now: one of the runs ``candidates`` had made the same."""
     trace, delta, about = parts(seed)
-    if not all((earlier / name).is_file() for name in (trace, delta, about)) or _same(record) != _same(folder.record):
-        return False
-    where = os.path.relpath(earlier, folder.folder)
-    for name in (trace, delta):
-        _link(earlier / name, folder.path(name))
-    folder.save_json(about, disk.load_json(earlier / about) | {"taken_from": where})
-    folder.event("edit taken", seed=seed, taken_from=where)
-    return True
+    wanted = _follows_from(folder.record, method.name, method.options())
+    for run in candidates:
+        if not all((run / name).is_file() for name in (trace, delta, about)):
+            continue
+        try:
+            record, made = store.open_run(run), disk.load_json(run / about)
+        except InputError:  # damaged: an edit can be made anew
+            continue
+        if wanted == _follows_from(record, made["method"], made["options"]):
+            where = os.path.relpath(run, folder.folder)
+            for name in (trace, delta):
+                _link(run / name, folder.path(name))
+            folder.save_json(about, made | {"taken_from": where})
+            folder.event("edit taken", seed=seed, taken_from=where)
+            return True
+    return False
 
 
-def _same(record: Mapping[str, Any]) -> Any:
+def _follows_from(record: Mapping[str, Any], method: str, options: Mapping[str, Any]) -> Any:
     config, hashes = record["config"], store.hashes(record)
-    return jsonable([{key: config.get(key) for key in ASKED}, {what: hashes.get(what) for what in READ}])
+    asked = {key: config.get(key) for key in ASKED} | {key: config["edit"].get(key) for key in PLACES}
+    precision = record["environment"].get("precision")  # what `auto` was
+    return jsonable([method, options, asked, precision, {what: hashes.get(what) for what in READ}])
 
 
 def _link(source: Path, target: Path) -> None:
     """One file under two names: nothing that writes a run changes a file, it puts another in its place."""
     target.unlink(missing_ok=True)
-    with suppress(OSError):  # a disk without links
+    with suppress(OSError):  # a disk without links, or another disk
         target.hardlink_to(source)
         return
     disk.check_room(target.parent, source.stat().st_size, target.name)

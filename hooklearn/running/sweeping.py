@@ -26,7 +26,7 @@ from hooklearn.config import RunConfig, parse
 from hooklearn.config_file import read_config
 from hooklearn.determinism import deterministic
 from hooklearn.forward import auto_is, resolve_precision
-from hooklearn.running import controls, sweep_record
+from hooklearn.running import controls, reuse, sweep_record
 from hooklearn.running.checks import check, check_needs
 from hooklearn.running.choosing import check_apart, decide, lowest_is_best
 from hooklearn.running.fanout import installed, spread
@@ -50,6 +50,7 @@ def sweep(
     command: str = "",
     progress: Progress = lambda _: None,
     ray: str | None = None,
+    edits_from: Sequence[str | Path] = (),
 ) -> Path:
     """Run a sweep, given as a mapping or a YAML file; returns its folder.
 
@@ -60,6 +61,8 @@ def sweep(
         base: the folder that relative paths start from; by default that of the file.
         only: patterns such as ``npo-*-seed0``: cells of which none matches the name stay waiting, for another time.
         ray: trials and cells are spread over the Ray cluster at this address (``local``: this machine).
+        edits_from: folders of runs or sweeps: an edit that one of them made, the same in all that it follows from, is
+            taken and not made anew. What a trial or cell of this sweep has made is taken in any case.
     Raises:
         InputError: anything wrong with the file, before anything is measured; or ``out`` holds another sweep.
     """
@@ -72,7 +75,8 @@ def sweep(
     with InMemory() as objects:
         data = objects.taken_out_of_sweep(data)
         plan = Plan.of(data, Path(base) if base else folder, where)
-        Sweep(plan, Path(out), data, command, progress, ray, objects).run(resume, only)
+        earlier = [Path(folder) for folder in edits_from]
+        Sweep(plan, Path(out), data, command, progress, ray, objects, earlier).run(resume, only)
     return Path(out)
 
 
@@ -88,9 +92,10 @@ class Sweep:
         progress: Progress = lambda _: None,
         ray: str | None = None,
         objects: InMemory | None = None,
+        edits_from: Sequence[Path] = (),
     ) -> None:
         self.plan, self.out, self.given, self.command, self.progress = plan, out, given, command, progress
-        self.ray, self.objects = ray, objects or InMemory()
+        self.ray, self.objects, self.edits_from = ray, objects or InMemory(), [p.absolute() for p in edits_from]
         self.held = self.objects.hashes()
         self.record: dict[str, Any] = {}
         self._ended: dict[str, str | None] = {}
@@ -103,6 +108,7 @@ class Sweep:
     def _run_all(self, resume: bool, only: Sequence[str]) -> None:
         plan = self.plan
         wanted = {name for name, _, _ in plan.cells(only)}
+        reuse.check_there(self.edits_from)
         if self.ray is not None:
             installed()
             for key in self.held:
@@ -225,16 +231,9 @@ class Sweep:
         else:
             config = self._config(cell, family)
             self._set_aside(self.out / cell["folder"], config)
-            error = self._run(config, cell["folder"], shared, self._made(cell))
+            error = self._run(config, cell["folder"], shared)
             cell |= {"status": "failed" if error else "done", "error": error}
         self._save()
-
-    def _made(self, cell: dict[str, Any]) -> Path | None:
-        """The trial that had the options which were chosen: with its seed, the edit of the cell has been made."""
-        tuned = self.record["tuning"].get(cell["family"])
-        if tuned is None or self.plan.config.tuning is None or cell["seed"] != self.plan.config.tuning.seed:
-            return None
-        return next((self.out / t["folder"] for t in tuned["trials"] if t["options"] == tuned["chosen"]), None)
 
     def _set_aside(self, folder: Path, config: RunConfig) -> None:
         """A cell that was begun, and not ended, with options that are no longer those that were chosen."""
@@ -250,14 +249,14 @@ class Sweep:
             taken = {p.name for p in aside.iterdir()}
             folder.rename(aside / next(n for i in itertools.count() if (n := f"{folder.name}-{i}") not in taken))
 
-    def _run(self, config: RunConfig, folder: str, shared: Shared, edit_of: Path | None = None) -> str | None:
+    def _run(self, config: RunConfig, folder: str, shared: Shared) -> str | None:
         """One run folder; what went wrong in one line (its record says so too)."""
         path = self.out / folder
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             experiment.run(
                 config, path, base=self.plan.folder, command=self.command, resume=True, shared=shared,
-                edit_of=edit_of, progress=self.progress,
+                made=reuse.runs_in(self.out, *self.edits_from), progress=self.progress,
             )  # fmt: skip
         except Exception as error:
             self.progress(f"failed: {disk.one_line(error)}")
@@ -297,7 +296,7 @@ class Sweep:
                     out / measured[f],
                     self.command,
                     self.record["precision"],
-                    None if cells is None or (made := self._made(cells[f])) is None else made.absolute(),
+                    (out, *self.edits_from),
                 )
                 for f, c in configs.items()
             ]
@@ -358,18 +357,26 @@ class Sweep:
 
 
 def run_elsewhere(
-    base: str, config: str, folder: Path, out: Path, measured: Path, command: str, precision: str, edit_of: Path | None
+    base: str,
+    config: str,
+    folder: Path,
+    out: Path,
+    measured: Path,
+    command: str,
+    precision: str,
+    edits_from: Sequence[Path],
 ) -> None:
     """One run folder, in a process that keeps the models and texts of the last one: those of ``base`` (JSON).
 
     Args:
-        precision: what ``auto`` is in this sweep.
+        precision: what ``auto`` is in this sweep; ``edits_from``: where an edit that was made before may lie.
     """
     with auto_is(precision):
         shared, wanted = _shared(base, folder), parse(json.loads(config))
         shared.measured = {wanted.seeds[0]: controls.read(measured)}
         out.parent.mkdir(parents=True, exist_ok=True)
-        experiment.run(wanted, out, base=folder, command=command, resume=True, shared=shared, edit_of=edit_of)
+        made = reuse.runs_in(*edits_from)
+        experiment.run(wanted, out, base=folder, command=command, resume=True, shared=shared, made=made)
 
 
 @functools.lru_cache(maxsize=1)
