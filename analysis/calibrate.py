@@ -39,6 +39,7 @@ class _Known(BaseModel):
     organism: str
     seed: int
     split: Literal["tuning", "heldout"]
+    held_out_kind: bool = False
     truth: Annotated[list[Literal[tuple(VERDICTS)]], Field(min_length=1)]  # type: ignore[valid-type]
 
 
@@ -56,6 +57,8 @@ class Case:
     verdict: str
     reason: str
     run: str
+    held_out_kind: bool = False
+    """Of no seed of this kind was a case in view when anything was chosen."""
 
     @property
     def right(self) -> bool:
@@ -158,6 +161,7 @@ def _case(run: Run, verdict: Verdict) -> Case:
     return Case(
         organism=str(known["organism"]), seed=int(known["seed"]), split=str(known["split"]), truth=accepted[0],
         accepted=accepted, verdict=verdict.verdict, reason=verdict.reason, run=str(run.folder),
+        held_out_kind=bool(known.get("held_out_kind")),
     )  # fmt: skip
 
 
@@ -177,7 +181,7 @@ def requirements(cases: Sequence[Case]) -> list[Requirement]:
     held = [c for c in cases if c.split == "heldout"]
     kinds = {c.organism for c in cases}
     seeds = {k: {c.seed for c in cases if c.organism == k} for k in kinds}
-    whole = {k for k in kinds if all(c.split == "heldout" for c in cases if c.organism == k)}
+    whole = {c.organism for c in cases if c.held_out_kind}
     full = sum(len(s) >= 3 for s in seeds.values())
     last = {c.seed for c in held} - {c.seed for c in cases if c.split == "tuning"}
     return [

@@ -29,7 +29,7 @@ class Thresholds:
     max_R: float = 0.5  # noqa: N815 - the name of DESIGN and of verdict.json
     above_never: float = 0.1
     settled: float = 0.15
-    """A cheap attacker has come to rest where the last doubling of its steps raised R by no more than this."""
+    """A cheap attacker that was not flat at the end is at rest where it raised R by no more than this in all."""
     half_width: float = 0.25
     """Widest half-interval of R, removal and max R that still counts as known."""
     min_items: int = 5
@@ -73,10 +73,10 @@ class AttackResult:
     converged: bool
     """The edited arm was flat at the end, as the run recorded it."""
     rise: float
-    """Of R over the last doubling of the informative steps; 0 for one look."""
+    """Of R from before the attack to its last informative step; 0 for one look."""
     rise_high: float
     settled: bool
-    """Longer would bring back no more: converged, or R had come to rest beside never."""
+    """Longer would bring back no more: converged, or R stayed beside never."""
     diverged: bool
     dropped: bool
     """Diverged, while another setting of the same attack converged."""
@@ -133,6 +133,7 @@ class Measures:
 def measure(scores: Scores, thresholds: Thresholds | None = None, *, seed: int = 0) -> Measures:
     """Estimates and intervals of one metric on one split. ``seed`` draws the resamples."""
     t = thresholds or Thresholds()
+    scores = _by_value(scores)
     n_seeds, n_items = scores.shape
     has_never = "never" in scores.before and not np.isnan(scores.before["never"]).all()
     before = {arm: _mean(y) for arm, y in scores.before.items()}
@@ -157,6 +158,19 @@ def measure(scores: Scores, thresholds: Thresholds | None = None, *, seed: int =
     results = [_result(scores, a, arms.means(a.y), gaps, R0, level, t) for a in scores.attackers]
     R_start = interval(R0[:, 0], t.confidence)
     return replace(empty, gap=gap, start=R_start, attackers=tuple(results))
+
+
+def _by_value(scores: Scores) -> Scores:
+    """Seeds in the order of their scores: which resamples a seed is in must not hang on the number that it has."""
+    every = [scores.before, *(a.y for a in scores.attackers)]
+    rows = [np.nan_to_num(y[arm], nan=np.inf).reshape(scores.shape[0], -1) for y in every for arm in sorted(y)]
+    order = sorted(range(scores.shape[0]), key=lambda seed: tuple(np.concatenate([row[seed] for row in rows])))
+
+    def sort(y: Mapping[str, Array]) -> dict[str, Array]:
+        return {arm: values[order] for arm, values in y.items()}
+
+    attackers = tuple(replace(a, y=sort(a.y)) for a in scores.attackers)
+    return replace(scores, before=sort(scores.before), attackers=attackers)
 
 
 class _Arms:
@@ -198,7 +212,7 @@ def _result(
         removal = interval(1 - R @ _trapezoid(u), t.confidence)
         max_R = highest(R, t.confidence)
         returned = highest((R - R0) / np.maximum(1 - R0, t.informative), t.confidence)
-        rise = interval(R[:, -1] - R[:, _half_way(steps)], t.confidence)
+        rise = interval(R[:, -1] - (R0[:, 0] if len(a.steps) > 1 else R[:, -1]), t.confidence)
     edited = highest(above["edited"], t.confidence)
     matched = highest(above["matched"], t.confidence) if "matched" in above else nothing
     half = {arm: half_life(a.steps, y[arm][0], level) for arm in ("edited", "original", "never")}
@@ -228,11 +242,6 @@ def _scale(y: Mapping[str, Array], gaps: Array, t: Thresholds) -> Array:
     from the original, to be as low as that is no return.
     """
     return np.maximum(y["original"] - y["never"], t.informative * gaps)
-
-
-def _half_way(steps: Array) -> int:
-    """The last look at half of the steps or before."""
-    return int(np.flatnonzero(steps <= steps[-1] / 2)[-1]) if steps[0] <= steps[-1] / 2 else 0
 
 
 def _trapezoid(u: Array) -> Array:

@@ -126,7 +126,7 @@ def _not_removed(m: Measures, t: Thresholds) -> str:
         if a.diverged:
             return f"{a.name} diverged"
         if a.informative and not a.settled:
-            return f"{a.name} did not converge: R rose by {a.rise:.2f} in the last doubling of its steps"
+            return f"{a.name} did not converge, and R had risen by {a.rise:.2f}"
         if a.informative and not a.removal_low >= t.removal:
             r = range_text(a.removal, a.removal_low, a.removal_high, t.removal)
             return f"removal under {a.name} is {r}, and its lower bound must be {t.removal:g} or more"

@@ -38,10 +38,10 @@ from hooklearn.running.setting import Setup
 from hooklearn.running.shared import Shared
 from hooklearn.types import InputError
 
-SEEN_SEEDS = tuple(range(27))
-"""Thresholds, attacks and organisms were chosen with the cases of these in view, of every kind ..."""
-SEEDS = (27, 28, 29)
-"""... and of these, which are tried unless seeds are asked for, not one: nothing was changed after they were run."""
+SEEN_SEEDS = tuple(range(30))
+"""Thresholds, attacks and organisms were chosen with the cases of these in view, of every kind that is not held out."""
+SEEDS = (29, 30, 31)
+"""Tried unless seeds are asked for: one of those, and two of which no case was in view, of no kind."""
 
 RATES = 10.0
 """A model of width 64 takes learning rates ten times as high as the batteries' small language model."""
@@ -71,14 +71,14 @@ class Case:
 
     @property
     def split(self) -> str:
-        return "tuning" if self.seed in SEEN_SEEDS else "heldout"
+        return "tuning" if self.seed in SEEN_SEEDS and not self.kind.held_out else "heldout"
 
     def record(self) -> dict[str, Any]:
         """``case.json``."""
         k = self.kind
         return {
-            "organism": k.name, "seed": self.seed, "split": self.split, "truth": list(k.truth), "world": k.world,
-            "what": k.what, "made": k.made, "why": k.why,
+            "organism": k.name, "seed": self.seed, "split": self.split, "held_out_kind": k.held_out,
+            "truth": list(k.truth), "world": k.world, "what": k.what, "made": k.made, "why": k.why,
         }  # fmt: skip
 
 
