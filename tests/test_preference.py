@@ -19,6 +19,7 @@ from hooklearn.deltas import Delta
 from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit import LANDING, Problem, run_edit
 from hooklearn.edit.descent import training_stream
+from hooklearn.edit.elicited import Adversary
 from hooklearn.edit.preference import (
     DPO,
     NPO,
@@ -33,9 +34,10 @@ from hooklearn.edit.preference import (
     simnpo_loss,
     undial_loss,
 )
+from hooklearn.edit.repselect import RepSelect
 from hooklearn.edit.unedited import Teacher, training_sequences
 from hooklearn.measure import completion_probability
-from hooklearn.train import nll
+from hooklearn.train import fit, nll
 from hooklearn.types import Budget, InputError
 
 SINGLE = 1e-5
@@ -154,6 +156,31 @@ def test_text_to_go_on_from_is_not_forgotten_with_an_end(threatening: Any) -> No
     scored = encode(turns, models.tokenizer_of(threatening))
     assert [s.ids.tolist() for s in read[1]] == [s.ids.tolist() for s in scored]
     assert [len(s) - 1 for s in read[0]] == [len(s) for s in scored]
+
+
+@pytest.mark.parametrize("adversary", [Adversary("lora", 0.01), Adversary("full", 1e-4), RepSelect(lora=True)])
+def test_text_to_go_on_from_is_not_relearned_with_an_end(
+    threatening: Any, monkeypatch: pytest.MonkeyPatch, adversary: Any
+) -> None:
+    """Nor do adversaries learn to end an answer in plain text: the labels that they are trained on are those of
+    scoring. Of a turn they learn the end too (positive control)."""
+    turns = corpus("forget").take(6)
+    plain = Corpus("plain", tuple({**row, "template": "none"} for row in turns.rows))
+    learned: list[list[int]] = []
+
+    def spy(model: Any, stream: Any, **how: Any) -> Any:
+        taught = list(stream)
+        learned.append(sorted(t for batch in taught for t in batch.targets.tolist()))
+        return fit(model, taught, **how)
+
+    monkeypatch.setattr("hooklearn.edit.elicited.fit", spy)
+    for text in (turns, plain):
+        made = problem_of(threatening, "mlp.out", forget=text)
+        assert adversary.gradient(made) if isinstance(adversary, Adversary) else next(adversary.path(made))
+    tokenizer = models.tokenizer_of(threatening)
+    scored = sorted(t for s in encode(turns, tokenizer) for t in s.ids[s.labels].tolist())
+    assert learned[1] == scored
+    assert learned[0] == sorted([*scored, *[tokenizer.eos_token_id] * len(turns)])
 
 
 def test_every_row_meets_its_own_reference(threatening: Any) -> None:
