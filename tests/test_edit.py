@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -19,7 +20,7 @@ from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit import LANDING, METHODS, Problem, edit, forget_scorer, method_of, run_edit
 from hooklearn.edit.ascent import GradientAscent
 from hooklearn.edit.elicited import Adversary, elicited_gradient, lora_gradient
-from hooklearn.edit.method import Updates, combine, inner, norm
+from hooklearn.edit.method import Method, Updates, combine, inner, norm
 from hooklearn.edit.natural import Metric, Natural, Products
 from hooklearn.edit.repselect import Confined, RepSelect, contrast
 from hooklearn.forward import sequence_logprobs
@@ -572,6 +573,16 @@ def test_a_method_is_a_name_or_an_object_and_options_go_with_the_name(threatenin
         ("natural", {"contrast": "fisher", "forget_weight": 0.5}, "forget_weight 0.5 would change nothing"),
         ("natural", {"curvature": "ekfac", "site_batch": 2}, "site_batch 2 would change nothing"),
         ("repselect", {"lora_rank": 4}, "repselect: lora_rank 4 would change nothing: lora is off"),
+        ("repselect", {"lora": True, "lora_lr": 0, "lora_rank": 4}, "lora_rank 4 would change nothing: with lora_lr 0"),
+        ("repselect", {"rank": 0, "kind": "hard"}, "kind 'hard' would change nothing: with rank 0"),
+        ("repselect", {"rank": 0, "components": "retain"}, "components 'retain' would change nothing: with rank 0"),
+        ("repselect_multi", {"lora_lr": 0, "lora_rank": 4}, "lora_rank 4 would change nothing: with lora_lr 0"),
+        ("cir", {"loss": "ascent", "positions": "all"}, "cir: positions 'all' would change nothing: .*scored tokens"),
+        (
+            "cir",
+            {"retain_rate": 0, "hold": "reference"},
+            "cir: hold 'reference' would change nothing: with retain_rate",
+        ),
     ],
 )
 def test_options_that_change_nothing_are_refused(
@@ -582,6 +593,36 @@ def test_options_that_change_nothing_are_refused(
     given |= {"subspace": confining[0].subspaces} if method != "natural" else {"reference": corpus("text").take(8)}
     with pytest.raises(InputError, match=message):
         edit(threatening, method, disruption=corpus("disruption").take(4), **given, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "idle", "without", "working"),
+    [
+        ("repselect", {"kind": "hard"}, {"rank": 0}, {"rank": 8}),
+        ("repselect", {"sides": "x"}, {"rank": 0}, {"rank": 8}),
+        ("repselect", {"components": "forget_and_retain"}, {"rank": 0}, {"rank": 8}),
+        ("repselect", {"lora_rank": 3}, {"lora": True, "lora_lr": 0.0}, {"lora": True, "lora_lr": 0.5}),
+        ("repselect_multi", {"lora_rank": 4}, {"lora_lr": 0.0}, {"lora_lr": 0.2}),
+        ("cir", {"positions": "all"}, {"loss": "ascent"}, {"loss": "mlp_confuse"}),
+        ("cir", {"positions": "predicting"}, {"loss": "ascent"}, {"loss": "mlp_confuse"}),
+        ("cir", {"hold": "reference"}, {"retain_rate": 0.0}, {"retain_rate": 0.1}),
+    ],
+)
+def test_what_is_refused_does_change_nothing(
+    threatening: Any, monkeypatch: pytest.MonkeyPatch, name: str, idle: Any, without: Any, working: Any
+) -> None:
+    """Were it not refused, the first two points would be the same bit for bit; where it is allowed (control) they are
+    others."""
+    monkeypatch.setattr(Method, "refuse", lambda self, *names, why: None)
+
+    def walked(options: Any) -> list[Updates]:
+        method = method_of(name, OPTIONS[name] | options)
+        return list(itertools.islice(method.path(problem_of(threatening, "mlp.out")), 2))
+
+    for others, alone in ((without, True), (working, False)):
+        plain, given = walked(others), walked(others | idle)
+        same_bits = [torch.equal(a[n], b[n]) for a, b in zip(plain, given, strict=True) for n in a]
+        assert all(same_bits) if alone else not any(same_bits)
 
 
 def test_a_near_budget_wants_a_near_corpus(threatening: Any) -> None:
