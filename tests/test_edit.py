@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -55,6 +57,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "confined": {"rank": 8},
 }
 """The defaults are for models a thousand times this size."""
+PULLED_UP = {
+    "graddiff", "good_only", "npo", "simnpo", "dpo", "mudman", "tar", "undo", "natural", "natural_rounds"
+}  # fmt: skip
+"""Methods that train on the good answers, with these options."""
+SPARED = math.exp(-0.04)
+"""Least share of the good answers' probability that other methods leave: .04 nats a token, twice the near budget (these
+answers are not those that it is measured on, and a mean of probabilities is not exp of a mean) and four times the far
+one, which is of unrelated text. Lowest measured: circuit breakers, .018 nats."""
+Landed = Callable[[str, float | None], EditResult]
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +83,21 @@ def same(a: EditResult, b: EditResult) -> bool:
 # ------------------------------------------------------------------------ the budget, for every method
 
 
+@pytest.fixture(scope="module")
+def landed(threatening: Any, meter: DisruptionMeter) -> Landed:
+    """Every method's edit at far KL .01 and this near budget, each made once."""
+
+    @functools.cache
+    def of(name: str, near_ce: float | None) -> EditResult:
+        return run_edit(problem_of(threatening), method_of(name, OPTIONS.get(name)), meter, Budget(0.01, near_ce))
+
+    return of
+
+
 @pytest.mark.parametrize("near_ce", [None, 0.02])
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_lands_on_the_budget(
-    threatening: Any, meter: DisruptionMeter, name: str, near_ce: float | None
+    threatening: Any, meter: DisruptionMeter, landed: Landed, name: str, near_ce: float | None
 ) -> None:
     """In [0.95, 1] of the tighter budget, and the forget items suffer (training on good ones alone need not make
     them; nor need turning states, where the near budget ends it on its first steps: which step crosses it is decided by
@@ -84,7 +106,7 @@ def test_every_method_lands_on_the_budget(
     some = encode(corpus("forget").take(12), models.tokenizer_of(threatening))
     known = float(completion_probability(sequence_logprobs(threatening, some)).mean())
     before = integrity.weights_hash(threatening)
-    result = run_edit(problem_of(threatening), method, meter, budget)
+    result = landed(name, near_ce)
     assert integrity.weights_hash(threatening) == before == result.delta.base_hash
     share = result.disruption.used(budget)
     assert LANDING[0] <= share <= LANDING[1]
@@ -97,6 +119,28 @@ def test_every_method_lands_on_the_budget(
     assert again.used(budget) == pytest.approx(share, rel=SINGLE), "what is reported is what the delta does"
     if near_ce is None:
         assert same(result, run_edit(problem_of(threatening), method, meter, budget))
+
+
+@pytest.mark.parametrize("near_ce", [None, 0.02])
+@pytest.mark.parametrize("name", METHODS)
+def test_good_answers_stay_as_likely_as_was_promised(
+    threatening: Any, landed: Landed, name: str, near_ce: float | None
+) -> None:
+    """Mean completion probability of all retain answers, over what it was before the edit. Where they are trained on it
+    is not below 1 (lowest measured: TAR, 1.06); elsewhere only the budget holds them, and it is above ``SPARED``.
+
+    Control: ten times as long the edit breaks this, turned round where it pulls good answers up, as they may gain by
+    more of that; a hundred times where it is confined to subspaces that good answers hardly use."""
+    score = forget_scorer(threatening, corpus("forget", "good"), items=len(corpus("forget", "good")))
+    before, delta = score(), landed(name, near_ce).delta
+
+    def share(scale: float) -> float:
+        with editing.edited(threatening, delta, scale):
+            return score() / before
+
+    least = 1.0 if name in PULLED_UP else SPARED
+    longer = -10.0 if name in PULLED_UP else 100.0 if name == "confined" else 10.0
+    assert share(longer) < least <= share(1.0)
 
 
 @pytest.mark.parametrize("name", ["natural", "repselect", "graddiff", "npo"])
