@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,25 +16,29 @@ from torch import Tensor
 
 from hooklearn import editing, integrity, linalg, models
 from hooklearn.corpora.corpus import Corpus
-from hooklearn.data import encode
+from hooklearn.data import batches, encode
 from hooklearn.deltas import Delta
 from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit import LANDING, METHODS, Problem, edit, forget_scorer, method_of, run_edit
 from hooklearn.edit.ascent import GradientAscent
 from hooklearn.edit.elicited import Adversary, elicited_gradient, lora_gradient
-from hooklearn.edit.method import Updates, combine, inner, norm
+from hooklearn.edit.method import Method, Updates, combine, inner, norm
 from hooklearn.edit.natural import Metric, Natural, Products
 from hooklearn.edit.repselect import Confined, RepSelect, contrast
 from hooklearn.forward import sequence_logprobs
+from hooklearn.locate.capture import tapes
 from hooklearn.locate.fit import fit_subspaces
 from hooklearn.locate.subspace import Subspace, Subspaces
 from hooklearn.lora import Lora, low_rank
 from hooklearn.measure import completion_probability
 from hooklearn.train import nll
+from hooklearn.traits import packs
 from hooklearn.types import Budget, EditResult, InputError, NumericalError, Site
 
 SINGLE = 1e-4
 """Relative, float32 through solves with a condition number of some thousands (damping .01)."""
+DOUBLE = 1e-9
+"""Relative, float64 through a Gram matrix: its eigenvalues are the squares of singular values."""
 CONTAINED = 1e-5
 """Relative escape of what was projected in float32."""
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -54,6 +61,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "confined": {"rank": 8},
 }
 """The defaults are for models a thousand times this size."""
+PULLED_UP = {
+    "graddiff", "good_only", "npo", "simnpo", "dpo", "mudman", "tar", "undo", "natural", "natural_rounds"
+}  # fmt: skip
+"""Methods that train on the good answers, with these options."""
+SPARED = math.exp(-0.04)
+"""Least share of the good answers' probability that other methods leave: .04 nats a token, twice the near budget (these
+answers are not those that it is measured on, and a mean of probabilities is not exp of a mean) and four times the far
+one, which is of unrelated text. Lowest measured: circuit breakers, .018 nats."""
+Landed = Callable[[str, float | None], EditResult]
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +87,21 @@ def same(a: EditResult, b: EditResult) -> bool:
 # ------------------------------------------------------------------------ the budget, for every method
 
 
+@pytest.fixture(scope="module")
+def landed(threatening: Any, meter: DisruptionMeter) -> Landed:
+    """Every method's edit at far KL .01 and this near budget, each made once."""
+
+    @functools.cache
+    def of(name: str, near_ce: float | None) -> EditResult:
+        return run_edit(problem_of(threatening), method_of(name, OPTIONS.get(name)), meter, Budget(0.01, near_ce))
+
+    return of
+
+
 @pytest.mark.parametrize("near_ce", [None, 0.02])
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_lands_on_the_budget(
-    threatening: Any, meter: DisruptionMeter, name: str, near_ce: float | None
+    threatening: Any, meter: DisruptionMeter, landed: Landed, name: str, near_ce: float | None
 ) -> None:
     """In [0.95, 1] of the tighter budget, and the forget items suffer (training on good ones alone need not make
     them; nor need turning states, where the near budget ends it on its first steps: which step crosses it is decided by
@@ -83,7 +110,7 @@ def test_every_method_lands_on_the_budget(
     some = encode(corpus("forget").take(12), models.tokenizer_of(threatening))
     known = float(completion_probability(sequence_logprobs(threatening, some)).mean())
     before = integrity.weights_hash(threatening)
-    result = run_edit(problem_of(threatening), method, meter, budget)
+    result = landed(name, near_ce)
     assert integrity.weights_hash(threatening) == before == result.delta.base_hash
     share = result.disruption.used(budget)
     assert LANDING[0] <= share <= LANDING[1]
@@ -96,6 +123,28 @@ def test_every_method_lands_on_the_budget(
     assert again.used(budget) == pytest.approx(share, rel=SINGLE), "what is reported is what the delta does"
     if near_ce is None:
         assert same(result, run_edit(problem_of(threatening), method, meter, budget))
+
+
+@pytest.mark.parametrize("near_ce", [None, 0.02])
+@pytest.mark.parametrize("name", METHODS)
+def test_good_answers_stay_as_likely_as_was_promised(
+    threatening: Any, landed: Landed, name: str, near_ce: float | None
+) -> None:
+    """Mean completion probability of all retain answers, over what it was before the edit. Where they are trained on it
+    is not below 1 (lowest measured: TAR, 1.06); elsewhere only the budget holds them, and it is above ``SPARED``.
+
+    Control: ten times as long the edit breaks this, turned round where it pulls good answers up, as they may gain by
+    more of that; a hundred times where it is confined to subspaces that good answers hardly use."""
+    score = forget_scorer(threatening, corpus("forget", "good"), items=len(corpus("forget", "good")))
+    before, delta = score(), landed(name, near_ce).delta
+
+    def share(scale: float) -> float:
+        with editing.edited(threatening, delta, scale):
+            return score() / before
+
+    least = 1.0 if name in PULLED_UP else SPARED
+    longer = -10.0 if name in PULLED_UP else 100.0 if name == "confined" else 10.0
+    assert share(longer) < least <= share(1.0)
 
 
 @pytest.mark.parametrize("name", ["natural", "repselect", "graddiff", "npo"])
@@ -185,6 +234,36 @@ def test_repselect_without_components_is_gradient_ascent(threatening: Any, meter
         for m in (GradientAscent(), RepSelect(rank=0), RepSelect(rank=8))
     )
     assert same(ascent, none) and not same(ascent, some)
+
+
+@pytest.mark.parametrize("options", [{}, {"kind": "quadratic"}, {"kind": "hard"}, {"sides": "x"}, {"sides": "g"}])
+def test_repselect_is_a_loop_over_tokens(options: dict[str, Any]) -> None:
+    """In every token's input and output gradient the principal directions of the sum are dampened, one after
+    the other, and then the outer products are summed: in float64 what the method makes of the sum, which without that
+    is another (control)."""
+    model = models.load("tiny", dtype=torch.float64)
+    made = problem_of(model, "mlp.out", [1, 2], forget=corpus("forget").take(12))
+    method = RepSelect(rank=4, **options)
+    by_hand = {}
+    # batched as the method does it: in other batches even the states of a float64 model differ by 1e-7
+    stream = batches(made.encoded("forget"), max_tokens=made.max_tokens, share=packs(model))
+    taped = [t for _, t in tapes(model, stream, made.sites, precision="float32")]
+    for site in made.sites:
+        tokens = [(x, g) for t in taped for x, g in zip(t[site.name].x, t[site.name].g, strict=True)]
+        assert len(tokens) > 100 and tokens[0][0].dtype == tokens[0][1].dtype == torch.float64
+        u, s, vh = torch.linalg.svd(sum(torch.outer(g, x) for x, g in tokens), full_matrices=False)
+        total = torch.zeros(site.d_out, site.d_in, dtype=torch.float64)
+        for x, g in tokens:
+            for i in range(4):
+                kept = {"soft": s[3] / s[i], "quadratic": (s[3] / s[i]) ** 2, "hard": 0.0}[method.kind]
+                if method.sides != "g":
+                    x = x - (1 - kept) * (vh[i] @ x) * vh[i]
+                if method.sides != "x":
+                    g = g - (1 - kept) * (u[:, i] @ g) * u[:, i]
+            total += torch.outer(g, x)
+        by_hand[site.name] = total
+    assert alike(first_update(method, made), by_hand) < DOUBLE
+    assert alike(made.gradient("forget"), by_hand) > 0.1
 
 
 def test_gradient_ascent_is_reinforce_with_reward_minus_one(threatening: Any, problem: Problem) -> None:
@@ -572,6 +651,16 @@ def test_a_method_is_a_name_or_an_object_and_options_go_with_the_name(threatenin
         ("natural", {"contrast": "fisher", "forget_weight": 0.5}, "forget_weight 0.5 would change nothing"),
         ("natural", {"curvature": "ekfac", "site_batch": 2}, "site_batch 2 would change nothing"),
         ("repselect", {"lora_rank": 4}, "repselect: lora_rank 4 would change nothing: lora is off"),
+        ("repselect", {"lora": True, "lora_lr": 0, "lora_rank": 4}, "lora_rank 4 would change nothing: with lora_lr 0"),
+        ("repselect", {"rank": 0, "kind": "hard"}, "kind 'hard' would change nothing: with rank 0"),
+        ("repselect", {"rank": 0, "components": "retain"}, "components 'retain' would change nothing: with rank 0"),
+        ("repselect_multi", {"lora_lr": 0, "lora_rank": 4}, "lora_rank 4 would change nothing: with lora_lr 0"),
+        ("cir", {"loss": "ascent", "positions": "all"}, "cir: positions 'all' would change nothing: .*scored tokens"),
+        (
+            "cir",
+            {"retain_rate": 0, "hold": "reference"},
+            "cir: hold 'reference' would change nothing: with retain_rate",
+        ),
     ],
 )
 def test_options_that_change_nothing_are_refused(
@@ -582,6 +671,36 @@ def test_options_that_change_nothing_are_refused(
     given |= {"subspace": confining[0].subspaces} if method != "natural" else {"reference": corpus("text").take(8)}
     with pytest.raises(InputError, match=message):
         edit(threatening, method, disruption=corpus("disruption").take(4), **given, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "idle", "without", "working"),
+    [
+        ("repselect", {"kind": "hard"}, {"rank": 0}, {"rank": 8}),
+        ("repselect", {"sides": "x"}, {"rank": 0}, {"rank": 8}),
+        ("repselect", {"components": "forget_and_retain"}, {"rank": 0}, {"rank": 8}),
+        ("repselect", {"lora_rank": 3}, {"lora": True, "lora_lr": 0.0}, {"lora": True, "lora_lr": 0.5}),
+        ("repselect_multi", {"lora_rank": 4}, {"lora_lr": 0.0}, {"lora_lr": 0.2}),
+        ("cir", {"positions": "all"}, {"loss": "ascent"}, {"loss": "mlp_confuse"}),
+        ("cir", {"positions": "predicting"}, {"loss": "ascent"}, {"loss": "mlp_confuse"}),
+        ("cir", {"hold": "reference"}, {"retain_rate": 0.0}, {"retain_rate": 0.1}),
+    ],
+)
+def test_what_is_refused_does_change_nothing(
+    threatening: Any, monkeypatch: pytest.MonkeyPatch, name: str, idle: Any, without: Any, working: Any
+) -> None:
+    """Were it not refused, the first two points would be the same bit for bit; where it is allowed (control) they are
+    others."""
+    monkeypatch.setattr(Method, "refuse", lambda self, *names, why: None)
+
+    def walked(options: Any) -> list[Updates]:
+        method = method_of(name, OPTIONS[name] | options)
+        return list(itertools.islice(method.path(problem_of(threatening, "mlp.out")), 2))
+
+    for others, alone in ((without, True), (working, False)):
+        plain, given = walked(others), walked(others | idle)
+        same_bits = [torch.equal(a[n], b[n]) for a, b in zip(plain, given, strict=True) for n in a]
+        assert all(same_bits) if alone else not any(same_bits)
 
 
 def test_a_near_budget_wants_a_near_corpus(threatening: Any) -> None:

@@ -14,6 +14,7 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from hooklearn import linalg, moments
+from hooklearn.linalg import Sides
 from hooklearn.moments import Moments, MomentSum, add_product
 from hooklearn.types import InputError, NumericalError
 
@@ -234,6 +235,35 @@ def test_what_the_filter_does_to_the_spectrum(kind, sides, expected, seed, k, tr
     update, u, v = with_spectrum(s, d_out, d_in, seed)
     mapped = torch.cat([expected(s[:k], k), s[k:]])
     assert close(linalg.spectral_filter(update, k, kind=kind, sides=sides), (u * mapped) @ v.T, SINGLE)
+
+
+@pytest.mark.parametrize("kind", ["soft", "quadratic", "hard"])
+@pytest.mark.parametrize("sides", ["both", "x", "g"])
+@given(seed=seeds, k=st.integers(2, 5), other=st.booleans())
+def test_the_filter_is_a_loop_over_tokens(kind, sides, seed: int, k: int, other: bool) -> None:
+    """Of G = sum_t g_t x_t^T: each of the k principal directions is dampened, or taken out, in every x_t and every g_t,
+    one after the other, and the outer products are summed then. The directions are those of G or of another matrix.
+    Without that, and on other sides (positive controls), it is something else."""
+    x, g = (randn(30, d, seed=seed + d, dtype=torch.float64) for d in (8, 7))
+    whole = (g + 1.0).T @ (x + 1.0)  # what tokens have in common makes the first direction strong
+    basis_of = randn(7, 8, seed=seed, dtype=torch.float64) + 1.0 if other else whole
+    u, s, vh = torch.linalg.svd(basis_of)
+    by_hand = torch.zeros(7, 8, dtype=torch.float64)
+    for x_t, g_t in zip(x + 1.0, g + 1.0, strict=True):
+        for i in range(k):
+            kept = {"soft": s[k - 1] / s[i], "quadratic": (s[k - 1] / s[i]) ** 2, "hard": 0.0}[kind]
+            if sides != "g":
+                x_t = x_t - (1 - kept) * (vh[i] @ x_t) * vh[i]
+            if sides != "x":
+                g_t = g_t - (1 - kept) * (u[:, i] @ g_t) * u[:, i]
+        by_hand += torch.outer(g_t, x_t)
+
+    def filtered(on: Sides) -> Tensor:
+        return linalg.spectral_filter(whole, k, kind=kind, sides=on, basis_of=basis_of)
+
+    assert close(filtered(sides), by_hand, DOUBLE) and not close(whole, by_hand, 0.01)
+    if other:  # by its own directions, one side is as good as the other
+        assert not any(close(filtered(on), by_hand, 0.01) for on in ("both", "x", "g") if on != sides)
 
 
 @given(seeds, st.integers(1, 4))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,11 +16,13 @@ from torch import Tensor
 
 from hooklearn import editing, forward, integrity, losses, models
 from hooklearn.corpora.corpus import Corpus
-from hooklearn.data import TokenBatch, batches, encode, split_row
+from hooklearn.data import Encoded, TokenBatch, batches, encode, split_row
 from hooklearn.deltas import Delta
 from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit import LANDING, Problem, run_edit
+from hooklearn.edit.ascent import GradDiff
 from hooklearn.edit.descent import training_stream
+from hooklearn.edit.elicited import Adversary
 from hooklearn.edit.preference import (
     DPO,
     NPO,
@@ -33,9 +37,10 @@ from hooklearn.edit.preference import (
     simnpo_loss,
     undial_loss,
 )
+from hooklearn.edit.repselect import RepSelect
 from hooklearn.edit.unedited import Teacher, training_sequences
 from hooklearn.measure import completion_probability
-from hooklearn.train import nll
+from hooklearn.train import fit, nll
 from hooklearn.types import Budget, InputError
 
 SINGLE = 1e-5
@@ -115,6 +120,48 @@ def test_dpo_by_hand() -> None:
     )
 
 
+def test_kl_by_hand() -> None:
+    """(3/4, 1/8, 1/8) against (1/2, 1/4, 1/4): .75 log(3/2) - .25 log 2, the original's expectation; a token where
+    they agree counts and adds nothing. The other way round (control) it is another number."""
+    original = torch.tensor([[6.0, 1.0, 1.0], [1.0, 2.0, 1.0]]).log()
+    edited = torch.tensor([[2.0, 1.0, 1.0], [1.0, 2.0, 1.0]]).log()
+    forward_kl, reverse = losses.kl(original, edited), losses.kl(edited, original)
+    assert close(forward_kl.total, 0.75 * math.log(1.5) - 0.25 * math.log(2)) and forward_kl.count == 2
+    assert close(reverse.total, 0.5 * math.log(2 / 3) + 0.5 * math.log(2))
+    assert float(forward_kl.total) == pytest.approx(0.1308121, rel=1e-6) and float(reverse.total) > 0.14
+    assert close(losses.kl_per_token(original, edited)[1], 0.0)
+
+
+def test_graddiff_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """-gamma CE(forget) + alpha CE(retain), means over tokens: forget tokens at 1/2 and 1/8 are 2 log 2 nats, retain
+    tokens at 1/4, 1/2 and 1/2 are 4/3 log 2; with gamma 1/2 and alpha 2 it is 5/3 log 2. Held by KL, the one retain
+    token that moved from (3/4, 1/8, 1/8) counts a third."""
+    go, stay = (batch_of(tokens) for tokens in ([0, 2], [1, 0, 2]))
+    says = {id(go): [[2, 1, 1], [6, 1, 1]], id(stay): [[2, 1, 1], [2, 1, 1], [1, 1, 2]]}
+    said = torch.tensor([[6.0, 1.0, 1.0], [2.0, 1.0, 1.0], [1.0, 1.0, 2.0]]).log()
+    monkeypatch.setattr("hooklearn.forward.logits", lambda model, batch: torch.tensor(says[id(batch)]).log())
+    monkeypatch.setattr("hooklearn.edit.descent.training_stream", lambda *args: itertools.repeat(stay))
+    monkeypatch.setattr(Teacher, "of", lambda *args: Teacher(()))
+    monkeypatch.setattr(Teacher, "logits", lambda *args: said)
+
+    def value(**options: Any) -> float:
+        role, loss = GradDiff(**options).objective(SimpleNamespace(tokens=0))  # type: ignore[arg-type]
+        assert role == "forget"
+        return float(loss(None, go).mean)
+
+    assert close(value(gamma=0.5, alpha=2.0), 5 / 3 * math.log(2))
+    assert close(value(gamma=3.0, alpha=0.0), -6 * math.log(2)), "forget alone: its loss is to rise"
+    moved = 0.75 * math.log(1.5) - 0.25 * math.log(2)
+    assert close(value(gamma=0.5, alpha=2.0, retain="kl"), -math.log(2) + 2 * moved / 3)
+
+
+def batch_of(tokens: list[int]) -> TokenBatch:
+    """One sequence whose tokens, after the first, are these, all of them labelled."""
+    ids = torch.tensor([0, *tokens])
+    (batch,) = batches([Encoded(ids, torch.arange(len(ids)) > 0, 0)])
+    return batch
+
+
 # ------------------------------------------------------------------- sequences and their references
 
 
@@ -154,6 +201,31 @@ def test_text_to_go_on_from_is_not_forgotten_with_an_end(threatening: Any) -> No
     scored = encode(turns, models.tokenizer_of(threatening))
     assert [s.ids.tolist() for s in read[1]] == [s.ids.tolist() for s in scored]
     assert [len(s) - 1 for s in read[0]] == [len(s) for s in scored]
+
+
+@pytest.mark.parametrize("adversary", [Adversary("lora", 0.01), Adversary("full", 1e-4), RepSelect(lora=True)])
+def test_text_to_go_on_from_is_not_relearned_with_an_end(
+    threatening: Any, monkeypatch: pytest.MonkeyPatch, adversary: Any
+) -> None:
+    """Nor do adversaries learn to end an answer in plain text: the labels that they are trained on are those of
+    scoring. Of a turn they learn the end too (positive control)."""
+    turns = corpus("forget").take(6)
+    plain = Corpus("plain", tuple({**row, "template": "none"} for row in turns.rows))
+    learned: list[list[int]] = []
+
+    def spy(model: Any, stream: Any, **how: Any) -> Any:
+        taught = list(stream)
+        learned.append(sorted(t for batch in taught for t in batch.targets.tolist()))
+        return fit(model, taught, **how)
+
+    monkeypatch.setattr("hooklearn.edit.elicited.fit", spy)
+    for text in (turns, plain):
+        made = problem_of(threatening, "mlp.out", forget=text)
+        assert adversary.gradient(made) if isinstance(adversary, Adversary) else next(adversary.path(made))
+    tokenizer = models.tokenizer_of(threatening)
+    scored = sorted(t for s in encode(turns, tokenizer) for t in s.ids[s.labels].tolist())
+    assert learned[1] == scored
+    assert learned[0] == sorted([*scored, *[tokenizer.eos_token_id] * len(turns)])
 
 
 def test_every_row_meets_its_own_reference(threatening: Any) -> None:
@@ -217,6 +289,29 @@ def test_the_teacher_is_the_unedited_model(threatening: Any, moved: Delta) -> No
         scale = float(own.abs().max())
         assert float((kept - own).abs().max()) < SINGLE * scale
         assert float((now - own).abs().max()) > 100 * SINGLE * scale
+
+
+def test_graddiff_holds_what_the_unedited_model_said(threatening: Any, moved: Delta) -> None:
+    """``retain: kl`` on a moved model: -gamma CE + alpha KL(unedited || model) from full logits, one sequence at a time
+    and in float64. KL is not 0 there, and training on the good completions (control) is another objective."""
+    problem = problem_of(threatening)
+    held, trained = (GradDiff(gamma=0.5, alpha=3.0, retain=r).objective(problem)[1] for r in ("kl", "nll"))
+    go, stay = stream_of(problem)[0], next(training_stream(problem, "retain", 1))
+
+    def said(batch: TokenBatch) -> Tensor:
+        """Log-probabilities that predict the labelled tokens, ``[kept, vocab]``."""
+        found = [threatening(s.ids[None])[0, :-1][s.labels[1:]] for s in batch.sequences]
+        return torch.cat(found).double().log_softmax(-1)
+
+    with torch.no_grad():
+        before = said(stay)
+        with editing.edited(threatening, moved, 5.0):
+            after, targets = said(go), torch.cat([s.ids[s.labels] for s in go.sequences])
+            ce = -float(after.gather(-1, targets[:, None]).mean())
+            kl = float((before.exp() * (before - said(stay))).sum(-1).mean())
+            values = [float(loss(threatening, go).mean) for loss in (held, trained)]
+    assert kl > 0.1 and values[0] == pytest.approx(-0.5 * ce + 3 * kl, rel=SINGLE)
+    assert values[1] != pytest.approx(values[0], rel=0.1)
 
 
 def test_undial_at_its_start_is_the_distance_to_the_lowered_teacher(threatening: Any) -> None:

@@ -185,6 +185,23 @@ def test_the_retain_step_by_hand() -> None:
         assert float(mean) == a and float(weight) == w
 
 
+def test_confusion_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """(1/2, 1/4, 1/4) has 1.5 log 2 nats of entropy and three alike have log 3, summed over tokens; what MUDMAN and TAR
+    lower is *minus* that, so descent lowers the likeliest token's logit and, in proportion to p (log p + H),
+    raises the others. Where all are alike there is nothing to gain."""
+    logits = torch.tensor([[2.0, 1.0, 1.0], [5.0, 5.0, 5.0]]).log().requires_grad_()
+    some = losses.entropy(logits)
+    assert some.count == 2 and float(some.total) == pytest.approx(1.5 * math.log(2) + math.log(3), rel=1e-6)
+    monkeypatch.setattr("hooklearn.forward.logits", lambda model, batch: logits)
+    loss = confusion(None, None)  # type: ignore[arg-type]
+    assert loss.count == 2 and float(loss.mean) == pytest.approx(-(1.5 * math.log(2) + math.log(3)) / 2, rel=1e-6)
+    (slope,) = torch.autograd.grad(loss.total, logits)
+    by_hand = torch.tensor([[0.25, -0.125, -0.125], [0.0, 0.0, 0.0]]) * math.log(2)
+    assert torch.allclose(slope, by_hand, atol=1e-6), "float32"
+    certain = torch.tensor([[30.0, 0.0, 0.0]])
+    assert 0 <= float(losses.entropy(certain).total) < 1e-10
+
+
 def test_correct_logit_by_hand(tiny: Any) -> None:
     """Every token is counted, the share that is below the mean logit with 0."""
     batch = batches(encode(corpus("forget").take(3), models.tokenizer_of(tiny)))[0]

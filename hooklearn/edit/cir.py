@@ -127,10 +127,10 @@ class CIR(Method):
     """Learning rate of the retain step (SGD) that follows each: holds the states after the highest target layer, at
     all tokens. 0 leaves it out, and then no retain corpus is needed."""
     hold: Literal["retain", "reference"] = "retain"
-    """The corpus whose states are held."""
+    """The corpus whose states are held; refused where ``retain_rate`` is 0."""
     positions: Positions = "labelled"
-    """Where the loss is taken: scored tokens, the tokens that predict them (``predicting``), or ``all`` (mlp_confuse
-    only)."""
+    """Where the loss is taken: scored tokens, the tokens that predict them (``predicting``), or ``all``. Refused with
+    ``ascent``, which is of scored tokens."""
     skip: int = 1
     """Tokens dropped at the start of a sequence."""
     epochs: int = 20
@@ -146,6 +146,10 @@ class CIR(Method):
             raise InputError(
                 f"cir: step_norm, epochs and every must be positive, got {self.step_norm}, {self.epochs}, {self.every}"
             )
+        if self.loss == "ascent":
+            self.refuse("positions", why="the log-likelihood that goes down with loss 'ascent' is of scored tokens")
+        if self.retain_rate == 0:
+            self.refuse("hold", why="with retain_rate 0 no states are held")
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -15,8 +15,7 @@ from typing import Literal, cast
 import torch
 
 from hooklearn import editing, models
-from hooklearn.data import cycle, encode
-from hooklearn.edit.descent import advancing, blaming, nowhere
+from hooklearn.edit.descent import advancing, blaming, nowhere, training_stream
 from hooklearn.edit.method import Problem, Updates, delta_of, norm
 from hooklearn.lora import Lora
 from hooklearn.train import Rule, fit
@@ -90,6 +89,5 @@ def _length(gradient: Updates, where: str) -> float:
 
 
 def _taught(problem: Problem, rule: Rule, epochs: int = 1) -> None:
-    sequences = encode(problem.forget, models.tokenizer_of(problem.model), end=True)
-    stream = cycle(sequences, max_tokens=problem.max_tokens, seed=problem.seed, epochs=epochs)
+    stream = training_stream(problem, "forget", epochs)
     problem.tokens += fit(problem.model, stream, rule=rule, precision=problem.precision).tokens

@@ -42,7 +42,8 @@ class RepSelect(Method):
     """Components collapsed per matrix; clamped to the numerical rank (the record has the lowest of all matrices,
     ``found: lowest_rank``). 0 is gradient ascent, bit for bit."""
     kind: Filter = "soft"
-    """What becomes of component i: times s_k/s_i (``soft``), its square (``quadratic``), or nothing (``hard``)."""
+    """What becomes of component i: times s_k/s_i (``soft``), its square (``quadratic``), or nothing (``hard``).
+    Refused, as ``sides`` are, where ``rank`` is 0."""
     sides: Sides = "both"
     """Collapse in inputs, in output gradients or in both."""
     components: Source = "forget"
@@ -59,8 +60,14 @@ class RepSelect(Method):
             raise InputError(
                 f"{self.name}: rank must be 0 or more and lora_rank at least 1, got {self.rank} and {self.lora_rank}"
             )
+        if self.rank == 0:
+            self.refuse("kind", "sides", why="with rank 0 nothing is collapsed")
+            if self.components != "contrast":  # which makes the update itself another one
+                self.refuse("components", why="with rank 0 nothing is collapsed")
         if not self.lora:
             self.refuse("lora_rank", "lora_lr", why="lora is off")
+        elif self.lora_lr == 0:
+            self.refuse("lora_rank", why="with lora_lr 0 the adversary learns nothing")
         if not (math.isfinite(self.lora_lr) and self.lora_lr >= 0):
             raise InputError(f"{self.name}: lora_lr must be 0 or more, got {self.lora_lr}")
 

@@ -103,7 +103,7 @@ class RepSelectMulti(Method):
     every: int = 2
     """Steps between two looks at the budget."""
     lora_rank: int = 32
-    """Of the adversary that keeps pace."""
+    """Of the adversary that keeps pace; refused where there is none."""
     lora_lr: float = 0.2
     """Length of the adversary's step, in units of ``learning_rate``; 0: no adversary."""
 
@@ -123,6 +123,8 @@ class RepSelectMulti(Method):
                 "repselect_multi: rank must be 0 or more, every and lora_rank at least 1, got "
                 f"{self.rank}, {self.every}, {self.lora_rank}"
             )
+        if self.lora_lr == 0:
+            self.refuse("lora_rank", why="with lora_lr 0 there is no adversary")
 
     def path(self, problem: Problem) -> Iterator[Updates]:
         model, sites = problem.model, problem.sites
