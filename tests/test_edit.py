@@ -24,6 +24,7 @@ from hooklearn.edit.natural import Metric, Natural, Products
 from hooklearn.edit.repselect import Confined, RepSelect, contrast
 from hooklearn.forward import sequence_logprobs
 from hooklearn.locate.fit import fit_subspaces
+from hooklearn.locate.moments import site_moments
 from hooklearn.locate.subspace import Subspace, Subspaces
 from hooklearn.lora import Lora, low_rank
 from hooklearn.measure import completion_probability
@@ -268,6 +269,54 @@ def test_the_full_truncated_svd_is_the_natural_gradient(problem: Problem, sides:
     assert alike(full, plain) < SINGLE
     svd = first_update(Natural(rank=4, truncation="svd"), problem)
     assert all(int(torch.linalg.matrix_rank(u, rtol=1e-4)) == 4 for u in svd.values())
+
+
+def test_sampled_labels_are_the_default_bit_for_bit(threatening: Any) -> None:
+    """The metric is that of moments with labels drawn from the model; the text's own give another edit, in one call or
+    a site at a time, whichever was asked for first on a problem (control: the order of asking changes nothing)."""
+    made = problem_of(threatening, "mlp.out")
+    stream = [b for role in ("retain", "reference") for b in made.curvature_stream(role)]
+    one = {}
+    for labels in ("sampled", "given"):
+        found = site_moments(threatening, stream, made.sites, labels=labels, precision="float32", seed=made.seed)
+        one[labels] = {
+            name: linalg.precondition(made.gradient("forget")[name], *(
+                linalg.cholesky(linalg.damped(moments.side(side).mean_second(), 0.01)) for side in ("x", "g")
+            ))
+            for name, moments in found.items()
+        }  # fmt: skip
+    sampled, true, plain = Natural(contrast="none", labels="sampled"), Natural(contrast="none", labels="true"), Natural
+    for methods in ([(true, "given"), (plain(contrast="none"), "sampled")], [(sampled, "sampled"), (true, "given")]):
+        asked = problem_of(threatening, "mlp.out")
+        for method, labels in methods:
+            update = first_update(method, asked)
+            assert all(torch.equal(u, one[labels][n]) for n, u in update.items()), (method, labels)
+    in_turn = problem_of(threatening, "mlp.out", site_batch=1)
+    assert all(torch.equal(u, one["given"][n]) for n, u in first_update(true, in_turn).items())
+    assert alike(one["given"], one["sampled"]) > 0.1
+    directions = [first_update(Natural(rank=4, labels=labels), made) for labels in ("sampled", "true")]
+    assert alike(*directions) > 0.1, "what the directions are kept under knows the labels"
+
+
+def test_true_labels_are_the_next_tokens_of_the_text(threatening: Any) -> None:
+    """``B`` of one layer is the mean of g g^T, g by autograd from the cross-entropy of the text's own tokens: one
+    sequence at a time, by what a zero that is added to the site's output would change."""
+    made = problem_of(threatening, "mlp.out", "2", retain=corpus("forget", "good").take(6), reference=None)
+    (site,) = made.sites
+    total, n = torch.zeros(site.d_out, site.d_out, dtype=torch.float64), 0
+    for s in made.encoded("retain"):
+        zero = torch.zeros(1, len(s.ids), site.d_out, requires_grad=True)
+        with threatening.hooks(fwd_hooks=[(models.hook_names(site)[1], lambda value, hook, z=zero: value + z)]):
+            logp = threatening(s.ids[None])[0, :-1].log_softmax(-1)
+        logp.gather(-1, s.ids[1:, None])[s.labels[1:]].sum().backward()
+        g = zero.grad[0].double()
+        total, n = total + g.T @ g, n + len(g)
+    by_hand = {site.name: total / n}
+    found, drawn = (
+        {site.name: moments[site.name].side("g").mean_second().double()}
+        for moments in (made.empirical_moments, made.retain_moments)
+    )  # fmt: skip
+    assert alike(found, by_hand) < SINGLE < 0.1 < alike(drawn, by_hand)
 
 
 def test_truncation_by_svd_keeps_most_effect_per_disruption(problem: Problem) -> None:

@@ -3,7 +3,7 @@
 To first order a small update ``D`` changes the forget loss by ``<G_f, D>`` and costs ``1/2 D^T F D`` nats of KL on
 retain text, F the Fisher information there. So under a KL budget the best update is ``D ~ F^-1 G``. With
 Kronecker factors (Martens & Grosse 2015) per site, ``F ~ A (x) B``, ``A = E[x x^T]``, ``B = E[g g^T]`` (labels
-sampled from the model, so that it is the Fisher and not the gradient covariance),
+sampled from the model, so that it is the Fisher and not the gradient covariance; ``labels: true`` is that one),
 
     D = B'^-1 G A'^-1,     M' = M + damping * tr(M)/d * I .
 
@@ -47,6 +47,7 @@ from hooklearn.edit.elicited import Adversary, elicited_gradient
 from hooklearn.edit.method import CURVATURE, HALVES, Method, Problem, Updates, combine, inner
 from hooklearn.edit.repselect import contrast
 from hooklearn.linalg import Sides
+from hooklearn.locate.capture import Labels
 from hooklearn.locate.subspace import Subspace, Subspaces
 from hooklearn.moments import Moments
 from hooklearn.types import InputError, Side
@@ -80,6 +81,9 @@ class Natural(Method):
     curvature: Literal["kfac", "ekfac"] = "kfac"
     """``ekfac``: K-FAC's basis with the curvature measured along it (:mod:`hooklearn.edit.ekfac`); a second pass over
     the retain text, and as much memory again as the moments and the edited weights take."""
+    labels: Literal["sampled", "true"] = "sampled"
+    """Of the retain text's own loss, whose gradients are g: ``sampled`` from the model, which makes ``E[g g^T]`` the
+    Fisher information; ``true``: the text's own next tokens, the empirical Fisher."""
     adversaries: tuple[str, ...] = ()
     """Take G_f also where forget has been taught first, for an epoch: ``lora@0.01`` (rank 8, SGD at this rate),
     ``full@1e-4`` (the edited weights, Adam). G_f is then the mean over the model as it is and all of these, each
@@ -123,9 +127,9 @@ class Natural(Method):
                 "truncation 'directions', hold all sites at once"
             )
         if self.curvature == "ekfac":
-            yield self._solved(problem, EigenMetric(problem, self.damping))
+            yield self._solved(problem, EigenMetric(problem, self.damping, self._labels))
             return
-        metric = Metric(problem, self.damping, self.sides)
+        metric = Metric(problem, self.damping, self.sides, self._labels)
         if self.rank is None:
             yield self._solved(problem, metric)
         elif self.truncation == "svd":
@@ -171,6 +175,11 @@ class Natural(Method):
         return problem.taken_gradient("forget") if take else problem.gradient("forget")
 
     @property
+    def _labels(self) -> Labels:
+        """In the words of :func:`hooklearn.locate.capture.tapes`."""
+        return "given" if self.labels == "true" else "sampled"
+
+    @property
     def _goods(self) -> tuple[str, ...]:
         """Good text in one piece or in two."""
         return HALVES if self.contrast == "balanced" else ("retain",)
@@ -191,13 +200,13 @@ class Natural(Method):
         """Generalised eigenvectors (forget moments, damped retain moments), most selective first."""
         assert self.rank is not None
         cache = problem.__dict__.setdefault("_natural_directions", {})
-        key = (self.rank, self.damping, self.sides)
+        key = (self.rank, self.damping, self.sides, self.labels)
         if key not in cache:
             found = {}
             for site in problem.sites:
                 for side in _sides(self.sides):
                     forget = problem.forget_moments[site.name].side(side)
-                    retain = problem.retain_moments[site.name].side(side)
+                    retain = problem.curvature(self._labels)[site.name].side(side)
                     k = min(self.rank, forget.n, site.width(side))
                     oblique, values, _ = linalg.generalised_eigh(
                         forget.mean_second(), linalg.damped(retain.mean_second(), self.damping), k
@@ -284,8 +293,9 @@ class Metric(SiteMetric):
     """The K-FAC metric of the retain text: A' and B' per site, factored when they are needed and not kept. Within given
     subspaces of those only."""
 
-    def __init__(self, problem: Problem, damping: float, sides: Sides = "both") -> None:
+    def __init__(self, problem: Problem, damping: float, sides: Sides = "both", labels: Labels = "sampled") -> None:
         self.problem = problem
+        self.labels: Labels = labels
         self.damping = damping
         self.sides = sides
 
@@ -293,7 +303,7 @@ class Metric(SiteMetric):
         """(site, Cholesky factor of A', of B'), in the coordinates of the subspaces where some are given; gate and up
         share their inputs, and so their A'."""
         last: tuple[Moments, Tensor | None, Tensor] | None = None
-        for name, moments in self.problem.retain_moments_in_turn():
+        for name, moments in self.problem.retain_moments_in_turn(self.labels):
             x = g = None
             x_basis, g_basis = self._bases(name)
             if self.sides != "g":
