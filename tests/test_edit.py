@@ -319,6 +319,45 @@ def test_true_labels_are_the_next_tokens_of_the_text(threatening: Any) -> None:
     assert alike(found, by_hand) < SINGLE < 0.1 < alike(drawn, by_hand)
 
 
+@pytest.mark.parametrize("sides", ["both", "x", "g"])
+@pytest.mark.parametrize("rest", [{}, {"rank": 4, "truncation": "svd"}])
+def test_a_sketch_as_wide_as_the_sides_is_the_natural_gradient(
+    problem: Problem, sides: Any, rest: dict[str, Any]
+) -> None:
+    """Whole edits, also truncated by SVD: the same in other arithmetic. With few pairs it is another one (control)."""
+    plain = first_update(Natural(sides=sides, **rest), problem)
+    assert alike(first_update(Natural(sides=sides, sketch_rank=1000, **rest), problem), plain) < SINGLE
+    assert alike(first_update(Natural(sides=sides, sketch_rank=2, **rest), problem), plain) > 0.1
+
+
+def test_more_pairs_of_a_sketch_are_more_effect_per_disruption(problem: Problem) -> None:
+    """<G, D> / |D|_F in the whole metric: highest with all of it, lowest with the gradient itself."""
+    gradient = problem.gradient("forget")
+    reached = [
+        effect(gradient, first_update(Natural(contrast="none", sketch_rank=rank), problem), problem)
+        for rank in (2, 16, None)
+    ]
+    assert 0 < effect(gradient, gradient, problem) < reached[0] < reached[1] < reached[2]
+
+
+def test_a_sketch_is_refused_where_it_is_not_used(threatening: Any) -> None:
+    """Of another basis, beside directions of their own, within given subspaces, of no pairs, on weights nobody has
+    whole. A site at a time is the same sketch (control)."""
+    for options, why in (
+        ({"curvature": "ekfac"}, "curvature 'ekfac' measures along all of their directions; leave one of them out"),
+        ({"rank": 4}, "sketch_rank 4 would not be used: .* take truncation 'svd', or leave one of them out"),
+        ({"sketch_rank": 0}, "sketch_rank must be 1 or more, got 0"),
+    ):
+        with pytest.raises(InputError, match=why):
+            Natural(**{"sketch_rank": 4, **options})
+    spaces = fit_subspaces(threatening, corpus("forget"), corpus("forget", "good"), models.sites(threatening), rank=2)
+    with pytest.raises(InputError, match="within given subspaces only their part there is solved with"):
+        first_update(Natural(sketch_rank=4), problem_of(threatening, subspaces=spaces))
+    assert Natural().sharded and not Natural(sketch_rank=4).sharded
+    one, every = (first_update(Natural(sketch_rank=4), problem_of(threatening, site_batch=n)) for n in (1, None))
+    assert all(torch.equal(u, every[n]) for n, u in one.items())
+
+
 def test_truncation_by_svd_keeps_most_effect_per_disruption(problem: Problem) -> None:
     """<G, D> / |D|_F at the same rank: Eckart-Young is at least as good as the top directions, below all of it."""
     method = Natural(rank=4, truncation="svd")

@@ -344,7 +344,7 @@ def check_sharded(method: Method, sharded: bool) -> None:
     if sharded and not method.sharded:
         raise InputError(
             f"method {method.name!r} with these options does not work on spread weights (model.shard, model.offload); "
-            "valid: natural (curvature kfac, no rank), gradient_ascent"
+            "valid: natural (curvature kfac, no rank or sketch_rank), gradient_ascent"
         )
 
 

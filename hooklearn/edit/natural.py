@@ -46,6 +46,7 @@ from hooklearn.edit.ekfac import EigenMetric, SiteMetric
 from hooklearn.edit.elicited import Adversary, elicited_gradient
 from hooklearn.edit.method import CURVATURE, HALVES, Method, Problem, Updates, combine, inner
 from hooklearn.edit.repselect import contrast
+from hooklearn.edit.sketched import SketchedMetric
 from hooklearn.linalg import Sides
 from hooklearn.locate.capture import Labels
 from hooklearn.locate.subspace import Subspace, Subspaces
@@ -84,6 +85,9 @@ class Natural(Method):
     labels: Literal["sampled", "true"] = "sampled"
     """Of the retain text's own loss, whose gradients are g: ``sampled`` from the model, which makes ``E[g g^T]`` the
     Fisher information; ``true``: the text's own next tokens, the empirical Fisher."""
+    sketch_rank: int | None = None
+    """Keep this many eigenpairs of A and of B each, and the mean of the other eigenvalues in place of these; None, and
+    anything from a side's width on, keeps all. The moments are still streamed whole."""
     adversaries: tuple[str, ...] = ()
     """Take G_f also where forget has been taught first, for an epoch: ``lora@0.01`` (rank 8, SGD at this rate),
     ``full@1e-4`` (the edited weights, Adam). G_f is then the mean over the model as it is and all of these, each
@@ -105,10 +109,28 @@ class Natural(Method):
             self.refuse("forget_weight", why=f"contrast {self.contrast!r} is no mixture")
         if self.curvature == "ekfac" and (self.sides != "both" or self.rank is not None):
             raise InputError("natural: curvature 'ekfac' is of both sides and all directions; leave out sides and rank")
+        self._check_sketch()
+
+    def _check_sketch(self) -> None:
+        if self.sketch_rank is None:
+            return
+        if self.sketch_rank < 1:
+            raise InputError(f"natural: sketch_rank must be 1 or more, got {self.sketch_rank}")
+        if self.curvature == "ekfac":
+            raise InputError(
+                f"natural: sketch_rank {self.sketch_rank} is of K-FAC's factors, and curvature 'ekfac' measures along "
+                "all of their directions; leave one of them out"
+            )
+        if self.rank is not None and self.truncation == "directions":
+            raise InputError(
+                f"natural: sketch_rank {self.sketch_rank} would not be used: a rank of truncation 'directions' is "
+                "found in the whole moments; take truncation 'svd', or leave one of them out"
+            )
 
     @property
     def sharded(self) -> bool:
-        return self.curvature == "kfac" and self.rank is None and not self.adversaries
+        whole = self.rank is None and self.sketch_rank is None
+        return self.curvature == "kfac" and whole and not self.adversaries
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -121,6 +143,11 @@ class Natural(Method):
                 "natural: within given subspaces the curvature is 'kfac', and a rank needs truncation 'svd' (what "
                 "truncation 'directions' keeps are subspaces of its own)"
             )
+        if problem.subspaces is not None and self.sketch_rank is not None:
+            raise InputError(
+                f"natural: sketch_rank {self.sketch_rank} is of the whole factors, and within given subspaces only "
+                "their part there is solved with; leave one of them out"
+            )
         if problem.site_batch is not None and (own_directions or self.curvature == "ekfac"):
             raise InputError(
                 f"natural: site_batch {problem.site_batch} would change nothing: curvature 'ekfac', and a rank of "
@@ -129,13 +156,18 @@ class Natural(Method):
         if self.curvature == "ekfac":
             yield self._solved(problem, EigenMetric(problem, self.damping, self._labels))
             return
-        metric = Metric(problem, self.damping, self.sides, self._labels)
+        metric = self._metric(problem)
         if self.rank is None:
             yield self._solved(problem, metric)
         elif self.truncation == "svd":
             yield metric.truncated(self._gradient(problem, metric), self.rank)
         else:
             yield _confined(self._gradient(problem, metric), self._directions(problem))
+
+    def _metric(self, problem: Problem) -> Metric | SketchedMetric:
+        if self.sketch_rank is None:
+            return Metric(problem, self.damping, self.sides, self._labels)
+        return SketchedMetric(problem, self.damping, self.sketch_rank, self.sides, self._labels)
 
     def _solved(self, problem: Problem, metric: SiteMetric) -> Updates:
         """``F^-1 G``; the mixture needs both solutions for its norms, and they are all it needs."""
