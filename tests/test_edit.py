@@ -53,6 +53,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "repselect_multi": {"learning_rate": 0.5, "rank": 8},
     "repselect": {"rank": 8},
     "confined": {"rank": 8},
+    "task_vector": {"learning_rate": 3e-4},
 }
 """The defaults are for models a thousand times this size."""
 

@@ -55,9 +55,11 @@ class Problem:
         max_tokens: int = 1024,
         keep: bool = True,
         site_batch: int | None = None,
+        never: Any = None,
     ) -> None:
         """
         Args:
+            never: a model that never learned it, for the reference arm that goes there; no other method looks at it.
             site_batch: hold the retain curvature of so many sites at a time, for one more pass of its text each; the
                 labels are drawn alike, so the edit is the same. None: of all sites at once.
             keep: keep gradients and moments for further methods on the same problem; without it they are dropped
@@ -74,6 +76,7 @@ class Problem:
         self.model = model
         self.sites = list(sites)
         self.site_batch = site_batch
+        self.never = never
         self.forget = forget
         self.retain = retain
         self.reference = reference
@@ -203,6 +206,9 @@ class Method(ABC):
     method without it is taken as it walks."""
     confines: ClassVar[bool] = False
     """It works within given subspaces by itself. The direction of another is projected; a walk is refused."""
+
+    needs_never: ClassVar[bool] = False
+    """It is given the weights of the never-learned control: a reference arm. A run without such a model is refused."""
 
     @property
     def sharded(self) -> bool:
