@@ -201,7 +201,7 @@ def _edit_stage(
         models.sites(setup.original, config.edit.sites, config.edit.layers),  # type: ignore[arg-type]
         setup.corpora["forget"], setup.corpora.get("retain"), setup.corpora.get("reference"),
         seed=seed, precision=config.model.precision, max_tokens=config.max_tokens, keep=False,  # type: ignore[arg-type]
-        site_batch=config.edit.site_batch,
+        site_batch=config.edit.site_batch, never=setup.never,
     )  # fmt: skip
     disk.check_room(folder.folder, 4 * sum(s.d_out * s.d_in for s in problem.sites), f"the delta of {method.name}")
     budget = config.budget.resolved(lambda: setup.never_level(problem.forget))

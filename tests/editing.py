@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from conftest import corpus
@@ -17,9 +18,15 @@ from hooklearn.types import EditResult
 def problem_of(model: Any, which: Any = "mlp", layers: Any = None, **changed: Any) -> Problem:
     given: dict[str, Any] = {
         "forget": corpus("forget"), "retain": corpus("forget", "good"), "reference": corpus("text").take(40),
-        "precision": "float32", "max_tokens": 512,
+        "precision": "float32", "max_tokens": 512, "never": never_learned(),
     } | changed  # fmt: skip
     return Problem(model, models.sites(model, which, layers), **given)
+
+
+@functools.cache
+def never_learned() -> Any:
+    """What the organism was made of; no test changes it."""
+    return models.load("tiny")
 
 
 def first_update(method: Any, problem: Problem) -> Updates:

@@ -200,6 +200,14 @@ CASES: dict[str, tuple[Spoil, list[str]]] = {
         config(corpora={"retain": None}, edit={"method": "kfac", "rank": None}),
         ["'kfac' needs corpora.retain or corpora.reference"],
     ),
+    "a method without its never-learned model": (
+        config(organism=None, edit={"method": "oracle", "rank": None}, controls={"never": None}),
+        ["'oracle' needs the weights of a model that never learned it, and none is given", "controls.never.name"],
+    ),
+    "a method whose never-learned model has no weights": (
+        config(organism=None, edit={"method": "oracle", "rank": None}, controls={"never": {"surrogate": "permuted"}}),
+        ["'oracle' needs the weights", "a surrogate has no weights; give controls.never.name, or an organism"],
+    ),
     "a value where a section belongs": (config(attacks=[7]), ["attacks.0", "a section is expected", "got 7"]),
     "the same attack twice": (
         config(attacks=[{"name": "erode", "steps": 2}, {"name": "erode", "steps": 4}]),

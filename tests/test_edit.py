@@ -28,6 +28,7 @@ from hooklearn.edit.repselect import Confined, RepSelect, contrast
 from hooklearn.forward import sequence_logprobs
 from hooklearn.locate.capture import tapes
 from hooklearn.locate.fit import fit_subspaces
+from hooklearn.locate.moments import site_moments
 from hooklearn.locate.subspace import Subspace, Subspaces
 from hooklearn.lora import Lora, low_rank
 from hooklearn.measure import completion_probability
@@ -59,6 +60,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "repselect_multi": {"learning_rate": 0.5, "rank": 8},
     "repselect": {"rank": 8},
     "confined": {"rank": 8},
+    "task_vector": {"learning_rate": 3e-4},
 }
 """The defaults are for models a thousand times this size."""
 PULLED_UP = {
@@ -347,6 +349,93 @@ def test_the_full_truncated_svd_is_the_natural_gradient(problem: Problem, sides:
     assert alike(full, plain) < SINGLE
     svd = first_update(Natural(rank=4, truncation="svd"), problem)
     assert all(int(torch.linalg.matrix_rank(u, rtol=1e-4)) == 4 for u in svd.values())
+
+
+def test_sampled_labels_are_the_default_bit_for_bit(threatening: Any) -> None:
+    """The metric is that of moments with labels drawn from the model; the text's own give another edit, in one call or
+    a site at a time, whichever was asked for first on a problem (control: the order of asking changes nothing)."""
+    made = problem_of(threatening, "mlp.out")
+    stream = [b for role in ("retain", "reference") for b in made.curvature_stream(role)]
+    one = {}
+    for labels in ("sampled", "given"):
+        found = site_moments(threatening, stream, made.sites, labels=labels, precision="float32", seed=made.seed)
+        one[labels] = {
+            name: linalg.precondition(made.gradient("forget")[name], *(
+                linalg.cholesky(linalg.damped(moments.side(side).mean_second(), 0.01)) for side in ("x", "g")
+            ))
+            for name, moments in found.items()
+        }  # fmt: skip
+    sampled, true, plain = Natural(contrast="none", labels="sampled"), Natural(contrast="none", labels="true"), Natural
+    for methods in ([(true, "given"), (plain(contrast="none"), "sampled")], [(sampled, "sampled"), (true, "given")]):
+        asked = problem_of(threatening, "mlp.out")
+        for method, labels in methods:
+            update = first_update(method, asked)
+            assert all(torch.equal(u, one[labels][n]) for n, u in update.items()), (method, labels)
+    in_turn = problem_of(threatening, "mlp.out", site_batch=1)
+    assert all(torch.equal(u, one["given"][n]) for n, u in first_update(true, in_turn).items())
+    assert alike(one["given"], one["sampled"]) > 0.1
+    directions = [first_update(Natural(rank=4, labels=labels), made) for labels in ("sampled", "true")]
+    assert alike(*directions) > 0.1, "what the directions are kept under knows the labels"
+
+
+def test_true_labels_are_the_next_tokens_of_the_text(threatening: Any) -> None:
+    """``B`` of one layer is the mean of g g^T, g by autograd from the cross-entropy of the text's own tokens: one
+    sequence at a time, by what a zero that is added to the site's output would change."""
+    made = problem_of(threatening, "mlp.out", "2", retain=corpus("forget", "good").take(6), reference=None)
+    (site,) = made.sites
+    total, n = torch.zeros(site.d_out, site.d_out, dtype=torch.float64), 0
+    for s in made.encoded("retain"):
+        zero = torch.zeros(1, len(s.ids), site.d_out, requires_grad=True)
+        with threatening.hooks(fwd_hooks=[(models.hook_names(site)[1], lambda value, hook, z=zero: value + z)]):
+            logp = threatening(s.ids[None])[0, :-1].log_softmax(-1)
+        logp.gather(-1, s.ids[1:, None])[s.labels[1:]].sum().backward()
+        g = zero.grad[0].double()
+        total, n = total + g.T @ g, n + len(g)
+    by_hand = {site.name: total / n}
+    found, drawn = (
+        {site.name: moments[site.name].side("g").mean_second().double()}
+        for moments in (made.empirical_moments, made.retain_moments)
+    )  # fmt: skip
+    assert alike(found, by_hand) < SINGLE < 0.1 < alike(drawn, by_hand)
+
+
+@pytest.mark.parametrize("sides", ["both", "x", "g"])
+@pytest.mark.parametrize("rest", [{}, {"rank": 4, "truncation": "svd"}])
+def test_a_sketch_as_wide_as_the_sides_is_the_natural_gradient(
+    problem: Problem, sides: Any, rest: dict[str, Any]
+) -> None:
+    """Whole edits, also truncated by SVD: the same in other arithmetic. With few pairs it is another one (control)."""
+    plain = first_update(Natural(sides=sides, **rest), problem)
+    assert alike(first_update(Natural(sides=sides, sketch_rank=1000, **rest), problem), plain) < SINGLE
+    assert alike(first_update(Natural(sides=sides, sketch_rank=2, **rest), problem), plain) > 0.1
+
+
+def test_more_pairs_of_a_sketch_are_more_effect_per_disruption(problem: Problem) -> None:
+    """<G, D> / |D|_F in the whole metric: highest with all of it, lowest with the gradient itself."""
+    gradient = problem.gradient("forget")
+    reached = [
+        effect(gradient, first_update(Natural(contrast="none", sketch_rank=rank), problem), problem)
+        for rank in (2, 16, None)
+    ]
+    assert 0 < effect(gradient, gradient, problem) < reached[0] < reached[1] < reached[2]
+
+
+def test_a_sketch_is_refused_where_it_is_not_used(threatening: Any) -> None:
+    """Of another basis, beside directions of their own, within given subspaces, of no pairs, on weights nobody has
+    whole. A site at a time is the same sketch (control)."""
+    for options, why in (
+        ({"curvature": "ekfac"}, "curvature 'ekfac' measures along all of their directions; leave one of them out"),
+        ({"rank": 4}, "sketch_rank 4 would not be used: .* take truncation 'svd', or leave one of them out"),
+        ({"sketch_rank": 0}, "sketch_rank must be 1 or more, got 0"),
+    ):
+        with pytest.raises(InputError, match=why):
+            Natural(**{"sketch_rank": 4, **options})
+    spaces = fit_subspaces(threatening, corpus("forget"), corpus("forget", "good"), models.sites(threatening), rank=2)
+    with pytest.raises(InputError, match="within given subspaces only their part there is solved with"):
+        first_update(Natural(sketch_rank=4), problem_of(threatening, subspaces=spaces))
+    assert Natural().sharded and not Natural(sketch_rank=4).sharded
+    one, every = (first_update(Natural(sketch_rank=4), problem_of(threatening, site_batch=n)) for n in (1, None))
+    assert all(torch.equal(u, every[n]) for n, u in one.items())
 
 
 def test_truncation_by_svd_keeps_most_effect_per_disruption(problem: Problem) -> None:

@@ -66,3 +66,21 @@ def test_as_an_option_of_natural(problem: Problem) -> None:
     assert alike(update, first_update(Natural(), problem)) > 0.1
     with pytest.raises(InputError, match="all directions"):
         method_of("natural", {"curvature": "ekfac", "rank": 4})
+
+
+def test_labels_are_those_of_the_basis_and_of_the_second_pass(problem: Problem) -> None:
+    """With the text's own labels the sum of ``S`` is ``E[|g|^2 |x|^2]`` at these, the trace of the empirical Fisher in
+    whatever basis; sampled ones, the default, give another (control), and another edit."""
+    site = problem.sites[1]
+    stream = [b for role in ("retain", "reference") for b in problem.curvature_stream(role)]
+    taped = [t[site.name] for _, t in tapes(problem.model, stream, [site], precision=problem.precision)]
+    g, x = torch.cat([t.g for t in taped]).double(), torch.cat([t.x for t in taped]).double()
+    total = float((g.square().sum(1) * x.square().sum(1)).mean())  # the trace of the Fisher, in whatever basis
+    true, sampled, default = (
+        float(EigenMetric(problem, 1.0, *labels).curvature[site.name].double().sum())
+        for labels in (("given",), ("sampled",), ())
+    )  # fmt: skip
+    assert true == pytest.approx(total, rel=SINGLE) and sampled == default
+    assert abs(sampled / total - 1) > 0.05
+    one, other = (first_update(Natural(curvature="ekfac", labels=labels), problem) for labels in ("true", "sampled"))
+    assert alike(one, other) > 0.1

@@ -16,6 +16,7 @@ from torch import Tensor
 from hooklearn import linalg, moments
 from hooklearn.linalg import Sides
 from hooklearn.moments import Moments, MomentSum, add_product
+from hooklearn.sketch import Sketch
 from hooklearn.types import InputError, NumericalError
 
 SINGLE = 2e-5
@@ -576,3 +577,69 @@ def test_no_eigenvectors_of_a_matrix(d: int) -> None:
     vectors, values = linalg.top_eigh(torch.eye(d, dtype=torch.float64), 0)
     assert vectors.shape == (d, 0) and values.shape == (0,)
     assert linalg.top_eigh(torch.eye(d, dtype=torch.float64), 1)[0].shape == (d, 1), "positive control"
+
+
+# ------------------------------------------------------------------------------------------- sketches
+
+
+def dense(sketch: Sketch) -> Tensor:
+    return sketch.times(torch.eye(len(sketch.vectors), dtype=sketch.vectors.dtype))
+
+
+@given(seeds, sizes, sizes, st.integers(0, 3), st.sampled_from([0.01, 0.1, 1.0]))
+def test_a_sketch_of_full_rank_is_the_exact_solve(seed: int, d: int, k: int, more: int, damping: float) -> None:
+    """From ``rank = d`` on, whatever the damping, it solves as the Cholesky factor of the damped matrix does; with one
+    pair it does not (control)."""
+    m, rows = spd(d, seed), randn(d, k, seed=seed + 1, dtype=torch.float64)
+    exact = linalg.precondition(rows, None, linalg.cholesky(linalg.damped(m, damping)))
+    assert close(Sketch.of(m, d + more).damped(damping).times(rows, power=-1), exact, DOUBLE)
+    if d > 2:
+        assert not close(Sketch.of(m, 1).damped(damping).times(rows, power=-1), exact, 1e-4)
+
+
+@given(seeds, sizes, st.integers(1, 12))
+def test_a_sketch_keeps_the_trace_and_the_first_pairs(seed: int, d: int, rank: int) -> None:
+    """So damping, a share of the mean eigenvalue, means the same; spectrum: the first, then the mean of the others.
+    Of all such matrices with these vectors it is the nearest: moving ``rest`` either way is farther."""
+    m = spd(d, seed)
+    sketch, k = Sketch.of(m, rank), min(rank, d)
+    values = torch.linalg.eigvalsh(m).flip(0)
+    expected = torch.cat([values[:k], values[k:].mean().expand(d - k)]) if k < d else values
+    assert close(torch.linalg.eigvalsh(dense(sketch)).flip(0), expected, DOUBLE)
+    assert close(dense(sketch).trace(), m.trace(), DOUBLE)
+    assert close(dense(sketch.damped(0.3)), linalg.damped(dense(sketch), 0.3), DOUBLE)
+    if k < d:
+        off = [Sketch(sketch.vectors, sketch.values, sketch.rest * f) for f in (0.9, 1.0, 1.1)]
+        low, here, high = (float((dense(s) - m).norm()) for s in off)
+        assert here < min(low, high)
+
+
+@given(seeds, sizes, st.integers(1, 12), sizes)
+def test_powers_of_a_sketch_undo_each_other(seed: int, d: int, rank: int, k: int) -> None:
+    """``M M^-1 = 1``, and the symmetric half twice is the whole."""
+    sketch, rows = Sketch.of(spd(d, seed), rank).damped(0.1), randn(d, k, seed=seed, dtype=torch.float64)
+    solved = sketch.times(rows, power=-1)
+    assert close(sketch.times(solved), rows, DOUBLE)
+    assert close(sketch.times(sketch.times(rows, power=-0.5), power=-0.5), solved, DOUBLE)
+
+
+@given(seeds, st.integers(3, 12), st.data())
+def test_a_sketch_is_exact_where_the_rest_is_isotropic(seed: int, d: int, data: st.DataObject) -> None:
+    """Some spikes over a flat floor: as many pairs as spikes are enough, one fewer is not (control)."""
+    spikes = data.draw(st.integers(2, d - 1))
+    basis = torch.linalg.qr(randn(d, d, seed=seed, dtype=torch.float64)).Q
+    values = torch.ones(d, dtype=torch.float64)
+    values[:spikes] = 5.0 + torch.arange(spikes, 0, -1)
+    m, rows = (basis * values) @ basis.T, randn(d, d, seed=seed, dtype=torch.float64)
+    exact = linalg.precondition(rows, None, linalg.cholesky(m))
+    assert close(Sketch.of(m, spikes).times(rows, power=-1), exact, DOUBLE)
+    assert not close(Sketch.of(m, spikes - 1).times(rows, power=-1), exact, 1e-4)
+
+
+def test_a_sketch_of_nothing_is_damped_and_none_of_rank_0() -> None:
+    """No gradient at all: the damped matrix is as positive as it gets, as the whole one would be."""
+    zero = Sketch.of(torch.zeros(4, 4), 2).damped(0.1)
+    assert float(zero.rest) == float(zero.values[0]) == torch.finfo(torch.float32).tiny
+    assert close(dense(zero), linalg.damped(torch.zeros(4, 4), 0.1), SINGLE)
+    with pytest.raises(InputError, match="rank of a sketch must be 1 or more, got 0"):
+        Sketch.of(torch.eye(3), 0)

@@ -48,7 +48,8 @@ _METHODS = """# Methods
 Every method is brought to exactly the same [disruption budget](../explanation/budget.md). One that gives a single
 direction is *scaled* to it; one that takes steps is *walked* until it crosses it, and cut back.
 Walked methods read turns with their end, as the published codes do, and text to go on from (`"template": "none"`)
-without; scaled ones, CIR, multi-epoch RepSelect and natural in rounds read the completions alone.
+without; scaled ones, CIR, multi-epoch RepSelect and natural in rounds read the completions alone (but for `undo` and
+`task_vector`, which train before they are scaled).
 
     hooklearn run tiny --set edit.method=repselect --set edit.rank=16
 

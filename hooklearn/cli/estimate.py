@@ -312,7 +312,7 @@ def _edit(config: RunConfig, texts: Mapping[str, Text], measured: Text, shape: S
     adversaries = len(options.get("adversaries", ())) + bool(options.get("lora"))
     yield _passes("edit", texts["forget"] * (2 * adversaries), shape, back=True, weights=shape.sites)
     if method.ray:
-        yield _passes("edit", given, shape, back=True, weights=shape.sites)
+        yield _passes("edit", given * options.get("epochs", 1), shape, back=True, weights=shape.sites)
         if method.name in WHITENED:
             curved = texts.get("retain", NOTHING) + texts.get("reference", NOTHING)
             yield _passes("edit", curved, shape, back=True)

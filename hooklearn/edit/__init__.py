@@ -29,6 +29,7 @@ from hooklearn.edit.repselect_multi import RepSelectMulti
 from hooklearn.edit.rounds import NaturalRounds
 from hooklearn.edit.steering import RMU, CircuitBreakers
 from hooklearn.edit.tar import Tar
+from hooklearn.edit.task_vector import Oracle, TaskVector
 from hooklearn.edit.undo import Undo
 from hooklearn.forward import Precision
 from hooklearn.locate.subspace import Subspace, Subspaces
@@ -61,6 +62,8 @@ METHODS: dict[str, type[Method]] = {
         Undo,
         Natural,
         NaturalRounds,
+        TaskVector,
+        Oracle,
     )  # fmt: skip
 }
 EVERY_METHOD: Shelf[type[Method]] = Shelf("method", "hooklearn.methods", METHODS, named_class(Method))
@@ -109,6 +112,7 @@ def edit(
     seed: int = 0,
     precision: Precision = "auto",
     site_batch: int | None = None,
+    never: Any = None,
     **options: Any,
 ) -> EditResult:
     """Edit a model to exactly the budget. The model itself is left untouched: apply ``result.delta``.
@@ -124,6 +128,7 @@ def edit(
         sites: which weights may move; default: those of ``subspace`` where it is given, or all of the MLP.
         budget: far KL in nats per token, or a :class:`Budget` with a near one or a level of forgetting.
         site_batch: hold the retain curvature of so many sites at a time (less memory, more passes, the same edit).
+        never: a model that never learned it, for the method ``oracle``.
     Raises:
         InputError: unknown method or option; something is no model, no corpus, no budget, or no such site; somebody has
             hooked into the model; the method needs a corpus that is not given, or left the weights changed; text that
@@ -150,6 +155,7 @@ def edit(
     problem = Problem(
         model, models.sites(model, sites, layers), forget, retain, reference,
         subspaces=spaces, seed=seed, precision=precision, keep=False, site_batch=site_batch,
+        never=None if never is None else models.checked(never),
     )  # fmt: skip
     meter = DisruptionMeter(model, disruption, near)
     return run_edit(problem, chosen, meter, allowed)
@@ -344,7 +350,7 @@ def check_sharded(method: Method, sharded: bool) -> None:
     if sharded and not method.sharded:
         raise InputError(
             f"method {method.name!r} with these options does not work on spread weights (model.shard, model.offload); "
-            "valid: natural (curvature kfac, no rank), gradient_ascent"
+            "valid: natural (curvature kfac, no rank or sketch_rank), gradient_ascent"
         )
 
 

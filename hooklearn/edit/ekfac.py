@@ -16,7 +16,7 @@ from hooklearn import memory
 from hooklearn.edit.lowcurvature import Eigen
 from hooklearn.edit.method import Problem, Updates
 from hooklearn.forward import count_tokens
-from hooklearn.locate.capture import tapes
+from hooklearn.locate.capture import Labels, tapes
 from hooklearn.moments import Moments
 from hooklearn.types import InputError, NumericalError
 
@@ -40,16 +40,18 @@ class SiteMetric(ABC):
 class EigenMetric(SiteMetric):
     """``F ~ (U (x) V) diag(S) (U (x) V)^T`` of the retain text, per site."""
 
-    def __init__(self, problem: Problem, damping: float) -> None:
+    def __init__(self, problem: Problem, damping: float, labels: Labels = "sampled") -> None:
         """
         Args:
             damping: as a share of the mean of S.
+            labels: of the basis and of S alike.
         """
         self.damping = damping
+        self.labels: Labels = labels
         self.u: dict[str, Tensor] = {}
         self.v: dict[str, Tensor] = {}
         last: tuple[Moments, Tensor] | None = None
-        for name, moments in problem.retain_moments.items():
+        for name, moments in problem.curvature(labels).items():
             one = moments.side("x")
             if one.n == 0:
                 raise InputError(f"no retain token was sent to {name}: leave that expert out, or give more retain text")
@@ -68,7 +70,7 @@ class EigenMetric(SiteMetric):
         total = {s.name: self.u[s.name].new_zeros(s.d_out, s.d_in) for s in problem.sites}
         rows = 0
         for batch, taped in tapes(
-            problem.model, stream, problem.sites, labels="sampled", precision=problem.precision, seed=problem.seed
+            problem.model, stream, problem.sites, labels=self.labels, precision=problem.precision, seed=problem.seed
         ):
             for name, tape in taped.items():
                 assert tape.g is not None

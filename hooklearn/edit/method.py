@@ -20,7 +20,7 @@ from hooklearn import integrity, memory, models, parallel
 from hooklearn.data import Corpus, Encoded, TokenBatch, batches, encode
 from hooklearn.deltas import Delta
 from hooklearn.forward import Precision, count_tokens
-from hooklearn.locate.capture import weight_gradients
+from hooklearn.locate.capture import Labels, weight_gradients
 from hooklearn.locate.moments import SiteMoments, site_moments
 from hooklearn.locate.subspace import Subspace, Subspaces
 from hooklearn.traits import packs
@@ -55,9 +55,11 @@ class Problem:
         max_tokens: int = 1024,
         keep: bool = True,
         site_batch: int | None = None,
+        never: Any = None,
     ) -> None:
         """
         Args:
+            never: a model that never learned it, for the reference arm that goes there; no other method looks at it.
             site_batch: hold the retain curvature of so many sites at a time, for one more pass of its text each; the
                 labels are drawn alike, so the edit is the same. None: of all sites at once.
             keep: keep gradients and moments for further methods on the same problem; without it they are dropped
@@ -74,6 +76,7 @@ class Problem:
         self.model = model
         self.sites = list(sites)
         self.site_batch = site_batch
+        self.never = never
         self.forget = forget
         self.retain = retain
         self.reference = reference
@@ -92,7 +95,7 @@ class Problem:
     def release(self) -> None:
         """Drop everything that was computed; it is computed again when asked for."""
         self._gradients.clear()
-        for name in ("retain_moments", "forget_moments"):
+        for name in ("retain_moments", "empirical_moments", "forget_moments"):
             self.__dict__.pop(name, None)
 
     def corpus(self, role: str) -> Corpus:
@@ -142,17 +145,26 @@ class Problem:
     @cached_property
     def retain_moments(self) -> dict[str, SiteMoments]:
         """E[x x^T] and E[g g^T] over retain and reference text, labels sampled from the model (true Fisher)."""
-        return self._curvature(self.sites)
+        return self._curvature(self.sites, "sampled")
 
-    def retain_moments_in_turn(self) -> Iterator[tuple[str, SiteMoments]]:
-        """(site, its :attr:`retain_moments`), of ``site_batch`` sites at a time where that was asked for."""
+    @cached_property
+    def empirical_moments(self) -> dict[str, SiteMoments]:
+        """The same with the labels that the text has itself (empirical Fisher)."""
+        return self._curvature(self.sites, "given")
+
+    def curvature(self, labels: Labels) -> dict[str, SiteMoments]:
+        """:attr:`retain_moments`, or with ``given`` labels :attr:`empirical_moments`: each computed once."""
+        return self.retain_moments if labels == "sampled" else self.empirical_moments
+
+    def retain_moments_in_turn(self, labels: Labels = "sampled") -> Iterator[tuple[str, SiteMoments]]:
+        """(site, its :meth:`curvature`), of ``site_batch`` sites at a time where that was asked for."""
         if self.site_batch is None:
-            yield from self.retain_moments.items()
+            yield from self.curvature(labels).items()
             return
         for start in range(0, len(self.sites), self.site_batch):
-            yield from self._curvature(self.sites[start : start + self.site_batch]).items()
+            yield from self._curvature(self.sites[start : start + self.site_batch], labels).items()
 
-    def _curvature(self, sites: Sequence[Site]) -> dict[str, SiteMoments]:
+    def _curvature(self, sites: Sequence[Site], labels: Labels) -> dict[str, SiteMoments]:
         roles = [r for r, c in (("retain", self.retain), ("reference", self.reference)) if c]
         if not roles:
             raise InputError("the retain curvature needs a 'retain' or a 'reference' corpus")
@@ -162,7 +174,7 @@ class Problem:
             self.model,
             stream,
             sites,
-            labels="sampled",
+            labels=labels,
             precision=self.precision,
             seed=self.seed,
         )
@@ -194,6 +206,9 @@ class Method(ABC):
     method without it is taken as it walks."""
     confines: ClassVar[bool] = False
     """It works within given subspaces by itself. The direction of another is projected; a walk is refused."""
+
+    needs_never: ClassVar[bool] = False
+    """It is given the weights of the never-learned control: a reference arm. A run without such a model is refused."""
 
     @property
     def sharded(self) -> bool:

@@ -3,7 +3,7 @@
 To first order a small update ``D`` changes the forget loss by ``<G_f, D>`` and costs ``1/2 D^T F D`` nats of KL on
 retain text, F the Fisher information there. So under a KL budget the best update is ``D ~ F^-1 G``. With
 Kronecker factors (Martens & Grosse 2015) per site, ``F ~ A (x) B``, ``A = E[x x^T]``, ``B = E[g g^T]`` (labels
-sampled from the model, so that it is the Fisher and not the gradient covariance),
+sampled from the model, so that it is the Fisher and not the gradient covariance; ``labels: true`` is that one),
 
     D = B'^-1 G A'^-1,     M' = M + damping * tr(M)/d * I .
 
@@ -46,7 +46,9 @@ from hooklearn.edit.ekfac import EigenMetric, SiteMetric
 from hooklearn.edit.elicited import Adversary, elicited_gradient
 from hooklearn.edit.method import CURVATURE, HALVES, Method, Problem, Updates, combine, inner
 from hooklearn.edit.repselect import contrast
+from hooklearn.edit.sketched import SketchedMetric
 from hooklearn.linalg import Sides
+from hooklearn.locate.capture import Labels
 from hooklearn.locate.subspace import Subspace, Subspaces
 from hooklearn.moments import Moments
 from hooklearn.types import InputError, Side
@@ -80,6 +82,12 @@ class Natural(Method):
     curvature: Literal["kfac", "ekfac"] = "kfac"
     """``ekfac``: K-FAC's basis with the curvature measured along it (:mod:`hooklearn.edit.ekfac`); a second pass over
     the retain text, and as much memory again as the moments and the edited weights take."""
+    labels: Literal["sampled", "true"] = "sampled"
+    """Of the retain text's own loss, whose gradients are g: ``sampled`` from the model, which makes ``E[g g^T]`` the
+    Fisher information; ``true``: the text's own next tokens, the empirical Fisher."""
+    sketch_rank: int | None = None
+    """Keep this many eigenpairs of A and of B each, and the mean of the other eigenvalues in place of these; None, and
+    anything from a side's width on, keeps all. The moments are still streamed whole."""
     adversaries: tuple[str, ...] = ()
     """Take G_f also where forget has been taught first, for an epoch: ``lora@0.01`` (rank 8, SGD at this rate),
     ``full@1e-4`` (the edited weights, Adam). G_f is then the mean over the model as it is and all of these, each
@@ -101,10 +109,28 @@ class Natural(Method):
             self.refuse("forget_weight", why=f"contrast {self.contrast!r} is no mixture")
         if self.curvature == "ekfac" and (self.sides != "both" or self.rank is not None):
             raise InputError("natural: curvature 'ekfac' is of both sides and all directions; leave out sides and rank")
+        self._check_sketch()
+
+    def _check_sketch(self) -> None:
+        if self.sketch_rank is None:
+            return
+        if self.sketch_rank < 1:
+            raise InputError(f"natural: sketch_rank must be 1 or more, got {self.sketch_rank}")
+        if self.curvature == "ekfac":
+            raise InputError(
+                f"natural: sketch_rank {self.sketch_rank} is of K-FAC's factors, and curvature 'ekfac' measures along "
+                "all of their directions; leave one of them out"
+            )
+        if self.rank is not None and self.truncation == "directions":
+            raise InputError(
+                f"natural: sketch_rank {self.sketch_rank} would not be used: a rank of truncation 'directions' is "
+                "found in the whole moments; take truncation 'svd', or leave one of them out"
+            )
 
     @property
     def sharded(self) -> bool:
-        return self.curvature == "kfac" and self.rank is None and not self.adversaries
+        whole = self.rank is None and self.sketch_rank is None
+        return self.curvature == "kfac" and whole and not self.adversaries
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -117,21 +143,31 @@ class Natural(Method):
                 "natural: within given subspaces the curvature is 'kfac', and a rank needs truncation 'svd' (what "
                 "truncation 'directions' keeps are subspaces of its own)"
             )
+        if problem.subspaces is not None and self.sketch_rank is not None:
+            raise InputError(
+                f"natural: sketch_rank {self.sketch_rank} is of the whole factors, and within given subspaces only "
+                "their part there is solved with; leave one of them out"
+            )
         if problem.site_batch is not None and (own_directions or self.curvature == "ekfac"):
             raise InputError(
                 f"natural: site_batch {problem.site_batch} would change nothing: curvature 'ekfac', and a rank of "
                 "truncation 'directions', hold all sites at once"
             )
         if self.curvature == "ekfac":
-            yield self._solved(problem, EigenMetric(problem, self.damping))
+            yield self._solved(problem, EigenMetric(problem, self.damping, self._labels))
             return
-        metric = Metric(problem, self.damping, self.sides)
+        metric = self._metric(problem)
         if self.rank is None:
             yield self._solved(problem, metric)
         elif self.truncation == "svd":
             yield metric.truncated(self._gradient(problem, metric), self.rank)
         else:
             yield _confined(self._gradient(problem, metric), self._directions(problem))
+
+    def _metric(self, problem: Problem) -> Metric | SketchedMetric:
+        if self.sketch_rank is None:
+            return Metric(problem, self.damping, self.sides, self._labels)
+        return SketchedMetric(problem, self.damping, self.sketch_rank, self.sides, self._labels)
 
     def _solved(self, problem: Problem, metric: SiteMetric) -> Updates:
         """``F^-1 G``; the mixture needs both solutions for its norms, and they are all it needs."""
@@ -171,6 +207,11 @@ class Natural(Method):
         return problem.taken_gradient("forget") if take else problem.gradient("forget")
 
     @property
+    def _labels(self) -> Labels:
+        """In the words of :func:`hooklearn.locate.capture.tapes`."""
+        return "given" if self.labels == "true" else "sampled"
+
+    @property
     def _goods(self) -> tuple[str, ...]:
         """Good text in one piece or in two."""
         return HALVES if self.contrast == "balanced" else ("retain",)
@@ -191,13 +232,13 @@ class Natural(Method):
         """Generalised eigenvectors (forget moments, damped retain moments), most selective first."""
         assert self.rank is not None
         cache = problem.__dict__.setdefault("_natural_directions", {})
-        key = (self.rank, self.damping, self.sides)
+        key = (self.rank, self.damping, self.sides, self.labels)
         if key not in cache:
             found = {}
             for site in problem.sites:
                 for side in _sides(self.sides):
                     forget = problem.forget_moments[site.name].side(side)
-                    retain = problem.retain_moments[site.name].side(side)
+                    retain = problem.curvature(self._labels)[site.name].side(side)
                     k = min(self.rank, forget.n, site.width(side))
                     oblique, values, _ = linalg.generalised_eigh(
                         forget.mean_second(), linalg.damped(retain.mean_second(), self.damping), k
@@ -284,8 +325,9 @@ class Metric(SiteMetric):
     """The K-FAC metric of the retain text: A' and B' per site, factored when they are needed and not kept. Within given
     subspaces of those only."""
 
-    def __init__(self, problem: Problem, damping: float, sides: Sides = "both") -> None:
+    def __init__(self, problem: Problem, damping: float, sides: Sides = "both", labels: Labels = "sampled") -> None:
         self.problem = problem
+        self.labels: Labels = labels
         self.damping = damping
         self.sides = sides
 
@@ -293,7 +335,7 @@ class Metric(SiteMetric):
         """(site, Cholesky factor of A', of B'), in the coordinates of the subspaces where some are given; gate and up
         share their inputs, and so their A'."""
         last: tuple[Moments, Tensor | None, Tensor] | None = None
-        for name, moments in self.problem.retain_moments_in_turn():
+        for name, moments in self.problem.retain_moments_in_turn(self.labels):
             x = g = None
             x_basis, g_basis = self._bases(name)
             if self.sides != "g":

@@ -52,10 +52,7 @@ def check(config: RunConfig) -> None:
             "budget.forget 'never' is the level of the never-learned control, and there is none; give "
             "controls.never, an organism, or a number"
         )
-    known = config.organism is not None or (
-        config.controls.never is not None and config.controls.never.name is not None
-    )
-    if config.controls.matched and (config.edit.checkpoint is not None or not known):
+    if config.controls.matched and (config.edit.checkpoint is not None or not _has_never(config)):
         raise InputError(
             "controls.matched scales an edit back to the level of a model that never learned it; it needs that model "
             "(controls.never.name, or an organism), and an edit that is no checkpoint"
@@ -71,19 +68,32 @@ def check(config: RunConfig) -> None:
 
 
 def check_needs(config: RunConfig) -> None:
-    """The method has its corpora. By itself, because the method of a config is not always run: an edit may be given,
-    and the cells of a sweep have their own.
+    """The method has its corpora, and its never-learned model. By itself, because the method of a config is not always
+    run: an edit may be given, and the cells of a sweep have their own.
 
     Raises:
         InputError: one of them is not there.
     """
     if config.edit.method is None:
         return
-    for needed in method_of(config.edit.method, config.edit.options).needs:
+    method = method_of(config.edit.method, config.edit.options)
+    if method.needs_never and not _has_never(config):
+        why = "a surrogate has no weights" if config.controls.never is not None else "none is given"
+        raise InputError(
+            f"method {config.edit.method!r} needs the weights of a model that never learned it, and {why}; give "
+            "controls.never.name, or an organism"
+        )
+    for needed in method.needs:
         roles = needed.split(" or ")
         if not config.corpora.keys() & set(roles):
             asked = " or ".join(f"corpora.{role}" for role in roles)
             raise InputError(f"method {config.edit.method!r} needs {asked}, which is not given")
+
+
+def _has_never(config: RunConfig) -> bool:
+    """Whether there will be a never-learned model with weights of its own."""
+    never = config.controls.never
+    return config.organism is not None or (never is not None and never.name is not None)
 
 
 def check_attacks(config: RunConfig, model: Any, corpora: Mapping[str, Corpus]) -> None:
