@@ -71,15 +71,21 @@ def check(config: RunConfig) -> None:
 
 
 def check_needs(config: RunConfig) -> None:
-    """The method has its corpora. By itself, because the method of a config is not always run: an edit may be given,
-    and the cells of a sweep have their own.
+    """The method has its corpora, and samples are judged where it asks their referee. By itself, because the method of
+    a config is not always run: an edit may be given, and the cells of a sweep have their own.
 
     Raises:
         InputError: one of them is not there.
     """
     if config.edit.method is None:
         return
-    for needed in method_of(config.edit.method, config.edit.options).needs:
+    method = method_of(config.edit.method, config.edit.options)
+    if method.refereed and not config.behaviour.samples:
+        raise InputError(
+            f"method {method.name!r} with these options asks the referee of samples, and behaviour.samples is 0; set "
+            "it above 0"
+        )
+    for needed in method.needs:
         roles = needed.split(" or ")
         if not config.corpora.keys() & set(roles):
             asked = " or ".join(f"corpora.{role}" for role in roles)
