@@ -152,6 +152,11 @@ def _controls(run: Run, heldout: Sequence[Judgement]) -> Iterator[str]:
     auc = number(referee.get("auc"))
     if auc < REFEREE_AUC:
         yield f"the referee that judges samples has AUC {auc:.2f}, below {REFEREE_AUC}"
+    if any(e.get("refereed") for e in run.edits):
+        yield (
+            "the referee that judges samples also said which of its own answers the edit went against: sampled may be "
+            "what pleases the referee; read completion, preference and the samples"
+        )
 
 
 _OTHERS = {"edit.checkpoint": "the edited checkpoint", "controls.never": "the never-learned control"}

@@ -4,6 +4,7 @@
     python benchmarks/tune_threats.py natural:forget_weight=0.3 --scales 1.41 2 2.83   # dose and response
     python benchmarks/tune_threats.py natural:forget_weight=0.3 --on-policy 2          # its own samples
     python benchmarks/tune_threats.py natural_rounds:forget_weight=0.3,step_kl=6e-4
+    python benchmarks/tune_threats.py natural_rounds:damping=1,on_policy=2,reward=apart   # redrawn
     python benchmarks/tune_threats.py natural:damping=1 --near-ce 0.02 --reference 72 --n 36 --seeds 1 2
     python benchmarks/tune_threats.py --towards-never 0.7 1                            # who knows the way home
     python benchmarks/tune_threats.py natural:damping=1 --near-ce 0.02 --demonstrate 2 --few-shot 2   # in context too
@@ -104,7 +105,7 @@ def main() -> None:
     retain = corpora["retain"]
     if args.demonstrate:
         forget, retain = (both(c, shown(c, corpora["forget"], args.demonstrate)) for c in (forget, retain))
-    problem = Problem(model, sites, forget, retain, reference, max_tokens=512)
+    problem = Problem(model, sites, forget, retain, reference, max_tokens=512, referee=referee)
 
     def report(label: str, delta: Delta | None = None, scale: float = 1.0) -> None:
         state = editing.edited(model, Delta(delta.updates), scale) if delta else contextlib.nullcontext()
@@ -130,7 +131,7 @@ def main() -> None:
             report(f"{share:g} of the way to never", Delta(home), share)
     for method in args.methods:
         result = run_edit(problem, method, meter, Budget(args.kl, args.near_ce))
-        say(repr(result), method)
+        say(repr(result), method, dict(result.found))
         for scale in (1.0, *args.scales):
             report(f"{method.name} x {scale:g}", result.delta, scale)
 

@@ -20,10 +20,10 @@ from hooklearn.batteries import battery
 from hooklearn.config import RunConfig, more_seeds
 from hooklearn.deltas import Delta, load_delta, save_delta
 from hooklearn.determinism import deterministic
-from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit import Method, Problem, method_of, run_edit
 from hooklearn.locate import collect
 from hooklearn.locate.tokens import sample_tokens
+from hooklearn.referees import RatioReferee, Referee
 from hooklearn.running import following, reuse
 from hooklearn.running.attacking import arena_of, attack_records, attack_stages, attack_tokens, collect_parts
 from hooklearn.running.checks import check_needs, check_watched
@@ -115,7 +115,7 @@ def _run_stages(
     for seed in config.seeds:
         given = config.edit.checkpoint if setup.checkpoint is not None else setup.delta and "a delta"
         progress(f"edit (seed {seed}): {f'none, {given} is judged as it is' if given else config.edit.method}")
-        record, delta = _edit_stage(config, setup, shared.meter, folder, seed, made, progress)
+        record, delta = _edit_stage(config, setup, shared, folder, seed, made, progress)
         edits.append(record)
         folder.update(edits=edits)
         tokens += record["cost"]["tokens"]
@@ -173,14 +173,14 @@ def _locate(config: RunConfig, setup: Setup, folder: store.RunFolder) -> None:
 def _edit_stage(
     config: RunConfig,
     setup: Setup,
-    meter: DisruptionMeter,
+    shared: Shared,
     folder: store.RunFolder,
     seed: int,
     made: Sequence[Path],
     progress: Progress,
 ) -> tuple[dict[str, Any], Delta | None]:
     """The edit of one seed, read back from the folder where it is already there."""
-    trace, name, part = reuse.parts(seed)
+    (trace, name, part), meter = reuse.parts(seed), shared.meter
     place = sharded.placing(setup.original)
     if setup.checkpoint is not None:
         disruption = meter.measure(model=setup.checkpoint)
@@ -202,6 +202,7 @@ def _edit_stage(
         setup.corpora["forget"], setup.corpora.get("retain"), setup.corpora.get("reference"),
         seed=seed, precision=config.model.precision, max_tokens=config.max_tokens, keep=False,  # type: ignore[arg-type]
         site_batch=config.edit.site_batch, never=setup.never,
+        referee=_asked(setup, shared) if method.refereed else None,
     )  # fmt: skip
     disk.check_room(folder.folder, 4 * sum(s.d_out * s.d_in for s in problem.sites), f"the delta of {method.name}")
     budget = config.budget.resolved(lambda: setup.never_level(problem.forget))
@@ -213,6 +214,15 @@ def _edit_stage(
     folder.save_json(part, record)
     folder.event("edited", seed=seed, stop=result.stop, kl=result.disruption.kl.value)
     return record, result.delta
+
+
+def _asked(setup: Setup, shared: Shared) -> Referee | None:
+    """Whom an edit asks which of the model's answers are bad: the referee of samples. The line of one that was made
+    here is set anew, on text of the edit's own: no held-out text has a say in an edit."""
+    referee, retain = shared.watcher.referee, setup.corpora.get("retain")
+    if isinstance(referee, RatioReferee) and retain is not None:
+        return referee.calibrated(setup.corpora["forget"], retain)
+    return referee
 
 
 def _same(a: Delta, b: Delta) -> bool:
@@ -234,6 +244,7 @@ def _edit_record(method: Method, result: EditResult, seed: int) -> dict[str, Any
         "budget": dataclasses.asdict(result.budget),
         "within_budget": result.disruption.used(result.budget) <= 1.0,
         "certificate": {"promise": result.certificate.promise, "worst": worst, "site": site},
+        "refereed": method.refereed,
         "found": dict(result.found),
         "cost": dataclasses.asdict(result.cost),
     }  # fmt: skip

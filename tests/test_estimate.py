@@ -114,6 +114,31 @@ def test_each_adversary_is_a_training_pass_and_a_gradient() -> None:
     assert none < one and two - none == pytest.approx(2 * (one - none))
 
 
+def test_answers_of_its_own_are_paid_in_every_round() -> None:
+    """Each draw a prompt costs as much again (what the referee reads of prompts is counted once), and twice the rounds
+    twice that; without any nothing is sampled in an edit (the control)."""
+
+    def flops(draws: int, rounds: int = 6) -> float:
+        edit = {"method": "natural_rounds", "rounds": rounds}
+        found = told(edit=edit | ({"on_policy": draws, "new_tokens": 14} if draws else {}))
+        return next(s["flops"] for s in found.stages if s["stage"] == "edit")
+
+    none, one, two = flops(0), flops(1), flops(2)
+    assert none < one and two - none == pytest.approx(2 * (one - none), rel=0.1)
+    assert flops(1, 12) - flops(0, 12) == pytest.approx(2 * (one - none), rel=0.1)
+
+
+def test_a_walk_in_the_retain_metric_pays_for_the_metric() -> None:
+    """The curvature once, its factors in every round: more than a walk of one round and less than eight times that."""
+
+    def flops(**edit: Any) -> float:
+        found = told(edit=edit)
+        return next(s["flops"] for s in found.stages if s["stage"] == "edit")
+
+    one, eight = (flops(method="natural_rounds", rounds=n) for n in (1, 8))
+    assert flops(method="natural") < one < eight < 8 * one
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU that is here is measured")
 def test_a_gpu_that_is_not_here_is_taken_for_a_known_card() -> None:
     """The same work and memory, at the card's speed, and the answer says whose it is."""

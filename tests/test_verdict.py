@@ -873,6 +873,7 @@ DOUBTS = {
     "farther from the original (KL 0.05)": dict(yardsticks={"never": {"kl": 0.05}}),
     "the behaviour was instilled": dict(organism=ORGANISM),
     "the referee that judges samples has AUC 0.80": dict(referee={"auc": 0.8}),
+    "also said which of its own answers the edit went against": dict(edits=[edit(0) | {"refereed": True}]),
     "3 of 20 held-out items are in attack_train": dict(corpora={"heldout": {"n": 20, "in_attack_train": 3}}),
     "4 of 20 held-out items are in forget": dict(corpora={"heldout": {"n": 20, "in_forget": 4}}),
     "2 of 20 held-out items are there more than once": dict(corpora={"heldout": {"n": 20, "repeated": 2}}),

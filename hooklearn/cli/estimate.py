@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -235,7 +235,7 @@ def _loads(config: RunConfig, corpora: Mapping[str, Corpus], shape: Shape) -> It
         yield Load("locate", single=FIT * shape.layers * (2.0 * shape.width**3 + shape.inner**3))
         if config.locate.tokens:
             yield _passes("locate", (both + texts["disruption"]) * 2, shape)
-    for load in _edit(config, texts, measured, shape):
+    for load in _edit(config, corpora["forget"], texts, measured, shape):
         yield _times(load, seeds)
     behaviour, prompts = config.behaviour, _prompts(corpora["heldout"], shape, config.behaviour.samples)
     samples, sampled = behaviour.samples, 1
@@ -300,7 +300,7 @@ def _organism(config: RunConfig, shape: Shape) -> Iterator[Load]:
         yield _passes("organism", text * organism.training.get("epochs", 6), shape, back=True)
 
 
-def _edit(config: RunConfig, texts: Mapping[str, Text], measured: Text, shape: Shape) -> Iterator[Load]:
+def _edit(config: RunConfig, forget: Corpus, texts: Mapping[str, Text], measured: Text, shape: Shape) -> Iterator[Load]:
     # the logits of the unedited side are made anew from its hidden states
     reading = measured + Text(0, measured.scored, 0)
     if config.edit.method is None:
@@ -311,18 +311,22 @@ def _edit(config: RunConfig, texts: Mapping[str, Text], measured: Text, shape: S
     # each is taught for an epoch, and then the gradient is taken at it
     adversaries = len(options.get("adversaries", ())) + bool(options.get("lora"))
     yield _passes("edit", texts["forget"] * (2 * adversaries), shape, back=True, weights=shape.sites)
+    if method.name in WHITENED:
+        curved = texts.get("retain", NOTHING) + texts.get("reference", NOTHING)
+        yield _passes("edit", curved, shape, back=True)
+        solved = 4.0 * shape.layers * (2 * shape.width**3 + 3 * shape.inner**3) * options.get("rounds", 1)
+        yield Load("edit", single=curved.tokens * shape.curvature + solved)
     if method.ray:
         yield _passes("edit", given * options.get("epochs", 1), shape, back=True, weights=shape.sites)
-        if method.name in WHITENED:
-            curved = texts.get("retain", NOTHING) + texts.get("reference", NOTHING)
-            yield _passes("edit", curved, shape, back=True)
-            yield Load("edit", single=curved.tokens * shape.curvature)
-            yield Load("edit", single=4.0 * shape.layers * (2 * shape.width**3 + 3 * shape.inner**3))
     else:
-        epochs = options.get("epochs", 10)
+        rounds = options.get("rounds", 0)  # each a gradient and a point
+        epochs = rounds or options.get("epochs", 10)
         yield _passes("edit", given * epochs, shape, back=True, weights=shape.sites)
-        points = epochs * texts["forget"].batches / options.get("every", 2)
+        points = rounds or epochs * texts["forget"].batches / options.get("every", 2)
         readings += min(points, WALKED_READINGS) + FEW_TEXTS * points
+        if n := options.get("on_policy", 0) * len(forget):
+            said = _sampled(n, options["new_tokens"], _prompts(forget, shape, n), rounds, given, 3, shape)
+            yield from (replace(load, stage="edit") for load in said)
     yield _passes("edit", reading * readings, shape)
 
 

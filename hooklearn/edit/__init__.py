@@ -35,6 +35,7 @@ from hooklearn.forward import Precision
 from hooklearn.locate.subspace import Subspace, Subspaces
 from hooklearn.measure import completion_probability
 from hooklearn.plugins import Shelf, named_class
+from hooklearn.referees import Referee, as_referee
 from hooklearn.types import Budget, Certificate, Cost, EditResult, InputError
 
 METHODS: dict[str, type[Method]] = {
@@ -113,6 +114,7 @@ def edit(
     precision: Precision = "auto",
     site_batch: int | None = None,
     never: Any = None,
+    referee: Referee | Callable[[str, str], float | bool] | None = None,
     **options: Any,
 ) -> EditResult:
     """Edit a model to exactly the budget. The model itself is left untouched: apply ``result.delta``.
@@ -129,10 +131,12 @@ def edit(
         budget: far KL in nats per token, or a :class:`Budget` with a near one or a level of forgetting.
         site_batch: hold the retain curvature of so many sites at a time (less memory, more passes, the same edit).
         never: a model that never learned it, for the method ``oracle``.
+        referee: says which of the model's own answers are the behaviour, to a method that asks (``natural_rounds`` with
+            ``on_policy``); a function of prompt and completion is one.
     Raises:
         InputError: unknown method or option; something is no model, no corpus, no budget, or no such site; somebody has
-            hooked into the model; the method needs a corpus that is not given, or left the weights changed; text that
-            is trained on measures disruption too.
+            hooked into the model; the method needs a corpus or a referee that is not given, or left the weights
+            changed; text that is trained on measures disruption too.
 
     Examples:
         >>> from hooklearn.data import load_corpus
@@ -143,6 +147,8 @@ def edit(
         True
     """
     chosen, allowed = _chosen(method, options), _allowed(budget)
+    if referee is not None and not chosen.refereed:
+        raise InputError(f"referee would change nothing: method {chosen.name!r} with these options asks none")
     given = {"forget": forget, "disruption": disruption, "retain": retain, "near": near, "reference": reference}
     for role, corpus in given.items():
         if corpus is not None or role in ("forget", "disruption"):
@@ -156,6 +162,7 @@ def edit(
         model, models.sites(model, sites, layers), forget, retain, reference,
         subspaces=spaces, seed=seed, precision=precision, keep=False, site_batch=site_batch,
         never=None if never is None else models.checked(never),
+        referee=None if referee is None else as_referee(referee),
     )  # fmt: skip
     meter = DisruptionMeter(model, disruption, near)
     return run_edit(problem, chosen, meter, allowed)

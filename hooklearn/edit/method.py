@@ -23,6 +23,7 @@ from hooklearn.forward import Precision, count_tokens
 from hooklearn.locate.capture import Labels, weight_gradients
 from hooklearn.locate.moments import SiteMoments, site_moments
 from hooklearn.locate.subspace import Subspace, Subspaces
+from hooklearn.referees import Referee
 from hooklearn.traits import packs
 from hooklearn.types import InputError, Site
 from hooklearn.validation import build
@@ -56,6 +57,7 @@ class Problem:
         keep: bool = True,
         site_batch: int | None = None,
         never: Any = None,
+        referee: Referee | None = None,
     ) -> None:
         """
         Args:
@@ -68,6 +70,7 @@ class Problem:
             retain: *good* completions, to the same prompts (a tendency) or other facts of the same form.
             reference: running text that, with retain, gives the retain curvature. Text given here must never
                 measure disruption.
+            referee: says which of the model's own answers are the behaviour, to methods that ask (``refereed``).
         """
         if retain is not None and retain.hash == forget.hash:
             raise InputError(f"forget and retain are the same corpus ({forget.name!r}, {len(forget)} rows)")
@@ -85,6 +88,7 @@ class Problem:
         self.precision: Precision = precision
         self.max_tokens = max_tokens
         self.keep = keep
+        self.referee = referee
         self.tokens = 0
         self.found: dict[str, float] = {}
         """What a method worked out on its way and its record should show."""
@@ -114,8 +118,9 @@ class Problem:
             raise InputError(f"retain corpus {whole.name!r} has a single group: it cannot be halved")
         return whole.split(**dict.fromkeys(HALVES, 1.0))
 
-    def encoded(self, role: str) -> list[Encoded]:
-        return encode(self.corpus(role), models.tokenizer_of(self.model))
+    def encoded(self, of: str | Corpus) -> list[Encoded]:
+        corpus = self.corpus(of) if isinstance(of, str) else of
+        return encode(corpus, models.tokenizer_of(self.model))
 
     def stream(self, role: str) -> list[TokenBatch]:
         return batches(self.encoded(role), max_tokens=self.max_tokens)
@@ -133,10 +138,11 @@ class Problem:
         found = self.gradient(role)
         return found if self.keep else self._gradients.pop(role)
 
-    def fresh_gradient(self, role: str) -> Updates:
-        """The same, in whatever state the model is now (an adversary active, say); not kept."""
+    def fresh_gradient(self, of: str | Corpus) -> Updates:
+        """The same, in whatever state the model is now (an adversary active, say), of a role or of other text; not
+        kept."""
         # a sum over sequences: what they begin with goes through the model once
-        stream = batches(self.encoded(role), max_tokens=self.max_tokens, share=packs(self.model))
+        stream = batches(self.encoded(of), max_tokens=self.max_tokens, share=packs(self.model))
         total, tokens = weight_gradients(self.model, stream, self.sites, precision=self.precision, seed=self.seed)
         self.tokens += tokens
         memory.give_back()
@@ -220,6 +226,11 @@ class Method(ABC):
         """Roles of the corpora that it cannot do without, beside forget and where no subspaces are given; one of
         several is enough where it says ``retain or reference``. A run without them is refused before it begins."""
         return ()
+
+    @property
+    def refereed(self) -> bool:
+        """Whether it asks :attr:`Problem.referee`, which in a run is the one that judges the edited model's samples."""
+        return False
 
     @abstractmethod
     def path(self, problem: Problem) -> Iterator[Updates]:

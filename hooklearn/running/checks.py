@@ -68,8 +68,8 @@ def check(config: RunConfig) -> None:
 
 
 def check_needs(config: RunConfig) -> None:
-    """The method has its corpora, and its never-learned model. By itself, because the method of a config is not always
-    run: an edit may be given, and the cells of a sweep have their own.
+    """The method has its corpora, its never-learned model, and samples are judged where it asks their referee. By itself,
+    because the method of a config is not always run: an edit may be given, and the cells of a sweep have their own.
 
     Raises:
         InputError: one of them is not there.
@@ -82,6 +82,11 @@ def check_needs(config: RunConfig) -> None:
         raise InputError(
             f"method {config.edit.method!r} needs the weights of a model that never learned it, and {why}; give "
             "controls.never.name, or an organism"
+        )
+    if method.refereed and not config.behaviour.samples:
+        raise InputError(
+            f"method {method.name!r} with these options asks the referee of samples, and behaviour.samples is 0; set "
+            "it above 0"
         )
     for needed in method.needs:
         roles = needed.split(" or ")

@@ -1,7 +1,8 @@
 """The edit of a run, taken over from another that made the same: a trial of the sweep, or a cell of an earlier one.
 
-The same is what follows from the same method, options, budget and seed on the same weights and texts: of the corpora,
-those that an edit reads. What is asked about, and which attacks follow, may differ.
+The same is what follows from the same method, options, budget and seed (and referee, where the method asks one) on the
+same weights and texts: of the corpora, those that an edit reads. What is asked about, and which attacks follow, may
+differ.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def check_there(folders: Iterable[Path]) -> None:
 def take(candidates: Iterable[Path], folder: store.RunFolder, method: Method, seed: int) -> bool:
     """Whether the edit of ``seed`` stands in the folder now: one of the runs ``candidates`` had made the same."""
     trace, delta, about = parts(seed)
-    wanted = _follows_from(folder.record, method.name, method.options())
+    refereed = method.refereed
+    wanted = _follows_from(folder.record, method.name, method.options(), refereed)
     for run in candidates:
         if not all((run / name).is_file() for name in (trace, delta, about)):
             continue
@@ -51,7 +53,7 @@ def take(candidates: Iterable[Path], folder: store.RunFolder, method: Method, se
             record, made = store.open_run(run), disk.load_json(run / about)
         except InputError:  # damaged: an edit can be made anew
             continue
-        if wanted == _follows_from(record, made["method"], made["options"]):
+        if wanted == _follows_from(record, made["method"], made["options"], refereed):
             where = os.path.relpath(run, folder.folder)
             for name in (trace, delta):
                 _link(run / name, folder.path(name))
@@ -61,11 +63,13 @@ def take(candidates: Iterable[Path], folder: store.RunFolder, method: Method, se
     return False
 
 
-def _follows_from(record: Mapping[str, Any], method: str, options: Mapping[str, Any]) -> Any:
+def _follows_from(record: Mapping[str, Any], method: str, options: Mapping[str, Any], refereed: bool) -> Any:
     config, hashes = record["config"], store.hashes(record)
     asked = {key: config.get(key) for key in ASKED} | {key: config["edit"].get(key) for key in PLACES}
     precision = record["environment"].get("precision")  # what `auto` was
-    return jsonable([method, options, asked, precision, {what: hashes.get(what) for what in READ}])
+    # not its threshold: that is set on held-out text, which has no say in an edit
+    referee = (record.get("referee") or {}).get("kind") if refereed else None
+    return jsonable([method, options, asked, precision, referee, {what: hashes.get(what) for what in READ}])
 
 
 def _link(source: Path, target: Path) -> None:
