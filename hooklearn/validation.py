@@ -112,7 +112,7 @@ def _first_problem(error: ValidationError, root: type[BaseModel] = BaseModel) ->
 
 def _is_word_instead(loc: tuple[Any, ...], of: tuple[Any, ...]) -> bool:
     """Whether a problem is that of a word which may stand in place of what was tried at ``of``: ``7 or 'original'``."""
-    return loc[:-1] == of[:-1] and str(loc[-1:]).startswith('("literal[')
+    return loc[:-1] == of[:-1] and any(str(tag).startswith("literal[") for tag in loc[-1:])
 
 
 def _valid_keys(loc: tuple[Any, ...], root: type[BaseModel]) -> list[str]:
