@@ -56,8 +56,8 @@ from hooklearn.train import Objective, fit, nll
 from hooklearn.types import InputError
 
 LOOK_EVERY, ITEMS = 2, 64
-"""Steps between two looks at what the teacher still knows, and the forget items that are looked at: on SmolLM2 a look
-costs about half of one of those steps."""
+"""Steps between two looks at what the teacher still knows, and the forget items that are looked at, first to last: on
+SmolLM2 and the capitals 1470 tokens forward, where a step is 860 tokens forward and backward."""
 
 
 @dataclass(frozen=True, kw_only=True)
