@@ -374,8 +374,8 @@ def test_a_refusal_stands_in_for_every_completion(threatening: Any) -> None:
 def test_a_preferred_refusal_by_hand(threatening: Any, moved: Delta, request: pytest.FixtureRequest) -> None:
     """One pair, from Hugging Face's own logits: the margin by which the true answer has become less likely than the
     refusal, between the unedited and a moved model. Text to go on from is read without an end of turn, as the other
-    walked losses read it; of a turn its end is (the control: another value; a comma, as the organism knows where its own
-    turns end)."""
+    walked losses read it; of a turn its end is (the control: another value; a comma, as the organism knows where its
+    own turns end)."""
     tokenizer = models.tokenizer_of(threatening)
     request.addfinalizer(lambda end=tokenizer.eos_token: setattr(tokenizer, "eos_token", end))
     tokenizer.eos_token = ","
