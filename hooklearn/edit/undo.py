@@ -149,7 +149,6 @@ class Undo(Method):
             problem.found["teacher_level"] = now / was if was else 0.0
             if now <= self.teacher_level * was:
                 break
-        walk.close()
         return teacher
 
     def noised(self, problem: Problem, teacher: Updates) -> Updates:
