@@ -52,6 +52,11 @@ def opened(run: Run | str | Path) -> list[Run]:
     return families(run) if _is_sweep(run) else [read_run(run)]
 
 
+def sweep_of(run: Run | str | Path) -> dict[str, Any] | None:
+    """``sweep.json``, where this is the folder of a sweep."""
+    return read_sweep(run) if _is_sweep(run) else None
+
+
 def without_result(run: Run | str | Path) -> list[str]:
     """A note on the cells of a sweep that have not ended; empty where there are none, and for a run."""
     if not _is_sweep(run):

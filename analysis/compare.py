@@ -27,13 +27,14 @@ import numpy as np
 import pandas as pd
 
 from analysis.arrays import read_scores
-from analysis.cells import opened, without_result
+from analysis.cells import opened, sweep_of, without_result
 from analysis.comparison import QUANTITIES, Comparison
 from analysis.equal import equal_compute, equal_unlearning
 from analysis.packed import unpacked
 from analysis.reading import Run, input_error
 from analysis.scores import CONTROLS, Resampler, Scores, attacker_name, interval
 from analysis.tables import ALL, METRICS, capability_table, edit_name, in_order, mean, number
+from analysis.tuning import tuning_table
 from analysis.worst import Cell, by_attack, worst_of_all, worst_under_each
 
 Z = 1.96
@@ -66,7 +67,8 @@ def compare(runs: Sequence[Run | str | Path], *, seed: int = 0, resamples: int =
         InputError: no runs, or see ``read_run``.
     """
     runs = [run if isinstance(run, Run) else unpacked(run) for run in runs]
-    entries = _entries([one for run in runs for one in opened(run)])
+    found = [opened(run) for run in runs]
+    entries = _entries([one for some in found for one in some])
     metrics = in_order({m for e in entries for m in e.scores}, METRICS)
     unlike = _unlike_attackers(entries)
     gaps = [f"{attack} is not the same attack in all: {why}" for attack, why in unlike.items()]
@@ -105,9 +107,9 @@ def compare(runs: Sequence[Run | str | Path], *, seed: int = 0, resamples: int =
                 differences += _differences(a, b, metric)
     columns = ["run_a", "run_b", "metric", "quantity", "difference", "low", "high", "clear", "n"]
     walked = {e.name: e.run for e in entries}
-    gaps = _merged(gaps)
+    gaps, table = _merged(gaps), pd.DataFrame(rows)
     return Comparison(
-        table=pd.DataFrame(rows),
+        table=table,
         differences=pd.DataFrame(differences, columns=columns),
         notes=(*gaps, *notes),
         gaps=tuple(gaps),
@@ -115,7 +117,21 @@ def compare(runs: Sequence[Run | str | Path], *, seed: int = 0, resamples: int =
         attacks=pd.DataFrame([row for e in entries for row in _attack_rows(e, _sharing(e, entries))]),
         unlearning=equal_unlearning(walked),
         compute=equal_compute(walked),
+        tuning=_tuning(runs, found, [e.name for e in entries], table),
     )
+
+
+def _tuning(
+    runs: Sequence[Run | str | Path], found: Sequence[Sequence[Run]], names: Sequence[str], table: pd.DataFrame
+) -> pd.DataFrame:
+    """Of each sweep among ``runs``, whose methods at budgets are ``found`` and are called ``names`` here."""
+    parts, called = [], iter(names)
+    for run, some in zip(runs, found, strict=True):
+        own = {one.name: next(called) for one in some}
+        if (record := sweep_of(run)) is not None:
+            parts.append(tuning_table(record, table, own))
+    searched = [part for part in parts if len(part)]
+    return pd.concat(searched, ignore_index=True) if searched else pd.DataFrame()
 
 
 def _entries(runs: Sequence[Run]) -> list[_Entry]:

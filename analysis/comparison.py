@@ -13,6 +13,7 @@ import pandas as pd
 from analysis.reading import input_error
 from analysis.style import METRICS
 from analysis.tables import latex, latex_cell, markdown, mean
+from analysis.tuning import tuning_markdown
 
 FEW = 4
 """Runs that stand side by side as columns; more are rows, and only differences to the best are printed."""
@@ -47,6 +48,8 @@ class Comparison:
     """At equal unlearning (:mod:`analysis.equal`): what the same forget score cost each run."""
     compute: pd.DataFrame = field(default_factory=pd.DataFrame)
     """At equal compute: how far each run had come after the same number of tokens."""
+    tuning: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """Of sweeps: how options were chosen (:func:`analysis.tuning.tuning_table`)."""
     gaps: tuple[str, ...] = ()
     """Of the notes, those that say why places of the table are empty; they are printed above it."""
 
@@ -150,16 +153,16 @@ class Comparison:
             frame["difference"] = with_interval(shown, "difference", "low", "high")
             which = "" if few else " to the run that is lowest under any attack"
             parts += [f"Differences{which}, paired by item and seed (95 % interval):", markdown(frame)]
-        if rest := [note for note in self.notes if note not in self.gaps]:
-            parts.append("\n".join(f"- {note}" for note in rest))
-        return "\n\n".join(parts)
+        parts.append(tuning_markdown(self.tuning))
+        parts.append("\n".join(f"- {note}" for note in self.notes if note not in self.gaps))
+        return "\n\n".join(filter(None, parts))
 
     _repr_markdown_ = to_markdown
 
     def brief_markdown(self) -> str:
-        """:meth:`brief` and the notes."""
+        """:meth:`brief`, how options were chosen, and the notes."""
         notes = "\n".join(f"- {note}" for note in self.notes)
-        return "\n\n".join(filter(None, [markdown(self.brief()), notes]))
+        return "\n\n".join(filter(None, [markdown(self.brief()), tuning_markdown(self.tuning), notes]))
 
     def __repr__(self) -> str:
         return f"Comparison of {len(self.table)} runs\n{self.by_run().to_string(index=False)}"

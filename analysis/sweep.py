@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,25 +14,22 @@ from analysis.cells import pool as pool
 from analysis.cells import read_sweep as read_sweep
 from analysis.compare import compare
 from analysis.comparison import Comparison
-from analysis.tables import METRICS, markdown, number
+from analysis.tables import markdown
 from analysis.tradeoff import picture
+from analysis.tuning import tuning_table, words
 from analysis.verdict import judge
 from analysis.writing import write_bytes, write_text
 
 
 @dataclass(frozen=True, repr=False)
 class SweepTable(Comparison):
-    """A comparison whose runs are methods at budgets, pooled over seeds, with what the tuning split said."""
+    """A comparison whose runs are methods at budgets, pooled over seeds, with the cells that are missing from it."""
 
-    tuning: pd.DataFrame = field(default_factory=pd.DataFrame)
-    """A row per method and budget that was searched: chosen options, trials, the value that decided."""
     missing: pd.DataFrame = field(default_factory=pd.DataFrame)
     """Cells that failed or have not been run."""
 
     def to_markdown(self) -> str:
         parts = [super().to_markdown()]
-        if len(self.tuning):
-            parts += ["Options, chosen on the tuning split, and what the reporting split says:", markdown(self.tuning)]
         if len(self.missing):
             parts += ["Cells without a result:", markdown(self.missing)]
         return "\n\n".join(parts)
@@ -54,7 +50,8 @@ def sweep_table(folder: str | Path, *, write: bool = True) -> SweepTable:
     record = read_sweep(folder)
     found = compare(families(folder, record))
     table = found.table.assign(options=[_options(record, run) for run in found.table["run"]])
-    result = SweepTable(**{**vars(found), "table": table}, tuning=_tuning(record, table), missing=_missing(record))
+    changed = {"table": table, "tuning": tuning_table(record, table)}
+    result = SweepTable(**{**vars(found), **changed}, missing=_missing(record))
     if write:
         _judge_cells(record, folder)
         _write(result, folder)
@@ -70,31 +67,7 @@ def _judge_cells(record: Mapping[str, Any], folder: Path) -> None:
 def _options(record: Mapping[str, Any], family: str) -> str:
     """What was chosen; ``as given`` for a method without a search."""
     tuned = record["tuning"].get(family)
-    return _words(tuned["chosen"]) if tuned else "as given"
-
-
-def _tuning(record: Mapping[str, Any], table: pd.DataFrame) -> pd.DataFrame:
-    """Both splits side by side: what the choice was made on, and what is reported."""
-    tuning = (record.get("fixed") or {}).get("tuning") or {}
-    metric, attack = tuning.get("metric", METRICS[0]), tuning.get("attack")
-    tuned_on = f"tuning split: {metric}" + (f" after {attack['name']}" if attack else " before any attack")
-    reported_as = f"{metric}: worst, any attack" if attack else f"{metric}: before"
-    reported = dict(zip(table["run"], table[reported_as], strict=True)) if reported_as in table else {}
-    rows = [
-        {
-            "run": family, "chosen": _words(found["chosen"]),
-            "trials": f"{len(found['trials'])} of {tuning.get('trials')}",
-            "ended": sum(not math.isnan(number(t["value"])) for t in found["trials"]),
-            tuned_on: number(found["value"]),
-            f"reporting split: {reported_as}": number(reported.get(family)),
-        }
-        for family, found in record["tuning"].items()
-    ]  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def _words(options: Mapping[str, Any] | None) -> str:
-    return ", ".join(f"{k}={v}" for k, v in options.items()) if options else "-"
+    return words(tuned["chosen"]) if tuned else "as given"
 
 
 def _missing(record: Mapping[str, Any]) -> pd.DataFrame:

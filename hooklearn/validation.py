@@ -98,12 +98,21 @@ def _first_problem(error: ValidationError, root: type[BaseModel] = BaseModel) ->
     path = path if path.isprintable() else ascii(path)[1:-1]
     if first["type"] == "extra_forbidden":
         return unknown_key(path, str(first["loc"][-1]), _valid_keys(first["loc"], root))
-    message = first["msg"].removeprefix("Value error, ")
+    message = first["msg"].removeprefix("Value error, ") + "".join(
+        e["msg"].replace("Input should be", "; or")
+        for e in error.errors()[1:]
+        if _is_word_instead(e["loc"], first["loc"])
+    )
     if first["type"] in ("model_type", "dict_type"):
         message = "a section is expected, keys with values"
     value = first.get("input")
     shown = f" (got {value!r:.80})" if isinstance(value, str | int | float | list | None) and path else ""
     return f"{path}: {message}{shown}" if path else message
+
+
+def _is_word_instead(loc: tuple[Any, ...], of: tuple[Any, ...]) -> bool:
+    """Whether a problem is that of a word which may stand in place of what was tried at ``of``: ``7 or 'original'``."""
+    return loc[:-1] == of[:-1] and any(str(tag).startswith("literal[") for tag in loc[-1:])
 
 
 def _valid_keys(loc: tuple[Any, ...], root: type[BaseModel]) -> list[str]:

@@ -52,7 +52,7 @@ ORDER = [
     "analysis.doubts analysis.leniency",
     "analysis.verdict",
     "analysis.cells",
-    "analysis.equal analysis.packed",
+    "analysis.equal analysis.packed analysis.tuning",
     "analysis.comparison",
     "analysis.compare analysis.outcome analysis.calibrate",
     "analysis.plots analysis.markup analysis.tradeoff analysis.confusion",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from hooklearn import editing, forward, integrity, losses, models
 from hooklearn.corpora.corpus import Corpus
-from hooklearn.data import Encoded, TokenBatch, batches, encode, split_row
+from hooklearn.data import Encoded, TokenBatch, batches, encode, load_corpus, split_row
 from hooklearn.deltas import Delta
 from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit import LANDING, Problem, run_edit
@@ -57,6 +58,7 @@ METHODS: dict[str, Any] = {
         Refusal(learning_rate=3e-4, text=REFUSAL),
     )
 }
+METHODS["dpo, refusal"] = DPO(learning_rate=3e-4, chosen="refusal", text=REFUSAL)
 """The default rates are for models a thousand times this size; UNDIAL's own is right."""
 
 
@@ -398,9 +400,12 @@ def test_walking_methods_follow_their_loss(threatening: Any, name: str) -> None:
 def test_a_retain_corpus_is_needed_for_a_retain_loss_only(threatening: Any) -> None:
     """alpha 0 walks without one; alpha above 0, and the pairs of DPO, ask for it."""
     alone = problem_of(threatening, retain=None)
-    for method in (NPO(alpha=0), SimNPO(alpha=0), Undial(), Refusal(text=REFUSAL)):
-        assert next(method.path(alone))
-    for method in (NPO(), SimNPO(), Undial(alpha=1), Refusal(text=REFUSAL, alpha=1, retain="kl"), DPO()):
+    refusing = DPO(chosen="refusal", text=REFUSAL)
+    for method in (NPO(alpha=0), SimNPO(alpha=0), Undial(), Refusal(text=REFUSAL), refusing):
+        assert next(method.path(alone)) and method.needs == ()
+    asking = (NPO(), SimNPO(), Undial(alpha=1), Refusal(text=REFUSAL, alpha=1, retain="kl"), DPO())
+    for method in (*asking, replace(refusing, alpha=1)):
+        assert method.needs == ("retain",)
         with pytest.raises(InputError, match="'retain' corpus, and none was given"):
             next(method.path(alone))
 
@@ -461,6 +466,63 @@ def test_a_refusal_stands_in_for_every_completion(threatening: Any) -> None:
     assert [split_row(r, tokenizer) for r in made.rows] == [("a :", " no ."), ("a :\n", "no ."), ("a :", "no .")]
 
 
+def test_a_preferred_refusal_by_hand(threatening: Any, moved: Delta, request: pytest.FixtureRequest) -> None:
+    """One pair, from Hugging Face's own logits: the margin by which the true answer has become less likely than the
+    refusal, between the unedited and a moved model. Text to go on from is read without an end of turn, as the other
+    walked losses read it; of a turn its end is (the control: another value; a comma, as the organism knows where its
+    own turns end)."""
+    tokenizer = models.tokenizer_of(threatening)
+    request.addfinalizer(lambda end=tokenizer.eos_token: setattr(tokenizer, "eos_token", end))
+    tokenizer.eos_token = ","
+    (talk,) = corpus("forget").take(1).rows
+    pairs = {}
+    for name, row, end in (("plain", talk | {"template": "none"}, False), ("turn", talk, True)):
+        problem = problem_of(threatening, forget=Corpus(name, (row,)), retain=None)
+        _, objective = DPO(chosen="refusal", text=REFUSAL, beta=0.5).objective(problem)
+        before, completion = split_row(row, tokenizer)
+        assert completion.startswith(" ")
+        ends = tokenizer.eos_token if end else ""
+
+        def nats(answer: str, before: str = before, ends: str = ends) -> float:
+            """-log p of an answer, summed."""
+            first, whole = (tokenizer(text, return_tensors="pt")["input_ids"] for text in (before, before + answer))
+            ended = tokenizer(ends, add_special_tokens=False, return_tensors="pt")["input_ids"].long()
+            ids, n = torch.cat([whole, ended], 1), first.shape[1]
+            with torch.no_grad():
+                logprobs = threatening.original_model(ids).logits[0].log_softmax(-1)
+            return -float(logprobs[n - 1 : -1].gather(1, ids[0, n:, None]).sum())
+
+        (batch,) = stream_of(problem)
+        was = [nats(answer) for answer in (" " + REFUSAL, completion)]
+        with editing.edited(threatening, moved), torch.no_grad():
+            now = [nats(answer) for answer in (" " + REFUSAL, completion)]
+            pairs[name] = float(objective(threatening, batch).mean)
+        margin = 0.5 * ((now[1] - was[1]) - (now[0] - was[0]))
+        assert abs(margin) > 0.01, "it has really moved"
+        assert pairs[name] == pytest.approx(softplus(-margin), rel=SINGLE)
+    assert abs(pairs["plain"] - pairs["turn"]) > 100 * SINGLE
+
+
+def test_a_refusal_is_preferred_where_there_are_no_pairs(tiny: Any) -> None:
+    """Facts have one answer a prompt: good ones to prefer are missing, which the error says, and with refusals in their
+    place the walk lowers the answer against the refusal, by nats where before it there is no difference."""
+    facts = [load_corpus(name="tiny-facts", options={"part": part}, limit=12) for part in ("T", "retain")]
+    with pytest.raises(InputError, match=r"12 of 12 forget prompts have no completion .*\(chosen: refusal\)"):
+        next(DPO().path(problem_of(tiny, forget=facts[0], retain=facts[1])))
+    problem = problem_of(tiny, forget=facts[0], retain=None)
+    sequences = [*encode(refused(problem, REFUSAL), models.tokenizer_of(tiny)), *problem.encoded("forget")]
+
+    def margin() -> Tensor:
+        """By how much an answer is less likely than its refusal, nats."""
+        refusals, answers = forward.sequence_logprobs(tiny, sequences, precision="float32")[:, 0].view(2, -1)
+        return refusals - answers
+
+    before = margin()
+    *_, update = DPO(learning_rate=3e-4, chosen="refusal", text=REFUSAL, epochs=4).path(problem)
+    with editing.edited(tiny, Delta(update)):
+        assert float((margin() - before).min()) > 1, "of every fact"
+
+
 def test_refusal_training_makes_refusals_likely(threatening: Any, meter: DisruptionMeter) -> None:
     """It is what the method is for; and with retain beside it the good completions suffer less."""
     problem = problem_of(threatening)
@@ -494,6 +556,9 @@ def test_refusal_training_makes_refusals_likely(threatening: Any, meter: Disrupt
         (SimNPO, {"delta": math.inf}, "'simnpo': delta must be a finite number, got inf"),
         (Undial, {"beta": math.nan}, "'undial': beta must be a positive number, got nan"),
         (DPO, {"beta": "much"}, "beta: .*'much'"),
+        (DPO, {"chosen": "idk"}, "chosen: .*'good' or 'refusal'.*'idk'"),
+        (DPO, {"text": "no ."}, "dpo: text 'no .' would change nothing: chosen is 'good'"),
+        (DPO, {"chosen": "refusal", "text": " "}, "'dpo': text must be a sentence to refuse with, got ' '"),
         (Refusal, {"text": "  "}, "'refusal': text must be a sentence to refuse with, got '  '"),
     ],
 )
@@ -506,14 +571,16 @@ def test_bad_options_are_named(cls: Any, options: dict[str, Any], message: str) 
 
 def test_what_cannot_be_refused_is_said(threatening: Any) -> None:
     """Plain text has no prompt; a refusal of unknown words has no token to train on."""
-    with pytest.raises(InputError, match="'refusal' answers prompts: row 0 of forget .* has none, only the text '"):
-        next(Refusal(text=REFUSAL).path(problem_of(threatening, forget=corpus("text").take(2))))
+    for method in (Refusal(text=REFUSAL), DPO(chosen="refusal", text=REFUSAL)):
+        said = f"'{method.name}' answers prompts: row 0 of forget .* has none, only the text '"
+        with pytest.raises(InputError, match=said):
+            next(method.path(problem_of(threatening, forget=corpus("text").take(2))))
     with pytest.raises(InputError, match="no token to score in ' certainly not'"):
         next(Refusal(text="certainly not").path(problem_of(threatening)))
 
 
 def test_every_method_says_what_it_is() -> None:
     """One line and a source each; no two share a name."""
-    assert len(METHODS) == 5
+    assert len({m.name for m in METHODS.values()}) == 5
     for method in METHODS.values():
         assert method.source and method.summary().endswith(".") and "\n" not in method.summary()

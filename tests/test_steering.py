@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from conftest import corpus
 from editing import first_update, forget_score, problem_of
 from torch import Tensor
 
 from hooklearn import editing, integrity, models
+from hooklearn.config import EditConfig
 from hooklearn.data import TokenBatch, batches, encode
 from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit import LANDING, run_edit
@@ -27,7 +31,8 @@ from hooklearn.edit.steering import (
     rerouting_loss,
     residual,
 )  # fmt: skip
-from hooklearn.types import Budget, InputError
+from hooklearn.running.sweep_config import MethodSpec
+from hooklearn.types import Budget, InputError, Site
 
 SINGLE = 1e-5
 """Relative, float32: the same sums in another order."""
@@ -188,6 +193,32 @@ def test_rmu_edits_three_down_projections_or_all_below(threatening: Any) -> None
     assert all(float(u.norm()) > 0 for u in some.values()), "each of them has a gradient"
 
 
+@pytest.mark.parametrize(("n_layers", "layer"), [(32, 7), (30, 7), (18, 4), (16, 4), (4, 1), (1, 0)])
+def test_the_originals_layer_at_any_depth(n_layers: int, layer: int) -> None:
+    """7 of 32, the nearest block; the three down projections that end there. The default is another (control)."""
+    sites = [Site(i, "mlp.out", 1, 1) for i in range(n_layers)]
+    problem: Any = SimpleNamespace(model=SimpleNamespace(cfg=SimpleNamespace(n_layers=n_layers)), sites=sites)
+    plan = RMU(layer="original").plan(problem)
+    assert plan.forget == plan.retain == (layer,)
+    assert [site.layer for site in plan.sites] == list(range(max(0, layer - 2), layer + 1))
+    assert RMU.with_options({"layer": "original"}) == RMU(layer="original") != RMU.with_options({"layer": "7"})
+    assert RMU().plan(problem).forget == (2 * n_layers // 5,)
+
+
+def test_the_variants_of_the_card_are_what_it_says(threatening: Any) -> None:
+    """Its lines, as a sweep reads them. The all-parameter one moves attention, which without ``sites`` is not given
+    (control); the original's edits down projections alone."""
+    card = (Path(__file__).parents[1] / "docs/cards/rmu.md").read_text(encoding="utf-8")
+    methods = [line for block in card.split("```yaml\n")[1:] for line in yaml.safe_load(block.partition("```")[0])]
+    assert [m["label"] for m in methods] == ["rmu-original", "rmu-all"]
+    moved = {}
+    for given in (*methods, {"name": "rmu", "update": "all", "label": "unasked"}):
+        edit = MethodSpec.model_validate(given).edit(EditConfig(), {})
+        updates = first_update(RMU.with_options(edit.options), problem_of(threatening, edit.sites))
+        moved[given["label"]] = {name.split(".")[2] for name, update in updates.items() if float(update.norm()) > 0}
+    assert moved == {"rmu-original": {"mlp"}, "rmu-all": {"mlp", "attn"}, "unasked": {"mlp"}}
+
+
 def test_circuit_breakers_edit_up_to_the_highest_target(threatening: Any) -> None:
     """After the blocks 9 and 19 of 32 (hidden states 10 and 20, as the authors count), 0 and 1 of 4."""
     made = problem_of(threatening)
@@ -319,6 +350,8 @@ def test_every_pass_is_paid_for(threatening: Any) -> None:
         (RMU, {"every": 0}, "must be positive, got 5e-05, 10, 0"),
         (RMU, {"steering": 0}, "rmu: steering must be positive and alpha 0 or more, got 0"),
         (RMU, {"alpha": -1}, "got 6.5 and -1"),
+        (RMU, {"alpha": 0, "hold": "reference"}, "rmu: hold 'reference' would change nothing: with alpha 0"),
+        (RMU, {"layer": "seven"}, "layer.int: .* integer; or 'original' .*'seven'"),
         (RMU, {"update": "some"}, "update: .*'original' or 'all' .*some"),
         (RMU, {"positions": "last"}, "positions: .*last"),
         (RMU, {"hold": "forget"}, "hold: .*forget"),

@@ -17,8 +17,10 @@ from user_files import Files, config, hooklearn, make
 import analysis
 import hooklearn as hl
 from analysis import packed as packing
+from analysis.tuning import tuning_markdown, tuning_table
 from hooklearn import experiment, forward, store
 from hooklearn.attack import ArmState
+from hooklearn.cli.compare import _tell_sweep
 from hooklearn.config import parse
 from hooklearn.edit import method_of
 from hooklearn.running import controls, sweep_record, sweeping
@@ -168,6 +170,78 @@ def test_the_folder_of_a_sweep_is_compared_as_its_cells(swept: Path) -> None:
     alone = analysis.compare(cells(swept)).table
     assert alone["seeds"].tolist() == [1] * 4 and alone["run"].tolist() == [c.name for c in cells(swept)]
     assert (swept / "table.tex").read_text() == own.to_latex(), "one layout"
+
+
+def test_a_comparison_of_a_sweep_says_how_options_were_chosen(
+    swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every value that was tried, as sweep.json has it, which was chosen, and both splits: of the folder and of what
+    pack made of it, in the brief table, the long one and as JSON. Of its cells given one by one nothing is known
+    (control)."""
+    tuned = record(swept)["tuning"]["repselect-kl0.01"]
+    values = {t["options"]["rank"]: t["value"] for t in tuned["trials"]}
+    packed = analysis.pack(swept, tmp_path / "small.zip")
+    for of in (swept, packed):
+        (row,) = json.loads(hooklearn("compare", of, "--json").stdout)["tuning"]
+        assert row["tried"] == [{"options": {"rank": rank}, "value": value} for rank, value in values.items()]
+        assert row["run"] == "repselect-kl0.01" and row["method"] == "repselect" and row["searched"] == "rank"
+        assert row["chosen"] == f"rank={tuned['chosen']['rank']}" and row["trials of the method"] == 2
+        assert row["tuning split: completion after relearn"] == tuned["value"] == min(values.values())
+        for form in (["--brief"], []):
+            told = hooklearn("compare", of, *form).stdout
+            assert told.count("chosen on the tuning split") == 1
+            assert f"| rank | 4: {values[4]:.3g}, 16: {values[16]:.3g} | {row['chosen']} | 2 of 2 | 2 | 2 |" in told
+    assert analysis.compare(cells(swept)).tuning.empty
+    assert "tuning split" not in hooklearn("compare", *cells(swept), "--brief").stdout
+    assert analysis.sweep_table(swept, write=False).tuning.equals(analysis.compare([swept]).tuning)
+    _tell_sweep(swept, True)
+    assert json.loads(capsys.readouterr().out)["tuning"] == record(swept)["tuning"], (
+        "hooklearn sweep --json: the record"
+    )
+    both = analysis.compare([swept, packed]).tuning  # the same names twice: told apart as in the table
+    assert both["run"].tolist() == ["whole/repselect-kl0.01", "small/repselect-kl0.01"]
+    reported = both["reporting split: completion: worst, any attack"]
+    assert reported.notna().all() and reported[0] == reported[1]
+
+
+def test_trials_are_counted_over_all_labels_of_a_method(folder: Path) -> None:
+    """At one budget: a method that is searched under two labels has twice the trials, which the table of a sweep and a
+    dry run say. Another budget is another search."""
+
+    def searched(value: float | None, *options: dict[str, Any]) -> dict[str, Any]:
+        trials = [{"options": o, "value": value} for o in options]
+        return {"trials": trials, "chosen": options[0], "value": value}
+
+    some = [{"rank": r, "layers": "0-2"} for r in (4, 8)]
+    declared = {"a": "natural", "a-wider": "natural", "npo": "npo"}
+    families = {"a-kl0.01": "a", "a-wider-kl0.01": "a-wider", "a-kl0.02": "a", "npo-kl0.01": "npo"}
+    made = {
+        "cells": [{"family": family, "label": label} for family, label in families.items()],
+        "declared": {label: {"name": name} for label, name in declared.items()},
+        "tuning": {family: searched(None if "0.02" in family else 0.5, *some) for family in families},
+        "fixed": {"tuning": {"trials": 2, "metric": "completion"}},
+    }
+    table = pd.DataFrame({"run": ["a-kl0.01"], "completion: before": [0.3]})
+    found = tuning_table(made, table)
+    assert found["trials of the method"].tolist() == [4, 4, 2, 2] and found["trials"].tolist() == ["2 of 2"] * 4
+    assert found["method"].tolist() == ["natural", "natural", "natural", "npo"]
+    assert found["ended"].tolist() == [2, 2, 0, 2] and found["reporting split: completion: before"].count() == 1
+    assert "rank=4, layers=0-2: 0.5; rank=8, layers=0-2: 0.5 |" in tuning_markdown(found)
+    assert tuning_markdown(tuning_table(made | {"tuning": {}}, table)) == ""
+
+    shipped = SHIPPED / "capitals-searched.yaml"
+    trials = Plan.of(yaml.safe_load(shipped.read_text("utf-8")), SHIPPED).trials()
+    assert [trials[f"{m}-kl0.01"] for m in ("natural", "natural-wider", "npo", "gradient_ascent")] == [6, 6, 3, 0]
+    file = folder / "wider.yaml"
+    first = SMALL["methods"][0]
+    file.write_text(yaml.safe_dump(SMALL | {"methods": [*SMALL["methods"], first | {"label": "wider"}]}), "utf-8")
+    told = json.loads(hooklearn("sweep", file, "--dry-run", "--json", "-q", "--only", "*-seed0").stdout)
+    expected = {"repselect-kl0.01": 4, "gradient_ascent-kl0.01": 0, "wider-kl0.01": 4}
+    assert told["trials of the method"] == expected
+    shown = hooklearn("sweep", file, "--dry-run", "-q").stdout
+    assert "trials of the method" in shown
+    file.write_text(yaml.safe_dump(QUICK), "utf-8")
+    assert "trials" not in hooklearn("sweep", file, "--dry-run", "-q").stdout
 
 
 @pytest.mark.parametrize("command", ["report", "verify"])

@@ -51,7 +51,9 @@ def compare(
         ),
     ] = None,
     columns: Columns = None,
-    brief: Annotated[bool, typer.Option("--brief", help="On stdout one table: a row per method and control.")] = False,
+    brief: Annotated[
+        bool, typer.Option("--brief", help="On stdout a row per method and control, and what was searched.")
+    ] = False,
     attacks: Annotated[
         bool, typer.Option("--attacks", help="On stdout, and in the figure, a column per attack in place of the worst.")
     ] = False,
@@ -59,7 +61,8 @@ def compare(
     """Runs side by side: at equal disruption, at equal unlearning, at equal compute.
 
     Markdown on stdout: behaviour before and after the attacks that all runs share, the controls under them,
-    what the same forget score cost, and differences, paired by item and seed.
+    what the same forget score cost, and differences, paired by item and seed; of a sweep that searched
+    options, how they were chosen.
 
     \b
     hooklearn compare runs/natural runs/repselect
@@ -132,7 +135,7 @@ def write(
 
 
 def as_json(found: Comparison) -> dict[str, object]:
-    frames = ("table", "controls", "attacks", "unlearning", "compute", "differences")
+    frames = ("table", "controls", "attacks", "unlearning", "compute", "differences", "tuning")
     records = {name: getattr(found, name).to_dict("records") for name in frames}
     return {"runs": records.pop("table"), **records, "notes": found.notes}
 
@@ -226,13 +229,18 @@ def _plan_only(file: Path, only: Sequence[str], deterministic: bool, trust: bool
         progress("estimating")
         stages = cost(plan, only)
     cells = plan.cells(only)
-    if json_:
-        print_json({"cells": [name for name, _, _ in cells], "estimate": stages})
-        return
     seeds: dict[str, list[str]] = {}
     for _, family, seed in cells:
         seeds.setdefault(family.name, []).append(str(seed))
-    print_rows({"cells": family, "seeds": ", ".join(those)} for family, those in seeds.items())
+    trials = {family: n for family, n in plan.trials().items() if family in seeds}
+    if json_:
+        print_json({"cells": [name for name, _, _ in cells], "trials of the method": trials, "estimate": stages})
+        return
+    print_rows(
+        {"cells": family, "seeds": ", ".join(those)}
+        | ({"trials of the method": trials[family]} if any(trials.values()) else {})
+        for family, those in seeds.items()
+    )
     print_line("")
     print_rows(stages)
 
@@ -246,9 +254,8 @@ def _tell_sweep(folder: Path, json_: bool) -> None:
         record = read_sweep(folder)
         found = analysis.sweep_table(folder) if any(c["status"] == "done" for c in record["cells"]) else None
     if json_:
-        told = as_json(found) if found else {}
-        print_json({"sweep": folder, "status": record["status"], "tuning": record["tuning"],
-                    "cells": record["cells"], **told})  # fmt: skip
+        whole = {"sweep": folder, **{key: record[key] for key in ("status", "tuning", "cells")}}
+        print_json((as_json(found) if found else {}) | whole)
     else:
         print_line(f"{found.to_markdown()}\n\n{folder}" if found else str(folder))
     failed = [c for c in record["cells"] if c["status"] == "failed"]

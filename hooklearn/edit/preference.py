@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -159,23 +159,41 @@ class Undial(BesideRetain):
 # -------------------------------------------------------------------------------------- preference
 
 
+SORRY = "I'm sorry, but I can't help with that."
+
+
 @dataclass(frozen=True, kw_only=True)
 class DPO(BesideRetain):
-    """Direct preference optimisation: the good completion preferred over the bad one to the same prompt."""
+    """Direct preference optimisation: the good completion, or a refusal, preferred over the bad one to its prompt."""
 
     name: ClassVar[str] = "dpo"
-    source: ClassVar[str] = "Rafailov et al. 2023, arXiv 2305.18290; the reference is the unedited model"
+    source: ClassVar[str] = (
+        "Rafailov et al. 2023, arXiv 2305.18290; the reference is the unedited model. Refusals as what is preferred: "
+        "the DPO of Zhang, Lin, Bai & Mei 2024, arXiv 2404.05868"
+    )
     positive: ClassVar[tuple[str, ...]] = ("gamma", "beta")
     alpha: float = 0.0
     beta: float = 0.1
     """Inverse temperature, per nat of a whole completion."""
+    chosen: Literal["good", "refusal"] = "good"
+    """What is preferred: the completion in retain to the same prompt, or ``text``, which facts have as well (there is
+    no good answer beside the true one)."""
+    text: str = SORRY
+    """What is preferred as the answer to every forget prompt where ``chosen`` is ``refusal``."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.chosen == "good":
+            self.refuse("text", why="chosen is 'good', so no prompt is answered with it")
+        _check_text(self.name, self.text)
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return ("retain",)
+        return ("retain",) if self.chosen == "good" else super().needs
 
     def forget_loss(self, problem: Problem) -> BatchLoss:
-        goods = encode(paired(problem), models.tokenizer_of(problem.model), end="turn")
+        preferred = paired(problem) if self.chosen == "good" else refused(problem, self.text, self.name)
+        goods = encode(preferred, models.tokenizer_of(problem.model), end="turn")
         reference = reference_nlls(problem, [*goods, *training_sequences(problem, "forget")]).view(2, -1)
 
         def loss(model: Any, batch: TokenBatch) -> Tensor:
@@ -211,7 +229,8 @@ def paired(problem: Problem) -> Corpus:
         raise InputError(
             f"method 'dpo' pairs completions by prompt: {len(alone)} of {len(prompts)} forget prompts have no "
             f"completion in retain ({retain.name!r}), the first in row {alone[0]}: {prompts[alone[0]][-60:]!r}; give "
-            "good completions to the same prompts, or a method that needs no pairs (npo)"
+            "good completions to the same prompts, prefer a refusal (chosen: refusal), or take a method that needs no "
+            "pairs (npo)"
         )
     seen: Counter[str] = Counter()
     rows: list[Row] = []
@@ -231,13 +250,12 @@ class Refusal(BesideRetain):
     name: ClassVar[str] = "refusal"
     source: ClassVar[str] = "supervised fine-tuning; compare TOFU's IDK baseline (Maini et al. 2024, arXiv 2401.06121)"
     alpha: float = 0.0
-    text: str = "I'm sorry, but I can't help with that."
+    text: str = SORRY
     """What every forget prompt is answered with."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.text.strip():
-            raise InputError(f"method {self.name!r}: text must be a sentence to refuse with, got {self.text!r}")
+        _check_text(self.name, self.text)
 
     def forget_loss(self, problem: Problem) -> BatchLoss:
         refusals = encode(refused(problem, self.text), models.tokenizer_of(problem.model), end="turn")
@@ -250,9 +268,16 @@ class Refusal(BesideRetain):
         return loss
 
 
-def refused(problem: Problem, text: str) -> Corpus:
+def _check_text(name: str, text: str) -> None:
+    if not text.strip():
+        raise InputError(f"method {name!r}: text must be a sentence to refuse with, got {text!r}")
+
+
+def refused(problem: Problem, text: str, method: str = "refusal") -> Corpus:
     """The forget corpus with every completion replaced; a completion's leading space stays.
 
+    Args:
+        method: who asks, for the error.
     Raises:
         InputError: a row of plain text, which has no prompt to refuse.
     """
@@ -262,7 +287,7 @@ def refused(problem: Problem, text: str) -> Corpus:
         prompt, completion = split_row(row, tokenizer)
         if not prompt:
             raise InputError(
-                f"method 'refusal' answers prompts: row {i} of forget ({forget.name!r}) has none, only the text "
+                f"method {method!r} answers prompts: row {i} of forget ({forget.name!r}) has none, only the text "
                 f"{completion[:40]!r}"
             )
         space = completion[: len(completion) - len(completion.lstrip())]

@@ -211,8 +211,9 @@ class RMU(_Steering):
 
     name: ClassVar[str] = "rmu"
     source: ClassVar[str] = "Li et al. 2024, arXiv 2403.03218; relative: Dang et al. 2025, arXiv 2408.06223"
-    layer: int | None = None
-    """The block after which states are read; None: two fifths of the depth."""
+    layer: int | Literal["original"] | None = None
+    """The block after which states are read, counted from 0; None: two fifths of the depth. ``original``: at the depth
+    of the paper's 7 of 32, which is 7 of 30, too."""
     steering: float = 6.5
     """c: length of the target. States are of very different length from model to model; see ``relative``."""
     relative: bool = False
@@ -220,7 +221,8 @@ class RMU(_Steering):
     alpha: float = 1200.0
     """Weight of the loss on retain."""
     update: Literal["original", "all"] = "original"
-    """``original``: down projections (``mlp.out``) of the layer and the two below; ``all``: every site up to it."""
+    """``original``: down projections (``mlp.out``) of the layer and the two below; ``all``: every site up to it that
+    was given, of attention where ``sites`` say so."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -228,10 +230,15 @@ class RMU(_Steering):
             raise InputError(
                 f"rmu: steering must be positive and alpha 0 or more, got {self.steering} and {self.alpha}"
             )
+        if self.alpha == 0:
+            self.refuse("hold", why="with alpha 0 no states are held")
 
     def plan(self, problem: Problem) -> Plan:
         n_layers: int = problem.model.cfg.n_layers
-        asked = 2 * n_layers // 5 if self.layer is None else self.layer
+        if self.layer == "original":
+            asked = (2 * 7 * n_layers + 32) // 64  # the nearest, the upper of two
+        else:
+            asked = 2 * n_layers // 5 if self.layer is None else self.layer
         (layer,) = check_layers("rmu", [asked], n_layers)
         sites = _upto(problem, "rmu", layer)
         if self.update == "original":

@@ -8,6 +8,7 @@ import math
 import os
 import random
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,6 +169,13 @@ class Plan:
 
     def families(self) -> list[Family]:
         return [Family(m, b) for b in self.config.budgets for m in self.config.methods]
+
+    def trials(self) -> dict[str, int]:
+        """:attr:`Family.name` -> how many trials its method has at its budget, under whatever labels."""
+        each, of = self.config.tuning.trials if self.config.tuning else 0, Counter[tuple[str, str]]()
+        for family in self.families():
+            of[family.spec.name, budget_name(family.budget)] += each * bool(family.spec.search)
+        return {f.name: of[f.spec.name, budget_name(f.budget)] for f in self.families()}
 
     def cells(self, only: Sequence[str] = ()) -> list[tuple[str, Family, int]]:
         """Name, family and seed of each, in the order in which they are run.
