@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from hooklearn import callbacks, editing, models
+from hooklearn.attack.effort import Effort
 from hooklearn.attack.watcher import Watcher
 from hooklearn.data import Corpus, TokenBatch
 from hooklearn.deltas import Delta
@@ -140,6 +141,11 @@ class Attack(ABC):
     def check(self, model: Any, corpora: Mapping[str, Corpus]) -> None:  # noqa: B027 (most can always be made)
         """Asked before anything is measured. Raises InputError where it cannot be made on this model, or with these
         corpora (by role)."""
+
+    def effort(self, arena: Arena, steps: int) -> Effort | None:  # noqa: ARG002 (most have no data)
+        """What it spends on one arm at one setting, beside looks and samples, where its curve ends after ``steps``;
+        None of an attack by training that does not say."""
+        return None if steps else Effort()
 
     @classmethod
     def summary(cls) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from hooklearn import models
+from hooklearn.attack.adapter import MaybeAdapted
 from hooklearn.attack.curve import Arena
 from hooklearn.attack.style import STYLES, styled
 from hooklearn.attack.tuning import Plan, Tuning, steps_of
@@ -15,7 +16,7 @@ from hooklearn.types import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Erode(Tuning):
+class Erode(MaybeAdapted):
     """Fine-tuning on unrelated text: what was only suppressed often comes back by itself."""
 
     name: ClassVar[str] = "erode"
@@ -62,7 +63,7 @@ class RetainOnly(Tuning):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EroseStyle(Tuning):
+class EroseStyle(MaybeAdapted):
     """Fine-tuning on unrelated text in another style and back on the plain text: what was only masked returns.
 
     One curve over both phases, looked at after each (and on the log scale on the way); the border is in its note.
@@ -88,7 +89,7 @@ class EroseStyle(Tuning):
             raise InputError(f"attack {self.name!r}: style {self.style!r}; valid: {', '.join(STYLES)}")
 
     def label(self) -> str:
-        return self.style
+        return f"{self.style} {super().label()}".strip()
 
     def plan(self, arena: Arena) -> Plan:
         tokenizer = models.tokenizer_of(arena.arms[0].model)

@@ -6,10 +6,11 @@ import itertools
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from hooklearn import models
 from hooklearn.attack.curve import Arena, Attack, Stream, Trained, all_but_embeddings, all_weights, training_curve
+from hooklearn.attack.effort import Effort, of_training, sizes
 from hooklearn.data import Encoded, cycle, encode
 from hooklearn.traits import packs
 from hooklearn.types import Curve, InputError
@@ -24,8 +25,6 @@ class Plan:
     """The cap; the edited arm stops before where its curve is flat ..."""
     min_steps: int
     """... but not before this."""
-    trained: Trained | None = None
-    """What moves; None: full fine-tuning."""
     also_at: tuple[int, ...] = ()
     """Steps that are looked at beside those of the log scale."""
     note: str = ""
@@ -66,6 +65,19 @@ class Tuning(Attack):
         """What a setting says before its learning rate."""
         return ""
 
+    def moved(self, arena: Arena) -> Trained:  # noqa: ARG002 (an adapter is drawn by the seed)
+        """What is trained: all weights."""
+        return all_weights if self.embeddings else all_but_embeddings
+
+    def n_trained(self, model: Any) -> int:
+        """How many parameters that are."""
+        blocks, _ = sizes(model)
+        return sum(p.numel() for p in models.all_parameters(model)) if self.embeddings else blocks
+
+    def effort(self, arena: Arena, steps: int) -> Effort:
+        model = arena.arms[0].model
+        return of_training(model, itertools.islice(self.plan(arena).stream(), steps), self.n_trained(model))
+
     def settings(self) -> list[str]:
         words = " ".join(filter(None, (self.label(), "" if self.optimizer == "adam" else self.optimizer)))
         return [f"{words} lr={lr:g}".strip() for lr in self.learning_rates]
@@ -82,11 +94,10 @@ class Tuning(Attack):
 
     def curve(self, arena: Arena, plan: Plan, learning_rate: float, setting: str) -> Curve:
         """One learning rate; samples are drawn at the highest."""
-        full = all_weights if self.embeddings else all_but_embeddings
         curve = training_curve(
             arena, attack=self.name, setting=setting, cheap=self.cheap, stream=plan.stream, learning_rate=learning_rate,
             steps=plan.steps, min_steps=plan.min_steps, optimizer=self.optimizer,
-            sampled=learning_rate == max(self.learning_rates), trained=plan.trained or full,
+            sampled=learning_rate == max(self.learning_rates), trained=self.moved(arena),
             also_at=plan.also_at, first_look=self.first_look, sampled_at=self.sampled_at,
         )  # fmt: skip
         return _noted(curve, plan.note)
@@ -111,12 +122,12 @@ def _noted(curve: Curve, note: str) -> Curve:
     return replace(curve, arms=arms)
 
 
-def demonstrations(arena: Arena, epochs: int, max_steps: int | None, trained: Trained | None = None) -> Plan:
+def demonstrations(arena: Arena, epochs: int, max_steps: int | None) -> Plan:
     """``epochs`` passes over the attacker's data; two of them are always run."""
     sequences = encode(arena.corpus("attack_train"), models.tokenizer_of(arena.arms[0].model), end=True)
     stream = epochs_of(sequences, arena, epochs)
     total = length(stream)
-    return Plan(stream, min(total, max_steps or total), -(-total // epochs) * 2, trained)
+    return Plan(stream, min(total, max_steps or total), -(-total // epochs) * 2)
 
 
 def epochs_of(sequences: Sequence[Encoded], arena: Arena, epochs: int, *, max_tokens: int | None = None) -> Stream:
