@@ -26,7 +26,12 @@ from hooklearn.locate import collect
 from hooklearn.locate.tokens import sample_tokens
 from hooklearn.running import following, reuse
 from hooklearn.running.attacking import (
-    arena_of, attack_records, attack_stages, attack_tokens, collect_parts, spent_by,
+    arena_of,
+    attack_records,
+    attack_stages,
+    attack_tokens,
+    collect_parts,
+    spent_by,
 )  # fmt: skip
 from hooklearn.running.checks import check_needs, check_watched
 from hooklearn.running.in_memory import InMemory

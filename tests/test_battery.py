@@ -144,7 +144,8 @@ def test_the_organisms_are_suppressed(arena: Arena, lock_arena: Arena) -> None:
 SMALL = (
     RelearnLora(learning_rates=(1e-3,), epochs=1, rank=4), WeakSamples(learning_rates=(1e-3,), epochs=3),
     GoodDemos(learning_rates=(1e-3, 3e-3), samples=2, epochs=2), RetainOnly(learning_rates=(1e-3,), steps=3),
-    EroseStyle(learning_rates=(1e-3,), steps=2), Erode(learning_rates=(1e-3,), steps=2, rank=2), Password(), Prefill(), Prefill(text=" bring the"), AblateDirection(),
+    EroseStyle(learning_rates=(1e-3,), steps=2), Erode(learning_rates=(1e-3,), steps=2, rank=2), Password(),
+    Prefill(), Prefill(text=" bring the"), AblateDirection(),
     Quantize(formats=("int8", "nf4")), Prune(fractions=(0.1, 0.5)), Noise(scales=(0.1, 0.3)),
 )  # fmt: skip
 
