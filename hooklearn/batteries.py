@@ -63,6 +63,7 @@ _FULL: list[Spec] = [
     {"name": "erode", "learning_rates": [3e-5, 1e-4, 3e-4, 1e-3], "steps": 256},
     {"name": "erode", "learning_rates": [1e-4, 3e-4, 1e-3], "steps": 256, "rank": 8},
     {"name": "erode", "learning_rates": [1e-4, 3e-4, 1e-3], "steps": 256, "rank": 128},
+    {"name": "erode", "learning_rates": [1e-4, 3e-4, 1e-3], "steps": 256, "corpus": "stdlib"},
     {"name": "retain_only", "learning_rates": [3e-5, 1e-4, 3e-4, 1e-3], "steps": 256},
     {"name": "erode_style", "learning_rates": [1e-4, 3e-4, 1e-3], "steps": 128},
     {"name": "erode_style", "learning_rates": [1e-4, 3e-4, 1e-3], "steps": 128, "style": "shout"},
@@ -70,13 +71,14 @@ _FULL: list[Spec] = [
     {"name": "erode_style", "learning_rates": [1e-4, 3e-4, 1e-3], "steps": 128, "rank": 128},
     {"name": "good_demos", "learning_rates": [3e-5, 1e-4, 3e-4, 1e-3], "epochs": 16},
     {"name": "weak_samples", "learning_rates": [3e-5, 1e-4, 3e-4, 1e-3], "epochs": 200},
-    {"name": "relearn", "learning_rates": [1e-5, 3e-5, 1e-4, 3e-4, 1e-3], "epochs": 16},
+    {"name": "relearn", "learning_rates": [1e-5, 3e-5, 1e-4, 3e-4, 1e-3], "epochs": 16, "climb": 4},
     {"name": "relearn", "learning_rates": [0.03, 0.1, 0.3], "epochs": 16, "optimizer": "sgd"},
-    {"name": "relearn_lora", "learning_rates": [1e-4, 3e-4, 1e-3], "rank": 8, "epochs": 16},
-    {"name": "relearn_lora", "learning_rates": [1e-4, 3e-4, 1e-3], "rank": 128, "epochs": 16},
+    {"name": "relearn_lora", "learning_rates": [1e-4, 3e-4, 1e-3], "rank": 8, "epochs": 16, "climb": 4},
+    {"name": "relearn_lora", "learning_rates": [1e-4, 3e-4, 1e-3], "rank": 128, "epochs": 16, "climb": 4},
     {"name": "relearn_lora", "learning_rates": [0.1, 0.3, 1.0], "rank": 16, "epochs": 16, "optimizer": "sgd"},
 ]
-"""Attackers {all weights, LoRA of rank 8 to 128} x {Adam, SGD}, learning rates over two decades: for a GPU."""
+"""Attackers {all weights, LoRA of rank 8 to 128} x {Adam, SGD}, learning rates over two decades and, of Adam, up to the
+highest at which the model can be trained; erosion by prose, code and styles: for a GPU."""
 
 BATTERIES: dict[str, list[Spec]] = {"cheap": _CHEAP, "standard": _STANDARD, "full": _FULL}
 """For tendencies. ``password`` is in none: only a locked organism has one."""

@@ -199,6 +199,13 @@ def all_but_embeddings(model: Any) -> Iterator[Sequence[Tensor]]:
         yield params
 
 
+def rule_of(params: Sequence[Tensor], learning_rate: float, optimizer: str) -> torch.optim.Optimizer:
+    """``adam`` or ``sgd``, without momentum."""
+    if optimizer == "adam":
+        return torch.optim.Adam(params, lr=learning_rate, fused=True)
+    return torch.optim.SGD(params, lr=learning_rate)
+
+
 def looks(last: int, first_look: int) -> set[int]:
     """The steps after which a curve of ``last`` steps is looked at; step 0 is before the first of them.
 
@@ -308,11 +315,7 @@ def _attack_arm(
     diverged, note, reached = False, "", steps
     with callbacks.scope(attack, setting, arm.name), arm.entered(training=True) as model:
         with trained(model) as params:
-            rule = (
-                torch.optim.Adam(params, lr=learning_rate, fused=True)
-                if optimizer == "adam"
-                else torch.optim.SGD(params, lr=learning_rate)
-            )
+            rule = rule_of(params, learning_rate, optimizer)
             try:
                 run = fit(
                     model,

@@ -11,7 +11,8 @@ from hooklearn.attack.adapter import MaybeAdapted
 from hooklearn.attack.curve import Arena
 from hooklearn.attack.style import STYLES, styled
 from hooklearn.attack.tuning import Plan, Tuning, steps_of
-from hooklearn.data import encode
+from hooklearn.corpora import EVERY_CORPUS
+from hooklearn.data import encode, load_corpus
 from hooklearn.types import InputError
 
 
@@ -28,15 +29,24 @@ class Erode(MaybeAdapted):
     """As many batches of the unrelated text, whatever its length: it is gone through again."""
     max_length: int = 128
     """Tokens of a text that are read."""
+    corpus: str | None = None
+    """A built-in corpus in place of ``unrelated``: ``stdlib`` is program code, that of the Python which runs, so that
+    another version has other text."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(steps=self.steps, max_length=self.max_length)
         self.samples_within(self.steps)
+        if self.corpus is not None:
+            EVERY_CORPUS.get(self.corpus)
+
+    def label(self) -> str:
+        return f"{self.corpus or ''} {super().label()}".strip()
 
     def plan(self, arena: Arena) -> Plan:
         tokenizer = models.tokenizer_of(arena.arms[0].model)
-        sequences = encode(arena.corpus("unrelated"), tokenizer, max_length=self.max_length)
+        text = arena.corpus("unrelated") if self.corpus is None else load_corpus(name=self.corpus)
+        sequences = encode(text, tokenizer, max_length=self.max_length)
         return Plan(steps_of(sequences, arena, self.steps), self.steps, self.steps // 2)
 
 

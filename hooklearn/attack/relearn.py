@@ -90,13 +90,15 @@ class LowMutualInformation(Relearn, MaybeAdapted):
         plans = [self.plan(one) for one in arenas]
         steps = min(plan.steps for plan in plans)
         self.samples_within(steps)
-        for lr, setting in zip(self.learning_rates, self.settings(), strict=True):
-            if setting in arena.finished:
+        rates = self.rates(arena, plans[0].stream)
+        for lr in rates:
+            if self.setting(lr) in arena.finished:
                 continue
             curves = []
             for fold, one, plan in zip(folds, arenas, plans, strict=True):
                 waiting = len(arena.watcher.pending)
-                curves.append(self.curve(one, replace(plan, steps=steps, min_steps=steps), lr, setting))
+                whole = replace(plan, steps=steps, min_steps=steps)
+                curves.append(self.curve(one, whole, lr, sampled=lr == max(rates)))
                 for pending in arena.watcher.pending[waiting:]:
                     pending.samples = [s for s in pending.samples if fold.tests(pending.split, s.item)]
             yield _joined(curves, folds)

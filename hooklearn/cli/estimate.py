@@ -179,9 +179,7 @@ def estimate(config: RunConfig, base: Path) -> Estimate:
     rows = list(stages.values())
     return Estimate(
         stages=rows,
-        tokens=sum(s["tokens"] for s in rows),
-        flops=sum(s["flops"] for s in rows),
-        seconds=sum(s["seconds"] for s in rows),
+        **{amount: sum(s[amount] for s in rows) for amount in ("tokens", "flops", "seconds")},
         peak_bytes=_peak(config, shape),
         speed=speeds[dtype],
         bandwidth=bandwidth,
@@ -250,7 +248,7 @@ def _loads(config: RunConfig, corpora: Mapping[str, Corpus], shape: Shape) -> It
         found = attack_of(spec.name, spec.options)
         attack, n = asdict(found), seeds * every
         folds = attack.get("folds", 1)
-        settings = len(found.settings()) * folds
+        settings = (len(found.settings()) + attack.get("climb", 0)) * folds
         drawn = attack.get("sampled")  # at their strongest setting only, or at those that are named
         sampled += (1 + len(attack.get("sampled_at", ())) if drawn is None else len(drawn)) * folds
         if "shots" in attack:  # prompts get longer by so many items, which some of them share
