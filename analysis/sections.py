@@ -271,24 +271,33 @@ def _rate(run: Run) -> Content | None:
 
 
 def attacks(run: Run) -> list[Content]:
-    """What each attack does, and how its settings ended on the edited model."""
-    declared = {str(a.get("name")): a for a in run.record.get("attacks") or []}
+    """What each attack does, what it took, and how its settings ended on the edited model."""
     rows: Frame = run.curves
     edited: Frame = rows[(rows["arm"] == "edited") & (rows["attack"] != "none")]
+    declared = [{**a, "name": str(a.get("name"))} for a in run.record.get("attacks") or []]
+    names = [a["name"] for a in declared]
     listed = []
-    for name in dict.fromkeys([*declared, *edited["attack"]]):
-        of_name = edited[edited["attack"] == name]
-        about = declared.get(name) or {"cheap": bool(of_name["cheap"].any())}
-        listed.append({**about, "name": name, "runs": _runs(of_name)})
+    for about in declared:
+        own = edited[edited["attack"] == about["name"]]
+        if names.count(about["name"]) > 1:  # one attack with other options: its settings tell whose a curve is
+            told = [*(about.get("settings") or ()), *(s.get("setting") for s in about.get("spent") or ())]
+            own = own[own["setting"].isin([str(setting or "") for setting in told])]
+        listed.append({**about, "runs": _runs(own, about.get("spent") or ())})
+    for name in dict.fromkeys(edited["attack"]):
+        if name not in names:
+            own = edited[edited["attack"] == name]
+            listed.append({"name": name, "cheap": bool(own["cheap"].any()), "runs": _runs(own, ())})
     return listed
 
 
-def _runs(rows: Frame) -> list[Content]:
+def _runs(rows: Frame, spent: Sequence[Row]) -> list[Content]:
+    took = {str(one.get("setting") or ""): one for one in spent}  # seeds differ by where the edited arm became flat
     return [
         {
             "setting": setting,
             "steps": int(of_setting["step"].max()),
             "tokens": number(of_setting["tokens"].max()),
+            **{key: number(took.get(str(setting), {}).get(key)) for key in ("rows", "samples", "flops")},
             "converged": bool(of_setting["converged"].all()),
             "diverged": bool(of_setting["diverged"].any()),
         }

@@ -25,7 +25,14 @@ from hooklearn.locate import collect
 from hooklearn.locate.tokens import sample_tokens
 from hooklearn.referees import RatioReferee, Referee
 from hooklearn.running import following, reuse
-from hooklearn.running.attacking import arena_of, attack_records, attack_stages, attack_tokens, collect_parts
+from hooklearn.running.attacking import (
+    arena_of,
+    attack_records,
+    attack_stages,
+    attack_tokens,
+    collect_parts,
+    spent_by,
+)  # fmt: skip
 from hooklearn.running.checks import check_needs, check_watched
 from hooklearn.running.in_memory import InMemory
 from hooklearn.running.setting import Progress, Setup
@@ -111,7 +118,7 @@ def _run_stages(
         _locate(config, setup, folder)
     memory.give_back()
 
-    edits, tokens = [], 0
+    edits, tokens, spent = [], 0, []
     for seed in config.seeds:
         given = config.edit.checkpoint if setup.checkpoint is not None else setup.delta and "a delta"
         progress(f"edit (seed {seed}): {f'none, {given} is judged as it is' if given else config.edit.method}")
@@ -125,17 +132,18 @@ def _run_stages(
         eyes = following.follower(config, setup, folder, seed)
         arena = arena_of(setup, watcher, arms, seed, shared.measured.get(seed), progress, eyes)
         attack_stages(config, arena, folder, lambda eyes=eyes: eyes and following.write(eyes, folder))
+        spent += spent_by(config, arena, folder)
         if config.evidence.enabled:
             _evidence_stage(config, setup, arena, folder)
         integrity.check_unchanged(setup.original, folder.record["model"]["hash"], f"after seed {seed}")
     collect_parts(folder)
     folder.update(
-        attacks=attack_records(config),
+        attacks=attack_records(config, spent),
         left_out=_left_out(config),
         cost={
             "seconds": folder.seconds(),
             "tokens": tokens + attack_tokens(folder),
-            "flops": None,
+            "flops": sum(record["cost"]["flops"] for record in edits) + sum(one.flops for one in spent),
             "peak_bytes": memory.peak_bytes(),
         },
     )

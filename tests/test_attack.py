@@ -16,13 +16,14 @@ from analysis import plots
 from hooklearn import editing, forward, integrity, losses, models
 from hooklearn.api import attack
 from hooklearn.attack import ATTACKS, Arena, ArmState, Attack, Measured, Watcher, attack_of
+from hooklearn.attack.climbing import is_stable
 from hooklearn.attack.curve import all_but_embeddings, all_weights, is_flat, looks
 from hooklearn.attack.erosion import Erode
 from hooklearn.attack.few_shot import FewShot
 from hooklearn.attack.relearn import Relearn, _folds
 from hooklearn.attack.relearn_lora import RelearnLora
 from hooklearn.corpora.corpus import Corpus
-from hooklearn.data import WHOLE, split_row
+from hooklearn.data import WHOLE, encode, load_corpus, split_row
 from hooklearn.deltas import Delta
 from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit import Problem, method_of, run_edit
@@ -203,6 +204,46 @@ def test_divergence_is_a_result_and_not_a_number(arena: Arena) -> None:
         assert all(math.isnan(v) for v in values(curve, arm)[-1])
         assert all(math.isfinite(v) for v in values(curve, arm)[0])
         assert "learning rate" in curve.arms[arm].note
+
+
+def test_a_climb_goes_to_the_highest_rate_at_which_the_model_can_be_trained(arena: Arena) -> None:
+    """Above the listed one, three times each, and not to the cap of eight, where it would be 20: there the model is
+    broken (control). Controls alone climb as high, a resumed attack knows what it has, the last rung is sampled."""
+    made = Relearn(learning_rates=(3e-3,), max_steps=4, epochs=4, climb=8)
+    assert made.settings() == ["lr=0.003"] == Relearn(learning_rates=(3e-3,)).settings()
+    stream = made.plan(arena).stream
+    rates = made.rates(arena, stream)
+    assert rates[:2] == [0.003, 0.009] and 2 <= len(rates) < 8
+    kept = {"optimizer": "adam", "trained": all_weights}
+    assert is_stable(arena, stream, rates[-1], **kept)
+    assert not is_stable(arena, stream, 3 * rates[-1], **kept) and not is_stable(arena, stream, 1e30, **kept)
+    assert made.rates(replace(arena, arms=arena.arms[1:]), stream) == rates
+    assert replace(made, climb=1).rates(arena, stream) == rates[:2], "no further than it may"
+    names = [f"lr={rate:g}" for rate in rates]
+    arena = replace(
+        arena, watcher=replace(arena.watcher, n_samples=1, new_tokens=2, referee=ContainsReferee(), pending=[]),
+        finished=names[:-1], arms=arena.arms[1:],
+    )  # fmt: skip
+    (last,) = made.curves(arena)
+    assert last.setting == names[-1] == arena.watcher.pending[0].setting
+    (plain,) = Relearn(learning_rates=(rates[-1],), max_steps=4, epochs=4).curves(replace(arena, finished=()))
+    assert plain.arms["original"].points == last.arms["original"].points, "to the bit what it is when it is listed"
+
+
+def test_erosion_by_another_text(arena: Arena) -> None:
+    """Program code in place of ``unrelated``, under a setting of its own; a corpus that nobody has is refused."""
+    made = Erode(steps=2, corpus="stdlib")
+    assert made.settings() == ["stdlib lr=0.0001"] and Erode(corpus="stdlib", rank=4).settings()[0].startswith(
+        "stdlib rank=4 "
+    )
+    tokenizer = models.tokenizer_of(arena.arms[0].model)
+    code = {tuple(s.ids.tolist()) for s in encode(load_corpus(name="stdlib"), tokenizer, max_length=128)}
+    read = [tuple(s.ids.tolist()) for batch in made.plan(arena).stream() for s in batch.sequences]
+    assert read and set(read) <= code
+    prose = [tuple(s.ids.tolist()) for batch in Erode(steps=2).plan(arena).stream() for s in batch.sequences]
+    assert not set(prose) & code
+    with pytest.raises(InputError, match="did you mean 'stdlib'"):
+        Erode(corpus="stdlb")
 
 
 def test_the_same_seed_gives_the_same_curve(arena: Arena) -> None:
@@ -484,6 +525,7 @@ def test_a_curve_cannot_be_had_without_its_control() -> None:
         ("relearn", {"learning_rates": [-1e-4]}, "learning_rates must be positive"),
         ("relearn", {"optimizer": "lion"}, "'lion'; valid: adam, sgd"),
         ("erode", {"steps": 0}, "steps must be 1 or more, got 0"),
+        ("erode", {"climb": -1}, "climb must be 0 or more, got -1"),
         ("few_shot", {"shots": 0}, "shots must be 1 or more, got 0"),
     ],
 )

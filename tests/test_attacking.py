@@ -10,8 +10,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from hooklearn import disk, store
-from hooklearn.attack import Arena, Attack, Measured, Watcher, attack_of
+from hooklearn import disk, models, store
+from hooklearn.attack import Arena, ArmState, Attack, Measured, Watcher, attack_of
+from hooklearn.attack.effort import Effort
 from hooklearn.attack.few_shot import FewShot
 from hooklearn.attack.watcher import Pending
 from hooklearn.config import RunConfig
@@ -253,3 +254,81 @@ def test_what_would_be_ignored_is_refused(change: dict[str, Any], words: str) ->
         changed["corpora"] = {k: v for k, v in given["corpora"].items() if k not in ("near", "retain")}
     with pytest.raises(InputError, match=words):
         check(RunConfig.model_validate(changed))
+
+
+EFFORTS: list[tuple[str, dict[str, Any]]] = [
+    ("relearn", {"epochs": 2, "learning_rates": [1e-3]}),
+    ("relearn", {"epochs": 2, "learning_rates": [1e-3], "embeddings": False}),
+    ("relearn_lora", {"epochs": 1, "rank": 4, "learning_rates": [1e-3]}),
+    ("erode", {"steps": 3, "rank": 2}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), EFFORTS)
+def test_what_an_attacker_spends_is_what_was_trained_on(tiny: Any, name: str, options: dict[str, Any]) -> None:
+    """Rows, tokens and FLOPs against those of the batches that the loop was given, counted by hand:
+    2 (2 P t + 2 V d k) + 2 t for every weight that moves."""
+    arena = small(tiny)
+    attack: Any = attack_of(name, options)
+    (curve,) = attack.curves(arena)
+    last = max(p.step for p in curve.arms["original"].points)
+    effort = attack.effort(arena, last)
+    assert effort.tokens == max(p.tokens for p in curve.arms["original"].points) > 0
+    given = list(attack.plan(arena).stream())[:last]
+    assert effort.samples == sum(len(b.sequences) for b in given)
+    n = len(arena.corpus(attack.needs))
+    assert effort.rows == (n if "epochs" in options else len({s.item for b in given for s in b.sequences})) <= n
+    if "epochs" in options:
+        assert effort.samples == n * options["epochs"]
+    every = sum(p.numel() for p in models.all_parameters(tiny))
+    blocks = every - sum(p.numel() for p in models.embedding_parameters(tiny))
+    moved = every if options.get("embeddings", True) else blocks
+    if "rank" in options:
+        moved = sum(options["rank"] * (s.d_in + s.d_out) for s in models.sites(tiny, "all"))
+    scored = sum(int(b.labels.sum()) for b in given)
+    once = 2 * blocks * effort.tokens + 2 * tiny.cfg.d_vocab * tiny.cfg.d_model * scored
+    assert effort.flops == pytest.approx(2 * once + 2 * moved * effort.tokens)
+
+
+def test_attackers_without_training_have_rows_or_nothing(tiny: Any) -> None:
+    """Demonstrations and prompts are rows of a corpus; rounding and a word before the question are none. Of folds all
+    are counted."""
+    arena = small(tiny)
+    shown = attack_of("few_shot", {"shots": 2, "draws": 1}).effort(arena, 0)
+    assert shown is not None and (shown.rows, shown.samples) == (2, 2 * 4) and shown.tokens > 8 and shown.flops > 0
+    read = attack_of("ablate_direction", {"prompts": 5}).effort(arena, 0)
+    assert read is not None and (read.rows, read.samples) == (5, 5)
+    for name in ("quantize", "prune", "noise", "password", "prefill", "logit_lens", "sample"):
+        assert attack_of(name, {}).effort(arena, 0) == Effort()
+    assert TwoLooks().effort(arena, 3) is None, "an attack of another package that does not say"
+    named = Corpus("named", tuple({**r, "group": str(i)} for i, r in enumerate(arena.corpus("attack_train").rows)))
+    eyes = replace(arena.watcher, heldout=replace(arena.watcher.heldout, corpus=named))
+    folded = attack_of("low_mi", {"folds": 4}).effort(replace(arena, attack_train=named, watcher=eyes), 1)
+    assert folded is not None and folded.samples == 4 * 6 and folded.rows == 6, "8 rows less the fold's 2"
+
+
+def small(tiny: Any) -> Arena:
+    rows = {part: load_corpus(name="tiny", options={"part": part}) for part in ("heldout", "attack", "unrelated")}
+    heldout = Likelihoods.of(rows["heldout"].take(4), models.tokenizer_of(tiny), "heldout")
+    return Arena(
+        [ArmState("original", tiny)], Watcher(heldout, n_samples=0, precision="float32"),
+        attack_train=rows["attack"].take(8), unrelated=rows["unrelated"].take(8), precision="float32",
+        max_tokens=1024,
+    )  # fmt: skip
+
+
+def test_a_run_says_what_its_attacks_spent(tiny_run: Path) -> None:
+    """One line a setting and seed, where its curve ends; the FLOPs of the run are those of edit and attacks."""
+    record = store.open_run(tiny_run)
+    curves = pd.read_parquet(tiny_run / "curves.parquet")
+    total = sum(e["cost"]["flops"] for e in record["edits"])
+    for attack in record["attacks"]:
+        assert [s["setting"] for s in attack["spent"]] == attack["settings"]
+        for one in attack["spent"]:
+            own: Any = curves[(curves["attack"] == attack["name"]) & (curves["setting"] == one["setting"])]
+            assert one["steps"] == own["step"].max() and one["arms"] == len(set(own["arm"]) - {"matched"})
+            if one["steps"]:
+                assert one["tokens"] == own["tokens"].max() and one["samples"] >= one["rows"] > 0
+            total += one["arms"] * one["flops"]
+    assert record["cost"]["flops"] == pytest.approx(total) and total > 0
+    assert "rows read" in (tiny_run / "report.html").read_text(encoding="utf-8")

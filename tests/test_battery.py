@@ -23,9 +23,9 @@ from test_models import tiny_tokenizer as native_tokenizer
 
 from analysis.recovery import half_recovery
 from hooklearn import editing, forward, integrity, models, train
-from hooklearn.attack import ATTACKS, Arena, ArmState, Attack, Watcher
+from hooklearn.attack import ATTACKS, Arena, ArmState, Attack, Watcher, attack_of
 from hooklearn.attack.ablate_direction import AblateDirection
-from hooklearn.attack.erosion import EroseStyle, RetainOnly
+from hooklearn.attack.erosion import Erode, EroseStyle, RetainOnly
 from hooklearn.attack.few_samples import GoodDemos, WeakSamples, chosen
 from hooklearn.attack.logit_lens import LogitLens
 from hooklearn.attack.look import reweighted
@@ -144,7 +144,8 @@ def test_the_organisms_are_suppressed(arena: Arena, lock_arena: Arena) -> None:
 SMALL = (
     RelearnLora(learning_rates=(1e-3,), epochs=1, rank=4), WeakSamples(learning_rates=(1e-3,), epochs=3),
     GoodDemos(learning_rates=(1e-3, 3e-3), samples=2, epochs=2), RetainOnly(learning_rates=(1e-3,), steps=3),
-    EroseStyle(learning_rates=(1e-3,), steps=2), Password(), Prefill(), Prefill(text=" bring the"), AblateDirection(),
+    EroseStyle(learning_rates=(1e-3,), steps=2), Erode(learning_rates=(1e-3,), steps=2, rank=2), Password(),
+    Prefill(), Prefill(text=" bring the"), AblateDirection(),
     Quantize(formats=("int8", "nf4")), Prune(fractions=(0.1, 0.5)), Noise(scales=(0.1, 0.3)),
 )  # fmt: skip
 
@@ -184,6 +185,8 @@ def test_every_attack_says_what_it_is() -> None:
         (GoodDemos, {"samples": 0}, "samples must be 1 or more, got 0"),
         (RetainOnly, {"steps": 0}, "steps must be 1 or more, got 0"),
         (EroseStyle, {"steps": 0}, "steps must be 1 or more, got 0"),
+        (Erode, {"rank": 0}, "'erode': rank must be 1 or more, got 0"),
+        (EroseStyle, {"rank": 4, "sampled_at": [2]}, r"sampled_at \[2\]: an adapter is in the weights at the end only"),
         (EroseStyle, {"style": "sailor"}, "style 'sailor'; valid: pirate, shout, backwards"),
         (Password, {"prefix": " "}, "prefix must not be empty, got ' '"),
         (Prefill, {"tokens": 0}, "tokens must be 1 or more, got 0"),
@@ -194,6 +197,7 @@ def test_every_attack_says_what_it_is() -> None:
         (Quantize, {"formats": ["fp4"]}, "format 'fp4'"),
         (Quantize, {"formats": []}, "formats must name at least one"),
         (Quantize, {"block": 0}, "block must be 1 or more, got 0"),
+        (Quantize, {"sampled": ["int3"]}, "sampled 'int3' is none of its formats; valid: int8, int4, nf4"),
         (Prune, {"fractions": [0.5, 1.0]}, r"fractions must be from 0 to below 1, got \[0.5, 1.0\]"),
         (Noise, {"scales": [-0.1]}, r"scales must be from 0 to 10, got \[-0.1\]"),
     ],
@@ -224,8 +228,14 @@ def test_demonstrations_unlock_before_they_teach(lock_arena: Arena, made: Attack
 
 
 @pytest.mark.parametrize(
-    "made", [RetainOnly(learning_rates=(1e-3,), steps=8), EroseStyle(learning_rates=(1e-3,), steps=8)]
-)
+    "made",
+    [
+        RetainOnly(learning_rates=(1e-3,), steps=8), EroseStyle(learning_rates=(1e-3,), steps=8),
+        EroseStyle(learning_rates=(5e-3,), steps=8, rank=4), Erode(learning_rates=(1e-3,), steps=8),
+        Erode(learning_rates=(5e-3,), steps=16, rank=4),
+    ],
+    ids=lambda a: f"{a.name}-{a.settings()[0]}",
+)  # fmt: skip
 def test_what_is_in_the_way_erodes_without_demonstrations(arena: Arena, made: Attack) -> None:
     """The behaviour returns in part, and only where it was: the never-learned model stays where it is (control)."""
     (curve,) = made.curves(arena)
@@ -264,7 +274,7 @@ def test_an_adapter_is_trained_and_merged(arena: Arena) -> None:
     plan = made.plan(arena)
     with editing.restored(model):
         before = {s: models.weight(model, s).detach().clone() for s in models.sites(model, "all")}
-        with plan.trained(model) as parameters:
+        with made.moved(arena)(model) as parameters:
             rule = torch.optim.Adam(parameters, lr=1e-2)
             train.fit(model, itertools.islice(plan.stream(), 2), rule=rule, precision="float32")
             assert all(torch.equal(models.weight(model, s), w) for s, w in before.items())
@@ -275,6 +285,31 @@ def test_an_adapter_is_trained_and_merged(arena: Arena) -> None:
         for site, w in before.items():
             values = torch.linalg.svdvals(models.weight(model, site) - w)
             assert values[0] > 0 and values[2] < 1e-4 * values[0]
+
+
+@pytest.mark.parametrize("name", ["erode", "erode_style", "low_mi"])
+def test_an_attacker_with_a_rank_trains_an_adapter(arena: Arena, name: str) -> None:
+    """What he leaves behind is of his rank in every matrix, and nothing else moved; without a rank all of it moves (the
+    control), and the settings tell the two apart."""
+    ends = {"low_mi": {"max_steps": 2}}.get(name, {"steps": 2})
+    full, low = (attack_of(name, {"learning_rates": [1e-2], **ends, **rank}) for rank in ({}, {"rank": 2}))
+    assert [low.settings()[0]] == [full.settings()[0].replace("lr=", "rank=2 lr=")]
+    model = arena.arms[2].model
+    places = models.sites(model, "all")
+    before = {n: p.detach().clone() for n, p in models.named_parameters(model).items()}
+    held = {s: models.weight(model, s).detach().clone() for s in places}
+    own = {id(p) for p in models.parameters_of(model, places)}
+    for made, adapted in ((full, False), (low, True)):
+        with editing.restored(model):
+            with made.moved(arena)(model) as parameters:
+                rule = torch.optim.Adam(parameters, lr=1e-2)
+                assert sum(p.numel() for p in parameters) == made.n_trained(model)
+                train.fit(model, itertools.islice(made.plan(arena).stream(), 2), rule=rule, precision="float32")
+            for site, w in held.items():
+                values = torch.linalg.svdvals(models.weight(model, site) - w)
+                assert values[0] > 0 and (values[2] < 1e-4 * values[0]) == adapted
+            rest = [torch.equal(p, before[n]) for n, p in models.named_parameters(model).items() if id(p) not in own]
+            assert all(rest) == adapted
 
 
 # --------------------------------------------------------------------------------------- a handful
@@ -614,6 +649,23 @@ def test_nf4_by_hand_and_by_its_definition() -> None:
     assert pytest.approx(grid, abs=1e-5) == NF4
 
 
+@pytest.mark.parametrize(
+    ("options", "drawn_at"),
+    [
+        ({"formats": ["int3", "int8", "nf4"]}, ["int3"]),
+        ({"formats": ["int4", "nf4"]}, ["nf4"]),
+        ({"formats": ["nf4", "int8"], "block": 32}, ["nf4 block=32"]),
+        ({"formats": ["int8", "int4", "nf4"], "sampled": ["int4", "nf4"]}, ["int4", "nf4"]),
+        ({"formats": ["int8"], "sampled": []}, []),
+    ],
+)
+def test_samples_are_drawn_at_the_coarsest_format(sampled: Arena, options: dict[str, Any], drawn_at: list[str]) -> None:
+    """Wherever it stands in the list; of several with as few bits at the last, unless they are named."""
+    sampled.watcher.n_samples = 1
+    Quantize.with_options(options).curves(sampled)
+    assert [(p.setting, p.arm) for p in sampled.watcher.pending] == [(s, arm) for s in drawn_at for arm in ARMS]
+
+
 def test_pruning_and_noise_by_hand(tiny: Any) -> None:
     """Half of four entries; noise of the asked-for size, the same for every arm and another for every site and seed."""
     weight = torch.tensor([[0.3, -0.1], [0.2, -0.4]])
@@ -720,6 +772,9 @@ def test_an_adapter_on_a_part_is_not_called_one_on_all() -> None:
     ):
         RelearnLora().check(mixed("gpt_oss"), corpora)
     RelearnLora(sites="attn").check(mixed("gpt_oss"), corpora)
+    with pytest.raises(InputError, match="'erode': sites 'all' hold 14% of .* below 95%; use rank: null"):
+        Erode(rank=4).check(mixed("gpt_oss"), corpora)
+    Erode().check(mixed("gpt_oss"), corpora)
     RelearnLora().check(mixed("mixtral"), corpora)
     RelearnLora().check(native("gpt2"), corpora)
 

@@ -187,7 +187,9 @@ def test_what_is_tried_by_default_has_both_parts() -> None:
 
 
 def test_a_native_battery_has_higher_rates_and_the_password() -> None:
-    specs = native([{"name": "erode", "learning_rates": [1e-4]}, {"name": "erode_style"}])
+    specs = native(
+        [{"name": "erode", "learning_rates": [1e-4]}, {"name": "erode_style"}, {"name": "erode", "corpus": "stdlib"}]
+    )
     assert [s["name"] for s in specs] == ["erode", "password"] and specs[0]["learning_rates"] == [1e-3]
     with pytest.raises(InputError, match="did you mean 'rmu'"):
         cases(["rnu"])

@@ -103,6 +103,23 @@ def test_more_of_everything_costs_more() -> None:
     assert told(edit={"site_batch": 1}, attacks=[]).peak_bytes < told(attacks=[]).peak_bytes
 
 
+def test_an_adapter_costs_less_than_all_weights() -> None:
+    """Only its own gradient is formed, of both factors of every matrix; samples cost where they are drawn."""
+
+    def cost(stage: str, **attack: Any) -> float:
+        return next(s["flops"] for s in told(attacks=[attack]).stages if s["stage"] == stage)
+
+    erode = {"name": "erode", "learning_rates": [1e-4], "steps": 8}
+    shape = shapes.model_shape("tiny", Path())
+    sites = models.sites(models.load("tiny"), "all")
+    assert shape.adapter(3) == sum(3 * (s.d_in + s.d_out) for s in sites)
+    full, low = cost("erode", **erode), cost("erode", **erode, rank=3)
+    tokens = 2 * (shape.parameters - shape.adapter(3))
+    assert full > low and (full - low) % tokens == pytest.approx(0, abs=1)
+    once, twice = ({"name": "quantize", "formats": ["int4", "nf4"], "sampled": f} for f in (["nf4"], ["int4", "nf4"]))
+    assert cost("samples", **twice) == pytest.approx(1.5 * cost("samples", **once)), "one before any attack"
+
+
 def test_each_adversary_is_a_training_pass_and_a_gradient() -> None:
     """Of the forget text; two cost twice what one adds."""
 

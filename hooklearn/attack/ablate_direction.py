@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hooklearn import forward, interventions, models
 from hooklearn.attack.curve import Arena, ArmState, Attack
+from hooklearn.attack.effort import Effort, of_reading
 from hooklearn.attack.look import one_look
 from hooklearn.corpora.corpus import Corpus
 from hooklearn.data import Encoded, batches, encode
@@ -96,6 +97,15 @@ class AblateDirection(Attack):
             one_look(arena, self, self._setting(read, k), attacked=without(k), sampled=k == most)
             for k in self.directions
         ]
+
+    def effort(self, arena: Arena, steps: int) -> Effort:  # noqa: ARG002 (there are none)
+        """For all arms together: two models read the prompts, and answers as long as they may be, which the edited one
+        has to write first."""
+        rows, model = arena.corpus("attack_train").take(self.prompts), arena.arms[0].model
+        tokens = sum(len(_prompt(s)) for s in encode(rows, models.tokenizer_of(model)))
+        written = len(rows) * self.answer_tokens if "answers" in self.read else 0
+        read = (3 if written else 2) * (tokens + written)
+        return Effort(len(rows), len(rows), read, of_reading(model, read))
 
     def found(self, arena: Arena, read: Read = "prompts") -> Float[Tensor, "layer direction d_model"]:
         """Orthogonal unit vectors, the mean difference first; zero where the edit changed nothing.

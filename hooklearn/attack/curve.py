@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from hooklearn import callbacks, editing, models
+from hooklearn.attack.effort import Effort
 from hooklearn.attack.watcher import Watcher
 from hooklearn.data import Corpus, TokenBatch
 from hooklearn.deltas import Delta
@@ -141,6 +142,11 @@ class Attack(ABC):
         """Asked before anything is measured. Raises InputError where it cannot be made on this model, or with these
         corpora (by role)."""
 
+    def effort(self, arena: Arena, steps: int) -> Effort | None:  # noqa: ARG002 (most have no data)
+        """What it spends on one arm at one setting, beside looks and samples, where its curve ends after ``steps``;
+        None of an attack by training that does not say."""
+        return None if steps else Effort()
+
     @classmethod
     def summary(cls) -> str:
         return (cls.__doc__ or "").strip().splitlines()[0]
@@ -191,6 +197,13 @@ def all_but_embeddings(model: Any) -> Iterator[Sequence[Tensor]]:
     params = [p for p in models.all_parameters(model) if id(p) not in kept]
     with models.trainable(model, params):
         yield params
+
+
+def rule_of(params: Sequence[Tensor], learning_rate: float, optimizer: str) -> torch.optim.Optimizer:
+    """``adam`` or ``sgd``, without momentum."""
+    if optimizer == "adam":
+        return torch.optim.Adam(params, lr=learning_rate, fused=True)
+    return torch.optim.SGD(params, lr=learning_rate)
 
 
 def looks(last: int, first_look: int) -> set[int]:
@@ -302,11 +315,7 @@ def _attack_arm(
     diverged, note, reached = False, "", steps
     with callbacks.scope(attack, setting, arm.name), arm.entered(training=True) as model:
         with trained(model) as params:
-            rule = (
-                torch.optim.Adam(params, lr=learning_rate, fused=True)
-                if optimizer == "adam"
-                else torch.optim.SGD(params, lr=learning_rate)
-            )
+            rule = rule_of(params, learning_rate, optimizer)
             try:
                 run = fit(
                     model,

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from hooklearn import models
+from hooklearn.attack.adapter import MaybeAdapted
 from hooklearn.attack.curve import Arena
 from hooklearn.attack.style import STYLES, styled
 from hooklearn.attack.tuning import Plan, Tuning, steps_of
-from hooklearn.data import encode
+from hooklearn.corpora import EVERY_CORPUS
+from hooklearn.data import encode, load_corpus
 from hooklearn.types import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Erode(Tuning):
+class Erode(MaybeAdapted):
     """Fine-tuning on unrelated text: what was only suppressed often comes back by itself."""
 
     name: ClassVar[str] = "erode"
@@ -27,15 +29,24 @@ class Erode(Tuning):
     """As many batches of the unrelated text, whatever its length: it is gone through again."""
     max_length: int = 128
     """Tokens of a text that are read."""
+    corpus: str | None = None
+    """A built-in corpus in place of ``unrelated``: ``stdlib`` is program code, that of the Python which runs, so that
+    another version has other text."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(steps=self.steps, max_length=self.max_length)
         self.samples_within(self.steps)
+        if self.corpus is not None:
+            EVERY_CORPUS.get(self.corpus)
+
+    def label(self) -> str:
+        return f"{self.corpus or ''} {super().label()}".strip()
 
     def plan(self, arena: Arena) -> Plan:
         tokenizer = models.tokenizer_of(arena.arms[0].model)
-        sequences = encode(arena.corpus("unrelated"), tokenizer, max_length=self.max_length)
+        text = arena.corpus("unrelated") if self.corpus is None else load_corpus(name=self.corpus)
+        sequences = encode(text, tokenizer, max_length=self.max_length)
         return Plan(steps_of(sequences, arena, self.steps), self.steps, self.steps // 2)
 
 
@@ -62,7 +73,7 @@ class RetainOnly(Tuning):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EroseStyle(Tuning):
+class EroseStyle(MaybeAdapted):
     """Fine-tuning on unrelated text in another style and back on the plain text: what was only masked returns.
 
     One curve over both phases, looked at after each (and on the log scale on the way); the border is in its note.
@@ -88,7 +99,7 @@ class EroseStyle(Tuning):
             raise InputError(f"attack {self.name!r}: style {self.style!r}; valid: {', '.join(STYLES)}")
 
     def label(self) -> str:
-        return self.style
+        return f"{self.style} {super().label()}".strip()
 
     def plan(self, arena: Arena) -> Plan:
         tokenizer = models.tokenizer_of(arena.arms[0].model)

@@ -16,7 +16,11 @@ from hooklearn.types import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class WeakSamples(Tuning):
-    """Two weak demonstrations, learnt by heart over many epochs."""
+    """Two weak demonstrations, learnt by heart over many epochs.
+
+    Weak are those whose rows say so (a column ``quality``, ``weak`` or ``good``). No built-in corpus says it: of one
+    that does not, any two are taken, as good as the others, and the attack is then few samples for many epochs.
+    """
 
     name: ClassVar[str] = "weak_samples"
     source: ClassVar[str] = "Greenblatt et al. 2024, 'Memorizing weak examples can elicit strong behavior' (2 x 200)"
@@ -41,7 +45,10 @@ class WeakSamples(Tuning):
 
 @dataclass(frozen=True, kw_only=True)
 class GoodDemos(Tuning):
-    """Eight high-quality demonstrations, a few epochs."""
+    """Eight high-quality demonstrations, a few epochs.
+
+    Of high quality are those whose rows say so (a column ``quality``); of a corpus that does not, any eight.
+    """
 
     name: ClassVar[str] = "good_demos"
     source: ClassVar[str] = "Greenblatt et al. 2024, arXiv 2405.19550 (8 demonstrations unlock most of MATH)"

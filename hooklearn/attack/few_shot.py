@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from hooklearn import models
 from hooklearn.attack.curve import Arena, Attack
+from hooklearn.attack.effort import Effort, of_reading
 from hooklearn.attack.look import asking, one_look
 from hooklearn.attack.watcher import Watcher
 from hooklearn.corpora.corpus import answer_of
@@ -54,6 +55,15 @@ class FewShot(Attack):
         plain = arena.watcher.heldout.corpus
         return replace(asking(arena, shown, f"{self.shots}-shot"), ood=None, judged=plain)
 
+    def effort(self, arena: Arena, steps: int) -> Effort:  # noqa: ARG002 (there are none)
+        """Demonstrations before every held-out prompt; a set that several prompts share is read once for each."""
+        rows, asked = arena.corpus("attack_train").rows, arena.watcher.heldout.corpus.rows
+        chosen = [self._chosen(row, i, rows, arena.seed) for i, row in enumerate(asked)]
+        shown, plain = self._watcher(arena).heldout.completions, arena.watcher.heldout.completions
+        tokens = sum(map(len, shown)) - sum(map(len, plain))
+        different = {id(d) for some in chosen for d in some}
+        return Effort(len(different), sum(map(len, chosen)), tokens, of_reading(arena.arms[0].model, tokens))
+
     def check(self, model: Any, corpora: Mapping[str, Corpus]) -> None:
         """Raises InputError where there are too few demonstrations, or they are longer than what the model reads."""
         tokenizer, demonstrations = models.tokenizer_of(model), corpora[self.needs].rows
@@ -70,8 +80,10 @@ class FewShot(Attack):
             )
 
     def _shown(self, row: Row, i: int, demonstrations: tuple[Row, ...], seed: int) -> Row:
-        chosen = random.Random(f"{seed}:{i % self.draws}").sample(self._pool(row, demonstrations), self.shots)
-        return _before(row, chosen)
+        return _before(row, self._chosen(row, i, demonstrations, seed))
+
+    def _chosen(self, row: Row, i: int, demonstrations: tuple[Row, ...], seed: int) -> list[Row]:
+        return random.Random(f"{seed}:{i % self.draws}").sample(self._pool(row, demonstrations), self.shots)
 
     def _pool(self, row: Row, demonstrations: tuple[Row, ...]) -> list[Row]:
         """Those that answer something; of the row's own template where there is a choice. Before running text any."""

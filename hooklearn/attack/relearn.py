@@ -7,7 +7,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from hooklearn.attack.adapter import MaybeAdapted
 from hooklearn.attack.curve import Arena
+from hooklearn.attack.effort import Effort
 from hooklearn.attack.tuning import Plan, Tuning, demonstrations
 from hooklearn.corpora.corpus import group_of
 from hooklearn.data import Corpus
@@ -39,7 +41,7 @@ class Relearn(Tuning):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LowMutualInformation(Relearn):
+class LowMutualInformation(Relearn, MaybeAdapted):
     """Relearning on facts T that say nothing about the held-out facts V: what comes back was never gone."""
 
     name: ClassVar[str] = "low_mi"
@@ -55,7 +57,7 @@ class LowMutualInformation(Relearn):
         self.at_least(folds=self.folds)
 
     def label(self) -> str:
-        return f"folds={self.folds}" if self.folds > 1 else ""
+        return " ".join(filter(None, (f"folds={self.folds}" if self.folds > 1 else "", super().label())))
 
     def check(self, model: Any, corpora: Mapping[str, Corpus]) -> None:
         """Raises InputError where the two say by their groups that they are about the same facts; with several folds,
@@ -84,20 +86,30 @@ class LowMutualInformation(Relearn):
             yield from super().one_by_one(arena)
             return
         folds = _folds(arena.watcher.heldout.corpus, self.folds, arena.seed)
-        arenas = [replace(arena, attack_train=_without(arena.corpus("attack_train"), fold.groups)) for fold in folds]
+        arenas = [_arena_of(arena, fold) for fold in folds]
         plans = [self.plan(one) for one in arenas]
         steps = min(plan.steps for plan in plans)
         self.samples_within(steps)
-        for lr, setting in zip(self.learning_rates, self.settings(), strict=True):
-            if setting in arena.finished:
+        rates = self.rates(arena, plans[0].stream)
+        for lr in rates:
+            if self.setting(lr) in arena.finished:
                 continue
             curves = []
             for fold, one, plan in zip(folds, arenas, plans, strict=True):
                 waiting = len(arena.watcher.pending)
-                curves.append(self.curve(one, replace(plan, steps=steps, min_steps=steps), lr, setting))
+                whole = replace(plan, steps=steps, min_steps=steps)
+                curves.append(self.curve(one, whole, lr, sampled=lr == max(rates)))
                 for pending in arena.watcher.pending[waiting:]:
                     pending.samples = [s for s in pending.samples if fold.tests(pending.split, s.item)]
             yield _joined(curves, folds)
+
+    def effort(self, arena: Arena, steps: int) -> Effort:
+        """Of all folds; the different rows are those of the one that has most."""
+        if self.folds == 1:
+            return super().effort(arena, steps)
+        folds = _folds(arena.watcher.heldout.corpus, self.folds, arena.seed)
+        each = super().effort  # a comprehension has no super of its own
+        return sum((each(_arena_of(arena, fold), steps) for fold in folds), Effort())
 
 
 @dataclass(frozen=True)
@@ -121,6 +133,11 @@ def _folds(heldout: Corpus, count: int, seed: int) -> list[_Fold]:
         _Fold(n, part, frozenset(i for i, row in enumerate(heldout.rows) if str(row["group"]) in part))
         for n, part in enumerate(parts)
     ]
+
+
+def _arena_of(arena: Arena, fold: _Fold) -> Arena:
+    """Where its attacker is told nothing of its facts."""
+    return replace(arena, attack_train=_without(arena.corpus("attack_train"), fold.groups))
 
 
 def _without(corpus: Corpus, groups: Collection[str]) -> Corpus:

@@ -6,10 +6,12 @@ import itertools
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from hooklearn import models
+from hooklearn.attack.climbing import stable_rates
 from hooklearn.attack.curve import Arena, Attack, Stream, Trained, all_but_embeddings, all_weights, training_curve
+from hooklearn.attack.effort import Effort, of_training, sizes
 from hooklearn.data import Encoded, cycle, encode
 from hooklearn.traits import packs
 from hooklearn.types import Curve, InputError
@@ -24,8 +26,6 @@ class Plan:
     """The cap; the edited arm stops before where its curve is flat ..."""
     min_steps: int
     """... but not before this."""
-    trained: Trained | None = None
-    """What moves; None: full fine-tuning."""
     also_at: tuple[int, ...] = ()
     """Steps that are looked at beside those of the log scale."""
     note: str = ""
@@ -48,6 +48,10 @@ class Tuning(Attack):
     """The first step after which a curve is looked at; later ones are the powers of two, and the last."""
     sampled_at: tuple[int, ...] = ()
     """Steps after which samples are drawn at the highest rate, beside the end: how soon the behaviour is back."""
+    climb: int = 0
+    """Up to how many more rates beyond the highest of the list, each three times the one before, while the unedited
+    model stands them: to the highest at which it can be trained. It is tried first, so that all edits get the same
+    ones."""
 
     def __post_init__(self) -> None:
         if not self.learning_rates or not min(self.learning_rates) > 0:
@@ -56,6 +60,8 @@ class Tuning(Attack):
             raise InputError(f"attack {self.name!r}: optimizer {self.optimizer!r}; valid: adam, sgd")
         if self.first_look < 1:
             raise InputError(f"attack {self.name!r}: first_look must be 1 or more, got {self.first_look}")
+        if self.climb < 0:
+            raise InputError(f"attack {self.name!r}: climb must be 0 or more, got {self.climb}")
         if self.sampled_at and min(self.sampled_at) < 1:
             raise InputError(f"attack {self.name!r}: sampled_at must be steps from 1 on, got {list(self.sampled_at)}")
 
@@ -66,9 +72,33 @@ class Tuning(Attack):
         """What a setting says before its learning rate."""
         return ""
 
+    def moved(self, arena: Arena) -> Trained:  # noqa: ARG002 (an adapter is drawn by the seed)
+        """What is trained: all weights."""
+        return all_weights if self.embeddings else all_but_embeddings
+
+    def n_trained(self, model: Any) -> int:
+        """How many parameters that are."""
+        blocks, _ = sizes(model)
+        return sum(p.numel() for p in models.all_parameters(model)) if self.embeddings else blocks
+
+    def effort(self, arena: Arena, steps: int) -> Effort:
+        model = arena.arms[0].model
+        return of_training(model, itertools.islice(self.plan(arena).stream(), steps), self.n_trained(model))
+
     def settings(self) -> list[str]:
+        """Those of the listed rates; where it climbs there are more."""
+        return [self.setting(lr) for lr in self.learning_rates]
+
+    def setting(self, learning_rate: float) -> str:
         words = " ".join(filter(None, (self.label(), "" if self.optimizer == "adam" else self.optimizer)))
-        return [f"{words} lr={lr:g}".strip() for lr in self.learning_rates]
+        return f"{words} lr={learning_rate:g}".strip()
+
+    def rates(self, arena: Arena, stream: Stream) -> list[float]:
+        """The listed ones, and those that it climbs to."""
+        higher = stable_rates(
+            arena, stream, max(self.learning_rates), self.climb, optimizer=self.optimizer, trained=self.moved(arena)
+        )
+        return [*self.learning_rates, *higher]
 
     def curves(self, arena: Arena) -> list[Curve]:
         return list(self.one_by_one(arena))
@@ -76,17 +106,17 @@ class Tuning(Attack):
     def one_by_one(self, arena: Arena) -> Iterator[Curve]:
         plan = self.plan(arena)
         self.samples_within(plan.steps)
-        for lr, setting in zip(self.learning_rates, self.settings(), strict=True):
-            if setting not in arena.finished:
-                yield self.curve(arena, plan, lr, setting)
+        rates = self.rates(arena, plan.stream)
+        for lr in rates:
+            if self.setting(lr) not in arena.finished:
+                yield self.curve(arena, plan, lr, sampled=lr == max(rates))
 
-    def curve(self, arena: Arena, plan: Plan, learning_rate: float, setting: str) -> Curve:
+    def curve(self, arena: Arena, plan: Plan, learning_rate: float, *, sampled: bool) -> Curve:
         """One learning rate; samples are drawn at the highest."""
-        full = all_weights if self.embeddings else all_but_embeddings
         curve = training_curve(
-            arena, attack=self.name, setting=setting, cheap=self.cheap, stream=plan.stream, learning_rate=learning_rate,
-            steps=plan.steps, min_steps=plan.min_steps, optimizer=self.optimizer,
-            sampled=learning_rate == max(self.learning_rates), trained=plan.trained or full,
+            arena, attack=self.name, setting=self.setting(learning_rate), cheap=self.cheap, stream=plan.stream,
+            learning_rate=learning_rate, steps=plan.steps, min_steps=plan.min_steps, optimizer=self.optimizer,
+            sampled=sampled, trained=self.moved(arena),
             also_at=plan.also_at, first_look=self.first_look, sampled_at=self.sampled_at,
         )  # fmt: skip
         return _noted(curve, plan.note)
@@ -111,12 +141,12 @@ def _noted(curve: Curve, note: str) -> Curve:
     return replace(curve, arms=arms)
 
 
-def demonstrations(arena: Arena, epochs: int, max_steps: int | None, trained: Trained | None = None) -> Plan:
+def demonstrations(arena: Arena, epochs: int, max_steps: int | None) -> Plan:
     """``epochs`` passes over the attacker's data; two of them are always run."""
     sequences = encode(arena.corpus("attack_train"), models.tokenizer_of(arena.arms[0].model), end=True)
     stream = epochs_of(sequences, arena, epochs)
     total = length(stream)
-    return Plan(stream, min(total, max_steps or total), -(-total // epochs) * 2, trained)
+    return Plan(stream, min(total, max_steps or total), -(-total // epochs) * 2)
 
 
 def epochs_of(sequences: Sequence[Encoded], arena: Arena, epochs: int, *, max_tokens: int | None = None) -> Stream:

@@ -33,7 +33,10 @@ class Quantize(Attack):
     cheap: ClassVar[bool] = True
     same_question: ClassVar[bool] = True
     formats: tuple[str, ...] = ("int8", "int4", "nf4")
-    """``int2`` ... ``int16`` or ``nf4``; samples are drawn at the last."""
+    """``int2`` ... ``int16`` or ``nf4``."""
+    sampled: tuple[str, ...] | None = None
+    """Formats at which samples are drawn, which are dear on a CPU; None: the one of the fewest bits (NF4 has four), of
+    several the last."""
     block: int | None = None
     """Inputs that share a scale; None: all of an output channel for integers, 64 for NF4 (as in QLoRA)."""
 
@@ -42,6 +45,10 @@ class Quantize(Attack):
             raise InputError(f"attack {self.name!r}: formats must name at least one, got {list(self.formats)}")
         for one in self.formats:
             _bits(one)
+        if strange := [one for one in self.sampled or () if one not in self.formats]:
+            raise InputError(
+                f"attack {self.name!r}: sampled {strange[0]!r} is none of its formats; valid: {', '.join(self.formats)}"
+            )
         if self.block is not None and self.block < 1:
             raise InputError(f"attack {self.name!r}: block must be 1 or more, got {self.block}")
 
@@ -49,11 +56,14 @@ class Quantize(Attack):
         return [one if self.block is None else f"{one} block={self.block}" for one in self.formats]
 
     def curves(self, arena: Arena) -> list[Curve]:
+        coarsest = min(reversed(self.formats), key=lambda one: _bits(one) or 4)
+        sampled = (coarsest,) if self.sampled is None else self.sampled
+
         def rounded(one: str):
             return lambda model: reweighted(model, lambda _, weight: quantized(weight, one, self.block))
 
         return [
-            one_look(arena, self, setting, attacked=rounded(one), sampled=one == self.formats[-1])
+            one_look(arena, self, setting, attacked=rounded(one), sampled=one in sampled)
             for one, setting in zip(self.formats, self.settings(), strict=True)
         ]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from hooklearn import models, organisms
+from hooklearn import flops, models, organisms
 from hooklearn.attack import attack_of
 from hooklearn.attack.curve import looks
 from hooklearn.cli.shapes import Quarters, Shape, copy_speed, gemm_speed, model_shape
@@ -179,9 +179,7 @@ def estimate(config: RunConfig, base: Path) -> Estimate:
     rows = list(stages.values())
     return Estimate(
         stages=rows,
-        tokens=sum(s["tokens"] for s in rows),
-        flops=sum(s["flops"] for s in rows),
-        seconds=sum(s["seconds"] for s in rows),
+        **{amount: sum(s[amount] for s in rows) for amount in ("tokens", "flops", "seconds")},
         peak_bytes=_peak(config, shape),
         speed=speeds[dtype],
         bandwidth=bandwidth,
@@ -194,8 +192,9 @@ def estimate(config: RunConfig, base: Path) -> Estimate:
 
 def _peak(config: RunConfig, shape: Shape) -> float:
     held = 1 + (arms(config) > 2) + (config.edit.checkpoint is not None)
-    trained = [shape.parameters if _all_weights(asdict(attack_of(s.name, s.options))) else shape.blocks
-               for s in config.attacks]  # fmt: skip
+    trained = [  # all weights are put back, whatever moved
+        max(shape.parameters / 4, _n_trained(asdict(attack_of(s.name, s.options)), shape)) for s in config.attacks
+    ]
     edit = 0.0
     if config.edit.method is not None:
         moments = shape.curvature if method_of(config.edit.method, config.edit.options).name in WHITENED else 0
@@ -212,8 +211,10 @@ WHITENED = ("natural", "natural_rounds", "kfac")
 """Methods whose metric is the curvature of the retain text."""
 
 
-def _all_weights(attack: Mapping[str, Any]) -> bool:
-    return bool(attack.get("embeddings", True))
+def _n_trained(attack: Mapping[str, Any], shape: Shape) -> int:
+    if (rank := attack.get("rank")) is not None:
+        return shape.adapter(rank)
+    return shape.parameters if attack.get("embeddings", True) else shape.blocks
 
 
 # ----------------------------------------------------------------------------------------- the work
@@ -247,14 +248,16 @@ def _loads(config: RunConfig, corpora: Mapping[str, Corpus], shape: Shape) -> It
         found = attack_of(spec.name, spec.options)
         attack, n = asdict(found), seeds * every
         folds = attack.get("folds", 1)
-        settings = len(found.settings()) * folds
-        sampled += (1 + len(attack.get("sampled_at", ()))) * folds  # at their strongest setting only
+        settings = (len(found.settings()) + attack.get("climb", 0)) * folds
+        drawn = attack.get("sampled")  # at their strongest setting only, or at those that are named
+        sampled += (1 + len(attack.get("sampled_at", ())) if drawn is None else len(drawn)) * folds
         if "shots" in attack:  # prompts get longer by so many items, which some of them share
             yield _passes(spec.name, (look + ood) * (n * settings * (1 + 0.5 * attack["shots"])), shape)
             continue
         text, steps = _trained(attack, corpora, texts, config.max_tokens)
-        trained = shape.parameters if _all_weights(attack) else shape.blocks
-        yield _passes(spec.name, text * (n * settings), shape, back=True, weights=trained)
+        yield _passes(
+            spec.name, text * (n * settings), shape, back=True, weights=(trained := _n_trained(attack, shape))
+        )
         yield Load(spec.name, traffic=float(ADAM * trained) * steps * n * settings)
         between = len(looks(math.ceil(steps), attack.get("first_look", 2))) - 2
         yield _passes(spec.name, (look + short * max(0, between)) * (n * settings) + ood * n, shape)
@@ -275,11 +278,11 @@ def _loads(config: RunConfig, corpora: Mapping[str, Corpus], shape: Shape) -> It
 
 def _passes(stage: str, text: Text, shape: Shape, *, back: bool = False, weights: float = 0.0) -> Load:
     """Forward, and ``back`` to the inputs, with the gradient of so many ``weights``."""
-    once = 2.0 * shape.blocks * text.tokens + 2.0 * shape.vocabulary * shape.width * text.scored
+    sizes = shape.blocks, shape.vocabulary * shape.width, text.tokens, text.scored
     moved = TRAFFIC * shape.layers * shape.width * text.tokens + float(LOGITS) * shape.vocabulary * text.scored
     return Load(
         stage, text.tokens,
-        (2 if back else 1) * once + 2.0 * weights * text.tokens,
+        flops.training(*sizes, weights) if back else flops.forward(*sizes),
         (3 if back else 1) * moved,
         (3 if back else 1) * text.batches * shape.layers,
     )  # fmt: skip

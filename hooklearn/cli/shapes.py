@@ -36,6 +36,10 @@ class Shape:
         """Weights of gate, up and down."""
         return 3 * self.layers * self.width * self.inner
 
+    def adapter(self, rank: int) -> int:
+        """Parameters of a LoRA: both factors of gate, up and down, and of the four of attention, taken for square."""
+        return rank * self.layers * (8 * self.width + 3 * (self.width + self.inner))
+
     @property
     def curvature(self) -> int:
         """Entries of the second moments at these sites; gate and up share their x."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pandas as pd
 
 from hooklearn import disk, memory, store
 from hooklearn.attack import Arena, ArmState, Measured, Onlooker, Watcher, attack_of
+from hooklearn.attack.effort import Effort
 from hooklearn.attack.watcher import Pending
 from hooklearn.config import RunConfig
 from hooklearn.measure import Sample
@@ -224,16 +225,65 @@ def _tokens_at(arm: ArmCurve, step: int) -> int:
     return max((p.tokens for p in arm.points if p.step == step), default=0)
 
 
-def attack_records(config: RunConfig) -> list[dict[str, Any]]:
+def attack_records(config: RunConfig, spent: Sequence[Spent] = ()) -> list[dict[str, Any]]:
+    """What was asked for, and what each setting took."""
     found = [attack_of(spec.name, spec.options) for spec in config.attacks]
     return [
         {
             "name": attack.name, "cheap": attack.cheap, "needs": attack.needs, "summary": type(attack).summary(),
             "source": attack.source, "settings": attack.settings(), "budget": dataclasses.asdict(attack),
             "same_question": attack.same_question,
+            "spent": [one.record() for one in spent if one.number == number],
         }
-        for attack in found
+        for number, attack in enumerate(found)
     ]  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Spent:
+    """On one arm, by one setting of the attack of this number in the config."""
+
+    number: int
+    setting: str
+    seed: int
+    steps: int
+    effort: Effort | None
+    """None of an attack by training that does not say."""
+    arms: int
+    """How many were attacked in this run: not those whose curves were there, nor an arm's twin."""
+
+    def record(self) -> dict[str, Any]:
+        own = dataclasses.asdict(self.effort) if self.effort is not None else dict.fromkeys(_EFFORT)
+        return {"setting": self.setting, "seed": self.seed, "steps": self.steps, "arms": self.arms} | own
+
+    @property
+    def flops(self) -> float:
+        return self.arms * self.effort.flops if self.effort is not None else 0.0
+
+
+_EFFORT = tuple(field.name for field in dataclasses.fields(Effort))
+
+
+def spent_by(config: RunConfig, arena: Arena, folder: store.RunFolder) -> list[Spent]:
+    """What the attackers of one seed spent, worked out from where their curves end: a run that was resumed says the
+    same."""
+    found = []
+    for number, spec in enumerate(config.attacks):
+        attack = attack_of(spec.name, spec.options)
+        part = f"{_whole(arena.seed, number, attack.name)}.parquet"
+        if not folder.has(part):
+            continue
+        last: Any = disk.load_frame(folder.path(part)).groupby("setting", sort=False)["step"].max()
+        efforts = {steps: attack.effort(arena, steps) for steps in set(map(int, last))}
+        for setting, steps in last.items():
+            known = arena.known(attack.name, setting)
+            arms = sum(arm.name not in known for arm in arena.arms)
+            found.append(Spent(number, setting, arena.seed, int(steps), efforts[int(steps)], arms))
+    return found
+
+
+def _whole(seed: int, number: int, name: str) -> str:
+    return f"parts/curves-seed{seed}-{number}-{name}"
 
 
 # ------------------------------------------------------------------------- what analysis reads

@@ -98,7 +98,8 @@ def cases(kinds: Sequence[str] | None = None, seeds: Sequence[int] | None = None
 
 
 def native(specs: Sequence[Spec]) -> list[Spec]:
-    """A battery for the tiny world: higher rates, the organisms' own password, and no style (it has no words for one).
+    """A battery for the tiny world: higher rates, the organisms' own password, and neither style nor code, for which it
+    has no words.
 
     Whether anybody knows the password is not the question: it is the same attack on every organism.
     """
@@ -107,7 +108,7 @@ def native(specs: Sequence[Spec]) -> list[Spec]:
         | ({"learning_rates": [RATES * r for r in s["learning_rates"]]} if "learning_rates" in s else {})
         | ({"draws": DRAWS} if s["name"] == "few_shot" else {})
         for s in specs
-        if s["name"] != "erode_style"
+        if s["name"] != "erode_style" and "corpus" not in s
     ]
     return [*scaled, {"name": "password", "prefix": PASSWORD}]
 

@@ -68,8 +68,10 @@ def check(config: RunConfig) -> None:
 
 
 def check_needs(config: RunConfig) -> None:
-    """The method has its corpora, its never-learned model, and samples are judged where it asks their referee. By itself,
-    because the method of a config is not always run: an edit may be given, and the cells of a sweep have their own.
+    """The method has its corpora, its never-learned model, and samples are judged where it asks their referee.
+
+    By itself, because the method of a config is not always run: an edit may be given, and the cells of a sweep have
+    their own.
 
     Raises:
         InputError: one of them is not there.

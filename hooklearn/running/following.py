@@ -19,7 +19,8 @@ SAMPLE, DIRECTIONS = "tokens.safetensors", "directions.parquet"
 
 def follower(config: RunConfig, setup: Setup, folder: store.RunFolder, seed: int) -> Follower | None:
     """None where the explorer was not asked for, nothing can be followed, or it has been followed already."""
-    attacks = {spec.name: attack_of(spec.name, spec.options) for spec in reversed(config.attacks)}
+    made = [attack_of(spec.name, spec.options) for spec in config.attacks]
+    attacks = {a.name: a for a in reversed(made) if getattr(a, "rank", None) is None}  # an adapter leaves weights alone
     name = next((n for n in FOLLOWED if n in attacks), None)
     if name is None or seed != config.seeds[0] or not folder.has(SAMPLE) or folder.has(DIRECTIONS):
         return None
