@@ -56,7 +56,7 @@ ORDER = [
     "analysis.comparison",
     "analysis.compare analysis.outcome analysis.calibrate",
     "analysis.plots analysis.markup analysis.tradeoff analysis.confusion",
-    "analysis.side_by_side analysis.layers analysis.directions",
+    "analysis.side_by_side analysis.layers analysis.directions analysis.envelope",
     "analysis.sweep",
     "analysis.explorer",
     "analysis.sections analysis.where analysis.beside analysis.advice",
