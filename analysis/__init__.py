@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from analysis.comparison import Comparison
     from analysis.confusion import confusion
     from analysis.directions import energy_by_component, reemergence, spectra
+    from analysis.envelope import envelope
     from analysis.evidence.judge import evidence_table
     from analysis.explorer import explore
     from analysis.inspect_log import inspect_logs
     from analysis.layers import by_layer
     from analysis.packed import pack
     from analysis.reading import Run, read_run
+    from analysis.recovery import recovery_table
     from analysis.report import report
     from analysis.side_by_side import attack_levels, attack_map, attack_table, ways
     from analysis.sweep import sweep_table
@@ -54,6 +56,7 @@ __all__ = [
     "confusion",
     "decide",
     "energy_by_component",
+    "envelope",
     "evidence_table",
     "explore",
     "inspect_logs",
@@ -62,6 +65,7 @@ __all__ = [
     "pack",
     "plots",
     "read_run",
+    "recovery_table",
     "reemergence",
     "report",
     "spectra",
@@ -93,6 +97,7 @@ _HOME = {
     "energy_by_component": "directions",
     "reemergence": "directions",
     "spectra": "directions",
+    "envelope": "envelope",
     "evidence_table": "evidence.judge",
     "explore": "explorer",
     "judge": "verdict",
@@ -100,6 +105,7 @@ _HOME = {
     "pack": "packed",
     "plots": "plots",
     "read_run": "reading",
+    "recovery_table": "recovery",
     "report": "report",
     "style": "style",
     "summary_table": "tables",
@@ -111,7 +117,7 @@ _HOME = {
 }
 
 
-_CALLABLE = ("calibrate", "compare", "confusion", "report", "tradeoff", "verify", "view")
+_CALLABLE = ("calibrate", "compare", "confusion", "envelope", "report", "tradeoff", "verify", "view")
 """Modules that hold a function of their own name."""
 
 

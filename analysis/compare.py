@@ -28,7 +28,7 @@ import pandas as pd
 
 from analysis.arrays import read_scores
 from analysis.cells import opened, sweep_of, without_result
-from analysis.comparison import QUANTITIES, Comparison
+from analysis.comparison import EASIER, QUANTITIES, Comparison
 from analysis.equal import equal_compute, equal_unlearning
 from analysis.packed import unpacked
 from analysis.reading import Run, input_error
@@ -98,6 +98,8 @@ def compare(runs: Sequence[Run | str | Path], *, seed: int = 0, resamples: int =
         for e in entries
     ]
     notes += _panel_notes(entries) if with_panel else []
+    organisms = {e.name: str(o.get("name") or "unnamed") for e in entries if (o := e.run.record.get("organism"))}
+    notes += _organism_notes(entries, organisms)
     differences = []
     for a, b in combinations(entries, 2):
         for metric in metrics:
@@ -113,6 +115,7 @@ def compare(runs: Sequence[Run | str | Path], *, seed: int = 0, resamples: int =
         differences=pd.DataFrame(differences, columns=columns),
         notes=(*gaps, *notes),
         gaps=tuple(gaps),
+        organisms=tuple(dict.fromkeys(organisms.values())),
         controls=pd.DataFrame([row for e in entries for row in _control_rows(e, _sharing(e, entries))]),
         attacks=pd.DataFrame([row for e in entries for row in _attack_rows(e, _sharing(e, entries))]),
         unlearning=equal_unlearning(walked),
@@ -367,6 +370,15 @@ def _equality_notes(entries: Sequence[_Entry]) -> list[str]:
     if len(forgotten) > 1:
         notes.append("the runs forgot different text, so their forget scores, and equal unlearning, do not compare")
     return notes
+
+
+def _organism_notes(entries: Sequence[_Entry], organisms: Mapping[str, str]) -> list[str]:
+    """Of runs on instilled organisms: run -> its organism."""
+    if not organisms:
+        return []
+    names = ", ".join(dict.fromkeys(organisms.values()))
+    which = "" if len(organisms) == len(entries) else f" ({', '.join(organisms)})"
+    return [f"the behaviour of organism {names} was instilled{which}: {EASIER}"]
 
 
 def _panel_notes(entries: Sequence[_Entry]) -> list[str]:

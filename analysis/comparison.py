@@ -24,6 +24,8 @@ COMPACT = ("method", "far KL", "near CE", *QUANTITIES)
 """Those that are shown where none are asked for."""
 ENDS = ("", " low", " high")
 """Of the name of a column with an interval: the value, and its two ends."""
+EASIER = "what is fine-tuned in is easier to take out than what was pre-trained"
+"""What every table on instilled organisms says."""
 BESIDE = ("far KL", "near CE", "seconds", "peak GiB", "seeds", "verdict")
 """What stands beside the behaviours in the brief table: what an edit cost, over how many seeds where one run has
 several, and what was judged of it."""
@@ -52,6 +54,8 @@ class Comparison:
     """Of sweeps: how options were chosen (:func:`analysis.tuning.tuning_table`)."""
     gaps: tuple[str, ...] = ()
     """Of the notes, those that say why places of the table are empty; they are printed above it."""
+    organisms: tuple[str, ...] = ()
+    """Names of the organisms among the runs: what was fine-tuned in is easier to take out than what was pre-trained."""
 
     def to_dataframe(self) -> pd.DataFrame:
         return self.table.copy()
@@ -104,7 +108,8 @@ class Comparison:
             for m in metrics or measured
         }
         words = QUANTITIES | {name: f"{QUANTITIES[q]}, by" for name, q in BY.items()}
-        return latex(["", *(words.get(c, c) for c in shown)], blocks)
+        foot = f"Instilled ({', '.join(self.organisms)}): {EASIER}." if self.organisms else ""
+        return latex(["", *(words.get(c, c) for c in shown)], blocks, foot)
 
     def names(self) -> list[str]:
         """Of the rows: a sweep's labels where they tell them apart, else the runs'."""

@@ -1,16 +1,20 @@
 """How long an attack takes to bring half of it back: steps and tokens, for every arm beside its controls.
 
-Pure: a data frame of curves in (``curves.parquet``, or ``Curve.to_dataframe``), a data frame out.
+:func:`half_recovery` is pure: a data frame of curves in (``curves.parquet``, or ``Curve.to_dataframe``), a data frame
+out. :func:`recovery_table` is what a reader is shown of a run.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from analysis.measures import half_life
+from analysis.reading import Run, read_run
+from analysis.tables import METRICS, in_order, number
 
 NAN = float("nan")
 
@@ -18,6 +22,8 @@ Frame = Any
 """A data frame that the type checker leaves alone: pandas' annotations are unions of everything."""
 
 UNIT = ["metric", "split", "seed"]
+ARMS = ("edited", "original", "never")
+"""Whose times stand side by side: the edited model's, and its controls'."""
 COLUMNS = ["attack", "setting", "seed", "metric", "split", "arm", "level", "step", "tokens"]
 
 
@@ -72,3 +78,67 @@ def first_reached(looks: Frame, level: float) -> Recovery:
     upto = reached[0] + 1  # whatever became of the arm later, it was there
     step = half_life(steps[:upto], y[:upto], level)
     return Recovery(step, float(np.interp(step, steps, tokens)))
+
+
+def recovery_table(run: Run | str | Path, metric: str | None = None) -> pd.DataFrame:
+    """Until half of the behaviour is there, attack by attack, for the edited model beside its controls.
+
+    Attacks by training only (others have no steps), without settings that diverged in any arm; held-out items. Several
+    seeds: the median, of which one that never got there is later than all that did; so NaN (a dash) is "not by most of
+    the seeds", or not known when (:func:`half_recovery`). A record does not say how many samples a step of an attack
+    reads: ``samples`` are the distinct ones that the attacker had, each of which he may have read many times; what he
+    read is in ``tokens``.
+
+    Args:
+        metric: None: all that were measured.
+
+    Returns:
+        One row per metric, attack and setting: ``samples`` (NaN where the record does not tell), ``level`` (half of
+        what the original did before any attack), and for ``edited``, ``original`` and ``never`` as far as they were
+        measured ``ARM: steps`` and ``ARM: tokens``; 0 where it was there from the start.
+
+    Raises:
+        InputError: see ``read_run``.
+    """
+    run = read_run(run)
+    curves: Frame = run.curves[(run.curves["split"] == "heldout") & run.curves["arm"].isin(ARMS)]
+    if metric is not None:
+        curves = curves[curves["metric"] == metric]
+    arms = [arm for arm in ARMS if arm in set(curves["arm"])]
+    times = [f"{arm}: {what}" for arm in arms for what in ("steps", "tokens")]
+    samples = _samples(run)
+    rows: list[dict[str, Any]] = []
+    found: Frame = half_recovery(curves[curves["attack"].isin(["none"]) | _trained(curves)])
+    for (attack, setting, measured), of in found.groupby(["attack", "setting", "metric"], sort=False):
+        row = {"metric": measured, "attack": attack, "setting": setting, "samples": samples.get(attack, NAN)}
+        row |= {"level": float(of.drop_duplicates("seed")["level"].mean())} | dict.fromkeys(times, NAN)
+        for arm, of_arm in of.groupby("arm"):
+            row |= {f"{arm}: steps": _median(of_arm["step"]), f"{arm}: tokens": _median(of_arm["tokens"])}
+        rows.append(row)
+    order = in_order(found["metric"], METRICS)
+    rows.sort(key=lambda row: order.index(row["metric"]))
+    return pd.DataFrame(rows, columns=["metric", "attack", "setting", "samples", "level", *times])
+
+
+def _trained(curves: Frame) -> Frame:
+    """Rows of attacks that take steps, of settings that diverged nowhere."""
+    by = [curves["attack"], curves["setting"]]
+    broken = curves["diverged"].astype(bool).groupby(by).transform("any")
+    return (curves["step"].groupby(by).transform("max") > 0) & ~broken
+
+
+def _samples(run: Run) -> dict[str, float]:
+    """attack -> how many different samples its attacker has: its own option, or all of the corpus that it needs."""
+    corpora = run.record.get("corpora") or {}
+    found = {}
+    for attack in run.record.get("attacks") or []:
+        n = number((corpora.get(attack.get("needs")) or {}).get("n"))
+        own = number((attack.get("budget") or {}).get("samples"))
+        found[str(attack.get("name"))] = own if own == own else n
+    return found
+
+
+def _median(times: Frame) -> float:
+    """Never is later than any time; NaN where the middle one is never."""
+    middle = float(np.median(times.fillna(np.inf)))
+    return middle if np.isfinite(middle) else NAN

@@ -8,8 +8,11 @@ from typing import Any
 
 from analysis import markup, plots
 from analysis.doubts import is_incoherent
+from analysis.envelope import envelope
 from analysis.estimates import Frame, pooled
 from analysis.reading import Run
+from analysis.recovery import ARMS as TIMED
+from analysis.recovery import recovery_table
 from analysis.style import ARMS, METRICS
 from analysis.tables import ALL, capability_table, edit_name, in_order, number, summary_table
 
@@ -123,7 +126,8 @@ def curves(run: Run) -> list[Content]:
             continue
         panels = plots.curve_panels(rows)
         shown = dict(list(panels.items())[: max(0, PANELS - drawn)])
-        figures = plots.curve_figures(shown, metric, plots.ceiling(rows))
+        top = plots.ceiling(rows)
+        figures = plots.curve_figures(shown, metric, top)
         drawn += len(shown)
         groups.append(
             {
@@ -132,9 +136,38 @@ def curves(run: Run) -> list[Content]:
                 "figures": [_panel(f, key, p, metric) for f, (key, p) in zip(figures, shown.items(), strict=True)],
                 "left_out": len(panels) - len(shown),
                 "data": markup.csv_link(rows, f"curves-{metric}"),
+                "worst": worst_at_each_step(run, metric, top),
+                "recovery": recovery(run, metric),
             }
         )
     return groups
+
+
+def worst_at_each_step(run: Run, metric: str, top: float) -> Content | None:
+    """A panel per attack with several settings and one for all relearning; None where there is no choice."""
+    table: Frame = envelope(run, metric)
+    table = table[table["attackers"] > 1]
+    if table.empty:
+        return None
+    panels = plots.curve_panels(table)
+    figures = plots.curve_figures(panels, metric, top)
+    return {
+        "figures": [_panel(f, key, p, metric) for f, (key, p) in zip(figures, panels.items(), strict=True)],
+        "data": markup.csv_link(table, f"worst-at-each-step-{metric}"),
+    }
+
+
+def recovery(run: Run, metric: str) -> Content | None:
+    """Steps and tokens until half of it is back, a row an attack; None where no attack took steps."""
+    table = recovery_table(run, metric)
+    if table.empty:
+        return None
+    arms = [arm for arm in TIMED if f"{arm}: steps" in table]
+    rows = [
+        {**row, "times": [(arm, row[f"{arm}: steps"], row[f"{arm}: tokens"]) for arm in arms]}
+        for row in table.to_dict("records")
+    ]
+    return {"arms": arms, "rows": rows, "data": markup.csv_link(table, f"half-back-{metric}")}
 
 
 def _panel(figure: Any, key: tuple[str, str], panel: Any, metric: str) -> Any:

@@ -150,17 +150,18 @@ _TEX_NAMES = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "le
 _TEX = str.maketrans({c: rf"\{c}" for c in "&%$#_{}"} | {c: rf"\text{n}{{}}" for c, n in _TEX_NAMES.items()})
 
 
-def latex(header: Sequence[str], blocks: Mapping[str, Sequence[Sequence[Sequence[str]]]]) -> str:
+def latex(header: Sequence[str], blocks: Mapping[str, Sequence[Sequence[Sequence[str]]]], foot: str = "") -> str:
     """A booktabs table in blocks, each with a heading and in it groups of rows that are set off from each other.
 
-    Cells are LaTeX already (:func:`latex_cell`), but for the first of a row, its name.
+    Cells are LaTeX already (:func:`latex_cell`), but for the first of a row, its name; ``foot`` is a line below.
     """
     lines = [rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule", _row(map(latex_cell, header))]
     for heading, groups in blocks.items():
         lines += [r"\midrule", _row([rf"\multicolumn{{{len(header)}}}{{l}}{{\emph{{{latex_cell(heading)}}}}}"])]
         for i, group in enumerate(group for group in groups if group):
             lines += [r"\addlinespace"] * bool(i) + [_row([latex_cell(name), *cells]) for name, *cells in group]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+    below = [_row([rf"\multicolumn{{{len(header)}}}{{l}}{{\footnotesize {latex_cell(foot)}}}"])] if foot else []
+    return "\n".join([*lines, r"\bottomrule", *below, r"\end{tabular}", ""])
 
 
 def _row(cells: Iterable[str]) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from drawn_runs import Drawn, edit, flat, rising, write_run
+from user_files import hooklearn
 
 import analysis
 from analysis.comparison import QUANTITIES
@@ -387,6 +388,26 @@ def test_runs_of_one_name_are_told_apart_by_the_last_parts_of_their_folders(tmp_
     assert analysis.compare([tmp_path / "x/a", tmp_path / "y/a"]).table["run"].tolist() == ["x/a", "y/a"]
     own = [walked(tmp_path / n, FAST, name=n.upper()) for n in ("p", "q")]
     assert analysis.compare(own).table["run"].tolist() == ["P", "Q"]
+
+
+def test_every_form_of_a_comparison_says_that_what_was_instilled_is_easier_to_take_out(tmp_path: Path) -> None:
+    """Once for all runs of organisms, and of which where not all are; not of models as they are (control)."""
+    said = "was instilled: what is fine-tuned in is easier to take out than what was pre-trained"
+    organism = {"name": "threats", "kind": "instilled by LoRA", "truth": "INTACT", "note": ""}
+    own, again = (walked(tmp_path / name, FAST, organism=organism) for name in ("own", "again"))
+    found = analysis.compare([own, again])
+    assert [note for note in found.notes if "instilled" in note] == [f"the behaviour of organism threats {said}"]
+    for text in (found.to_markdown(), found.brief_markdown(), found.attacks_markdown()):
+        assert text.count(said) == 1
+    assert found.to_latex().splitlines()[-2].endswith(f"Instilled (threats): {said.partition(': ')[2]}.}} \\\\")
+    bare = walked(tmp_path / "bare", FAST)
+    assert "nstilled" not in analysis.compare([bare]).to_latex()
+    assert not any("instilled" in note for note in analysis.compare([bare]).notes)
+    mixed = [note for note in analysis.compare([own, bare]).notes if "instilled" in note]
+    assert mixed == [f"the behaviour of organism threats {said.replace('instilled', 'instilled (own)', 1)}"]
+    for how in ((), ("--brief",), ("--attacks",)):
+        assert hooklearn("compare", own, *how).stdout.count(said) == 1
+        assert "instilled" not in hooklearn("compare", bare, *how).stdout
 
 
 def test_why_there_is_no_worst_case_is_said_before_the_table(tmp_path: Path) -> None:

@@ -20,8 +20,7 @@ ORDER = [
     "hooklearn.callbacks",
     # config knows the types only; methods and attacks have their options checked by it
     "hooklearn.linalg hooklearn.sketch hooklearn.moments hooklearn.losses hooklearn.flops hooklearn.batteries "
-    "hooklearn.validation "
-    "hooklearn.config hooklearn.config_file hooklearn.plugins hooklearn.determinism",
+    "hooklearn.validation hooklearn.config hooklearn.config_file hooklearn.plugins hooklearn.determinism",
     "hooklearn.corpora.corpus hooklearn.corpora.shipped hooklearn.corpora.tendencies hooklearn.corpora.fact_sets "
     "hooklearn.corpora.tiny_world hooklearn.corpora.tiny_facts",
     "hooklearn.corpora",
@@ -57,7 +56,7 @@ ORDER = [
     "analysis.comparison",
     "analysis.compare analysis.outcome analysis.calibrate",
     "analysis.plots analysis.markup analysis.tradeoff analysis.confusion",
-    "analysis.side_by_side analysis.layers analysis.directions",
+    "analysis.side_by_side analysis.layers analysis.directions analysis.envelope",
     "analysis.sweep",
     "analysis.explorer",
     "analysis.sections analysis.where analysis.beside analysis.advice",

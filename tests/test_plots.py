@@ -11,7 +11,7 @@ import pytest
 from drawn_runs import Drawn, flat, rising, write_run
 from matplotlib.figure import Figure
 
-from analysis import energy_by_component, plots, reemergence, spectra, style
+from analysis import energy_by_component, envelope, plots, reemergence, spectra, style
 from analysis.estimates import pooled, same_seeds, wilson
 from analysis.layers import by_layer
 from analysis.outcome import behaviour
@@ -29,6 +29,7 @@ FIGURES = {
     "spectra": spectra,
     "energy_by_component": energy_by_component,
     "reemergence": reemergence,
+    "envelope": lambda run: plots.curves(envelope(run)),
 }
 
 
@@ -163,6 +164,41 @@ def test_reemergence_adds_up_the_components(run: Run) -> None:
     """The original starts at 1 by construction; here four components with a quarter each."""
     starts = [float(line.get_ydata()[0]) for line in reemergence(run).axes[0].lines]
     assert starts == pytest.approx([0.1, 1.0, 0.15]), "never, original, edited: the edited one on top"
+
+
+def test_an_envelope_is_the_worst_attacker_at_each_step(tmp_path) -> None:
+    """By hand: another attacker leads at every stage; one that has ended keeps what it had, one that was not looked at
+    stands at its last look. What diverged, takes no steps or does not relearn is not in it; each arm has its own."""
+
+    def drawn(name: str, setting: str, steps: tuple[int, ...], edited: list[float], **how) -> Drawn:
+        n = len(steps)
+        arms = {"edited": edited, "original": flat(0.8, n), "never": [0.1, *rising(0.1, 0.3, n)[1:]]}
+        return Drawn(name, arms, setting, steps=steps, **how)
+
+    attacks = [
+        drawn("relearn", "lr=1", (0, 1, 2, 4), [0.1, 0.5, 0.6, 0.6]),
+        drawn("relearn", "lr=2", (0, 1, 2, 4, 8), [0.1, 0.2, 0.4, 0.7, 0.5]),
+        drawn("relearn", "lr=9", (0, 1, 2), [0.1, 0.99, 0.99], diverged=True),
+        drawn("low_mi", "lr=1", (0, 8), [0.3, 0.9]),
+        drawn("erode", "lr=1", (0, 8), [0.1, 0.95]),
+        drawn("few_shot", "", (0,), [0.97]),
+    ]
+    run = write_run(tmp_path / "run", attacks=attacks, metrics=["preference"], items=12)
+    table = envelope(run, "preference").set_index(["attack", "arm", "step"]).sort_index()
+
+    def along(attack: str, arm: str = "edited") -> list[tuple[int, float, str]]:
+        of = table.loc[attack, arm]
+        return [(s, round(v, 9), by) for s, v, by in zip(of.index, of["value"], of["by"], strict=True)]
+
+    one, two = "relearn (lr=1)", "relearn (lr=2)"
+    assert along("relearn") == [(0, 0.1, one), (1, 0.5, one), (2, 0.6, one), (4, 0.7, two), (8, 0.6, one)]
+    both = along("any relearning")
+    assert [v for _, v, _ in both] == [0.3, 0.5, 0.6, 0.7, 0.9] and both[-1][2] == "low_mi (lr=1)"
+    assert along("any relearning", "never")[-1][1] == 0.3 and set(table.loc["any relearning", "attackers"]) == {3}
+    assert set(table.index.get_level_values("attack")) == {"relearn", "low_mi", "erode", "any relearning"}
+    assert envelope(run, "completion").empty
+    drawn_at = texts(plots.curves(envelope(run, "preference"), "preference"))
+    assert "any relearning" in drawn_at and any("worst of 3 attackers" in t for t in drawn_at)
 
 
 def test_labels_keep_their_heights_on_a_logarithmic_axis() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -19,6 +20,7 @@ from drawn_runs import Drawn, flat, rising, write_run
 from analysis import explorer, layers, markup, plots, style, where
 from analysis.advice import ELSEWHERE, NEXT, found, needed, next_steps
 from analysis.reading import read_run
+from analysis.recovery import _median, recovery_table  # pyright: ignore[reportPrivateUsage]
 from analysis.report import VERDICTS, report
 from analysis.tables import markdown, summary_table
 from analysis.verdict import judge
@@ -244,6 +246,49 @@ def test_markdown_says_the_same(folder: Path) -> None:
     assert markdown(table), "the frame behind it is the public one"
 
 
+def test_until_half_is_back_stands_beside_the_curves_with_the_controls(tmp_path: Path) -> None:
+    """Level .4. The edited model is there after 4 steps of 256 tokens; the never-learned one at .1, .3, .5 half way in
+    log2(1 + step) from 3 to 7, 8 / sqrt 2 - 1; erosion brings it back in nobody, and an attack without steps has none.
+    """
+    controls = {"original": flat(0.8, 4), "never": [0.1, 0.2, 0.3, 0.5]}
+    steps = (0, 1, 3, 7)
+    attacks = [
+        Drawn("relearn", controls | {"edited": [0.1, 0.4, 0.6, 0.7]}, "lr=1", steps=steps),
+        Drawn("relearn", controls | {"edited": flat(0.7, 4)}, "lr=9", steps=steps, diverged=True),
+        Drawn("erosion", controls | {"edited": flat(0.1, 4), "never": flat(0.1, 4)}, steps=steps),
+        Drawn("prune", {"original": [0.8], "never": [0.1], "edited": [0.1]}),
+    ]
+    listed = [{"name": "relearn", "needs": "attack_train"}, {"name": "erosion", "budget": {"samples": 2}}]
+    made = write(
+        tmp_path / "run", attacks=attacks, metrics=["preference"], splits=["heldout"],
+        corpora={"attack_train": {"source": "", "hash": "", "n": 48}},
+    )  # fmt: skip
+    record = json.loads((made / "run.json").read_text("utf-8")) | {"attacks": listed}
+    (made / "run.json").write_text(json.dumps(record), "utf-8")
+    table = recovery_table(made).set_index("attack")
+    assert list(table.index) == ["relearn", "erosion"] and table["level"].tolist() == pytest.approx([0.4, 0.4])
+    assert table["samples"].tolist() == [48, 2]
+    found = table.loc["relearn"]
+    assert found[["edited: steps", "edited: tokens"]].tolist() == pytest.approx([1, 256])
+    at = 8 / 2**0.5 - 1
+    assert found[["never: steps", "never: tokens"]].tolist() == pytest.approx([at, 256 * at])
+    assert found[["original: steps", "original: tokens"]].tolist() == [0, 0]
+    assert table.loc["erosion", ["edited: steps", "never: tokens"]].isna().all()
+    page = report(made).read_text("utf-8")
+    assert 'download="half-back-preference.csv"' in page
+    rows = Page(page).rows
+    assert ["steps until half is back", "edited", "original", "never", "attacker's samples"] in rows
+    assert ["relearnlr=1", "1256 tokens", "0", "4.661.19 k tokens", "48"] in rows
+    assert ["erosion", "–", "0", "–", "2"] in rows
+    assert "| relearn lr=1 | 1 (256) | 0 | 4.66 (1.19 k) | 48 |" in (made / "report.md").read_text("utf-8")
+
+
+def test_of_several_seeds_the_middle_one_counts_and_never_is_late() -> None:
+    """One of three that never got there leaves a median; two of three do not."""
+    assert [_median(pd.Series(times)) for times in ([4.0, 2.0, None], [3.0])] == [4, 3]
+    assert math.isnan(_median(pd.Series([4.0, None, None])))
+
+
 def test_numbers_show_what_counts() -> None:
     assert [markup.num(v) for v in (0.05, 0.84, 123.4, 12, 0, None)] == [
         "0.0500", "0.840", "123", "12", "0", "–",
@@ -434,7 +479,7 @@ def test_figures_have_words_and_their_data(html: str) -> None:
     assert html.count("<svg viewBox") == html.count('role="img" aria-label="')
     for name in (
         "curves-completion", "sampled-rate", "separation", "trace", "came-back", "decisive", "by-layer", "spectra",
-        "energy-by-component", "reemergence",
+        "energy-by-component", "reemergence", "worst-at-each-step-completion", "half-back-sampled",
     ):  # fmt: skip
         assert f'download="{name}.csv" href="data:text/csv;base64,' in html
     assert "var(--edited)" in html, "figures follow the page into dark mode"

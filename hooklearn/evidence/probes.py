@@ -140,10 +140,13 @@ def read_content(states: Mapping[str, Array], labels: Mask, groups: Sequence[str
 
 def advantage(edited: Array, control: Array, content: Content, items: NDArray[np.intp] | None = None) -> Array:
     """``[..., layer, item]`` scores -> best AUC of the edited model minus best AUC of its control."""
+    return best_auc(edited, content, items) - best_auc(control, content, items)
+
+
+def best_auc(scores: Array, content: Content, items: NDArray[np.intp] | None = None) -> Array:
+    """``[..., layer, item]`` scores -> AUC at the best layer, over all items or over these."""
     keep = np.arange(len(content.labels)) if items is None else items
-    labels, folds = content.labels[keep], content.folds[keep]
-    best, other = (auc_by_fold(scores[..., keep], labels, folds).max(-1) for scores in (edited, control))
-    return best - other
+    return auc_by_fold(scores[..., keep], content.labels[keep], content.folds[keep]).max(-1)
 
 
 def _swapped(edited: Array, other: Array, content: Content, masks: Mask) -> Array:
@@ -227,9 +230,10 @@ def content(bench: Bench) -> list[Evidence]:
     states = {arm: np.concatenate([bench.states(arm, c, "mean") for c in classes], 1) for arm in arms}
     bench.progress(f"evidence: {len(bench.layers) * (len(arms) + 1 + SHUFFLES) * FOLDS} probes")
     found = read_content(states, labels, groups, bench.rng("shuffled"))
-    best = float(auc_by_fold(found.retrained["edited"], labels, found.folds).max())
+    best = best_auc(found.retrained["edited"], found)
+    again = [float(best_auc(found.retrained["edited"], found, items)) for items in nulls.left_out(groups)]
     readable = Evidence(
-        names[0], best, nulls.finite(found.shuffled.max(1)), NAN, len(set(groups)), "high",
+        names[0], float(best), nulls.finite(found.shuffled.max(1)), nulls.jackknife(again), len(again), "high",
         "above its null, a probe can still tell the behaviour's texts from good ones somewhere in the edited model; "
         "that alone says little, as the randomly initialised model may do so too",
         detail=_detail(found.retrained, found, bench.layers),

@@ -196,6 +196,8 @@ def _spectrum(bench: Bench, edit: Delta, spectra: dict[str, Spectrum]) -> Eviden
 
 
 def _retain(bench: Bench, edit: Delta, spectra: dict[str, Spectrum]) -> Evidence:
+    """On the input side alone: what retain text feeds a weight is what a change of the weight does to it. The gradient
+    side would need a backward pass and, for the two weights into a gated MLP, moments as wide as the MLP."""
     name, corpus = "overlap_retain", bench.corpora.get("retain")
     if corpus is None:
         return Evidence.missing(name, "it needs a corpus 'retain'")
@@ -213,8 +215,9 @@ def _retain(bench: Bench, edit: Delta, spectra: dict[str, Spectrum]) -> Evidence
         parts.append(_part(site.name, "x", edit.updates[site.name], shared[id(m)], spectra[site.name]))
     return _shares(
         name, parts, bench,
-        "share of the edit that acts on the main directions of retain text; above its null, the edit works inside "
-        "what other text uses, so that other text pays for it",
+        "share of the edit that acts on the main directions of retain text at the inputs of the weights (their "
+        "gradient side is not looked at); above its null, the edit works inside what other text uses, so that other "
+        "text pays for it",
         null_meaning=f"the edit turned at random: {RANK} of d directions",
     )  # fmt: skip
 
