@@ -53,7 +53,8 @@ def envelope(run: Run | str | Path, metric: str = "completion", *, split: str = 
     found = [_over(name, trained[trained["attack"].isin(attacks)]) for name, attacks in groups.items()]
     if not found:
         return pd.DataFrame(columns=COLUMNS)
-    return pd.concat(found, ignore_index=True).assign(metric=metric, split=split)[COLUMNS]
+    whole: pd.DataFrame = pd.concat(found, ignore_index=True).assign(metric=metric, split=split)
+    return whole.loc[:, COLUMNS]
 
 
 def _counts(rows: Frame) -> Frame:
