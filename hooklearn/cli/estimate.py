@@ -289,8 +289,7 @@ def _passes(stage: str, text: Text, shape: Shape, *, back: bool = False, weights
 
 
 def _times(load: Load, n: float) -> Load:
-    amounts = {f.name: n * getattr(load, f.name) for f in fields(load) if f.name != "stage"}
-    return Load(load.stage, **amounts)
+    return Load(load.stage, **{f.name: n * getattr(load, f.name) for f in fields(load) if f.name != "stage"})
 
 
 def _organism(config: RunConfig, shape: Shape) -> Iterator[Load]:
