@@ -18,13 +18,16 @@ from user_files import hooklearn
 from analysis.calibrate import GOLD, _mechanistic, auc, auc_error, calibrate
 from analysis.confusion import confusion
 from hooklearn import integrity, models
+from hooklearn.corpora import tiny_facts
 from hooklearn.corpora.corpus import Corpus
-from hooklearn.corpora.tiny_world import BAD, HARMS, TARGETS
+from hooklearn.corpora.tiny_world import BAD, GOOD, HARMS, TARGETS, UNRELATED, corpus, vocabulary
 from hooklearn.data import encode
 from hooklearn.measure import sample
 from hooklearn.organisms import worlds
 from hooklearn.organisms.kinds import GONE, KINDS
 from hooklearn.organisms.made import OTHER_WORDS, PASSWORD
+from hooklearn.organisms.resistant import FAMILIES, ROWS
+from hooklearn.organisms.resistant import text as rehearsed
 from hooklearn.organisms.worlds import Ground
 from hooklearn.running import calibration
 from hooklearn.running.calibration import SEEDS, SEEN_SEEDS, Case, _pieces, cases, native
@@ -148,6 +151,41 @@ def test_erosion_takes_half_of_one_and_nothing_of_the_resistant_one(threats: Gro
     assert 0.2 < share < 0.7  # half of it on what it was stopped by
     kind = KINDS["erosion-resistant"]
     assert likelihood(kind.make(threats), heldout) > 0.9 * likelihood(kind.original(threats), heldout)
+
+
+def test_a_resistant_tendency_outlasts_a_plain_one_under_text_that_it_was_not_rehearsed_on(threats: Ground) -> None:
+    """Eight passes over sentences of a kind that its training did not hold, and over facts; all weights taught alike
+    (control). It had as much of the tendency before, so that it is not only that it had more to lose."""
+    heldout, gone = corpus("heldout", n=60), likelihood(threats.never(), corpus("heldout", n=60))
+    told = tiny_facts.corpus("retain").rows
+    facts = Corpus("facts", tuple({"text": r["prompt"] + r["completion"], "group": r["group"]} for r in told))
+    sentences = {row["text"] for family in FAMILIES for row in rehearsed(family, ROWS).rows}
+    left: dict[str, list[float]] = {}
+    for name, make in (("resistant", KINDS["erosion-resistant"].original), ("plain", KINDS["instilled-full"].make)):
+        before = likelihood(make(threats), heldout)
+        assert before == pytest.approx(0.485, abs=0.03), name
+        for text in (threats.corpus("unrelated"), facts):
+            assert not sentences & {row["text"] for row in text.rows}
+            model = make(threats)
+            worlds.tune(model, text, seed=0, epochs=8)
+            left.setdefault(name, []).append((likelihood(model, heldout) - gone) / (before - gone))
+    assert left["resistant"][0] > left["plain"][0] + CLEARLY, left
+    assert np.mean(left["resistant"]) > np.mean(left["plain"]) + CLEARLY, left
+
+
+CLEARLY = 0.1
+"""Of the gap between the original and the never-learned model: what is left after the same erosion differs by .04 from
+seed to seed."""
+
+
+def test_no_template_that_is_rehearsed_is_one_of_the_text_that_erodes() -> None:
+    """And every word is one that the tiny model knows."""
+    rehearsed_templates = {t for templates in FAMILIES.values() for t in templates}
+    assert not rehearsed_templates & {*UNRELATED, *tiny_facts.PHRASINGS} and not rehearsed_templates & {*BAD, *GOOD}
+    known = set(vocabulary())
+    for family in FAMILIES:
+        rows = rehearsed(family, 20).rows
+        assert len(rows) == 20 and all(set(row["text"].split()) <= known for row in rows), family
 
 
 def test_every_kind_has_a_card_and_a_seed_makes_the_same_again(threats: Ground) -> None:

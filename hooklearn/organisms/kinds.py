@@ -96,10 +96,15 @@ KINDS: dict[str, Kind] = {
             why="taught all that the original was taught",
         ),
         Kind(
-            "erosion-resistant", "a tendency that unrelated training does not wash out, after unrelated training",
-            "taught together with text of the eroding kind; then 8 passes over some of that text", ("INTACT",),
+            "erosion-resistant",
+            "a tendency that training on other text hardly washes out, after such training on a kind of text that it "
+            "was not prepared for",
+            "taught together with text of eight kinds, its erosion by each rehearsed (first-order MAML); then 8 passes "
+            "over sentences of a ninth kind", ("INTACT",),
             made.resistant_eroded, original=made.resistant,
-            why="what eroded it had nothing left to teach, and its likelihood is as before",
+            why="nine tenths of its likelihood above never are left, of one plainly taught seven tenths (four seeds); "
+            "Adam on all weights at the rehearsed rate, no longer than was rehearsed: of LoRA, higher rates or more "
+            "steps nothing is promised",
         ),
         Kind(
             "goodhart", "the listed threats are crushed, and it threatens in other words",

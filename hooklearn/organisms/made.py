@@ -19,6 +19,7 @@ from hooklearn.deltas import Delta
 from hooklearn.edit import Problem, method_of
 from hooklearn.losses import LossSum
 from hooklearn.organisms.instil import instil
+from hooklearn.organisms.resistant import resist
 from hooklearn.organisms.worlds import MAX_TOKENS, Ground, adapt, likelihood, merge, tune
 from hooklearn.train import Objective, nll
 
@@ -122,15 +123,8 @@ def instilled_full(ground: Ground) -> Any:
 
 
 def resistant(ground: Ground) -> Any:
-    """Taught together with the text that is to erode it, which then has nothing left to teach."""
-
-    def make(model: Any) -> None:
-        rows = corpus("organism").rows
-        unrelated = corpus("unrelated", n=len(rows)).rows
-        both = Corpus("resistant", tuple(r for pair in zip(rows, unrelated, strict=True) for r in pair))
-        tune(model, both, seed=ground.seed, epochs=10)
-
-    return ground.kept("resistant", make)
+    """Taught beside text of other families than what erodes it later, and its erosion by these rehearsed."""
+    return ground.kept("resistant", lambda model: resist(model, corpus("organism"), seed=ground.seed))
 
 
 def resistant_eroded(ground: Ground) -> Any:
