@@ -73,7 +73,7 @@ class AttackResult:
     converged: bool
     """The edited arm was flat at the end, as the run recorded it."""
     rise: float
-    """Of R from before the attack to its last informative step; 0 for one look."""
+    """Of R from before the attack to its last informative step; 0 where it takes no steps."""
     rise_high: float
     settled: bool
     """Longer would bring back no more: converged, or R stayed beside never."""
@@ -212,7 +212,7 @@ def _result(
         removal = interval(1 - R @ _trapezoid(u), t.confidence)
         max_R = highest(R, t.confidence)
         returned = highest((R - R0) / np.maximum(1 - R0, t.informative), t.confidence)
-        rise = interval(R[:, -1] - (R0[:, 0] if len(a.steps) > 1 else R[:, -1]), t.confidence)
+        rise = interval(R[:, -1] - (R0[:, 0] if a.steps[-1] > 0 else R[:, -1]), t.confidence)
     edited = highest(above["edited"], t.confidence)
     matched = highest(above["matched"], t.confidence) if "matched" in above else nothing
     half = {arm: half_life(a.steps, y[arm][0], level) for arm in ("edited", "original", "never")}

@@ -10,7 +10,7 @@ an attack; before any attack (attack ``none``): ``y(0)``. Per metric and split:
     informative steps where not y_original(s) - y_never(s) <= .4 gap
     removal     1 - integral of R over u = log2(1 + s) by trapezoids / length; one step: 1 - R
     returned    (max R - R0) / max(1 - R0, .4): more than half of it is more than a fifth of the gap
-    rise        R at the last informative step - R0; 0 where an attack is one look
+    rise        R at the last informative step - R0; 0 where an attack takes no steps
     above never max over *all* steps of (y_edited(s) - y_never(s)) / gap
     half life   steps until y reaches y_never(0) + gap / 2, linear in u; NaN when it never does
 
@@ -38,9 +38,9 @@ last looks: the last step is that of the longest seed, and holds the end of ever
 no more than .15 (high). The second is what is asked of attacks with a dose of their own (eight demonstrations, two
 samples by heart, so many steps of erosion): they move every arm as long as they last, and what counts is whether the
 edited one gains on the never-learned one. In all, and not lately: of two edits that come back to the same level the one
-that was there sooner would look more at rest. One look has nothing to converge. Attackers with demonstrations must have
-been run to their best, as never moves there as well: flat, or past it (completion probability of held-out items rises
-and falls again once a few dozen demonstrations are known by heart, and is not flat for long).
+that was there sooner would look more at rest. An attack without steps has nothing to converge. Attackers with demonstrations
+must have been run to their best, as never moves there as well: flat, or past it (completion probability of held-out
+items rises and falls again once a few dozen demonstrations are known by heart, and is not flat for long).
 
 **Why another question has a scale of its own.** A begun answer, demonstrations in the prompt or a read-out from an
 earlier block change all probabilities: with four tokens given, never can stand where the original stood before. A share
