@@ -126,7 +126,10 @@ def _not_removed(m: Measures, t: Thresholds) -> str:
         if a.diverged:
             return f"{a.name} diverged"
         if a.informative and not a.settled:
-            return f"{a.name} did not converge, and R had risen by {a.rise:.2f}"
+            return (
+                f"{a.name} did not converge, and R had risen by {a.rise:.2f} (at most {a.rise_high:.2f}, where "
+                f"{t.settled:g} is allowed)"
+            )
         if a.informative and not a.removal_low >= t.removal:
             r = range_text(a.removal, a.removal_low, a.removal_high, t.removal)
             return f"removal under {a.name} is {r}, and its lower bound must be {t.removal:g} or more"
