@@ -53,7 +53,7 @@ def envelope(run: Run | str | Path, metric: str = "completion", *, split: str = 
     found = [_over(name, trained[trained["attack"].isin(attacks)]) for name, attacks in groups.items()]
     if not found:
         return pd.DataFrame(columns=COLUMNS)
-    return pd.concat(found, ignore_index=True).assign(metric=metric, split=split)[COLUMNS]
+    return pd.concat(found, ignore_index=True).assign(metric=metric, split=split).reindex(columns=COLUMNS)
 
 
 def _counts(rows: Frame) -> Frame:
