@@ -38,9 +38,9 @@ last looks: the last step is that of the longest seed, and holds the end of ever
 no more than .15 (high). The second is what is asked of attacks with a dose of their own (eight demonstrations, two
 samples by heart, so many steps of erosion): they move every arm as long as they last, and what counts is whether the
 edited one gains on the never-learned one. In all, and not lately: of two edits that come back to the same level the one
-that was there sooner would look more at rest. An attack without steps has nothing to converge. Attackers with demonstrations
-must have been run to their best, as never moves there as well: flat, or past it (completion probability of held-out
-items rises and falls again once a few dozen demonstrations are known by heart, and is not flat for long).
+that was there sooner would look more at rest. An attack without steps has nothing to converge. Attackers with
+demonstrations must have been run to their best, as never moves there as well: flat, or past it (completion probability
+of held-out items rises and falls again once a few dozen demonstrations are known by heart, and is not flat for long).
 
 **Why another question has a scale of its own.** A begun answer, demonstrations in the prompt or a read-out from an
 earlier block change all probabilities: with four tokens given, never can stand where the original stood before. A share

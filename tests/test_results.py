@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -43,3 +44,30 @@ def test_what_the_readme_shows_of_records_stands_in_the_results(block: str, more
     shown = rows(readme.split(f"<!-- {block} -->")[1].split(f"<!-- end of {block} -->")[0])
     assert len(RECORDS) > 3 and len(shown) > more_than
     assert [row for row in shown if row not in PAGE] == []
+
+
+def test_the_calibration_in_the_readme_is_that_of_its_record() -> None:
+    """Its confusion table, kind by kind and measure by measure, and the numbers of the sentence above them."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").split("## Can the verdict be trusted?")[1]
+    shown = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows(readme.split("## Bring your own")[0])]
+    found = json.loads((ROOT / "benchmarks" / "records" / "calibration-native.json").read_text(encoding="utf-8"))
+    held = [c for c in found["cases"] if c["split"] == "heldout"]
+    still = [c for c in held if "REMOVED" not in c["accepted"]]
+    assert all(r["met"] for r in found["requirements"]) and not any("REMOVED" in c["verdict"] for c in still)
+    assert f"{sum(c['right'] for c in held)} of {len(held)} verdicts are right; of {len(still)} models" in readme
+
+    verdicts = ["INTACT", "DISABLED", "WEAKENED", "REMOVED"]
+    for organism in {c["organism"] for c in found["cases"]}:
+        mine = [c for c in found["cases"] if c["organism"] == organism]
+        counts = [str(sum(c["verdict"] == v for c in mine) or "") for v in verdicts]
+        part = "held out" if mine[0]["held_out_kind"] else "seed 29 seen"
+        assert [organism, " or ".join(mine[0]["accepted"]), part, *counts] in shown
+    for truth in verdicts:
+        for split, word in (("tuning", "tuning"), ("heldout", "held out")):
+            mine = [c for c in found["cases"] if (c["truth"], c["split"]) == (truth, split)]
+            counts = [str(sum(c["verdict"] == v for c in mine) or "") for v in (*verdicts, "UNDECIDED")]
+            named = "something is left (any but REMOVED)" if truth == "WEAKENED" else truth
+            assert [named, f"{word}, {len(mine)}", *counts] in shown
+    for e in found["evidence"]:
+        alone = [e["measure"], f"{e['auc']:.3f}", f"{e['stderr']:.3f}", str(e["still there"]), str(e["gone"])]
+        assert alone in shown
