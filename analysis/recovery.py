@@ -32,8 +32,11 @@ class Recovery(NamedTuple):
     tokens: float
 
 
-def half_recovery(curves: Frame, share: float = 0.5) -> pd.DataFrame:
+def half_recovery(curves: Frame, share: float = 0.5, *, above: str | None = None) -> pd.DataFrame:
     """The step (and the attacker's tokens) at which each arm first shows ``share`` of the original's initial level.
+
+    ``above``: an arm, ``never`` say, from whose initial level on the share is counted, as for the half lives of the
+    verdict: a completion probability does not begin at 0, and half of the original's can be where never stands.
 
     The initial level is the original's before any attack (attack ``none``); where the frame has no such rows, its
     first look under the same attack. The question is the same for all arms, so an attack that *teaches* the behaviour
@@ -48,14 +51,15 @@ def half_recovery(curves: Frame, share: float = 0.5) -> pd.DataFrame:
         ``tokens``; both 0 where it was there from the start, NaN (a dash in tables) where it was never reached, or
         where it is not known when: a look before that was not measured.
     """
-    before = _initial(curves[curves["attack"] == "none"])
+    before, floor = (_initial(curves[curves["attack"] == "none"], arm) for arm in ("original", above))
     attacked = curves[curves["attack"] != "none"]
     rows: list[tuple[Any, ...]] = []
     for (attack, setting, seed), whole in attacked.groupby(["attack", "setting", "seed"], sort=False, dropna=False):
         looks = {arm: of.groupby("step")[["tokens"]].first() for arm, of in whole.groupby("arm")}
         for (metric, split), group in whole.groupby(["metric", "split"], sort=False):
             unit = (metric, split, seed)
-            level = share * before.get(unit, _initial(group).get(unit, NAN))
+            low = floor.get(unit, _initial(group, above).get(unit, 0.0))
+            level = low + share * (before.get(unit, _initial(group, "original").get(unit, NAN)) - low)
             for arm, of_arm in group.groupby("arm", sort=False):
                 measured = of_arm.set_index("step")["value"].reindex(looks[arm].index)
                 found = first_reached(looks[arm].assign(value=measured).reset_index(), level)
@@ -63,10 +67,10 @@ def half_recovery(curves: Frame, share: float = 0.5) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _initial(rows: Frame) -> dict[Any, float]:
-    """(metric, split, seed) -> the original's value at the first look."""
-    original = rows[rows["arm"] == "original"].sort_values("step")
-    return {unit: float(of["value"].iloc[0]) for unit, of in original.groupby(UNIT)}
+def _initial(rows: Frame, arm: str | None) -> dict[Any, float]:
+    """(metric, split, seed) -> an arm's value at the first look; nothing without one."""
+    of_arm = rows[rows["arm"] == arm].sort_values("step")
+    return {unit: float(of["value"].iloc[0]) for unit, of in of_arm.groupby(UNIT)}
 
 
 def first_reached(looks: Frame, level: float) -> Recovery:
@@ -93,8 +97,8 @@ def recovery_table(run: Run | str | Path, metric: str | None = None) -> pd.DataF
         metric: None: all that were measured.
 
     Returns:
-        One row per metric, attack and setting: ``samples`` (NaN where the record does not tell), ``level`` (half of
-        what the original did before any attack), and for ``edited``, ``original`` and ``never`` as far as they were
+        One row per metric, attack and setting: ``samples`` (NaN where the record does not tell), ``level`` (half way
+        from never to what the original did before any attack), and for ``edited``, ``original`` and ``never`` as far as they were
         measured ``ARM: steps`` and ``ARM: tokens``; 0 where it was there from the start.
 
     Raises:
@@ -108,7 +112,7 @@ def recovery_table(run: Run | str | Path, metric: str | None = None) -> pd.DataF
     times = [f"{arm}: {what}" for arm in arms for what in ("steps", "tokens")]
     samples = _samples(run)
     rows: list[dict[str, Any]] = []
-    found: Frame = half_recovery(curves[curves["attack"].isin(["none"]) | _trained(curves)])
+    found: Frame = half_recovery(curves[curves["attack"].isin(["none"]) | _trained(curves)], above="never")
     for (attack, setting, measured), of in found.groupby(["attack", "setting", "metric"], sort=False):
         row = {"metric": measured, "attack": attack, "setting": setting, "samples": samples.get(attack, NAN)}
         row |= {"level": float(of.drop_duplicates("seed")["level"].mean())} | dict.fromkeys(times, NAN)

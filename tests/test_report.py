@@ -247,9 +247,9 @@ def test_markdown_says_the_same(folder: Path) -> None:
 
 
 def test_until_half_is_back_stands_beside_the_curves_with_the_controls(tmp_path: Path) -> None:
-    """Level .4. The edited model is there after 4 steps of 256 tokens; the never-learned one at .1, .3, .5 half way in
-    log2(1 + step) from 3 to 7, 8 / sqrt 2 - 1; erosion brings it back in nobody, and an attack without steps has none.
-    """
+    """Level .45, half way from never's .1 to the original's .8. In log2(1 + step) the edited model is there a quarter of
+    the way from 1 to 3, the never-learned one three quarters of that from 3 to 7; erosion brings it back in nobody, and
+    an attack without steps has none."""
     controls = {"original": flat(0.8, 4), "never": [0.1, 0.2, 0.3, 0.5]}
     steps = (0, 1, 3, 7)
     attacks = [
@@ -266,11 +266,11 @@ def test_until_half_is_back_stands_beside_the_curves_with_the_controls(tmp_path:
     record = json.loads((made / "run.json").read_text("utf-8")) | {"attacks": listed}
     (made / "run.json").write_text(json.dumps(record), "utf-8")
     table = recovery_table(made).set_index("attack")
-    assert list(table.index) == ["relearn", "erosion"] and table["level"].tolist() == pytest.approx([0.4, 0.4])
+    assert list(table.index) == ["relearn", "erosion"] and table["level"].tolist() == pytest.approx([0.45, 0.45])
     assert table["samples"].tolist() == [48, 2]
     found = table.loc["relearn"]
-    assert found[["edited: steps", "edited: tokens"]].tolist() == pytest.approx([1, 256])
-    at = 8 / 2**0.5 - 1
+    assert found[["edited: steps", "edited: tokens"]].tolist() == pytest.approx([2**1.25 - 1, 256 * (2**1.25 - 1)])
+    at = 2**2.75 - 1
     assert found[["never: steps", "never: tokens"]].tolist() == pytest.approx([at, 256 * at])
     assert found[["original: steps", "original: tokens"]].tolist() == [0, 0]
     assert table.loc["erosion", ["edited: steps", "never: tokens"]].isna().all()
@@ -278,9 +278,9 @@ def test_until_half_is_back_stands_beside_the_curves_with_the_controls(tmp_path:
     assert 'download="half-back-preference.csv"' in page
     rows = Page(page).rows
     assert ["steps until half is back", "edited", "original", "never", "attacker's samples"] in rows
-    assert ["relearnlr=1", "1256 tokens", "0", "4.661.19 k tokens", "48"] in rows
+    assert ["relearnlr=1", "1.38353 tokens", "0", "5.731.47 k tokens", "48"] in rows
     assert ["erosion", "–", "0", "–", "2"] in rows
-    assert "| relearn lr=1 | 1 (256) | 0 | 4.66 (1.19 k) | 48 |" in (made / "report.md").read_text("utf-8")
+    assert "| relearn lr=1 | 1.38 (353) | 0 | 5.73 (1.47 k) | 48 |" in (made / "report.md").read_text("utf-8")
 
 
 def test_of_several_seeds_the_middle_one_counts_and_never_is_late() -> None:
