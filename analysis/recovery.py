@@ -98,8 +98,8 @@ def recovery_table(run: Run | str | Path, metric: str | None = None) -> pd.DataF
 
     Returns:
         One row per metric, attack and setting: ``samples`` (NaN where the record does not tell), ``level`` (half way
-        from never to what the original did before any attack), and for ``edited``, ``original`` and ``never`` as far as they were
-        measured ``ARM: steps`` and ``ARM: tokens``; 0 where it was there from the start.
+        from never to what the original did before any attack), and for ``edited``, ``original`` and ``never`` as far as
+        they were measured ``ARM: steps`` and ``ARM: tokens``; 0 where it was there from the start.
 
     Raises:
         InputError: see ``read_run``.

@@ -247,9 +247,9 @@ def test_markdown_says_the_same(folder: Path) -> None:
 
 
 def test_until_half_is_back_stands_beside_the_curves_with_the_controls(tmp_path: Path) -> None:
-    """Level .45, half way from never's .1 to the original's .8. In log2(1 + step) the edited model is there a quarter of
-    the way from 1 to 3, the never-learned one three quarters of that from 3 to 7; erosion brings it back in nobody, and
-    an attack without steps has none."""
+    """Level .45, half way from never's .1 to the original's .8. In log2(1 + step) the edited model is there a quarter
+    of the way from 1 to 3, the never-learned one three quarters of that from 3 to 7; erosion brings it back in nobody,
+    and an attack without steps has none."""
     controls = {"original": flat(0.8, 4), "never": [0.1, 0.2, 0.3, 0.5]}
     steps = (0, 1, 3, 7)
     attacks = [
