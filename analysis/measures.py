@@ -163,8 +163,8 @@ def measure(scores: Scores, thresholds: Thresholds | None = None, *, seed: int =
 def _by_value(scores: Scores) -> Scores:
     """Seeds in the order of their scores: which resamples a seed is in must not hang on the number that it has."""
     every = [scores.before, *(a.y for a in scores.attackers)]
-    rows = [np.nan_to_num(y[arm], nan=np.inf).reshape(scores.shape[0], -1) for y in every for arm in sorted(y)]
-    order = sorted(range(scores.shape[0]), key=lambda seed: tuple(np.concatenate([row[seed] for row in rows])))
+    told = [np.nan_to_num(y[arm], nan=np.inf) for y in every for arm in sorted(y)]
+    order = sorted(range(scores.shape[0]), key=lambda seed: tuple(np.concatenate([y[seed].ravel() for y in told])))
 
     def sort(y: Mapping[str, Array]) -> dict[str, Array]:
         return {arm: values[order] for arm, values in y.items()}

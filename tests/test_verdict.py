@@ -474,6 +474,15 @@ def test_the_numbers_that_seeds_bear_do_not_matter_to_the_bit(seeds, curve, spre
     assert other == decide(scores, CHEAP)
 
 
+def test_without_a_seed_that_all_have_nothing_is_decided():
+    """Seeds may be left out one by one until none is left."""
+    scores = draw_scores([REMOVED])
+    assert decide(scores).verdict == "REMOVED"
+    nobody = tuple(replace(a, y={arm: y[:0] for arm, y in a.y.items()}) for a in scores.attackers)
+    empty = replace(scores, before={arm: y[:0] for arm, y in scores.before.items()}, attackers=nobody)
+    assert decide(empty).verdict == "UNDECIDED"
+
+
 @given(curve=curves, scale=st.floats(0.2, 5), shift=st.floats(-1, 1))
 @settings(max_examples=25, deadline=None)
 def test_units_do_not_matter(curve, scale, shift):
