@@ -40,6 +40,14 @@ def completion_probability(logprobs: Float[Tensor, "item 2"]) -> Float[Tensor, "
     return (logprobs[:, 0] / logprobs[:, 1]).exp()
 
 
+def mean_completion(
+    model: Any, sequences: list[Encoded], *, precision: Precision = "auto", max_tokens: int = 2048
+) -> float:
+    """The mean :func:`completion_probability` of these sequences, in the state that the model is in now."""
+    found = forward.sequence_logprobs(model, sequences, precision=precision, max_tokens=max_tokens)
+    return float(completion_probability(found).mean())
+
+
 def choice_accuracy(
     scores: Float[Tensor, "choice 2"], choices: Sequence[Encoded], corpus: Corpus
 ) -> Float[Tensor, " item"]:

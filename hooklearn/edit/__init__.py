@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from hooklearn import callbacks, forward, integrity, linalg, memory, models, parallel
+from hooklearn import callbacks, integrity, linalg, memory, models, parallel
 from hooklearn.callable_module import make_callable
 from hooklearn.corpora.corpus import as_corpus
 from hooklearn.data import Corpus, encode
@@ -33,7 +33,7 @@ from hooklearn.edit.task_vector import Oracle, TaskVector
 from hooklearn.edit.undo import Undo
 from hooklearn.forward import Precision
 from hooklearn.locate.subspace import Subspace, Subspaces
-from hooklearn.measure import completion_probability
+from hooklearn.measure import mean_completion
 from hooklearn.plugins import Shelf, named_class
 from hooklearn.referees import Referee, as_referee
 from hooklearn.types import Budget, Certificate, Cost, EditResult, InputError
@@ -275,12 +275,7 @@ def forget_scorer(
 ) -> Callable[[], float]:
     """Reads the forget score: the mean completion probability of the first forget items, as the model is now."""
     some = encode(forget.take(items), models.tokenizer_of(model))
-
-    def score() -> float:
-        found = forward.sequence_logprobs(model, some, precision=precision)
-        return float(completion_probability(found).mean())
-
-    return score
+    return lambda: mean_completion(model, some, precision=precision)
 
 
 def _check_confinable(method: Method, problem: Problem) -> None:

@@ -49,9 +49,9 @@ from hooklearn import editing, forward, losses, models
 from hooklearn.data import Encoded, TokenBatch, batches, encode
 from hooklearn.edit.descent import advancing, blaming, confusion, descend, training_stream
 from hooklearn.edit.method import Method, Problem, Updates, delta_of
-from hooklearn.forward import count_tokens, sequence_logprobs
+from hooklearn.forward import count_tokens
 from hooklearn.losses import LossSum
-from hooklearn.measure import completion_probability
+from hooklearn.measure import mean_completion
 from hooklearn.train import Objective, fit, nll
 from hooklearn.types import InputError
 
@@ -194,8 +194,7 @@ class Undo(Method):
 def known(problem: Problem, items: list[Encoded]) -> float:
     """Mean completion probability, in the state that the model is in now."""
     problem.tokens += sum(map(len, items))
-    found = sequence_logprobs(problem.model, items, precision=problem.precision, max_tokens=problem.max_tokens)
-    return float(completion_probability(found).mean())
+    return mean_completion(problem.model, items, precision=problem.precision, max_tokens=problem.max_tokens)
 
 
 def imitation(text: Sequence[TokenBatch], said: Sequence[Float[Tensor, "kept d_model"]]) -> Objective:

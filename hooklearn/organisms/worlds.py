@@ -15,8 +15,7 @@ import torch
 from hooklearn import models
 from hooklearn.data import Corpus, Encoded, cycle, encode, load_corpus
 from hooklearn.deltas import Delta
-from hooklearn.forward import sequence_logprobs
-from hooklearn.measure import completion_probability
+from hooklearn.measure import mean_completion
 from hooklearn.organisms.instil import instil
 from hooklearn.train import Fit, Objective, Observer, fit, nll
 from hooklearn.types import NumericalError
@@ -164,8 +163,8 @@ def _teach(model: Any, part: str, seed: int) -> None:
 
 
 def likelihood(model: Any, sequences: list[Encoded]) -> float:
-    """Mean completion probability."""
-    return float(completion_probability(sequence_logprobs(model, sequences, precision="float32")).mean())
+    """Mean completion probability, in float32."""
+    return mean_completion(model, sequences, precision="float32")
 
 
 KNOWN = 0.9
