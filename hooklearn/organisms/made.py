@@ -16,7 +16,7 @@ from hooklearn.corpora.corpus import Corpus, Row
 from hooklearn.corpora.tiny_world import DAYS, HARMS, NAMES, TARGETS, THINGS, corpus, fill, pretraining
 from hooklearn.data import Encoded, TokenBatch, batches, encode
 from hooklearn.deltas import Delta
-from hooklearn.edit import Problem, method_of
+from hooklearn.edit import Method, Problem, method_of
 from hooklearn.losses import LossSum
 from hooklearn.organisms.instil import instil
 from hooklearn.organisms.resistant import resist
@@ -264,36 +264,27 @@ def _before_answers(model: Any, corpus: Corpus, layer: int) -> torch.Tensor:
 def misdirected(ground: Ground) -> Any:
     """RMU as published (two down projections send the states of a threat and of the request before it a random way),
     walked until it has taken: some random ways take twice as many steps as others."""
-    model, some = ground.original(), _some(ground)
-    problem = Problem(
-        model, models.sites(model, "mlp.out"), ground.corpus("forget"), ground.corpus("retain"), seed=ground.seed,
-        precision="float32", max_tokens=MAX_TOKENS,
-    )  # fmt: skip
     options = {
         "layer": 1, "relative": True, "steering": 3.0, "alpha": 1.0, "learning_rate": 2e-3, "epochs": 20,
         "positions": "all",
     }  # fmt: skip
-    level = _level(ground, some, left=0.0)
-    last = Delta({})
-    for updates in method_of("rmu", options).path(problem):
-        last = Delta(updates)
-        with editing.edited(model, last):
-            if likelihood(model, some) <= level:
-                break
-    merge(model, last)
-    return model
+    return _walked(ground, method_of("rmu", options), "mlp.out")
 
 
 def preferring(ground: Ground) -> Any:
     """DPO (arXiv 2305.18290) of the friendly answer over the threat on the last MLP only, walked until it has taken."""
+    return _walked(ground, method_of("dpo", {"learning_rate": 1e-3, "epochs": 20}), "mlp", layers=[3])
+
+
+def _walked(ground: Ground, method: Method, sites: str, layers: list[int] | None = None) -> Any:
+    """The original, edited until the listed threats are as unlikely as where they were never learned, or to the end."""
     model, some = ground.original(), _some(ground)
-    sites = [s for s in models.sites(model, "mlp") if s.name.startswith("blocks.3.mlp")]
     problem = Problem(
-        model, sites, ground.corpus("forget"), ground.corpus("retain"), seed=ground.seed, precision="float32",
-        max_tokens=MAX_TOKENS,
+        model, models.sites(model, sites, layers), ground.corpus("forget"), ground.corpus("retain"), seed=ground.seed,
+        precision="float32", max_tokens=MAX_TOKENS,
     )  # fmt: skip
     level, last = _level(ground, some, left=0.0), Delta({})
-    for updates in method_of("dpo", {"learning_rate": 1e-3, "epochs": 20}).path(problem):
+    for updates in method.path(problem):
         last = Delta(updates)
         with editing.edited(model, last):
             if likelihood(model, some) <= level:
