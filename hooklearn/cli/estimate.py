@@ -93,6 +93,9 @@ class Load:
     single: float = 0.0
     """FLOPs in float32, whatever the precision: moments, and what is factored and solved with them."""
 
+    def __mul__(self, times: float) -> Load:
+        return Load(self.stage, **{f.name: times * getattr(self, f.name) for f in fields(self) if f.name != "stage"})
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -237,7 +240,7 @@ def _loads(config: RunConfig, corpora: Mapping[str, Corpus], shape: Shape) -> It
         if config.locate.tokens:
             yield _passes("locate", (both + texts["disruption"]) * 2, shape)
     for load in _edit(config, corpora["forget"], texts, measured, shape):
-        yield _times(load, seeds)
+        yield load * seeds
     behaviour, prompts = config.behaviour, _prompts(corpora["heldout"], shape, config.behaviour.samples)
     samples, sampled = behaviour.samples, 1
     if "ood" in corpora and samples:
@@ -255,9 +258,8 @@ def _loads(config: RunConfig, corpora: Mapping[str, Corpus], shape: Shape) -> It
             yield _passes(spec.name, (look + ood) * (n * settings * (1 + 0.5 * attack["shots"])), shape)
             continue
         text, steps = _trained(attack, corpora, texts, config.max_tokens)
-        yield _passes(
-            spec.name, text * (n * settings), shape, back=True, weights=(trained := _n_trained(attack, shape))
-        )
+        trained = _n_trained(attack, shape)
+        yield _passes(spec.name, text * (n * settings), shape, back=True, weights=trained)
         yield Load(spec.name, traffic=float(ADAM * trained) * steps * n * settings)
         between = len(looks(math.ceil(steps), attack.get("first_look", 2))) - 2
         yield _passes(spec.name, (look + short * max(0, between)) * (n * settings) + ood * n, shape)
@@ -286,10 +288,6 @@ def _passes(stage: str, text: Text, shape: Shape, *, back: bool = False, weights
         (3 if back else 1) * moved,
         (3 if back else 1) * text.batches * shape.layers,
     )  # fmt: skip
-
-
-def _times(load: Load, n: float) -> Load:
-    return Load(load.stage, **{f.name: n * getattr(load, f.name) for f in fields(load) if f.name != "stage"})
 
 
 def _organism(config: RunConfig, shape: Shape) -> Iterator[Load]:
