@@ -89,17 +89,17 @@ def recovery_table(run: Run | str | Path, metric: str | None = None) -> pd.DataF
 
     Attacks by training only (others have no steps), without settings that diverged in any arm; held-out items. Several
     seeds: the median, of which one that never got there is later than all that did; so NaN (a dash) is "not by most of
-    the seeds", or not known when (:func:`half_recovery`). A record does not say how many samples a step of an attack
-    reads: ``samples`` are the distinct ones that the attacker had, each of which he may have read many times; what he
-    read is in ``tokens``.
+    the seeds", or not known when (:func:`half_recovery`). Samples are counted as they are read, as many a step as the
+    record says of the whole attack; those of an earlier version do not say.
 
     Args:
         metric: None: all that were measured.
 
     Returns:
-        One row per metric, attack and setting: ``samples`` (NaN where the record does not tell), ``level`` (half way
-        from never to what the original did before any attack), and for ``edited``, ``original`` and ``never`` as far as
-        they were measured ``ARM: steps`` and ``ARM: tokens``; 0 where it was there from the start.
+        One row per metric, attack and setting: ``samples``, the different ones that the attacker has (NaN where the
+        record does not tell), ``level`` (half way from never to what the original did before any attack), and for
+        ``edited``, ``original`` and ``never`` as far as they were measured ``ARM: steps``, ``ARM: samples`` and ``ARM:
+        tokens``; 0 where it was there from the start.
 
     Raises:
         InputError: see ``read_run``.
@@ -109,15 +109,17 @@ def recovery_table(run: Run | str | Path, metric: str | None = None) -> pd.DataF
     if metric is not None:
         curves = curves[curves["metric"] == metric]
     arms = [arm for arm in ARMS if arm in set(curves["arm"])]
-    times = [f"{arm}: {what}" for arm in arms for what in ("steps", "tokens")]
-    samples = _samples(run)
+    times = [f"{arm}: {what}" for arm in arms for what in ("steps", "samples", "tokens")]
+    samples, a_step = _samples(run), _samples_a_step(run)
     rows: list[dict[str, Any]] = []
     found: Frame = half_recovery(curves[curves["attack"].isin(["none"]) | _trained(curves)], above="never")
     for (attack, setting, measured), of in found.groupby(["attack", "setting", "metric"], sort=False):
         row = {"metric": measured, "attack": attack, "setting": setting, "samples": samples.get(attack, NAN)}
         row |= {"level": float(of.drop_duplicates("seed")["level"].mean())} | dict.fromkeys(times, NAN)
         for arm, of_arm in of.groupby("arm"):
-            row |= {f"{arm}: steps": _median(of_arm["step"]), f"{arm}: tokens": _median(of_arm["tokens"])}
+            steps, read = _median(of_arm["step"]), a_step.get((attack, setting), NAN)
+            row |= {f"{arm}: steps": steps, f"{arm}: samples": steps * read if steps else 0.0}
+            row[f"{arm}: tokens"] = _median(of_arm["tokens"])
         rows.append(row)
     order = in_order(found["metric"], METRICS)
     rows.sort(key=lambda row: order.index(row["metric"]))
@@ -140,6 +142,16 @@ def _samples(run: Run) -> dict[str, float]:
         own = number((attack.get("budget") or {}).get("samples"))
         found[str(attack.get("name"))] = own if own == own else n
     return found
+
+
+def _samples_a_step(run: Run) -> dict[tuple[str, str], float]:
+    """(attack, setting) -> rows that a step reads, the mean over the whole attack."""
+    return {
+        (str(attack.get("name")), str(one.get("setting") or "")): number(one.get("samples")) / one["steps"]
+        for attack in run.record.get("attacks") or []
+        for one in attack.get("spent") or []
+        if one.get("steps")
+    }
 
 
 def _median(times: Frame) -> float:

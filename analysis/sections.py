@@ -164,7 +164,7 @@ def recovery(run: Run, metric: str) -> Content | None:
         return None
     arms = [arm for arm in TIMED if f"{arm}: steps" in table]
     rows = [
-        {**row, "times": [(arm, row[f"{arm}: steps"], row[f"{arm}: tokens"]) for arm in arms]}
+        {**row, "times": [(arm, *(row[f"{arm}: {what}"] for what in ("steps", "samples", "tokens"))) for arm in arms]}
         for row in table.to_dict("records")
     ]
     return {"arms": arms, "rows": rows, "data": markup.csv_link(table, f"half-back-{metric}")}

@@ -258,7 +258,10 @@ def test_until_half_is_back_stands_beside_the_curves_with_the_controls(tmp_path:
         Drawn("erosion", controls | {"edited": flat(0.1, 4), "never": flat(0.1, 4)}, steps=steps),
         Drawn("prune", {"original": [0.8], "never": [0.1], "edited": [0.1]}),
     ]
-    listed = [{"name": "relearn", "needs": "attack_train"}, {"name": "erosion", "budget": {"samples": 2}}]
+    spent = [{"setting": "lr=1", "steps": 7, "samples": 28}]  # four a step; of erosion the record does not say
+    listed = [
+        {"name": "relearn", "needs": "attack_train", "spent": spent}, {"name": "erosion", "budget": {"samples": 2}},
+    ]  # fmt: skip
     made = write(
         tmp_path / "run", attacks=attacks, metrics=["preference"], splits=["heldout"],
         corpora={"attack_train": {"source": "", "hash": "", "n": 48}},
@@ -269,7 +272,10 @@ def test_until_half_is_back_stands_beside_the_curves_with_the_controls(tmp_path:
     assert list(table.index) == ["relearn", "erosion"] and table["level"].tolist() == pytest.approx([0.45, 0.45])
     assert table["samples"].tolist() == [48, 2]
     found = table.loc["relearn"]
-    assert found[["edited: steps", "edited: tokens"]].tolist() == pytest.approx([2**1.25 - 1, 256 * (2**1.25 - 1)])
+    edited = 2**1.25 - 1
+    assert found[["edited: steps", "edited: samples", "edited: tokens"]].tolist() == pytest.approx(
+        [edited, 4 * edited, 256 * edited]
+    )
     at = 2**2.75 - 1
     assert found[["never: steps", "never: tokens"]].tolist() == pytest.approx([at, 256 * at])
     assert found[["original: steps", "original: tokens"]].tolist() == [0, 0]
@@ -278,9 +284,11 @@ def test_until_half_is_back_stands_beside_the_curves_with_the_controls(tmp_path:
     assert 'download="half-back-preference.csv"' in page
     rows = Page(page).rows
     assert ["steps until half is back", "edited", "original", "never", "attacker's samples"] in rows
-    assert ["relearnlr=1", "1.38353 tokens", "0", "5.731.47 k tokens", "48"] in rows
+    assert ["relearnlr=1", "1.385.51 samples, 353 tokens", "0", "5.7322.9 samples, 1.47 k tokens", "48"] in rows
     assert ["erosion", "–", "0", "–", "2"] in rows
-    assert "| relearn lr=1 | 1.38 (353) | 0 | 5.73 (1.47 k) | 48 |" in (made / "report.md").read_text("utf-8")
+    assert "| relearn lr=1 | 1.38 (5.51, 353) | 0 | 5.73 (22.9, 1.47 k) | 48 |" in (made / "report.md").read_text(
+        "utf-8"
+    )
 
 
 def test_of_several_seeds_the_middle_one_counts_and_never_is_late() -> None:
