@@ -28,12 +28,12 @@ import pandas as pd
 
 from analysis.arrays import read_scores
 from analysis.cells import opened, sweep_of, without_result
-from analysis.comparison import EASIER, QUANTITIES, Comparison
+from analysis.comparison import QUANTITIES, Comparison
 from analysis.equal import equal_compute, equal_unlearning
 from analysis.packed import unpacked
 from analysis.reading import Run, input_error
 from analysis.scores import CONTROLS, Resampler, Scores, attacker_name, interval
-from analysis.tables import ALL, METRICS, capability_table, edit_name, in_order, mean, number
+from analysis.tables import ALL, EASIER, METRICS, capability_table, edit_name, in_order, mean, number
 from analysis.tuning import tuning_table
 from analysis.worst import Cell, by_attack, worst_of_all, worst_under_each
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from analysis.reading import input_error
 from analysis.style import METRICS
-from analysis.tables import latex, latex_cell, markdown, mean
+from analysis.tables import EASIER, latex, latex_cell, markdown, mean
 from analysis.tuning import tuning_markdown
 
 FEW = 4
@@ -24,8 +24,6 @@ COMPACT = ("method", "far KL", "near CE", *QUANTITIES)
 """Those that are shown where none are asked for."""
 ENDS = ("", " low", " high")
 """Of the name of a column with an interval: the value, and its two ends."""
-EASIER = "what is fine-tuned in is easier to take out than what was pre-trained"
-"""What every table on instilled organisms says."""
 BESIDE = ("far KL", "near CE", "seconds", "peak GiB", "seeds", "verdict")
 """What stands beside the behaviours in the brief table: what an edit cost, over how many seeds where one run has
 several, and what was judged of it."""

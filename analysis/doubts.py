@@ -9,7 +9,7 @@ import numpy as np
 
 from analysis.measures import AttackResult, Measures, Thresholds
 from analysis.reading import Run
-from analysis.tables import ALL, capability_table, mean, number
+from analysis.tables import ALL, EASIER, capability_table, mean, number
 
 if TYPE_CHECKING:
     from analysis.rules import Judgement
@@ -147,7 +147,7 @@ def _controls(run: Run, heldout: Sequence[Judgement]) -> Iterator[str]:
     if 0 < len(without) < len(heldout):
         yield f"no never-learned control for {', '.join(without)}: WEAKENED at best there"
     if run.record.get("organism"):
-        yield ("the behaviour was instilled: what is fine-tuned in is easier to take out than what was pre-trained")
+        yield f"the behaviour was instilled: {EASIER}"
     referee = run.record.get("referee") or {}
     auc = number(referee.get("auc"))
     if auc < REFEREE_AUC:

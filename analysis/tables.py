@@ -17,6 +17,8 @@ METRICS = ("completion", "preference", "sampled")
 ARMS = ("original", "edited", "matched", "never")
 ALL = "all"
 """Of the sets of a panel: all of them together."""
+EASIER = "what is fine-tuned in is easier to take out than what was pre-trained"
+"""What is said of every result on an instilled organism."""
 
 
 def summary_table(run: Run | str | Path) -> pd.DataFrame:
