@@ -133,11 +133,7 @@ def encode(
     Raises:
         InputError: a row has no token left to score (only special tokens, or an empty completion).
     """
-    out = []
-    for i, row in enumerate(corpus.rows):
-        ended = row.get("template") != "none" if end == "turn" else end
-        out.append(_encode_one(corpus.name, i, row, tokenizer, ended, max_length))
-    return out
+    return _encoded(corpus.name, list(enumerate(corpus.rows)), tokenizer, end, max_length)
 
 
 def _room(tokenizer: Any, max_length: int) -> int:
@@ -147,7 +143,7 @@ def _room(tokenizer: Any, max_length: int) -> int:
 
 def n_cut(corpus: Corpus, tokenizer: Any, *, max_length: int = LONGEST) -> int:
     """How many rows :func:`encode` cuts."""
-    parts = (_tokens(corpus.name, i, row, tokenizer) for i, row in enumerate(corpus.rows))
+    parts = _tokens(corpus.name, list(enumerate(corpus.rows)), tokenizer)
     return sum(sum(map(len, of_row)) > _room(tokenizer, max_length) for of_row in parts)
 
 
@@ -159,12 +155,10 @@ def n_run_together(corpus: Corpus, tokenizer: Any) -> int:
 
 def encode_choices(corpus: Corpus, tokenizer: Any, *, max_length: int = LONGEST) -> list[Encoded]:
     """Every choice of every multiple-choice row as a completion of its own."""
-    out = []
-    for i, row in enumerate(corpus.rows):
-        for c, choice in enumerate(row["choices"]):
-            one = _encode_one(corpus.name, i, {**row, "completion": choice}, tokenizer, False, max_length)
-            out.append(Encoded(one.ids, one.labels, i, c))
-    return out
+    numbered = [(i, c, {**row, "completion": choice}) for i, row in enumerate(corpus.rows)
+                for c, choice in enumerate(row["choices"])]  # fmt: skip
+    read = _encoded(corpus.name, [(i, row) for i, _, row in numbered], tokenizer, False, max_length)
+    return [Encoded(one.ids, one.labels, i, c) for one, (i, c, _) in zip(read, numbered, strict=True)]
 
 
 def fewer_scored(row: Row, tokenizer: Any, most: int = LONGEST) -> Row:
@@ -190,7 +184,7 @@ def beginning(text: str, tokens: int, tokenizer: Any) -> tuple[str, str]:
 
 def n_read(row: Row, tokenizer: Any) -> int:
     """Tokens of a row, its answer included, however long they are."""
-    return sum(map(len, _tokens("one row", 0, row, tokenizer)))
+    return sum(map(len, _tokens("one row", [(0, row)], tokenizer)[0]))
 
 
 def split_row(row: Row, tokenizer: Any) -> tuple[str, str]:
@@ -227,15 +221,14 @@ def prompt_tokens(prompt: str, tokenizer: Any, *, written: bool = False) -> list
         written: by a chat template (see :func:`templated`), which is taken as it is.
     """
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    return ids if written else [*_bos_before(ids, tokenizer), *ids]
+    bos = _begins_with(tokenizer)
+    return ids if written or ids[:1] == bos else [*bos, *ids]
 
 
-def _bos_before(ids: Sequence[int], tokenizer: Any) -> list[int]:
-    """BOS, where the tokenizer would put it and none stands there."""
+def _begins_with(tokenizer: Any) -> list[int]:
+    """BOS, where the tokenizer itself begins a text so."""
     bos = tokenizer.bos_token_id
-    if bos is None or list(ids[:1]) == [bos] or tokenizer("")["input_ids"][:1] != [bos]:
-        return []
-    return [bos]
+    return [bos] if bos is not None and tokenizer("")["input_ids"][:1] == [bos] else []
 
 
 def plain(turns: Sequence[Mapping[str, str]]) -> str:
@@ -246,40 +239,55 @@ def plain(turns: Sequence[Mapping[str, str]]) -> str:
     return text
 
 
-def _encode_one(name: str, i: int, row: Row, tokenizer: Any, end: bool, max_length: int) -> Encoded:
-    start, before, after = _tokens(name, i, row, tokenizer, end)
-    read = _room(tokenizer, sys.maxsize)
-    after = after[: min(max_length, read - 1)]  # one token at least comes before
-    room = max(1, min(max_length, read) - len(after))
-    # what is cut is the prompt and not BOS, unless a single token is left to predict from
-    before = [*start, *before[len(start) - room :]] if room > len(start) else before[-room:]
-    ids = torch.tensor([*before, *after])
-    labels = torch.zeros(len(ids), dtype=torch.bool)
-    labels[len(before) :] = True
-    return Encoded(ids, labels, i)
+def _encoded(
+    name: str, rows: Sequence[Numbered], tokenizer: Any, end: bool | Literal["turn"], max_length: int
+) -> list[Encoded]:
+    read, out = _room(tokenizer, sys.maxsize), []
+    for (i, _), (start, before, after) in zip(rows, _tokens(name, rows, tokenizer, end), strict=True):
+        kept = after[: min(max_length, read - 1)]  # one token at least comes before
+        room = max(1, min(max_length, read) - len(kept))
+        # what is cut is the prompt and not BOS, unless a single token is left to predict from
+        given = [*start, *before[len(start) - room :]] if room > len(start) else before[-room:]
+        ids = torch.tensor([*given, *kept])
+        labels = torch.zeros(len(ids), dtype=torch.bool)
+        labels[len(given) :] = True
+        out.append(Encoded(ids, labels, i))
+    return out
+
+
+Numbered = tuple[int, Row]
+"""A row with its place in its corpus."""
 
 
 def _tokens(
-    name: str, i: int, row: Row, tokenizer: Any, end: bool = False
-) -> tuple[list[int], list[int], list[int]]:  # fmt: skip
-    """(BOS of a plain prompt, what comes before, what is scored), however long they are."""
-    prompt, completion = split_row(row, tokenizer)
-    special = set(tokenizer.all_special_ids or [])
-    before = tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
-    start = _bos_before(before, tokenizer) if before and not templated(row, tokenizer) else []
-    after = tokenizer(completion, add_special_tokens=False)["input_ids"]
-    if all(t in special for t in after):
-        raise InputError(
-            f"corpus {name!r}, row {i}: no token to score in {completion[:40]!r} (empty or only special tokens)"
-        )
-    if not before:
-        bos = tokenizer.bos_token_id
-        before = [bos] if bos is not None else [after.pop(0)]
-        if not after:
-            raise InputError(f"corpus {name!r}, row {i}: a single token cannot be scored: {completion!r}")
-    if end and tokenizer.eos_token_id is not None and prompt:
-        after = [*after, tokenizer.eos_token_id]
-    return start, before, after
+    name: str, rows: Sequence[Numbered], tokenizer: Any, end: bool | Literal["turn"] = False
+) -> list[tuple[list[int], list[int], list[int]]]:
+    """Of every row (BOS of a plain prompt, what comes before, what is scored), however long they are."""
+    texts = [split_row(row, tokenizer) for _, row in rows]
+    # all in one go: asked text by text, a tokenizer takes longer than a small model takes to read them
+    given = iter(_ids([text for pair in texts for text in pair], tokenizer))
+    special, bos = set(tokenizer.all_special_ids or []), _begins_with(tokenizer)
+    found = []
+    for (i, row), (prompt, completion), before, after in zip(rows, texts, given, given, strict=True):
+        before = before if prompt else []  # some tokenizers begin an empty text, too
+        start = bos if before and not templated(row, tokenizer) and before[:1] != bos else []
+        if all(t in special for t in after):
+            raise InputError(
+                f"corpus {name!r}, row {i}: no token to score in {completion[:40]!r} (empty or only special tokens)"
+            )
+        if not before:
+            before = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else [after.pop(0)]
+            if not after:
+                raise InputError(f"corpus {name!r}, row {i}: a single token cannot be scored: {completion!r}")
+        ended = row.get("template") != "none" if end == "turn" else end
+        if ended and tokenizer.eos_token_id is not None and prompt:
+            after = [*after, tokenizer.eos_token_id]
+        found.append((start, before, after))
+    return found
+
+
+def _ids(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
+    return tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
 
 
 ROW = 256
