@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from benchmarks.harness import Bench, Row, at_most, peak_memory
-from hooklearn.data import batches
+from hooklearn.data import ROW, batches
 from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit import Method, Natural, Problem, RepSelect, run_edit
 from hooklearn.locate.capture import tapes, weight_gradients
@@ -68,7 +68,7 @@ def _curvature(sites: list) -> float:
 
 
 def _streamed(bench: Bench, times: int) -> float:
-    stream = batches(bench.cut(16 * times, 64, 24), max_tokens=BATCH, share=True)
+    stream = batches(bench.cut(16 * times, 64, 24), max_tokens=BATCH, share=ROW)
     with peak_memory(bench.device) as found:
         weight_gradients(bench.model, stream, bench.sites)
     return float(found[1])

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.harness import Bench, Row, Side, Spread, alternate, at_least, gemm, profiled, share_of_products
 from hooklearn import models
-from hooklearn.data import TokenBatch, batches
+from hooklearn.data import ROW, TokenBatch, batches
 from hooklearn.locate.capture import tapes
 
 
@@ -46,7 +46,7 @@ def where_time_goes(work: Side, device: str, share: float, top: int = 8) -> dict
 
 def rows(bench: Bench) -> Iterator[Row]:
     size = 1024 if bench.quick or bench.small else 2048
-    stream = batches(bench.cut(size // 64, 64, 24), max_tokens=size, share=True)
+    stream = batches(bench.cut(size // 64, 64, 24), max_tokens=size, share=ROW)
     flops = executed(bench.model, stream)
     multiply, each = gemm(bench.device, bench.dtype)
 

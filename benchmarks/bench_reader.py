@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from benchmarks.harness import Bench, Row, alternate, check_same, peak_memory
 from hooklearn import forward
-from hooklearn.data import batches
+from hooklearn.data import ROW, batches
 from hooklearn.interventions import at_every_layer
 
 TOLERANCE = 1e-3
@@ -15,7 +15,7 @@ TOLERANCE = 1e-3
 
 def rows(bench: Bench) -> Iterator[Row]:
     sequences = [*bench.encoded("forget", 32), *bench.encoded("retain", 32)]  # two completions to every prompt
-    tokens = forward.count_tokens(batches(sequences, max_tokens=2048, share=True))
+    tokens = forward.count_tokens(batches(sequences, max_tokens=2048, share=ROW))
 
     def ours(precision: forward.Precision = "auto") -> dict[str, object]:
         return {"scores": forward.sequence_logprobs(bench.model, sequences, precision=precision)[:, 0]}

@@ -22,7 +22,7 @@ from benchmarks.harness import (
 )
 from benchmarks.peers import huggingface
 from hooklearn import editing, models
-from hooklearn.data import cycle
+from hooklearn.data import ROW, cycle
 from hooklearn.train import fit
 
 LR = 3e-5
@@ -45,7 +45,7 @@ def rows(bench: Bench) -> Iterator[Row]:
         with editing.restored(bench.model):
             params = models.all_parameters(bench.model)
             rule = torch.optim.Adam(params, lr=LR, fused=True)
-            stream = cycle(sequences, max_tokens=size * width, seed=0, epochs=1, share=True)
+            stream = cycle(sequences, max_tokens=size * width, seed=0, epochs=1, share=ROW)
             fit(bench.model, stream, rule=rule, max_norm=1.0, params=params)
 
     def trainer() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks import results
 from benchmarks.harness import Bench, Row, at_most, timed
 from hooklearn import linalg
-from hooklearn.data import batches
+from hooklearn.data import ROW, batches
 from hooklearn.locate.capture import weight_gradients
 
 SLOPE = 1.1
@@ -24,13 +24,13 @@ def rows(bench: Bench) -> Iterator[Row]:
     largest = max(gradients.values(), key=lambda g: g.numel())
 
     def tokens(n: int) -> Callable[[], object]:
-        stream = batches(bench.cut(n // 64, 64, 24), max_tokens=some, share=True)
+        stream = batches(bench.cut(n // 64, 64, 24), max_tokens=some, share=ROW)
         return lambda: weight_gradients(model, stream, sites)
 
     def layers(n: int) -> Callable[[], object]:
         """The sites of the top n layers: backward stops at the lowest of them. The forward pass is not theirs."""
         own = [s for s in sites if s.layer >= model.cfg.n_layers - n]
-        stream = batches(bench.cut(8, 64, 24), max_tokens=some, share=True)
+        stream = batches(bench.cut(8, 64, 24), max_tokens=some, share=ROW)
         return lambda: weight_gradients(model, stream, own)
 
     def filtered(n: int) -> Callable[[], object]:

@@ -102,7 +102,7 @@ class TokenBatch:
             return self
         n = len(self.sequences)
         own = self.sequences[n * number // of : n * (number + 1) // of]
-        return _collate(_rows(own, 2 * ROW, share=n > len(self.ids)), 0) if own else None
+        return _collate(_rows(own, 2 * ROW * (n > len(self.ids))), 0) if own else None
 
     def attention(self) -> Bool[Tensor, "batch 1 pos pos"]:
         """Who (first) sees whom (second): itself and the tokens before it on the way from the root of its tree."""
@@ -291,27 +291,28 @@ def _ids(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
 
 
 ROW = 256
-"""Tokens in a row of sequences that share it (or two of the longest): attention grows with the square of a row, and
-beyond this it costs more than sharing saves."""
+"""Tokens in a row that several sequences share: attention grows with the square of a row, and beyond this it costs more
+than sharing saves. In a narrow model it does so sooner (:func:`hooklearn.traits.row_of`)."""
 
 
 def batches(
     sequences: Sequence[Encoded],
     *,
     max_tokens: int = 1024,
-    share: bool = False,
+    share: int = 0,
     seed: int | None = None,
     pad_id: int = 0,
 ) -> list[TokenBatch]:
     """Group sequences into batches of at most ``max_tokens`` tokens, padding included.
 
     Args:
-        share: several sequences a row, what they begin with only once; scores and the gradient of their sum are the
-            same, statistics over tokens are not (a shared token counts once).
+        share: tokens of a row in which several sequences stand (or two of the longest), what they begin with only
+            once; scores and the gradient of their sum are the same, statistics over tokens are not (a shared token
+            counts once). 0: one sequence a row.
         seed: shuffle the order of the batches, by a generator of its own.
     """
-    width = max(ROW, 2 * max(map(len, sequences), default=0))
-    rows = sorted(_rows(sequences, min(max_tokens, width), share), key=len, reverse=True)
+    width = max(share, 2 * max(map(len, sequences), default=0)) if share else 0
+    rows = sorted(_rows(sequences, min(max_tokens, width)), key=len, reverse=True)
     out: list[TokenBatch] = []
     while rows:
         fit = max(1, max_tokens // max(1, len(rows[0])))
@@ -333,9 +334,9 @@ class _Row:
         return sum(map(len, self.sequences)) - sum(self.shared)
 
 
-def _rows(sequences: Sequence[Encoded], width: int, share: bool) -> list[_Row]:
+def _rows(sequences: Sequence[Encoded], width: int) -> list[_Row]:
     """One a row; or, in the order of what they begin with, as many as have room in ``width`` tokens."""
-    if not share:
+    if not width:
         return [_Row([s], [0]) for s in sequences]
     rows: list[_Row] = []
     before: list[int] = []
@@ -384,7 +385,7 @@ def _collate(rows: Sequence[_Row], pad_id: int) -> TokenBatch:
 
 
 def cycle(
-    sequences: Sequence[Encoded], *, max_tokens: int, seed: int, epochs: int, share: bool = False, pad_id: int = 0
+    sequences: Sequence[Encoded], *, max_tokens: int, seed: int, epochs: int, share: int = 0, pad_id: int = 0
 ) -> Iterator[TokenBatch]:
     """Batches for ``epochs`` passes; which sequences share a batch changes from pass to pass.
 
@@ -404,5 +405,5 @@ def cycle(
                     break
                 end += 1
             # one row where it can be: a second, half empty one costs more than the attention of a long one
-            yield _collate(_rows(shuffled[start:end], 2 * ROW, share), pad_id)
+            yield _collate(_rows(shuffled[start:end], 2 * share), pad_id)
             start = end

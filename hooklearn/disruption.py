@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hooklearn import forward, losses, models, parallel
 from hooklearn.data import Corpus, TokenBatch, batches, encode
-from hooklearn.traits import packs
+from hooklearn.traits import row_of
 from hooklearn.types import Disruption, InputError, Score
 
 
@@ -41,7 +41,7 @@ class DisruptionMeter:
         self.corpora = {"far": far} | ({"near": near} if near is not None else {})
         self._far = batches(encode(far, tokenizer, max_length=max_length), max_tokens=max_tokens)
         self._near = (
-            batches(encode(near, tokenizer), max_tokens=max_tokens, share=packs(model)) if near is not None else []
+            batches(encode(near, tokenizer), max_tokens=max_tokens, share=row_of(model)) if near is not None else []
         )
         with torch.no_grad():
             with forward.reader(model) as read:

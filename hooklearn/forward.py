@@ -22,7 +22,7 @@ from hooklearn import interventions, models, parallel
 from hooklearn.data import Encoded, TokenBatch, batches
 from hooklearn.losses import sequence_sums, token_logprobs
 from hooklearn.plain import is_fused, lent_copy, read_once, with_fused_attention
-from hooklearn.traits import packs, transformed
+from hooklearn.traits import row_of, transformed
 from hooklearn.transfer import onto, rows_at
 from hooklearn.types import InputError
 
@@ -235,7 +235,7 @@ def unembedded(
 
 def scored_batches(model: Any, sequences: list[Encoded], max_tokens: int = 2048) -> list[TokenBatch]:
     """The batches in which :func:`sequence_logprobs` reads them; the same whatever state the model is in."""
-    return batches(sequences, max_tokens=max_tokens, share=packs(model))
+    return batches(sequences, max_tokens=max_tokens, share=row_of(model))
 
 
 @torch.no_grad()

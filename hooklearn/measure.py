@@ -29,7 +29,7 @@ from hooklearn.data import (
 )
 from hooklearn.forward import Precision
 from hooklearn.generation import Said, say
-from hooklearn.traits import packs
+from hooklearn.traits import row_of
 from hooklearn.types import InputError
 
 # ---------------------------------------------------------------------------------------- likelihood
@@ -82,10 +82,10 @@ class Likelihoods:
     completions: list[Encoded] = field(repr=False)
     alternatives: list[Encoded] = field(repr=False)
     choices: list[Encoded] = field(repr=False)
-    _batches: dict[tuple[bool, bool], list[TokenBatch]] = field(
+    _batches: dict[tuple[bool, int], list[TokenBatch]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
-    """Those that were read before, by whether alternatives were and whether the model lets rows be shared: every arm
+    """Those that were read before, by whether alternatives were and how the model lets rows be shared: every arm
     and every look reads the same."""
 
     @staticmethod
@@ -112,7 +112,7 @@ class Likelihoods:
             *(self.alternatives if preference else []),
             *(self.choices if preference else []),
         ]
-        kind = preference, packs(model)
+        kind = preference, row_of(model)
         if kind not in self._batches:
             self._batches[kind] = forward.scored_batches(model, everything)
         scores = forward.sequence_logprobs(model, everything, precision=precision, stream=self._batches[kind])

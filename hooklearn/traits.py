@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hooklearn.data import ROW
 from hooklearn.types import InputError
 
 LONGEST_ROW = 1024
@@ -23,6 +24,9 @@ LEAK, LEAK_HALF, LEAK_BEHIND = 1e-4, 2e-2, 0.1
 """Share of what an unmasked neighbour does to a sequence's logits that rounding may do: float32, shorter types, and
 shorter types behind a shared beginning, where the sums have another order. Measured in float32: below 3e-6 where rows
 can be shared, above 5e-4 where they cannot, .43 for MPT behind a beginning; in bfloat16 there up to .03 (SmolLM2)."""
+
+NARROWEST = 64
+"""Tokens of a shared row at least."""
 
 _POSITIONS = {"wpe", "pos_embed", "embed_positions", "position_embeddings", "position_embedding"}
 
@@ -43,6 +47,15 @@ def packs(model: Any) -> bool:
             return False  # hooks would see the trial; one sequence a row is right everywhere
         _PACKS[model] = _tried(model)
     return _PACKS[model]
+
+
+def row_of(model: Any) -> int:
+    """Tokens of a row that several sequences share; 0 where they cannot (:func:`packs`).
+
+    A narrow model has shorter ones, as the products beside its attention are few: of tiny, 64 wide, attention over
+    2048 tokens takes 3.5 ms in rows of 256 and 1.1 in rows of 64, and a fifth of an audit was attention.
+    """
+    return min(ROW, max(NARROWEST, model.cfg.d_model // 2)) if packs(model) else 0
 
 
 def examine(model: Any) -> None:

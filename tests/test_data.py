@@ -22,6 +22,7 @@ from tokenizers.processors import TemplateProcessing
 
 from hooklearn import disk, forward
 from hooklearn.data import (
+    ROW,
     Corpus,
     Encoded,
     batches,
@@ -234,10 +235,8 @@ def test_sharing_rows_and_beginnings_equals_padding(tiny: Any, sequences: list[E
     """Sequences that share rows, and what they begin with, get the scores that they get alone."""
     alone = scores(tiny, sequences, max_tokens=1)
     for max_tokens in (40, 400, 4000):
-        assert any(b.packed for b in batches(sequences, max_tokens=max_tokens, share=True)), (
-            "there is something to test"
-        )
-        assert largest_difference(alone, scores(tiny, sequences, max_tokens=max_tokens, share=True)) < SAME
+        assert any(b.packed for b in batches(sequences, max_tokens=max_tokens, share=ROW)), "there is something to test"
+        assert largest_difference(alone, scores(tiny, sequences, max_tokens=max_tokens, share=ROW)) < SAME
 
 
 def test_without_the_mask_neighbours_would_show(
@@ -246,13 +245,13 @@ def test_without_the_mask_neighbours_would_show(
     """Positive control: under a merely causal mask packed scores are wrong by far more than rounding."""
     alone = scores(tiny, sequences, max_tokens=1)
     monkeypatch.setattr("hooklearn.data.TokenBatch.packed", False)
-    assert largest_difference(alone, scores(tiny, sequences, max_tokens=400, share=True)) > 1e4 * SAME
+    assert largest_difference(alone, scores(tiny, sequences, max_tokens=400, share=ROW)) > 1e4 * SAME
 
 
 def test_sharing_prompts_saves_tokens(sequences: list[Encoded]) -> None:
     """Two answers to one prompt hold it once (all but the token that predicts each answer)."""
     plain = forward.count_tokens(batches(sequences))
-    shared = forward.count_tokens(batches(sequences, share=True))
+    shared = forward.count_tokens(batches(sequences, share=ROW))
     assert plain == sum(map(len, sequences))
     asked = [s for s in sequences if not s.labels[1]][:12]
     assert plain - shared >= sum(int(s.labels.nonzero()[0]) - 1 for s in asked)
@@ -286,14 +285,15 @@ def test_padding_is_masked_not_guessed(tiny: Any) -> None:
     assert torch.equal(by_pad[0], by_pad[1]) and torch.equal(by_pad[0], by_pad[2])
 
 
-@given(st.lists(st.integers(2, 30), min_size=1, max_size=20), st.integers(1, 200), st.booleans())
-def test_batches_hold_every_sequence_once(lengths: list[int], max_tokens: int, share: bool) -> None:
+@given(st.lists(st.integers(2, 30), min_size=1, max_size=20), st.integers(1, 200), st.sampled_from([0, 1, 40, ROW]))
+def test_batches_hold_every_sequence_once(lengths: list[int], max_tokens: int, share: int) -> None:
     """Nothing is lost or doubled, targets follow their owners, and no batch is larger than asked for."""
     made = [Encoded(torch.randint(9, (n,)), torch.arange(n) > 0, i) for i, n in enumerate(lengths)]
     out = batches(made, max_tokens=max_tokens, share=share)
     assert sorted(id(s) for b in out for s in b.sequences) == sorted(map(id, made))
     for batch in out:
         assert batch.ids.numel() <= max(max_tokens, max(lengths))
+        assert batch.ids.shape[1] <= (max(share, 2 * max(lengths)) if share else max(lengths))
         assert int(batch.keep.sum()) == len(batch.targets) == len(batch.owner)
         for i, s in enumerate(batch.sequences):
             assert torch.equal(batch.targets[batch.owner == i], s.ids[1:])

@@ -33,7 +33,7 @@ from hooklearn.locate.subspace import Subspace, Subspaces
 from hooklearn.lora import Lora, low_rank
 from hooklearn.measure import completion_probability
 from hooklearn.train import nll
-from hooklearn.traits import packs
+from hooklearn.traits import row_of
 from hooklearn.types import Budget, EditResult, InputError, NumericalError, Site
 
 SINGLE = 1e-4
@@ -248,7 +248,7 @@ def test_repselect_is_a_loop_over_tokens(options: dict[str, Any]) -> None:
     method = RepSelect(rank=4, **options)
     by_hand = {}
     # batched as the method does it: in other batches even the states of a float64 model differ by 1e-7
-    stream = batches(made.encoded("forget"), max_tokens=made.max_tokens, share=packs(model))
+    stream = batches(made.encoded("forget"), max_tokens=made.max_tokens, share=row_of(model))
     taped = [t for _, t in tapes(model, stream, made.sites, precision="float32")]
     for site in made.sites:
         tokens = [(x, g) for t in taped for x, g in zip(t[site.name].x, t[site.name].g, strict=True)]
@@ -738,6 +738,12 @@ def test_a_method_is_a_name_or_an_object_and_options_go_with_the_name(threatenin
         ("sspu", {"forget_rank": 4}, "sspu: forget_rank 4 would change nothing"),
         ("natural", {"truncation": "svd"}, "truncation 'svd' would change nothing: .* none is given"),
         ("natural", {"contrast": "fisher", "forget_weight": 0.5}, "forget_weight 0.5 would change nothing"),
+        (
+            "natural",
+            {"forget_weight": 0, "adversaries": ["lora@0.01"]},
+            r"natural: adversaries \(?.*lora@0.01.* would change nothing: with forget_weight 0",
+        ),
+        ("tar", {"resistance_weight": 0, "inner_steps": 4}, "tar: inner_steps 4 would change nothing: .*resistance_w"),
         ("natural", {"curvature": "ekfac", "site_batch": 2}, "site_batch 2 would change nothing"),
         ("repselect", {"lora_rank": 4}, "repselect: lora_rank 4 would change nothing: lora is off"),
         ("repselect", {"lora": True, "lora_lr": 0, "lora_rank": 4}, "lora_rank 4 would change nothing: with lora_lr 0"),
@@ -1001,6 +1007,20 @@ def test_rounds_take_gradients_anew_and_pull_the_good_up(threatening: Any) -> No
     for n, there in enumerate((first, second), 1):
         with editing.edited(threatening, Delta(there)):
             assert 0.69 < meter.measure().kl.value / (n**2 * method.step_kl) < 1.01
+
+
+def test_a_round_is_cut_to_a_rank_as_one_shot_is(threatening: Any) -> None:
+    """The first to natural's truncated SVD; every step has that rank, and without it more (control)."""
+    made, cut = problem_of(threatening, "mlp.out"), method_of("natural_rounds", {"rounds": 2, "rank": 2})
+    first, second = cut.path(made)
+    one = Natural(forget_weight=0.3, rank=2, truncation="svd")
+    assert alike(unit(first), unit(first_update(one, problem_of(threatening, "mlp.out")))) < SINGLE
+    for step in (first, combine(second, first, 1.0, -1.0)):
+        assert {int(torch.linalg.matrix_rank(update, rtol=1e-3)) for update in step.values()} == {2}
+    whole = next(method_of("natural_rounds").path(made))
+    assert min(int(torch.linalg.matrix_rank(update, rtol=1e-3)) for update in whole.values()) > 2
+    with pytest.raises(InputError, match="natural_rounds: rank must be 1 or more, got 0"):
+        method_of("natural_rounds", {"rank": 0})
 
 
 def test_the_mixture_by_hand(threatening: Any) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import hooklearn as hl
 from hooklearn import editing, forward, linalg, losses, models
-from hooklearn.data import Corpus, TokenBatch, batches, encode
+from hooklearn.data import ROW, Corpus, TokenBatch, batches, encode
 from hooklearn.locate import FITTERS, Collected, Subspaces, collect, locate, sweep
 from hooklearn.locate.capture import capture, tapes, weight_gradients
 from hooklearn.locate.fit import ClassData, held_out, held_out_groups
@@ -97,7 +97,7 @@ def test_gradients_are_those_of_the_predicting_positions(tiny: Any, stream: list
     """``labelled``: x of the scored tokens, g of the positions before them; at a last token itself g is exactly 0."""
     (site,) = models.sites(tiny, "mlp.out", [1])
     alone = batches(encode(one_token("forget"), models.tokenizer_of(tiny)), max_tokens=300)
-    packed = batches(encode(corpus("forget").take(30), models.tokenizer_of(tiny)), share=True)
+    packed = batches(encode(corpus("forget").take(30), models.tokenizer_of(tiny)), share=ROW)
     assert any(b.packed for b in packed) and all(int(b.labels.sum()) == len(b.sequences) for b in alone)
     for of in (stream, alone, packed):
         every = [t[site.name] for _, t in tapes(tiny, of, [site], precision="float32")]

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel as HfModel
 
 from hooklearn import forward, plain, traits
 from hooklearn.builtin import BUILTIN, fetch, is_cached
-from hooklearn.data import Corpus, Encoded, batches, encode, n_cut, n_run_together
+from hooklearn.data import ROW, Corpus, Encoded, batches, encode, n_cut, n_run_together
 from hooklearn.deltas import Delta
 from hooklearn.editing import edited, restored
 from hooklearn.exporting import export
@@ -363,6 +363,16 @@ def test_the_usual_families_share_their_rows(family):
     assert packs(model)
 
 
+def test_a_narrow_model_has_shorter_rows(monkeypatch: Any) -> None:
+    """Half its width, within what is worth it; none where rows are not shared."""
+    model = tiny("llama")
+    for width, row in ((16, traits.NARROWEST), (300, 150), (576, ROW), (4096, ROW)):
+        monkeypatch.setattr(model.cfg, "d_model", width)
+        assert traits.row_of(model) == row
+    monkeypatch.setitem(traits._PACKS, model, False)
+    assert traits.row_of(model) == 0
+
+
 def test_a_model_that_knows_so_many_positions_is_given_no_more() -> None:
     """GPT-2's are learned: rows lose their beginning and are counted, prompts leave room for what is written."""
     model = tiny("gpt2")
@@ -423,8 +433,8 @@ def test_a_reader_reads_what_the_bridge_reads(family, shared):
         start = first if shared else first + i
         ids = torch.cat([start, torch.tensor([4 + i, 5 + i]), prompts(1, 3 + i)[0]])
         sequences.append(Encoded(ids, torch.arange(len(ids)) > 9, i))
-    (batch,) = batches(sequences, share=False)
-    rows = batches([*sequences, *(Encoded(s.ids.clone(), s.labels, 8 + s.item) for s in sequences)], share=True)
+    (batch,) = batches(sequences, share=0)
+    rows = batches([*sequences, *(Encoded(s.ids.clone(), s.labels, 8 + s.item) for s in sequences)], share=ROW)
     assert batch.n_common == (8 if shared else 0) and any(b.packed for b in rows)
     (text,) = batches([Encoded(s.ids, torch.arange(len(s)) > 3, s.item) for s in sequences])
     assert text.n_common == (3 if shared else 0)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hooklearn import disk, models, parallel, store
 from hooklearn.corpora.tiny_world import corpus
-from hooklearn.data import batches, encode
+from hooklearn.data import ROW, batches, encode
 from hooklearn.edit import Problem
 from hooklearn.locate import collect
 
@@ -148,7 +148,7 @@ def test_sums_have_the_precision_of_the_weights_and_float32_at_least() -> None:
 def test_a_batch_is_divided_by_sequences() -> None:
     """Every labelled token is in exactly one part; one part is the batch itself; a part may be empty."""
     sequences = encode(corpus("forget", "bad").take(5), models.tokenizer_of(models.load("tiny")))
-    for shared in (False, True):
+    for shared in (0, ROW):
         [batch] = batches(sequences, max_tokens=2000, share=shared)
         parts = [batch.part(i, 3) for i in range(3)]
         found = [s for part in parts if part is not None for s in part.sequences]

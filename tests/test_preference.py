@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hooklearn import editing, forward, integrity, losses, models
 from hooklearn.corpora.corpus import Corpus
-from hooklearn.data import Encoded, TokenBatch, batches, encode, load_corpus, split_row
+from hooklearn.data import ROW, Encoded, TokenBatch, batches, encode, load_corpus, split_row
 from hooklearn.deltas import Delta
 from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit import LANDING, Problem, run_edit
@@ -277,7 +277,7 @@ def test_the_teacher_is_the_unedited_model(threatening: Any, moved: Delta) -> No
     model's own logits are others (control), and KL is 0 exactly where nothing was edited."""
     problem = problem_of(threatening)
     teacher = Teacher.of(problem, "forget")
-    packed = batches(training_sequences(problem, "forget"), max_tokens=512, share=True)
+    packed = batches(training_sequences(problem, "forget"), max_tokens=512, share=ROW)
     assert any(b.packed for b in packed)
     for batch in (*stream_of(problem), *packed):
         with torch.no_grad():

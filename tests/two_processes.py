@@ -18,7 +18,7 @@ from hooklearn import editing, forward, models, parallel
 from hooklearn.attack import Arena, ArmState, Watcher, attack_of
 from hooklearn.cli import main
 from hooklearn.corpora.tiny_world import corpus
-from hooklearn.data import cycle, encode
+from hooklearn.data import ROW, cycle, encode
 from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit import method_of, run_edit
 from hooklearn.edit.method import Problem
@@ -98,7 +98,7 @@ def _attacked(model: Any, delta: Any, heldout: Any) -> dict[str, Tensor]:
         editing.merge(model, delta)
         params = models.all_parameters(model)
         rule = torch.optim.Adam(params, lr=3e-4)
-        stream = [b for b, _ in zip(cycle(sequences, max_tokens=300, seed=0, epochs=9, share=True), range(STEPS))]  # noqa: B905
+        stream = [b for b, _ in zip(cycle(sequences, max_tokens=300, seed=0, epochs=9, share=ROW), range(STEPS))]  # noqa: B905
         run = fit(model, stream, rule=rule, precision="float32", max_norm=1.0, params=params, split=True)
         moved = torch.cat([parallel.whole(p.detach()).flatten() for p in params])
     arena = Arena(

@@ -13,7 +13,7 @@ from hooklearn.attack.climbing import stable_rates
 from hooklearn.attack.curve import Arena, Attack, Stream, Trained, all_but_embeddings, all_weights, training_curve
 from hooklearn.attack.effort import Effort, of_training, sizes
 from hooklearn.data import Encoded, cycle, encode
-from hooklearn.traits import packs
+from hooklearn.traits import row_of
 from hooklearn.types import Curve, InputError
 
 
@@ -163,9 +163,9 @@ def steps_of(sequences: Sequence[Encoded], arena: Arena, steps: int) -> Stream:
     )
 
 
-def _shared(arena: Arena) -> bool:
+def _shared(arena: Arena) -> int:
     """All arms get the same batches."""
-    return all(packs(arm.model) for arm in arena.arms)
+    return min(row_of(arm.model) for arm in arena.arms)
 
 
 def length(stream: Stream) -> int:

@@ -19,7 +19,7 @@ from hooklearn.attack import attack_of
 from hooklearn.attack.curve import looks
 from hooklearn.cli.shapes import Quarters, Shape, copy_speed, gemm_speed, model_shape
 from hooklearn.config import CorpusConfig, RunConfig
-from hooklearn.data import Corpus, Encoded, batches, encode, load_corpus
+from hooklearn.data import ROW, Corpus, Encoded, batches, encode, load_corpus
 from hooklearn.edit import method_of
 from hooklearn.forward import resolve_precision
 from hooklearn.measure import Likelihoods, beside
@@ -317,7 +317,7 @@ def _edit(config: RunConfig, forget: Corpus, texts: Mapping[str, Text], measured
         solved = 4.0 * shape.layers * (2 * shape.width**3 + 3 * shape.inner**3) * options.get("rounds", 1)
         yield Load("edit", single=curved.tokens * shape.curvature + solved)
     if method.ray:
-        yield _passes("edit", given * options.get("epochs", 1), shape, back=True, weights=shape.sites)
+        yield _passes("edit", _taught(given, texts, options), shape, back=True, weights=shape.sites)
     else:
         rounds = options.get("rounds", 0)  # each a gradient and a point
         epochs = rounds or options.get("epochs", 10)
@@ -328,6 +328,15 @@ def _edit(config: RunConfig, forget: Corpus, texts: Mapping[str, Text], measured
             said = _sampled(n, options["new_tokens"], _prompts(forget, shape, n), rounds, given, 3, shape)
             yield from (replace(load, stage="edit") for load in said)
     yield _passes("edit", reading * readings, shape)
+
+
+def _taught(given: Text, texts: Mapping[str, Text], options: Mapping[str, Any]) -> Text:
+    """What a method of one direction trains on; with a teacher and its pupil, as long as these may take."""
+    if (steps := options.get("teacher_steps")) is None:
+        return given * options.get("epochs", 1)
+    kept, forget = texts.get("retain", NOTHING), texts["forget"]
+    teacher = forget * (steps / max(1.0, forget.batches)) + kept * (steps / max(1.0, kept.batches))
+    return teacher + (kept + texts.get("reference", NOTHING)) * options["epochs"]
 
 
 def _trained(
@@ -396,5 +405,5 @@ def _prompts(corpus: Corpus, shape: Shape, n: int) -> Text:
 
 def _text(sequences: Sequence[Encoded], size: int) -> Text:
     """As they are packed: what they begin with is read once a row, and padding is read too."""
-    packed = batches(sequences, max_tokens=size, share=True)
+    packed = batches(sequences, max_tokens=size, share=ROW)
     return Text(sum(b.ids.numel() for b in packed), sum(int(b.labels.sum()) for b in packed), len(packed))

@@ -123,5 +123,7 @@ class Quarters:
     all_special_ids: tuple[int, ...] = ()
     bos_token_id, eos_token_id, chat_template = 0, None, None
 
-    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+    def __call__(self, text: str | list[str], **_: Any) -> dict[str, Any]:
+        if isinstance(text, list):
+            return {"input_ids": [self(one)["input_ids"] for one in text]}
         return {"input_ids": [zlib.crc32(text[i : i + 4].encode("utf-8", "replace")) for i in range(0, len(text), 4)]}

@@ -24,7 +24,7 @@ from hooklearn.locate.capture import Labels, weight_gradients
 from hooklearn.locate.moments import SiteMoments, site_moments
 from hooklearn.locate.subspace import Subspace, Subspaces
 from hooklearn.referees import Referee
-from hooklearn.traits import packs
+from hooklearn.traits import row_of
 from hooklearn.types import InputError, Site
 from hooklearn.validation import build
 
@@ -142,7 +142,7 @@ class Problem:
         """The same, in whatever state the model is now (an adversary active, say), of a role or of other text; not
         kept."""
         # a sum over sequences: what they begin with goes through the model once
-        stream = batches(self.encoded(of), max_tokens=self.max_tokens, share=packs(self.model))
+        stream = batches(self.encoded(of), max_tokens=self.max_tokens, share=row_of(self.model))
         total, tokens = weight_gradients(self.model, stream, self.sites, precision=self.precision, seed=self.seed)
         self.tokens += tokens
         memory.give_back()

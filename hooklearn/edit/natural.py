@@ -107,6 +107,8 @@ class Natural(Method):
             self.refuse("truncation", why="it says how to cut to a rank, and none is given")
         if self.contrast in ("project", "fisher", "none"):
             self.refuse("forget_weight", why=f"contrast {self.contrast!r} is no mixture")
+        elif self.forget_weight == 0:
+            self.refuse("adversaries", why="with forget_weight 0 nothing of forget goes down")
         if self.curvature == "ekfac" and (self.sides != "both" or self.rank is not None):
             raise InputError("natural: curvature 'ekfac' is of both sides and all directions; leave out sides and rank")
         self._check_sketch()

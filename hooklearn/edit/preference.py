@@ -27,7 +27,7 @@ from hooklearn.edit.method import Problem
 from hooklearn.edit.unedited import Teacher, reference_nlls, training_sequences
 from hooklearn.losses import LossSum
 from hooklearn.train import nll
-from hooklearn.traits import packs
+from hooklearn.traits import row_of
 from hooklearn.types import InputError
 
 # ------------------------------------------------------------------------------- the losses themselves
@@ -82,7 +82,7 @@ def _rows_of(batch: TokenBatch) -> list[int]:
 
 def _together(model: Any, sequences: Sequence[Encoded]) -> TokenBatch:
     """One batch of all of them; completions of the same prompt share its tokens, where the model's rows can."""
-    (batch,) = batches(sequences, max_tokens=sys.maxsize, share=packs(model))
+    (batch,) = batches(sequences, max_tokens=sys.maxsize, share=row_of(model))
     return batch
 
 

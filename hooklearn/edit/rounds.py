@@ -18,7 +18,7 @@ from hooklearn.data import Corpus
 from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit.budget import search
 from hooklearn.edit.descent import nowhere
-from hooklearn.edit.method import Method, Problem, Updates, delta_of, inner, norm
+from hooklearn.edit.method import Method, Problem, Updates, combine, delta_of, inner, norm
 from hooklearn.edit.natural import Metric
 from hooklearn.edit.own_answers import OwnAnswers, apart, judge
 from hooklearn.measure import TEMPERATURE
@@ -39,6 +39,9 @@ class NaturalRounds(Method):
     """w, as in ``natural``."""
     damping: float = 0.01
     """As in ``natural``."""
+    rank: int | None = None
+    """Cut every step to the best rank-``rank`` approximation a site per unit of KL, as ``natural`` does with
+    ``truncation: svd``; None keeps all. Without it, rounds come to know few good completions by heart."""
     step_kl: float = 6e-4
     """Nats per token of the first step, on a few reference texts; after n steps n^2 of it, as KL grows with the square
     of the way: four cost about .01."""
@@ -61,6 +64,8 @@ class NaturalRounds(Method):
                 "natural_rounds: forget_weight must be 0 or more, damping, step_kl and rounds positive, got "
                 f"{self.forget_weight}, {self.damping}, {self.step_kl} and {self.rounds}"
             )
+        if self.rank is not None and self.rank < 1:
+            raise InputError(f"natural_rounds: rank must be 1 or more, got {self.rank}")
         if self.on_policy < 0 or self.new_tokens < 1 or self.temperature <= 0:
             raise InputError(
                 "natural_rounds: on_policy must be 0 or more, new_tokens and temperature positive, got "
@@ -114,4 +119,6 @@ class NaturalRounds(Method):
         down, up = metric.solve(forget, retain)
         w_down = self.forget_weight / math.sqrt(max(inner(forget, down), 1e-60))
         w_up = 1 / math.sqrt(max(inner(retain, up), 1e-60))
-        return {name: w_down * down[name] - w_up * up[name] for name in down}
+        if self.rank is not None:
+            return metric.truncated(combine(forget, retain, w_down, -w_up), self.rank)
+        return combine(down, up, w_down, -w_up)

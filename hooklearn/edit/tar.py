@@ -90,6 +90,9 @@ class Tar(Method):
                 "tar: resistance_weight and retain_weight must be 0 or more, got "
                 f"{self.resistance_weight} and {self.retain_weight}"
             )
+        if self.resistance_weight == 0:
+            attack = ("inner_steps", "look_every", "adversary_rates", "adversary", "growth")
+            self.refuse(*attack, why="with resistance_weight 0 what the attack finds counts for nothing")
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from hooklearn.data import Corpus, Encoded, batches, split_row
 from hooklearn.forward import Precision
 from hooklearn.generation import say
 from hooklearn.losses import token_logprobs
-from hooklearn.traits import packs
+from hooklearn.traits import row_of
 from hooklearn.types import InputError
 
 
@@ -71,7 +71,7 @@ class HookedLM(TemplateLM):
         """Summed log-probability of each continuation, nats, and whether greedy decoding would have given it."""
         sequences = [_encoded(i, before, after, self.max_tokens) for i, (_, before, after) in enumerate(requests)]
         out: dict[int, tuple[float, bool]] = {}
-        for batch in batches(sequences, max_tokens=self.max_tokens, share=packs(self.model)):
+        for batch in batches(sequences, max_tokens=self.max_tokens, share=row_of(self.model)):
             with forward.autocast(self.model, self.precision):
                 scores = forward.logits(self.model, batch)
             targets = batch.targets.to(scores.device)

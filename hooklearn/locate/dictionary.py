@@ -21,7 +21,7 @@ from hooklearn.data import Corpus, batches, encode
 from hooklearn.forward import Precision
 from hooklearn.locate.fit import held_out_groups, item_means
 from hooklearn.site_names import matches
-from hooklearn.traits import packs
+from hooklearn.traits import row_of
 from hooklearn.types import InputError, Site
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ class Dictionary:
         def see(value: Tensor, hook: Any) -> None:  # noqa: ARG001 (TransformerLens passes it by name)
             seen[self.hook] = value
 
-        for batch in batches(sequences, share=packs(model)):
+        for batch in batches(sequences, share=row_of(model)):
             with model.hooks(fwd_hooks=[(self.hook, see)]), forward.autocast(model, precision):
                 forward.hidden(model, batch)
             if not seen:

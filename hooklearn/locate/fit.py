@@ -28,7 +28,7 @@ from hooklearn.locate.capture import sums_dtype, tapes
 from hooklearn.locate.fitters import EVERY_FITTER, Fitter, Found, Seen, logistic, stacked
 from hooklearn.locate.subspace import Subspace, Subspaces
 from hooklearn.moments import Moments, MomentSum
-from hooklearn.traits import packs
+from hooklearn.traits import row_of
 from hooklearn.types import NAN, InputError, Side, Site, Tape
 
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ def _collect_class(
     means: dict[bool, list[dict[tuple[str, Side], Tensor]]] = {True: [], False: []}
     tokens = dict.fromkeys((site.name for site in sites), 0)
     for is_fitted, part in ((True, fitted), (False, held_out)):
-        stream = batches(part, max_tokens=max_tokens, share=packs(model))
+        stream = batches(part, max_tokens=max_tokens, share=row_of(model))
         for batch, taped in tapes(
             model, stream, sites, gradients=gradients, positions="labelled", precision=precision, shared=True
         ):
