@@ -140,7 +140,11 @@ def load_lines(path: StrPath) -> list[Any]:
 
 
 def json_line(row: object) -> bytes:
-    return json.dumps(jsonable(row), allow_nan=False).encode() + b"\n"
+    try:  # most rows are in JSON's own types, and a run has some ten thousand
+        line = json.dumps(row, allow_nan=False)
+    except (TypeError, ValueError):
+        line = json.dumps(jsonable(row), allow_nan=False)
+    return line.encode() + b"\n"
 
 
 def save_frame(path: StrPath, frame: pd.DataFrame) -> None:
