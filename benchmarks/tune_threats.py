@@ -6,6 +6,7 @@
     python benchmarks/tune_threats.py natural_rounds:forget_weight=0.3,step_kl=6e-4
     python benchmarks/tune_threats.py natural_rounds:damping=1,on_policy=2,reward=apart   # redrawn
     python benchmarks/tune_threats.py natural:damping=1 --near-ce 0.02 --reference 72 --n 36 --seeds 1 2
+    python benchmarks/tune_threats.py natural:damping=1 --near-ce 0.02 --retain 8      # few good completions
     python benchmarks/tune_threats.py --towards-never 0.7 1                            # who knows the way home
     python benchmarks/tune_threats.py natural:damping=1 --near-ce 0.02 --demonstrate 2 --few-shot 2   # in context too
 
@@ -87,6 +88,7 @@ def main() -> None:
     parser.add_argument("--towards-never", nargs="*", type=float, default=[], metavar="SHARE", help="of the way home")
     parser.add_argument("--demonstrate", type=int, default=0, metavar="SHOTS", help="gradients after as many as well")
     parser.add_argument("--few-shot", type=int, default=0, metavar="SHOTS", help="also ask after demonstrations")
+    parser.add_argument("--retain", type=int, default=None, metavar="N", help="good completions, the first of all")
     parser.add_argument("--reference", type=int, default=32, help="texts for the curvature, of 80")
     parser.add_argument("--n", type=int, default=24)
     parser.add_argument("--seeds", nargs="+", type=int, default=[7], help="of the samples: n for each")
@@ -102,7 +104,7 @@ def main() -> None:
     forget = own_samples(setup, referee, args.on_policy) if args.on_policy else corpora["forget"]
     sites = models.sites(model, args.sites)
     reference = load_corpus(name="prose", options={"part": "moments"}).take(args.reference)
-    retain = corpora["retain"]
+    retain = corpora["retain"].take(args.retain) if args.retain else corpora["retain"]
     if args.demonstrate:
         forget, retain = (both(c, shown(c, corpora["forget"], args.demonstrate)) for c in (forget, retain))
     problem = Problem(model, sites, forget, retain, reference, max_tokens=512, referee=referee)
