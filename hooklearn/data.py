@@ -239,6 +239,10 @@ def plain(turns: Sequence[Mapping[str, str]]) -> str:
     return text
 
 
+Numbered = tuple[int, Row]
+"""A row with its place in its corpus."""
+
+
 def _encoded(
     name: str, rows: Sequence[Numbered], tokenizer: Any, end: bool | Literal["turn"], max_length: int
 ) -> list[Encoded]:
@@ -255,17 +259,15 @@ def _encoded(
     return out
 
 
-Numbered = tuple[int, Row]
-"""A row with its place in its corpus."""
-
-
 def _tokens(
     name: str, rows: Sequence[Numbered], tokenizer: Any, end: bool | Literal["turn"] = False
 ) -> list[tuple[list[int], list[int], list[int]]]:
     """Of every row (BOS of a plain prompt, what comes before, what is scored), however long they are."""
+    if not rows:
+        return []
     texts = [split_row(row, tokenizer) for _, row in rows]
     # all in one go: asked text by text, a tokenizer takes longer than a small model takes to read them
-    given = iter(_ids([text for pair in texts for text in pair], tokenizer))
+    given = iter(tokenizer([text for pair in texts for text in pair], add_special_tokens=False)["input_ids"])
     special, bos = set(tokenizer.all_special_ids or []), _begins_with(tokenizer)
     found = []
     for (i, row), (prompt, completion), before, after in zip(rows, texts, given, given, strict=True):
@@ -284,10 +286,6 @@ def _tokens(
             after = [*after, tokenizer.eos_token_id]
         found.append((start, before, after))
     return found
-
-
-def _ids(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
-    return tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
 
 
 ROW = 256
