@@ -53,7 +53,7 @@ def row_of(model: Any) -> int:
     """Tokens of a row that several sequences share; 0 where they cannot (:func:`packs`).
 
     A narrow model has shorter ones, as the products beside its attention are few: of tiny, 64 wide, attention over
-    2048 tokens takes 3.5 ms in rows of 256 and 1.1 in rows of 64, and a seventh of an audit was attention (one-off; LOG.md).
+    2048 tokens takes 3.5 ms in rows of 256 and 1.1 in rows of 64, and it was a seventh of an audit (one-off; LOG.md).
     """
     return min(ROW, max(NARROWEST, model.cfg.d_model // 2)) if packs(model) else 0
 
