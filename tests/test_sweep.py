@@ -543,6 +543,9 @@ def test_a_sweep_of_an_earlier_version_says_its_places_by_a_cell_that_named_none
 def test_what_was_not_measured_decides_nothing() -> None:
     trials = [{"options": {"a": i}, "value": v, "error": None} for i, v in enumerate([float("nan"), 0.3, 0.2, 0.2])]
     assert decide(trials)["chosen"] == {"a": 2}, "the first of equals"
+    for trial, completion in zip(trials, [0.1, 0.1, 0.5, 0.4], strict=True):
+        trial["completion"] = completion
+    assert decide(trials)["chosen"] == {"a": 3}, "of equals the one with the lowest completion probability"
     nothing = decide([{"options": {}, "value": float("nan"), "error": "it broke"}])
     assert nothing["chosen"] is None and "it broke" in nothing["error"]
 

@@ -12,12 +12,13 @@ from hooklearn.types import InputError
 
 
 def decide(tried: list[dict[str, Any]]) -> dict[str, Any]:
-    """The lowest value; the first of equals. NaN is not measured and decides nothing."""
+    """The lowest value; of equals the lowest completion probability, as shares of a few samples are often equal; then
+    the first. NaN is not measured and decides nothing."""
     measured = [t for t in tried if t["value"] == t["value"]]
     if not measured:
         why = next((t["error"] for t in tried if t["error"]), "nothing was measured")
         return {"chosen": None, "value": None, "error": f"tuning: no trial ended: {why}"}
-    best = min(measured, key=lambda t: t["value"])
+    best = min(measured, key=lambda t: (t["value"], t.get("completion", 0.0)))
     return {"chosen": best["options"], "value": best["value"], "error": None}
 
 

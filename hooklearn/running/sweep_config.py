@@ -75,7 +75,8 @@ class TuningSpec(Strict):
 
     trials: int = Field(ge=1)
     metric: Literal["completion", "preference", "sampled"] = "completion"
-    """The lowest value of it on the tuning split decides, after ``attack`` at its worst step and setting."""
+    """The lowest value of it on the tuning split decides, after ``attack`` at its worst step and setting; of equals the
+    one with the lowest completion probability."""
     attack: AttackConfig | None = None
     """None: before any attack."""
     corpora: dict[str, CorpusConfig]

@@ -350,8 +350,13 @@ class Sweep:
                 error = self._ended[folder]
             else:
                 error = None if store.is_done(self.out / folder) else self._run(config, folder, shared)
-            value = float("nan") if error else lowest_is_best(self.out / folder, tuning.metric)
-            tried.append({"options": options, "value": value, "folder": folder, "error": error})
+            value, completion = (
+                float("nan") if error else lowest_is_best(self.out / folder, metric)
+                for metric in (tuning.metric, "completion")
+            )
+            tried.append(
+                {"options": options, "value": value, "completion": completion, "folder": folder, "error": error}
+            )
         self.record["tuning"][family.name] = {"trials": tried} | decide(tried)
         self._save()
 
