@@ -15,7 +15,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from hooklearn.data import in_common
+from hooklearn.packing import in_common
 
 Block = tuple[Int[Tensor, "row pos"], Int[Tensor, "row pos"]]
 """Token ids, left-padded, and 1 where there is a token."""

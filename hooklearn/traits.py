@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hooklearn.data import ROW
+from hooklearn.packing import ROW
 from hooklearn.types import InputError
 
 LONGEST_ROW = 1024

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from hooklearn import models
-from hooklearn.cli import estimate, shapes
-from hooklearn.cli.estimate import Text, _passes
+from hooklearn.cli import estimate, loads, shapes
+from hooklearn.cli.loads import Text, _passes
 from hooklearn.cli.shapes import Shape
 from hooklearn.config import parse
 from hooklearn.recipes import recipe
@@ -39,7 +39,7 @@ def test_a_pass_is_counted_as_by_hand() -> None:
     text = Text(tokens=100, scored=10, batches=4)
     forward = _passes("x", text, shape)
     assert forward.flops == 2 * 1000 * 100 + 2 * 50 * 8 * 10
-    assert forward.traffic == estimate.TRAFFIC * 2 * 8 * 100 + estimate.LOGITS * 50 * 10
+    assert forward.traffic == loads.TRAFFIC * 2 * 8 * 100 + loads.LOGITS * 50 * 10
     assert forward.layers == 8
     trained = _passes("x", text, shape, back=True, weights=700)
     assert trained.flops == 2 * forward.flops + 2 * 700 * 100

@@ -26,10 +26,10 @@ ORDER = [
     "hooklearn.corpora",
     "hooklearn.loading",
     "hooklearn.experts",
-    "hooklearn.data hooklearn.disk hooklearn.store hooklearn.deltas hooklearn.builtin hooklearn.pretrained "
-    "hooklearn.plain hooklearn.site_names hooklearn.traits hooklearn.models hooklearn.integrity hooklearn.editing "
-    "hooklearn.tensor_files hooklearn.sharded hooklearn.exporting hooklearn.interventions hooklearn.prefixes "
-    "hooklearn.generation",
+    "hooklearn.packing hooklearn.data hooklearn.disk hooklearn.store hooklearn.deltas hooklearn.builtin "
+    "hooklearn.pretrained hooklearn.plain hooklearn.site_names hooklearn.traits hooklearn.models hooklearn.integrity "
+    "hooklearn.editing hooklearn.tensor_files hooklearn.sharded hooklearn.exporting hooklearn.interventions "
+    "hooklearn.prefixes hooklearn.generation",
     "hooklearn.forward",
     "hooklearn.lora hooklearn.train hooklearn.adapters",
     "hooklearn.measure hooklearn.referees hooklearn.disruption hooklearn.panel",

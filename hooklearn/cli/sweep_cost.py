@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from hooklearn.cli.estimate import arms, estimate
+from hooklearn.cli.estimate import estimate
+from hooklearn.cli.loads import arms
 from hooklearn.config import RunConfig
 from hooklearn.running.sweep_config import Plan
 
