@@ -93,7 +93,7 @@ class TokenBatch:
             return self
         n = len(self.sequences)
         own = self.sequences[n * number // of : n * (number + 1) // of]
-        return _collate(_rows(own, 2 * ROW if n > len(self.ids) else 0), 0) if own else None
+        return _collate(_rows(own, self.ids.shape[1] if n > len(self.ids) else 0), 0) if own else None
 
     def attention(self) -> Bool[Tensor, "batch 1 pos pos"]:
         """Who (first) sees whom (second): itself and the tokens before it on the way from the root of its tree."""
