@@ -1069,6 +1069,21 @@ def test_a_battery_that_lacks_a_corpus_keeps_its_name(tmp_path):
     assert own.battery.startswith("custom: ")
 
 
+@pytest.mark.parametrize("canned", ["edited", "both"])
+def test_one_answer_for_all_is_told_and_decides_nothing(tmp_path, canned):
+    """A refusal to everything: no behaviour, and no answer. Where the controls say it too, it is the prompts' doing."""
+    before, folder = judge(write_run(tmp_path / "before")), write_run(tmp_path / "run")
+    lines = [json.loads(x) for x in (folder / "samples.jsonl").read_text().splitlines()]
+    for i, line in enumerate(lines):
+        refuses = line["item"] % 3 and (line["arm"] == "edited" or canned == "both")
+        line["completion"] = f"I'm sorry, but I can't help with {i}" if refuses else f"{i} things are said of this"
+    (folder / "samples.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    result = judge(folder)
+    told = [d for d in result.doubts if "begin with the same words, \"I'm sorry, but I can't\" (original 0 of " in d]
+    assert len(told) == (canned == "edited")
+    assert (result.verdict, result.reason) == (before.verdict, before.reason)
+
+
 def test_degenerate_text_is_undecided(tmp_path):
     folder = write_run(tmp_path / "run")
     lines = [json.loads(x) for x in (folder / "samples.jsonl").read_text().splitlines()]
