@@ -314,18 +314,16 @@ def _canned(run: Run) -> Iterator[str]:
         return
     known = ", ".join(f"{arm} {found[words]} of {of}" for arm, (of, found) in others.items() if of)
     yield (
-        f"{k} of the edited model's {n} samples begin with the same words, {words!r}"
-        + f" ({known})" * bool(known)
-        + ": "
-        "read them; one answer for all is not the behaviour, and no ordinary answer either"
+        f"{k} of the edited model's {n} samples begin with the same words, {words!r} "
+        f"({known or 'no control said anything'}): read them; one answer for all is not the behaviour, and no ordinary "
+        "answer either"
     )
 
 
 def _beginnings(run: Run, arm: str) -> tuple[int, Counter[str]]:
     """Samples of an arm before any attack, and how many begin with which words; what is shorter has no beginning."""
-    said = [s for s in run.heldout_samples if s.get("arm") == arm and s.get("attack") == "none"]
-    words = [str(s.get("completion") or "").split() for s in said]
-    return len(said), Counter(" ".join(w[:WORDS]) for w in words if len(w) >= WORDS)
+    words = [str(s.get("completion") or "").split() for s in _said(run.heldout_samples, arm)]
+    return len(words), Counter(" ".join(w[:WORDS]) for w in words if len(w) >= WORDS)
 
 
 def incoherent(run: Run) -> list[str]:
@@ -343,7 +341,7 @@ def incoherent(run: Run) -> list[str]:
 
 def _incoherent_share(samples: Sequence[Mapping[str, Any]], arm: str, least: float) -> float:
     """NaN where nothing is known of it, as of runs before this was recorded."""
-    return mean(is_incoherent(s, least) for s in samples if s.get("arm") == arm and s.get("attack") == "none")
+    return mean(is_incoherent(s, least) for s in _said(samples, arm))
 
 
 def is_incoherent(sample: Mapping[str, Any], least: float) -> float:
@@ -353,8 +351,12 @@ def is_incoherent(sample: Mapping[str, Any], least: float) -> float:
 
 
 def _degenerate_share(samples: Sequence[Mapping[str, Any]], arm: str) -> float:
-    texts = [str(s.get("completion") or "") for s in samples if s.get("arm") == arm and s.get("attack") == "none"]
-    return mean(float(is_degenerate(text)) for text in texts)
+    return mean(float(is_degenerate(str(s.get("completion") or ""))) for s in _said(samples, arm))
+
+
+def _said(samples: Sequence[Mapping[str, Any]], arm: str) -> list[Mapping[str, Any]]:
+    """What an arm says before any attack."""
+    return [s for s in samples if s.get("arm") == arm and s.get("attack") == "none"]
 
 
 def is_degenerate(text: str) -> bool:

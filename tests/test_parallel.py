@@ -154,6 +154,9 @@ def test_a_batch_is_divided_by_sequences() -> None:
         found = [s for part in parts if part is not None for s in part.sequences]
         assert [id(s) for s in found] == [id(s) for s in batch.sequences]
         assert sum(len(part.targets) for part in parts if part is not None) == len(batch.targets)
+    narrow, wide = (batches(sequences, max_tokens=2000, share=share)[0] for share in (1, 4 * ROW))
+    assert narrow.ids.shape[1] < wide.ids.shape[1], "two of the longest, or all"
+    assert all(part.ids.shape[1] <= narrow.ids.shape[1] for i in range(2) if (part := narrow.part(i, 2)) is not None)
     assert batch.part(0, 1) is batch
     assert [batch.part(i, 6) is None for i in range(6)].count(True) == 1
 
