@@ -63,7 +63,7 @@ def _scores(run: Run, metric: str, split: str, rows: pd.DataFrame, known: Course
     known = {key: known.get(key) or _course(run.curves.head(0)) for key in groups}
     unseen = [key for key, group in groups.items() if _only_its_start(group, known[key])]
     groups = {key: group for key, group in groups.items() if key not in unseen}
-    seeds = _common_seeds(groups.values())
+    seeds = _common_seeds(group for key, group in groups.items() if not known[key].flags["diverged"])
     items = np.unique(rows["item"].to_numpy())
     alike = {str(a.get("name")) for a in run.record.get("attacks") or [] if a.get("same_question")}
     before: dict[str, Array] = {}
@@ -103,7 +103,8 @@ def _common_items(rows: pd.DataFrame) -> NDArray:
 
 
 def _common_seeds(groups: Iterable[pd.DataFrame]) -> Array:
-    """Seeds that all have, where a control with a single seed stands for every seed."""
+    """Seeds that all have, where a control with a single seed stands for every seed. An attacker that diverged is not
+    asked: nothing is sampled after that, and it must not take the seed from the others."""
     sets = [(arm, set(s.unique())) for g in groups for arm, s in g.groupby("arm")["seed"]]
     binding = [s for arm, s in sets if len(s) > 1 or arm not in CONTROLS]
     return np.array(sorted(reduce(set.intersection, binding)) if binding else [])
@@ -176,7 +177,8 @@ def _arrays(rows: pd.DataFrame, course: Course, seeds: Array, items: Array) -> t
 
 
 def _arm(name: str, rows: pd.DataFrame, steps: Array, seeds: Array, items: Array, course: Course) -> _Arm:
-    """Rows of one arm on the steps of all; one that came to rest where its attack ended keeps its last value."""
+    """Rows of one arm on the steps of all; one that came to rest where its attack ended keeps its last value. A seed
+    that it lacks is NaN: it diverged there."""
     own = np.unique(rows["seed"].to_numpy())
     cube = _cube(rows, own, steps, items)
     seen = _cube(rows.assign(value=1.0), own, steps, items)[..., 0] == 1
@@ -188,8 +190,13 @@ def _arm(name: str, rows: pd.DataFrame, steps: Array, seeds: Array, items: Array
         last[s] = at
         if course.flat.get((name, seed), False):
             _hold(cube[s], seen[s], at)
-    pick = np.searchsorted(own, seeds) if len(own) > 1 else np.zeros(len(seeds), int)
-    return _Arm(cube[pick], seen[pick], last[pick])
+    if len(own) == 1 and name in CONTROLS:
+        pick = np.zeros(len(seeds), int)
+        return _Arm(cube[pick], seen[pick], last[pick])
+    has = np.isin(seeds, own)
+    pick = np.searchsorted(own, np.where(has, seeds, own[0]))
+    y = np.where(has[:, None, None], cube[pick], np.nan)
+    return _Arm(y, seen[pick] & has[:, None], np.where(has, last[pick], -1))
 
 
 def _match_ends(arms: Mapping[str, _Arm], at_rest: NDArray[np.bool_]) -> None:

@@ -52,7 +52,9 @@ class _Entry:
     name: str
     run: Run
     scores: Mapping[str, Scores]
-    """metric -> scores"""
+    """metric -> scores, where some seed has them under all attackers"""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """metric -> seeds that not all attackers and arms have"""
     cells: dict[tuple[str, str, str], Cell] = field(default_factory=dict)
     """(arm, metric, quantity) -> where the arm behaves worst"""
     attacks: dict[tuple[str, str, str], Cell] = field(default_factory=dict)
@@ -72,7 +74,7 @@ def compare(runs: Sequence[Run | str | Path], *, seed: int = 0, resamples: int =
     metrics = in_order({m for e in entries for m in e.scores}, METRICS)
     unlike = _unlike_attackers(entries)
     gaps = [f"{attack} is not the same attack in all: {why}" for attack, why in unlike.items()]
-    notes = [note for run in runs for note in without_result(run)] + _equality_notes(entries)
+    notes = [note for run in runs for note in without_result(run)] + _equality_notes(entries) + _seed_notes(entries)
     for metric in metrics:
         having = [e for e in entries if metric in e.scores]
         shared = {key for key in _shared_attackers(having, metric) if attacker_name(*key) not in unlike}
@@ -143,10 +145,13 @@ def _entries(runs: Sequence[Run]) -> list[_Entry]:
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         names = _short([run.folder for run in runs])
-    return [
-        _Entry(name, run, {s.metric: s for s in read_scores(run) if s.split == "heldout"})
-        for name, run in zip(names, runs, strict=True)
-    ]
+    return [_entry(name, run) for name, run in zip(names, runs, strict=True)]
+
+
+def _entry(name: str, run: Run) -> _Entry:
+    heldout = [s for s in read_scores(run) if s.split == "heldout"]
+    left_out = {s.metric: s.seeds_left_out for s in heldout if s.seeds_left_out}
+    return _Entry(name, run, {s.metric: s for s in heldout if s.shape[0]}, left_out)
 
 
 def _short(folders: Sequence[Path]) -> list[str]:
@@ -323,7 +328,7 @@ def _differences(a: _Entry, b: _Entry, metric: str) -> list[dict[str, Any]]:
 # --------------------------------------------------------------------------------------- notes
 
 
-def _merged(notes: Sequence[str]) -> list[str]:
+def _merged(notes: Iterable[str]) -> list[str]:
     """What is said of several metrics in the same words is said once."""
     of: dict[str, list[str]] = {}
     for note in notes:
@@ -370,6 +375,14 @@ def _equality_notes(entries: Sequence[_Entry]) -> list[str]:
     if len(forgotten) > 1:
         notes.append("the runs forgot different text, so their forget scores, and equal unlearning, do not compare")
     return notes
+
+
+def _seed_notes(entries: Sequence[_Entry]) -> list[str]:
+    lacking = [(metric, n, e) for e in entries for metric, n in e.left_out.items()]
+    return _merged(
+        f"{metric}: of {e.name}, {n} of {len(e.run.edits)} seeds left out, as not every attack and arm has them"
+        for metric, n, e in lacking
+    )
 
 
 def _organism_notes(entries: Sequence[_Entry], organisms: Mapping[str, str]) -> list[str]:

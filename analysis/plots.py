@@ -328,9 +328,10 @@ def trace(run: Run) -> Figure:
         ("near_ce", "near CE, nats per token", "Near"),
     ]
     axes_of = [a for a in axes_of if bool(frame[a[0]].notna().any())]
+    reported = {e.get("seed"): number((e.get("disruption") or {}).get("kl")) for e in run.record.get("edits") or []}
     figure, axes = style.grid(max(1, len(axes_of)), 2, 3.4, 2.5, (0.62, 0.12, 0.44, 0.44))
     for ax, (column, label, name) in zip(axes, axes_of, strict=False):
-        _way(ax, frame, column)
+        _way(ax, frame, column, reported)
         _budget(ax, [(e.get("budget") or {}).get(column) for e in run.record.get("edits") or []])
         style.title(ax, name, "every line is a seed; the dot is the edit as reported")
         ax.set_xlabel(label)
@@ -339,11 +340,14 @@ def trace(run: Run) -> Figure:
     return figure
 
 
-def _way(ax: Axes, frame: Frame, column: str) -> None:
+def _way(ax: Axes, frame: Frame, column: str, reported: Mapping[Any, float]) -> None:
+    """``reported``: seed -> far KL of the edit, which is not always the last point that was looked at."""
     look = ARMS["edited"]
-    for _, one in frame.dropna(subset=[column, "forget"]).sort_values("step").groupby("seed"):
+    for seed, one in frame.dropna(subset=[column, "forget"]).sort_values("step").groupby("seed"):
         ax.plot(one[column], one["forget"], color=look.colour, lw=1.1, alpha=0.75)
-        ax.plot(one[column].iloc[-1:], one["forget"].iloc[-1:], "o", color=look.colour, ms=5)
+        away = np.abs(one["kl"].to_numpy(float) - reported.get(seed, np.nan))
+        end = one.iloc[[-1 if np.isnan(away).all() else int(np.nanargmin(away))]]
+        ax.plot(end[column], end["forget"], "o", color=look.colour, ms=5)
 
 
 def _budget(ax: Axes, budgets: list[float | None]) -> None:

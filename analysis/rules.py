@@ -49,6 +49,8 @@ def decide(scores: Scores | Measures, thresholds: Thresholds | None = None, *, s
         of = f" of {m.n_groups} groups" if m.n_groups < m.n_items else ""
         return Judgement(UNDECIDED, f"{m.n_items} items{of}; at least {t.min_items} are needed", m)
     if not m.gap.low > 0 or not m.gap.value > t.gap_floor * m.before["original"]:
+        if not m.n_seeds:
+            return Judgement(UNDECIDED, "no seed was measured in every arm under every attack", m)
         if math.isnan(m.gap.value):
             return Judgement(UNDECIDED, "the behaviour before any attack was not measured", m)
         return Judgement(UNDECIDED, f"no clear gap to remove: {m.gap}", m, no_gap=True)

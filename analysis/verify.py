@@ -121,8 +121,9 @@ def _curves(run: Run) -> Iterator[str]:
     keys = ["attack", "setting", "arm", "seed", "step", "metric", "split"]
     if run.curves.empty:
         return
-    items: Any = run.items
-    means: dict[Any, float] = items.groupby(keys)["value"].mean().to_dict()
+    items: Any = run.items.groupby(keys)["value"]
+    complete = items.count() == items.size()  # a mean that leaves an item out is none
+    means: dict[Any, float] = items.mean().where(complete).to_dict()
     curves: dict[Any, float] = run.curves.set_index(keys)["value"].to_dict()
     wrong = [key for key, value in curves.items() if not _same(value, means.get(key))]
     for key in wrong[:SHOWN]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -247,7 +247,8 @@ class RunConfig(Strict):
         if not isinstance(data, dict):
             return data
         data = dict(data)
-        if isinstance(budget := data.get("budget"), int | float) and not isinstance(budget, bool):
+        budget = data.get("budget")
+        if isinstance(budget, int | float | str) and not isinstance(budget, bool):  # YAML reads 1e-2 as text
             data["budget"] = {"kl": budget}
         if isinstance(seed := data.get("seeds"), int) and not isinstance(seed, bool):
             data["seeds"] = [seed]
@@ -298,6 +299,11 @@ def parse(data: Any, where: str = "config") -> RunConfig:
         InputError: one line that names the key, its value and what would be valid.
     """
     return validated(RunConfig, data, where)
+
+
+def without_panel(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config, as records hold it, without its capability panel."""
+    return {**config, "corpora": {role: c for role, c in config["corpora"].items() if role != "capability"}}
 
 
 def same_config(earlier: Any, now: Any) -> bool:

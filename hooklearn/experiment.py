@@ -29,7 +29,6 @@ from hooklearn.running.attacking import (
     arena_of,
     attack_records,
     attack_stages,
-    attack_tokens,
     collect_parts,
     spent_by,
 )  # fmt: skip
@@ -142,7 +141,7 @@ def _run_stages(
         left_out=_left_out(config),
         cost={
             "seconds": folder.seconds(),
-            "tokens": tokens + attack_tokens(folder),
+            "tokens": tokens + sum(one.seen for one in spent),
             "flops": sum(record["cost"]["flops"] for record in edits) + sum(one.flops for one in spent),
             "peak_bytes": memory.peak_bytes(),
         },

@@ -331,4 +331,7 @@ def test_a_run_says_what_its_attacks_spent(tiny_run: Path) -> None:
                 assert one["tokens"] == own["tokens"].max() and one["samples"] >= one["rows"] > 0
             total += one["arms"] * one["flops"]
     assert record["cost"]["flops"] == pytest.approx(total) and total > 0
+    own = curves[(curves["attack"] != "none") & (curves["arm"] != "matched")]  # a twin's curve is another arm's
+    trained_on: Any = own.groupby(["attack", "setting", "arm", "seed"])["tokens"].max()
+    assert record["cost"]["tokens"] == trained_on.sum() + sum(e["cost"]["tokens"] for e in record["edits"])
     assert "rows read" in (tiny_run / "report.html").read_text(encoding="utf-8")

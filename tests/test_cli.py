@@ -208,6 +208,18 @@ def test_edit_then_attack_then_export(files: Files, tmp_path: Path) -> None:
     assert hooklearn("export", config, delta, tmp_path / "edited", "-q").exit_code == 2
 
 
+def test_an_edit_whose_method_asks_the_referee_draws_samples() -> None:
+    from hooklearn.cli.job import Job
+    from hooklearn.running.checks import check_needs
+
+    for method, samples in (("natural_rounds", 8), ("natural", 0)):
+        sets = [f"edit.method={method}", "behaviour.samples=8"]
+        sets += ["edit.on_policy=1"] if method == "natural_rounds" else []
+        asked = Job.of("edit", "tiny", sets).edit_only().config
+        assert asked.behaviour.samples == samples
+        check_needs(asked)
+
+
 @pytest.mark.parametrize(("verb", "stage"), [("edit", "run_edit"), ("attack", "attack_stages")])
 def test_an_edit_and_an_attack_that_were_stopped_go_on(
     files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, stage: str
@@ -284,6 +296,8 @@ def test_locate_prints_and_writes(files: Files, tmp_path: Path) -> None:
     assert len(pd.read_parquet(out / "locate.parquet")) == len(found["sites"]) == 2
     assert (out / "locate.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "subspaces.safetensors").is_file()
+    files.config["budget"] = {"kl": "1e-2", "forget": "never"}  # locating needs no budget, nor its control
+    assert "never" in files.config["controls"]
     text = hooklearn("locate", files.save(), "-q").stdout.splitlines()
     assert text[0].split()[0] == "site" and len(text) == 1 + 6
 
@@ -360,6 +374,23 @@ def test_doctor() -> None:
     assert found["self_test"]["seconds"] < 10 and found["self_test"]["sites"] > 4
     assert found["cache"]["models"]["tiny"] is True
     assert "self-test  passed" in hooklearn("doctor").stdout
+
+
+def test_doctor_asks_for_what_the_package_asks_for() -> None:
+    import tomllib
+
+    from hooklearn.cli.doctor import PACKAGES
+
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert set(PACKAGES.values()) <= set(project["dependencies"])
+
+
+def test_the_help_of_calibrate_names_its_own_seeds() -> None:
+    from hooklearn.running.calibration import SEEDS
+
+    first, second, third = SEEDS
+    text = " ".join(hooklearn("calibrate", "--help").stdout.split())
+    assert f"{first}, {second} and {third} (tiny)" in text
 
 
 def test_doctor_fails_and_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -480,3 +480,59 @@ def test_unequal_runs_and_diverged_attacks_are_told(tmp_path: Path) -> None:
     for said, how in unequal.items():
         assert any(said in note for note in analysis.compare([same, run(said[:9], **how)]).notes), said
     assert not analysis.compare([same, run("again")]).notes
+
+
+def diverged_in(folder: Path, seed: int, attack: str, *, metrics: tuple[str, ...] = ("sampled",)) -> Path:
+    """The edited arm's fine-tuning became NaN in one seed: nothing was sampled after it, as nothing could be."""
+    for name in ("curves", "items"):
+        frame = pd.read_parquet(folder / f"{name}.parquet")
+        there = (frame["attack"] == attack) & (frame["arm"] == "edited") & (frame["seed"] == seed)
+        if name == "curves":
+            frame["diverged"] |= there
+        frame[~(there & frame["metric"].isin(metrics))].to_parquet(folder / f"{name}.parquet")
+    return folder
+
+
+def sampled_run(folder: Path) -> Path:
+    """Two seeds, two attacks, completion and samples."""
+    drawn = [
+        Drawn(name, {"edited": flat(0.4), "original": flat(0.8), "never": flat(0.1)}) for name in ("erosion", "prose")
+    ]
+    return write_run(
+        folder, attacks=drawn, seeds=[0, 1], items=24, noise=0.5, metrics=["completion", "sampled"], splits=["heldout"]
+    )
+
+
+def test_an_attacker_that_diverged_takes_no_seed_from_the_others(tmp_path: Path) -> None:
+    """In one seed, or two of them in a seed each: before any attack, and under the attackers that are left, both seeds
+    count, as where nothing diverged (the control)."""
+    whole, one, both = (sampled_run(tmp_path / name) for name in ("whole", "one", "both"))
+    diverged_in(one, 0, "erosion")
+    diverged_in(diverged_in(both, 0, "erosion"), 1, "prose")
+    table = analysis.compare([whole, one]).table.set_index("run")
+    for column in ("sampled: before", "sampled: worst, any attack"):
+        assert table.loc["one", column] == table.loc["whole", column], column
+    found = analysis.compare([whole, both])
+    assert found.table["sampled: before"].nunique() == 1
+    assert any("no attack is the same in all runs" in note for note in found.notes)
+    assert not any("seeds left out" in note for note in found.notes)
+    for folder in (one, both):
+        assert analysis.judge(folder, write=False).metrics["sampled"]["n_seeds"] == 2
+
+
+def test_seeds_that_not_every_attack_has_are_named_and_none_is_no_error(tmp_path: Path) -> None:
+    """Rows of one attack are gone, of a seed or of another in each attack, although nothing diverged."""
+    whole, one, none = (sampled_run(tmp_path / name) for name in ("whole", "one", "none"))
+    for folder, lost in ((one, {"erosion": 0}), (none, {"erosion": 0, "prose": 1})):
+        items = pd.read_parquet(folder / "items.parquet")
+        for attack, seed in lost.items():
+            gone = (items["attack"] == attack) & (items["seed"] == seed) & (items["metric"] == "sampled")
+            items = items[~gone]
+        items.to_parquet(folder / "items.parquet")
+    found = analysis.compare([whole, one])
+    assert "sampled: of one, 1 of 2 seeds left out, as not every attack and arm has them" in found.notes
+    found = analysis.compare([whole, none])
+    assert "sampled: of none, 2 of 2 seeds left out, as not every attack and arm has them" in found.notes
+    assert found.table.set_index("run")["sampled: before"].isna().to_dict() == {"whole": False, "none": True}
+    verdict = analysis.judge(none, write=False)
+    assert verdict.metrics["sampled"]["reason"] == "no seed was measured in every arm under every attack"

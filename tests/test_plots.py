@@ -73,6 +73,15 @@ def test_nan_everywhere_does_not_break_a_figure(run: Run, name: str) -> None:
     FIGURES[name](replace(run, **frames)).canvas.draw()
 
 
+def test_the_dot_of_a_way_is_the_edit_as_reported(run: Run) -> None:
+    """A near budget makes the walk look at half of where it lands, too, after it has landed."""
+    looked = run.trace[run.trace["seed"] == 0].iloc[-1:].assign(step=99, kl=0.002, near_ce=0.001, forget=0.12)
+    for trace in (run.trace, pd.concat([run.trace, looked])):
+        axes = plots.trace(replace(run, trace=trace)).axes[0]
+        dots = [float(x) for line in axes.lines if line.get_marker() == "o" for x in np.atleast_1d(line.get_xdata())]
+        assert dots == [e["disruption"]["kl"] for e in run.record["edits"]]
+
+
 def test_one_panel_per_attack_and_setting(run: Run) -> None:
     figure = plots.curves(run, "preference")
     attacks = run.curves[run.curves["attack"] != "none"]

@@ -24,7 +24,8 @@ from hooklearn.cli.compare import _tell_sweep
 from hooklearn.config import parse
 from hooklearn.edit import method_of
 from hooklearn.running import controls, sweep_record, sweeping
-from hooklearn.running.choosing import decide
+from hooklearn.running.checks import check_needs
+from hooklearn.running.choosing import check_trials, decide
 from hooklearn.running.sweep_config import MethodSpec, Plan
 from hooklearn.types import InputError
 
@@ -504,6 +505,9 @@ def test_a_cell_that_was_begun_with_other_options_does_not_stand_in_the_way(
     asked = sweep.plan.cell(sweep.plan.families()[0], 0, chosen)
     sweep._set_aside(cell, asked)
     assert cell.is_dir()
+    panel = {"capability": asked.corpora["heldout"]}
+    with_panel = asked.model_copy(update={"corpora": asked.corpora | panel})
+    assert not sweep_record.cell_goes_on(cell, with_panel) and sweep_record.cell_goes_on(cell, asked)
     sweep._set_aside(cell, asked.model_copy(update={"edit": asked.edit.model_copy(update={"site_batch": 2})}))
     assert not cell.exists(), "a run folder goes on with its own config only"
 
@@ -522,6 +526,20 @@ def test_what_no_cell_could_be_made_of_is_a_line(changed: dict[str, Any], words:
     with pytest.raises(InputError, match=words):
         plan = plan or Plan.of({"base": "tiny", "methods": ["natural"], **changed}, Path())
         plan.cell(plan.families()[0], 0, {})
+
+
+def test_trials_of_a_method_that_asks_the_referee_are_decided_by_samples() -> None:
+    """Else they draw none. Said before anything is measured, and by a dry run."""
+    rounds = {"name": "natural_rounds", "on_policy": 1, "search": {"damping": [0.1, 1.0]}}
+    given = {"base": "tiny", "methods": [rounds], "tuning": {"trials": 2, "corpora": {"heldout": {"name": "tiny"}}}}
+    for metric, refused in (("completion", True), ("sampled", False)):
+        plan = Plan.of(given | {"tuning": given["tuning"] | {"metric": metric}}, Path())
+        if refused:
+            with pytest.raises(InputError, match="'natural_rounds' asks the referee .* tuning.metric is completion"):
+                check_trials(plan)
+        else:
+            check_trials(plan)
+            check_needs(plan.trial(plan.families()[0], {"damping": 0.1}))
 
 
 def test_a_base_that_fits_by_batches_of_sites_has_cells_that_do() -> None:
@@ -558,6 +576,7 @@ def test_half_made_controls_of_an_earlier_version_are_continued(swept: Path, fol
     half = again / "controls/seed0"
     written = json.loads((half / "run.json").read_text())
     del written["config"]["deterministic"]
+    written["config"]["corpora"]["capability"] = {"name": "capability"}  # a panel was taken out, or put in, since
     (half / "run.json").write_text(json.dumps(written | {"status": "running"}))
     *kept, last = sorted((half / "parts").glob("curves-*-items.parquet"))
     for part in (half / "parts").glob(last.name.replace("-items.parquet", "*")):

@@ -109,6 +109,20 @@ def test_every_change_is_found(spoil, run: Path) -> None:
     assert any(SPOILED[spoil] in line for line in told["differences"]), told["differences"]
 
 
+def test_an_item_without_a_number_is_no_change(tmp_path: Path) -> None:
+    """Its curve is NaN, and so is the mean of its items: not the mean of the others."""
+    folder = write_run(tmp_path / "run", items=24, metrics=["completion"])
+    items, curves = (pd.read_parquet(folder / f"{name}.parquet") for name in ("items", "curves"))
+    keys = ["attack", "setting", "arm", "seed", "step", "metric", "split"]
+    place = curves.loc[curves["arm"] == "original", keys].iloc[-1]
+    items.loc[(items[keys] == place).all(axis=1) & (items["item"] == 3), "value"] = float("nan")
+    curves.loc[(curves[keys] == place).all(axis=1), "value"] = float("nan")
+    items.to_parquet(folder / "items.parquet", index=False)
+    curves.to_parquet(folder / "curves.parquet", index=False)
+    analysis.report(folder)
+    assert analysis.verify(folder).ok
+
+
 def test_a_reported_table_that_the_curves_do_not_have_is_found(run: Path) -> None:
     record = json.loads((run / "report.json").read_text())
     record["summary"][0]["completion: before"] += 0.01

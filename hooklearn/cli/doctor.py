@@ -16,7 +16,7 @@ from typing import Any
 PACKAGES = {
     "transformer-lens": "transformer-lens>=4.3,<5",
     "torch": "torch>=2.6",
-    "transformers": "transformers>=5.0",
+    "transformers": "transformers>=5.9",
     "datasets": "datasets>=3.0",
     "safetensors": "safetensors>=0.5",
     "pandas": "pandas>=2.2",

@@ -97,8 +97,12 @@ class Job:
         return Path("runs") / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
 
     def edit_only(self) -> Job:
-        """The same without attackers, located subspaces, samples, evidence, general capability and an arm beside it."""
+        """The same without attackers, located subspaces, evidence, general capability and an arm beside it; without
+        samples, too, unless the method asks their referee."""
+        from hooklearn.edit import method_of
+
         config = self.config
+        refereed = config.edit.method is not None and method_of(config.edit.method, config.edit.options).refereed
         changed = {
             "battery": None,
             "attacks": [],
@@ -106,7 +110,7 @@ class Job:
             "evidence": config.evidence.model_copy(update={"enabled": False}),
             "controls": config.controls.model_copy(update={"matched": False}),
             "locate": config.locate.model_copy(update={"enabled": False}),
-            "behaviour": config.behaviour.model_copy(update={"samples": 0}),
+            "behaviour": config.behaviour if refereed else config.behaviour.model_copy(update={"samples": 0}),
         }
         return dataclasses.replace(self, config=config.model_copy(update=changed))
 

@@ -24,7 +24,9 @@ def spaces(config: RunConfig, base: Path, progress: Progress) -> Subspaces:
     """
     if "retain" not in config.corpora:
         raise InputError("locate needs corpora.retain: what forget is to be told apart from")
-    setup = Setup.load(config.model_copy(update={"controls": ControlsConfig()}), base, progress)
+    budget = config.budget.model_copy(update={"forget": None})  # nothing is edited, and its level may be a control's
+    alone = config.model_copy(update={"controls": ControlsConfig(), "budget": budget})
+    setup = Setup.load(alone, base, progress)
     progress("locate: where forget and retain can be told apart")
     return find(
         setup.original, setup.corpora["forget"], setup.corpora["retain"],

@@ -9,6 +9,7 @@ from typing import Any
 from hooklearn.cli.estimate import estimate
 from hooklearn.cli.loads import arms
 from hooklearn.config import RunConfig
+from hooklearn.running.choosing import check_trials
 from hooklearn.running.sweep_config import Plan
 
 ONCE = ("organism",)
@@ -18,6 +19,7 @@ OF_THE_EDIT = ("locate", "edit")
 
 def cost(plan: Plan, only: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Rows of stage, runs, tokens, flops and seconds: tuning, controls, cells (``only`` some), and their total."""
+    check_trials(plan)
     rows = []
     of = Counter(family.name for _, family, _ in plan.cells(only))
     tuning, families = plan.config.tuning, [f for f in plan.families() if f.name in of]

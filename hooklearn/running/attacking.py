@@ -251,6 +251,8 @@ class Spent:
     """None of an attack by training that does not say."""
     arms: int
     """How many were attacked in this run: not those whose curves were there, nor an arm's twin."""
+    seen: int
+    """Tokens that these arms were trained on together."""
 
     def record(self) -> dict[str, Any]:
         own = dataclasses.asdict(self.effort) if self.effort is not None else dict.fromkeys(_EFFORT)
@@ -273,12 +275,15 @@ def spent_by(config: RunConfig, arena: Arena, folder: store.RunFolder) -> list[S
         part = f"{_whole(arena.seed, number, attack.name)}.parquet"
         if not folder.has(part):
             continue
-        last: Any = disk.load_frame(folder.path(part)).groupby("setting", sort=False)["step"].max()
+        curves: Any = disk.load_frame(folder.path(part))
+        last = curves.groupby("setting", sort=False)["step"].max()
+        tokens = curves.groupby(["setting", "arm"])["tokens"].max()
         efforts = {steps: attack.effort(arena, steps) for steps in set(map(int, last))}
         for setting, steps in last.items():
             known = arena.known(attack.name, setting)
-            arms = sum(arm.name not in known for arm in arena.arms)
-            found.append(Spent(number, setting, arena.seed, int(steps), efforts[int(steps)], arms))
+            arms = [arm.name for arm in arena.arms if arm.name not in known]
+            seen = sum(int(tokens.get((setting, arm), 0)) for arm in arms)
+            found.append(Spent(number, setting, arena.seed, int(steps), efforts[int(steps)], len(arms), seen))
     return found
 
 
@@ -311,9 +316,3 @@ def collect_parts(folder: store.RunFolder) -> None:
 
 def _concat(paths: list[Path]) -> pd.DataFrame:
     return pd.concat([disk.load_frame(p) for p in paths], ignore_index=True)
-
-
-def attack_tokens(folder: store.RunFolder) -> int:
-    frame = disk.load_frame(folder.path("curves.parquet"))
-    last: Any = frame.groupby(["attack", "setting", "arm", "seed"])["tokens"].max()
-    return int(last.to_numpy().sum())

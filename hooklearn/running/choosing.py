@@ -8,6 +8,8 @@ from typing import Any
 
 from hooklearn import disk
 from hooklearn.corpora.corpus import Corpus
+from hooklearn.edit import method_of
+from hooklearn.running.sweep_config import Plan
 from hooklearn.types import InputError
 
 
@@ -30,6 +32,20 @@ def lowest_is_best(folder: Path, metric: str) -> float:
     if attacked.any():  # else one whose attack diverged would be as good as before it
         rows = rows[attacked]
     return float(rows.loc[~rows["diverged"].astype(bool), "value"].max())
+
+
+def check_trials(plan: Plan) -> None:
+    """Raises InputError where a trial could not be made, although the cells can: trials draw samples only where they
+    are what decides."""
+    tuning = plan.config.tuning
+    for family in plan.families() if tuning is not None and tuning.metric != "sampled" else []:
+        for options in family.spec.settings(10**9) if family.spec.search else []:
+            edit = family.spec.edit(plan.base.edit, options)
+            if edit.method is not None and method_of(edit.method, edit.options).refereed:
+                raise InputError(
+                    f"method {family.spec.label!r} asks the referee of samples, and trials draw none where "
+                    f"tuning.metric is {tuning.metric}; set it to sampled"
+                )
 
 
 def check_apart(tuning: Corpus, reported: Mapping[str, Corpus]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from hooklearn import disk, store
 from hooklearn.attack import ArmState, Measured
-from hooklearn.config import RunConfig, same_config
+from hooklearn.config import RunConfig, same_config, without_panel
 from hooklearn.running.attacking import arena_of, attack_records, attack_stages, collect_parts
 from hooklearn.running.setting import Progress
 from hooklearn.running.shared import Shared
@@ -35,7 +35,7 @@ def measure(
         arms = [ArmState("original", setup.original)]
         if setup.never is not None:
             arms.append(ArmState("never", setup.never))
-        with store.RunFolder.create(out, setup.record(None, command), resume=True, same=same_config) as folder:
+        with store.RunFolder.create(out, setup.record(None, command), resume=True, same=_same) as folder:
             folder.path("parts").mkdir(exist_ok=True)
             if shared.watcher.referee is not None:
                 folder.update(referee=shared.watcher.referee.describe())
@@ -50,6 +50,11 @@ def without_edit(config: RunConfig, seed: int) -> RunConfig:
     name = f"{config.name}: controls"
     locate = config.locate.model_copy(update={"enabled": False})
     return config.model_copy(update={"name": name, "seeds": [seed], "locate": locate})
+
+
+def _same(earlier: Any, now: Any) -> bool:
+    """The capability panel is asked of no control, and may be added to a sweep that was begun."""
+    return same_config(without_panel(earlier), without_panel(now))
 
 
 def read(folder: Path) -> Measured:

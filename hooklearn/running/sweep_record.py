@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hooklearn import store
-from hooklearn.config import parse
+from hooklearn.config import RunConfig, parse, without_panel
 from hooklearn.jsonable import jsonable
 from hooklearn.running.sweep_config import Plan
 from hooklearn.types import InputError
@@ -55,6 +55,17 @@ def check_goes_on(plan: Plan, out: Path, earlier: Mapping[str, Any], now: Mappin
             )
 
 
+def cell_goes_on(folder: Path, config: RunConfig) -> bool:
+    """Whether a cell that was begun here has the options and the capability panel of ``config``, which may have changed
+    since."""
+    try:
+        begun = parse(store.open_run(folder)["config"])
+    except InputError:  # of another version
+        return False
+    edits = [c.edit.model_dump(mode="json") for c in (begun, config)]
+    return edits[0] == edits[1] and begun.corpora.get("capability") == config.corpora.get("capability")
+
+
 def places(plan: Plan, out: Path, earlier: Mapping[str, Any]) -> dict[str, Any] | None:
     """Sites and layers of a finished cell whose method named none of its own."""
     methods = [*earlier.get("declared", {}).items(), *declared(plan).items()]
@@ -78,5 +89,4 @@ def _as_of_now(plan: Plan, key: str, value: Any) -> Any:
 
 def _shared_part(base: dict[str, Any]) -> dict[str, Any]:
     """Of a config what all cells have in common; the capability panel is a check beside, which may be added later."""
-    common = {name: section for name, section in base.items() if name not in ("name", "edit", "budget", "seeds")}
-    return common | {"corpora": {role: c for role, c in base["corpora"].items() if role != "capability"}}
+    return {k: v for k, v in without_panel(base).items() if k not in ("name", "edit", "budget", "seeds")}

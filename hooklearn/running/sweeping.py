@@ -28,7 +28,7 @@ from hooklearn.determinism import deterministic
 from hooklearn.forward import auto_is, resolve_precision
 from hooklearn.running import controls, reuse, sweep_record
 from hooklearn.running.checks import check, check_needs
-from hooklearn.running.choosing import check_apart, decide, lowest_is_best
+from hooklearn.running.choosing import check_apart, check_trials, decide, lowest_is_best
 from hooklearn.running.fanout import installed, spread
 from hooklearn.running.in_memory import InMemory
 from hooklearn.running.setting import Progress, Setup
@@ -122,6 +122,7 @@ class Sweep:
                 check_needs(cell)
         if plan.config.tuning is not None:
             check(plan.tuning())
+            check_trials(plan)
         with store.claim(self.out, RECORD):
             self._begin(resume)
             with auto_is(self.record["precision"]):  # cells that are compared are not computed in two ways
@@ -236,14 +237,9 @@ class Sweep:
         self._save()
 
     def _set_aside(self, folder: Path, config: RunConfig) -> None:
-        """A cell that was begun, and not ended, with options that are no longer those that were chosen."""
-        if not (folder / "run.json").exists():
-            return
-        try:
-            begun = parse(store.open_run(folder)["config"]).edit.model_dump(mode="json")
-        except InputError:  # of another version
-            begun = None
-        if begun != config.edit.model_dump(mode="json"):
+        """A cell that was begun, and not ended, with options that are no longer those that were chosen, or with another
+        capability panel."""
+        if (folder / "run.json").exists() and not sweep_record.cell_goes_on(folder, config):
             aside = self.out / "set-aside"
             aside.mkdir(exist_ok=True)
             taken = {p.name for p in aside.iterdir()}
