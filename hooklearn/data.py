@@ -115,6 +115,15 @@ def split_row(row: Row, tokenizer: Any) -> tuple[str, str]:
     return text, completion
 
 
+def worded(completions: Sequence[str], tokenizer: Any) -> list[bool]:
+    """Of which there is something to score: not of white space or special tokens alone, which a model can spell out."""
+    if not completions:
+        return []
+    special = set(tokenizer.all_special_ids or [])
+    given = tokenizer(list(completions), add_special_tokens=False)["input_ids"]
+    return [bool(text.strip()) and not special.issuperset(ids) for text, ids in zip(completions, given, strict=True)]
+
+
 def templated(row: Row, tokenizer: Any) -> bool:
     """Whether a chat template writes the row's prompt, or has written it: then it wrote the beginning of text too."""
     kind = row.get("template")

@@ -22,7 +22,7 @@ from hooklearn import interventions, models, parallel
 from hooklearn.data import Encoded, TokenBatch, batches
 from hooklearn.losses import sequence_sums, token_logprobs
 from hooklearn.plain import is_fused, lent_copy, read_once, with_fused_attention
-from hooklearn.traits import row_of, transformed
+from hooklearn.traits import additive, row_of, transformed
 from hooklearn.transfer import onto, rows_at
 from hooklearn.types import InputError
 
@@ -92,9 +92,11 @@ def _bfloat16_is_faster() -> bool:
 
 @contextlib.contextmanager
 def autocast(model: Any, precision: Precision) -> Iterator[None]:
-    """bfloat16 products with float32 master weights, or plain float32."""
+    """bfloat16 products with float32 master weights, or products in the type that the weights have."""
     device = models.device_of(model)
     dtype = resolve_precision(precision, device)
+    if models.dtype_of(model) is torch.float64:  # held for exact sums, and autocast would shorten the mask alone
+        dtype = torch.float32
     # of spread weights no copies are kept: they would be those of the whole model
     keep = not models.is_sharded(model)
     with torch.autocast(device.type, dtype=dtype, enabled=dtype is not torch.float32, cache_enabled=keep):
@@ -107,8 +109,9 @@ def _inputs(model: Any, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor, Tens
     device = models.device_of(model)
     mask = batch.mask.long()
     if batch.packed:
-        # a large finite value, not -inf: a padding row sees nothing and must not become NaN
-        mask = torch.where(batch.attention(), 0.0, torch.finfo(torch.float32).min / 2)
+        # of the type in which attention computes: fused attention takes another for its own, and reads noise
+        dtype = torch.float32 if torch.is_autocast_enabled(device.type) else models.dtype_of(model)
+        mask = additive(batch.attention(), dtype)
     return onto(batch.ids, device), onto(mask, device), batch.keep, onto(batch.position, device)
 
 

@@ -389,6 +389,11 @@ def device_of(model: TransformerBridge) -> torch.device:
     return parallel.device_of(next(model.parameters()))
 
 
+def dtype_of(model: TransformerBridge) -> torch.dtype:
+    """In which its weights are held."""
+    return next(p.dtype for p in model.parameters() if p.is_floating_point())
+
+
 def is_sharded(model: TransformerBridge) -> bool:
     """Whether its weights are spread over processes, or wait on the host (:mod:`hooklearn.sharded`)."""
     return parallel.is_sharded(next(model.parameters()))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hooklearn import editing, forward, models
 from hooklearn.corpora.corpus import answer_of
-from hooklearn.data import Corpus, Encoded, Row, encode, split_row
+from hooklearn.data import Corpus, Encoded, Row, encode, split_row, worded
 from hooklearn.deltas import Delta
 from hooklearn.forward import Precision
 from hooklearn.measure import Sample
@@ -279,7 +279,7 @@ class RatioReferee:
         ratio is one of noise. What is said in other words than the referee's models have stays, as it is likely to
         the model that said it."""
         tokenizer = models.tokenizer_of(self.bad.model)
-        filled = [i for i, s in enumerate(samples) if s.completion.strip()]
+        filled = [i for i, said in enumerate(worded([s.completion for s in samples], tokenizer)) if said]
         out = [Ruling(float("nan"), False)] * len(samples)
         if not filled:
             return out

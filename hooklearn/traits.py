@@ -12,7 +12,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hooklearn.packing import ROW
@@ -123,7 +123,7 @@ def _apart(model: Any, shared: int) -> bool:
     row, at = torch.cat([start, first, second])[None], torch.arange(shared + 16)
     branch = (at >= shared).long() + (at >= shared + 9).long()
     sees = (at[:, None] >= at[None, :]) & ((branch[:, None] == branch[None, :]) | (branch == 0)[None, :])
-    apart = torch.where(sees, 0.0, torch.finfo(torch.float32).min / 2)[None, None]
+    apart = additive(sees, model.original_model.get_output_embeddings().weight.dtype)[None, None]
     with _undisturbed():
         try:
             position = torch.where(branch == 2, at - 9, at)[None]
@@ -142,6 +142,13 @@ def _apart(model: Any, shared: int) -> bool:
     whole = all(p.dtype in (torch.float32, torch.float64) for p in model.parameters())
     leak = LEAK if whole else LEAK_BEHIND if shared else LEAK_HALF
     return bool((together - alone).abs().max() <= leak * (seen - alone).abs().max())
+
+
+def additive(sees: Bool[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
+    """Who sees whom as what attention adds to its scores: large and finite elsewhere, as a row of padding sees nothing
+    and must not become NaN. In float32, too, in which some attention makes its softmax whatever the weights are."""
+    least = max(torch.finfo(dtype).min, torch.finfo(torch.float32).min) / 2
+    return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill_(~sees, least)
 
 
 def _check_unembedding(model: Any) -> None:

@@ -23,10 +23,11 @@ from hooklearn.attack.few_shot import FewShot
 from hooklearn.attack.relearn import Relearn, _folds
 from hooklearn.attack.relearn_lora import RelearnLora
 from hooklearn.corpora.corpus import Corpus
-from hooklearn.data import WHOLE, encode, load_corpus, split_row
+from hooklearn.data import WHOLE, batches, encode, load_corpus, split_row
 from hooklearn.deltas import Delta
 from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit import Problem, method_of, run_edit
+from hooklearn.locate.capture import tapes
 from hooklearn.measure import Likelihoods, sample
 from hooklearn.referees import CallableReferee, ContainsReferee, RatioReferee, Scorer
 from hooklearn.running import attacking
@@ -674,6 +675,20 @@ def test_the_option_embeddings_reaches_the_training(arena: Arena, embeddings: bo
 
     Erode(learning_rates=(1e-3,), steps=2, embeddings=embeddings).curves(replace(arena, onlooker=look))
     assert all(map(torch.equal, seen[0], seen[-1])) != embeddings
+
+
+@pytest.mark.parametrize("made", [RelearnLora(learning_rates=(1e-2,), epochs=2, rank=4), Erode(steps=4, rank=4)])
+def test_who_looks_on_changes_nothing(arena: Arena, made: Attack) -> None:
+    """Gradients captured in the middle of training an adapter are no part of its next step."""
+    tokenizer, seen = models.tokenizer_of(arena.arms[1].model), []
+    stream = batches(encode(corpus("forget"), tokenizer)[:4])
+
+    def look(attack: str, setting: str, arm: str, step: int, model: Any) -> None:
+        for _, taped in tapes(model, stream, models.sites(model, "mlp.out"), precision="float32"):
+            seen.append(all(bool((t.g != 0).any()) for t in taped.values() if t.g is not None))
+
+    alone, watched = (made.curves(replace(arena, onlooker=onlooker))[0] for onlooker in (None, look))
+    assert seen and all(seen) and watched.arms == alone.arms
 
 
 def test_each_draw_is_another_one_and_any_counts(arena: Arena) -> None:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from tokenizers.processors import TemplateProcessing
 
-from hooklearn import disk, forward
+from hooklearn import disk, forward, models
 from hooklearn.data import (
     ROW,
     Corpus,
@@ -237,6 +237,24 @@ def test_sharing_rows_and_beginnings_equals_padding(tiny: Any, sequences: list[E
     for max_tokens in (40, 400, 4000):
         assert any(b.packed for b in batches(sequences, max_tokens=max_tokens, share=ROW)), "there is something to test"
         assert largest_difference(alone, scores(tiny, sequences, max_tokens=max_tokens, share=ROW)) < SAME
+
+
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float64, SAME), (torch.float16, 0.05), (torch.bfloat16, 0.1)])
+def test_rows_are_shared_whatever_type_the_weights_have(
+    tiny: Any, sequences: list[Encoded], dtype: torch.dtype, near: float
+) -> None:
+    """Fused attention takes a mask of another type for its own, and reads noise; rounding is that of the type. In half
+    precision a row of padding must not become NaN."""
+    held = models.load("tiny", dtype=dtype)
+    expected = forward.sequence_logprobs(tiny, sequences, precision="float32")
+    precisions: tuple[Any, ...] = ("float32", "bfloat16") if dtype is torch.float64 else ("float32",)
+    for precision in precisions:  # float64 stays what it is
+        got = forward.sequence_logprobs(held, sequences, precision=precision, max_tokens=400)
+        assert float(((got - expected)[:, 0] / expected[:, 1]).abs().max()) < near
+    rows = batches(sequences, max_tokens=400, share=64)
+    assert any(b.packed and not b.mask.all() for b in rows), "there is padding"
+    with torch.no_grad():
+        assert all(bool(forward.hidden(held, b).isfinite().all()) for b in rows)
 
 
 def test_without_the_mask_neighbours_would_show(

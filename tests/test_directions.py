@@ -197,6 +197,11 @@ def test_latents_are_what_the_papers_say(tmp_path: Path, kind: str) -> None:
         assert float((found.encode(x) > 0).float().mean()) > 0.05  # not all off: the control
 
 
+def test_an_activation_that_is_not_computed_here_is_said(tmp_path: Path) -> None:
+    found = read_sae(sae(tmp_path / "sae", "blocks.1.hook_resid_pre", new=False, activation_fn_str="tanh-relu"))
+    assert "tanh-relu" in found.unreadable
+
+
 def test_the_planted_latent_is_found(threatening: Any, tmp_path: Path) -> None:
     """A latent that looks along the difference of the classes comes first, with the AUC that scikit-learn gives it on
     the items that did not choose it. Between two halves of one class the first latent does not hold (the control)."""

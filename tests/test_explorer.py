@@ -29,7 +29,7 @@ from hooklearn.data import Corpus, batches, encode
 from hooklearn.deltas import Delta
 from hooklearn.locate import Subspace, Subspaces, locate
 from hooklearn.locate.followed import Follower, follow
-from hooklearn.locate.lens import Lens, Spelling
+from hooklearn.locate.lens import Lens, Spelling, _linear
 from hooklearn.locate.tokens import TokenSample, sample_tokens
 from hooklearn.measure import sample as sample_of
 from hooklearn.preview import preview, scaled
@@ -693,6 +693,15 @@ def test_a_saved_sample_is_the_sample(real: TokenSample, follower: Follower, tmp
 def test_nothing_to_look_at_is_said(tiny: Any) -> None:
     with pytest.raises(InputError, match="no subspaces"):
         sample_tokens(tiny, Subspaces({}), corpus("forget"), corpus("forget", "good"))
+
+
+def test_a_norm_may_be_held_in_another_type() -> None:
+    """What LayerNorm does to directions is taken in its own type: rounding is that of bfloat16."""
+    norm = torch.nn.LayerNorm(8)
+    torch.nn.init.uniform_(norm.weight)
+    single, half = _linear(norm, torch.eye(8)), _linear(norm.bfloat16(), torch.eye(8))
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, single, atol=3e-2, rtol=0)
 
 
 def test_the_lens_reads_planted_directions(tiny: Any) -> None:

@@ -286,3 +286,12 @@ def test_a_faulty_method_is_caught(folder: Path, result: Any) -> None:
     for method, why in faulty.items():
         with pytest.raises(InputError, match=why):
             hl.edit(model, method(), **few())
+
+
+def test_an_edit_that_walks_in_short_weights_says_what_that_costs(recwarn: pytest.WarningsRecorder) -> None:
+    """Its steps are rounded away. One that is a single direction is not harmed (control)."""
+    held = models.load("tiny", dtype=torch.bfloat16)
+    for method, options in (("natural", {}), ("npo", {"epochs": 1})):
+        hl.edit(held, method, **few(), **options)
+        said = [str(w.message) for w in recwarn if "held in bfloat16" in str(w.message)]
+        assert len(said) == (method == "npo")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from hooklearn import editing, models
-from hooklearn.data import Corpus, Row, cycle, encode
+from hooklearn.data import Corpus, Row, cycle, encode, worded
 from hooklearn.deltas import Delta
 from hooklearn.edit.method import Problem, Updates, delta_of
 from hooklearn.lora import Lora
@@ -65,9 +65,10 @@ class OwnAnswers:
                 problem.model, asked, n=len(asked), new_tokens=self.new_tokens, temperature=self.temperature,
                 seed=random.Random(f"{problem.seed}:{number}").getrandbits(32), precision=problem.precision,
             )  # fmt: skip
-        judged = zip(asked.rows, said, self.referee.judge(said, asked.rows), strict=True)
+        filled = worded([s.completion for s in said], models.tokenizer_of(problem.model))
+        judged = zip(asked.rows, said, self.referee.judge(said, asked.rows), filled, strict=True)
         answers = [
-            ({**row, "completion": s.completion}, r.is_behaviour) for row, s, r in judged if s.completion.strip()
+            ({**row, "completion": s.completion}, r.is_behaviour) for row, s, r, has_words in judged if has_words
         ]
         problem.tokens += self._tokens([row for row, _ in answers])
         bad = tuple(row for row, is_behaviour in answers if is_behaviour)

@@ -33,11 +33,14 @@ class _Recorder:
     g: dict[str, Tensor] = field(default_factory=dict)
     chosen: dict[str, Tensor] = field(default_factory=dict)
     """Where tokens were sent, by the hook point that says so: ``[token, chosen]`` numbers of experts."""
+    start: Tensor | None = None
+    """Where the graph begins: the input of the lowest block that holds a site."""
 
     def clear(self) -> None:
         self.x.clear()
         self.g.clear()
         self.chosen.clear()
+        self.start = None
 
 
 @contextlib.contextmanager
@@ -56,7 +59,8 @@ def _recording(model: Any, sites: Sequence[Site], gradients: bool) -> Iterator[_
         return hook
 
     def leaf(value: Tensor, hook: Any) -> Tensor:  # noqa: ARG001
-        return value.detach().requires_grad_()
+        record.start = value.detach().requires_grad_()
+        return record.start
 
     lowest = min(site.layer for site in sites)
     fwd: list[tuple[str, Any]] = [(f"blocks.{lowest}.hook_in", leaf)] if gradients else []
@@ -131,7 +135,7 @@ def _turns(
             with forward.autocast(model, precision), torch.set_grad_enabled(gradients):
                 states = forward.hidden(model, batch)
                 if gradients:
-                    _pull_back(model, states, batch, labels if own else "given", generator)
+                    _pull_back(model, states, record.start, batch, labels if own else "given", generator)
             where = (batch.mask, batch.mask) if positions == "all" else (batch.labels, batch.keep)
             yield batch, _taped(record, sites, where, gradients) if own else None
             record.clear()
@@ -151,12 +155,15 @@ def _in_turn(stream: Iterable[TokenBatch], generator: torch.Generator) -> Iterat
             losses.skip_labels(n, generator)
 
 
-def _pull_back(model: Any, states: Tensor, batch: TokenBatch, labels: Labels, generator: torch.Generator) -> None:
-    """Backward of the summed NLL through the final ``states``; logits live a few hundred positions at a time."""
+def _pull_back(
+    model: Any, states: Tensor, start: Tensor | None, batch: TokenBatch, labels: Labels, generator: torch.Generator
+) -> None:
+    """Backward of the summed NLL through the final ``states`` to ``start`` and to nothing beside it, such as an adapter
+    that is being trained; logits live a few hundred positions at a time."""
     leaf = states.detach().requires_grad_()
     for scores, targets in forward.unembedded(model, leaf, batch.targets):
         scores.backward(losses.ce_gradient(scores.detach(), None if labels == "sampled" else targets, generator))
-    states.backward(leaf.grad)
+    states.backward(leaf.grad, inputs=None if start is None else [start])
 
 
 def _taped(record: _Recorder, sites: Sequence[Site], where: tuple[Tensor, Tensor], gradients: bool) -> dict[str, Tape]:

@@ -224,6 +224,8 @@ def read_sae(folder: str | Path) -> Dictionary:
         architecture, config = "topk", {**(config.get("activation_fn_kwargs") or {}), **config}
     k = config.get("k", 0) if architecture == "topk" else 0
     why = _unreadable(config, architecture, tensors, k, encoder.shape[1])
+    if architecture == "standard" and kind != "relu" and not why:
+        why = f"its activation is {kind!r}, and only relu and topk are computed here"
     centred = config.get("apply_b_dec_to_input", True)
     return Dictionary(
         folder.name, hook, architecture, encoder, decoder,

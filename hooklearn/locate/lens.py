@@ -125,5 +125,6 @@ def _linear(norm: Any, directions: Float[Tensor, "d_model k"]) -> Float[Tensor, 
     LayerNorm), and what it does to zero is its bias."""
     if norm is None:
         return directions
-    rows = directions.T[None]
-    return (norm(rows) - norm(torch.zeros_like(rows)))[0].T
+    held = next((p.dtype for p in norm.parameters()), directions.dtype)
+    rows = directions.T[None].to(held)
+    return (norm(rows) - norm(torch.zeros_like(rows)))[0].T.to(directions)

@@ -74,7 +74,7 @@ def _items(source: Any, sites: Sequence[Site], called: Mapping[str, str], side: 
             )
         if len(items) < 2 or not all(bool(t.isfinite().all()) for t in items):
             raise InputError(f"{where}: {name!r} needs at least two items, all of them finite")
-        out[site.name] = [t.detach().float() for t in items]
+        out[site.name] = [t.detach().float().cpu() for t in items]  # where all that is fitted is
     if len({len(items) for items in out.values()}) > 1:
         raise InputError(f"{where}: items differ in number: { {n: len(items) for n, items in out.items()} }")
     return out
