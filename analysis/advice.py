@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -105,11 +106,19 @@ def next_steps(run: Run) -> list[str]:
     if wider := _more_data(run, needed(verdict)):
         within = f"hat was measured is within the rule, its interval is not. {wider}"
         steps[:1] = [f"Do not call it removed yet: w{within}"] if given else [first, f"W{within}"]
-    steps = steps[:MOST]
-    if str(run.record.get("command") or "").startswith("hooklearn audit"):
+    steps, command = steps[:MOST], str(run.record.get("command") or "")
+    if command.startswith("hooklearn audit"):
         for anywhere, here in IN_AUDIT.items():
             steps = [step.replace(anywhere, here) for step in steps]
-    return steps
+    return _in_the_file(steps) if command.startswith("hooklearn sweep") else steps
+
+
+def _in_the_file(steps: Sequence[str]) -> list[str]:
+    """A sweep has no ``--set``; said once where its settings stand."""
+    told = [re.sub(r"`--set '?([^`']*)'?`", r"`\1`", step) for step in steps]
+    where = " (In a copy of the sweep's file: methods, budgets and seeds have lists there, all else is of `overrides`.)"
+    first = next((i for i, (a, b) in enumerate(zip(steps, told, strict=True)) if a != b), None)
+    return [step + where if i == first else step for i, step in enumerate(told)]
 
 
 def _restless(a: Mapping[str, Any]) -> bool:
@@ -168,7 +177,7 @@ def _more_data(run: Run, wanted: Mapping[str, int]) -> str:
 def _gaps(run: Run, verdict: Mapping[str, Any]) -> Iterator[str]:
     """What would make the verdict firmer."""
     if run.record.get("status") != "done":
-        yield "Let the run end: the same command with `--resume`."
+        yield "Let the run end: the same command with `--out` (this run's folder) and `--resume`."
     if not run.record.get("never"):
         yield (
             "Give it a control that never learned the behaviour (`controls.never` in the config): without one no "

@@ -19,6 +19,12 @@ FACTS = ("verdict", "method", "far KL", "near CE", "seconds")
 """What stands in the table besides the behaviour, where the comparison knows it."""
 
 
+def _told(rows: Any, metric: str) -> str:
+    """A figure in words: every run's two numbers."""
+    columns = [f"{metric}: {QUANTITIES[q]}" for q in ("before", "any")]
+    return "; ".join(f"{row['run']} {row[columns[0]]} to {row[columns[1]]}" for row in rows.to_dict("records"))
+
+
 def beside(run: Run, others: Sequence[Run | str | Path]) -> Content:
     """Table, figures, this run's paired differences, and what to know when reading them; {} without others.
 
@@ -35,7 +41,7 @@ def beside(run: Run, others: Sequence[Run | str | Path]) -> Content:
         c for m in METRICS for q in QUANTITIES.values() if (c := f"{m}: {q}") in rows
     ]
     figures = [
-        (METRICS[m], markup.embed(tradeoff(found, m), f"{METRICS[m]} against disruption, a point a run"))
+        (METRICS[m], markup.embed(tradeoff(found, m), f"{METRICS[m]} before and after the attacks: {_told(rows, m)}"))
         for m in metrics
     ]
     mine: Any = found.differences[(found.differences["run_a"] == me) | (found.differences["run_b"] == me)]

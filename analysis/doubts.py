@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -317,6 +318,13 @@ def _canned(run: Run) -> Iterator[str]:
         f"{k} of the edited model's {n} samples begin with the same words, {words!r} "
         f"({known or 'no control said anything'}): read them; one answer for all is not the behaviour, and no ordinary "
         "answer either"
+    )
+
+
+def redacted(doubt: str, hide: Callable[[str], str]) -> str:
+    """A doubt without what it quotes of the model's words."""
+    return re.sub(
+        r"(?<=begin with the same words, ).*(?= \([^()]*\): read them)", lambda m: hide(m[0]), doubt, flags=re.DOTALL
     )
 
 

@@ -169,7 +169,7 @@ def quantity(value: Any, unit: str = "") -> str:
     if not math.isfinite(x):
         return DASH
     for power, prefix in ((15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
-        if abs(x) >= 10**power:
+        if abs(x) >= 0.9995 * 10**power:  # 999.7 k is 1 M to three digits
             return f"{x / 10**power:.3g} {prefix}{unit}"
     return f"{x:.3g} {unit}".rstrip()
 

@@ -106,13 +106,13 @@ def recovery_table(run: Run | str | Path, metric: str | None = None) -> pd.DataF
     """
     run = read_run(run)
     curves: Frame = run.curves[(run.curves["split"] == "heldout") & run.curves["arm"].isin(ARMS)]
-    if metric is not None:
-        curves = curves[curves["metric"] == metric]
     arms = [arm for arm in ARMS if arm in set(curves["arm"])]
     times = [f"{arm}: {what}" for arm in arms for what in ("steps", "samples", "tokens")]
     samples, a_step = _samples(run), _samples_a_step(run)
     rows: list[dict[str, Any]] = []
     found: Frame = half_recovery(curves[curves["attack"].isin(["none"]) | _trained(curves)], above="never")
+    if metric is not None:  # only now: what was looked at is known by all metrics
+        found = found[found["metric"] == metric]
     for (attack, setting, measured), of in found.groupby(["attack", "setting", "metric"], sort=False):
         row = {"metric": measured, "attack": attack, "setting": setting, "samples": samples.get(attack, NAN)}
         row |= {"level": float(of.drop_duplicates("seed")["level"].mean())} | dict.fromkeys(times, NAN)

@@ -11,7 +11,7 @@ The page can be read without a script and needs no network and no other file. Wh
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 
 from analysis import advice, explorer, markup, sections
 from analysis.beside import beside
+from analysis.doubts import redacted
 from analysis.model_card import card_text
 from analysis.reading import Run, read_run
 from analysis.report_record import RECORD, record_of, sealed
@@ -73,6 +74,8 @@ def report(
         InputError: see ``read_run``.
     """
     run, unjudged = _judged(read_run(folder))
+    if redact and run.verdict is not None:
+        run = replace(run, verdict=_quoting_nothing(run.verdict))
     content = collect(run, redact=redact, unjudged=unjudged, others=others)
     target = Path(out) if out is not None else run.folder
     target.mkdir(parents=True, exist_ok=True)
@@ -124,6 +127,11 @@ def _judged(run: Run) -> tuple[Run, str]:
         return replace(run, verdict=judge(run).to_dict()), ""
     except (ValueError, KeyError) as error:
         return run, f"it could not be judged: {error}"
+
+
+def _quoting_nothing(verdict: Mapping[str, Any]) -> dict[str, Any]:
+    doubts = [redacted(str(doubt), markup.redacted) for doubt in verdict.get("doubts") or []]
+    return {**verdict, "doubts": doubts}
 
 
 def _status(run: Run, redact: bool) -> Content:

@@ -113,7 +113,7 @@ again = analysis.verify(page)
 print("verified:" if again.ok else "differs:", ", ".join(again.checked or again.differences))
 
 # %% [markdown]
-# **What to take home.** The samples said *gone*; likelihood and preference said *a third is left*; the layers said *two thirds or more*. Samples are blind to what is held back by a margin, likelihood to what stops
+# **What to take home.** The samples said *gone*; likelihood and preference said *a third is left*; the layers said *two thirds to nine tenths*. Samples are blind to what is held back by a margin, likelihood to what stops
 # before the exit. So the verdict rests on the worst of three behaviours under every attack, and mechanistic evidence may veto a removal: had the curves said REMOVED here, three measures would have taken it back.
 #
 # **Limits.** One edit, one seed, forty held-out requests, a model of four layers. The converse does not hold: evidence that finds nothing does not prove a removal (in notebook 03 the refusing

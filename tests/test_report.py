@@ -162,7 +162,11 @@ def hazardous(folder: Path) -> Path:
     prompt, completion, error, token, written = SECRETS
     quick(folder, status="failed", error=f"corpus 'forget', row 3: cannot be scored: {error!r}")
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text("utf-8").splitlines()]
-    samples = [s | {"prompt": f"Is {prompt} it?", "completion": f"It is {completion}."} for s in samples]
+    more = {"edited": " and so it is"}  # enough of them that begin alike are a doubt, which quotes them
+    samples = [
+        s | {"prompt": f"Is {prompt} it?", "completion": f"It is {completion}{more.get(s['arm'], '')}."}
+        for s in samples
+    ]
     (folder / "samples.jsonl").write_text("\n".join(map(json.dumps, samples)), "utf-8")
     drawn = token_samples.sample(layers=2, tokens=200, texts=12, words=[token, "plain"], steps=(0, 2))
     drawn = replace(drawn, components=drawn.components.assign(writes=[[f" {written}"]] * len(drawn.components)))
@@ -195,6 +199,7 @@ def test_no_secret_is_in_anything_that_a_redacted_report_writes(tmp_path: Path) 
     for secret in SECRETS:
         assert secret.encode() in open_, f"{secret}: positive control"
         assert secret.encode() not in closed, secret
+    assert b"begin with the same words, [redacted" in closed
     assert b"HLX1" in closed and "▮".encode() in closed, "the explorer is there, with blocks for words"
 
 
@@ -291,10 +296,32 @@ def test_until_half_is_back_stands_beside_the_curves_with_the_controls(tmp_path:
     )
 
 
+def test_one_metric_alone_is_timed_as_it_is_among_all(tmp_path: Path) -> None:
+    """Preference was measured at the start and the end, and completion at every look: when half of it was there is not
+    known, whichever of them is asked for."""
+    controls = {"original": flat(0.8, 4), "never": flat(0.1, 4)}
+    relearn = Drawn("relearn", controls | {"edited": [0.1, 0.4, 0.6, 0.7]}, steps=[0, 1, 3, 7])
+    made = write(tmp_path / "run", attacks=[relearn], metrics=["completion", "preference"], splits=["heldout"])
+    for name in ("curves", "items"):
+        frame = pd.read_parquet(made / f"{name}.parquet")
+        looked = (frame["metric"] == "completion") | frame["step"].isin([0, 7])
+        frame[looked].to_parquet(made / f"{name}.parquet", index=False)
+    every = recovery_table(made)
+    for metric, known in (("completion", True), ("preference", False)):
+        alone = recovery_table(made, metric)
+        assert alone.loc[0, "edited: steps"] > 0 if known else alone["edited: steps"].isna().all()
+        pd.testing.assert_frame_equal(alone, every[every["metric"] == metric].reset_index(drop=True))
+
+
 def test_of_several_seeds_the_middle_one_counts_and_never_is_late() -> None:
     """One of three that never got there leaves a median; two of three do not."""
     assert [_median(pd.Series(times)) for times in ([4.0, 2.0, None], [3.0])] == [4, 3]
     assert math.isnan(_median(pd.Series([4.0, None, None])))
+
+
+def test_a_prefix_is_chosen_after_rounding() -> None:
+    shown = {999_700: "1 M", 999.7: "1 k", 999_400: "999 k", 999.4: "999", 135_000_000: "135 M", 1000: "1 k"}
+    assert {x: markup.quantity(x) for x in shown} == shown and markup.quantity(999_999, "B") == "1 MB"
 
 
 def test_numbers_show_what_counts() -> None:
@@ -399,6 +426,10 @@ def test_where_only_the_interval_misses_the_rule_more_samples_are_advised(tmp_pa
     assert f"about {n} held-out items are needed (there are 32)" in few[0]
     own = advised(tmp_path / "own", 32, checkpoint=None, command="hooklearn run mine.yaml")[1]
     assert own[0] == NEXT["WEAKENED"] and f"samples={n}`" in own[1], "an edit of ours can be made in another way, too"
+    swept = advised(tmp_path / "swept", 32, checkpoint=None, command="hooklearn sweep mine.yaml")[1]
+    assert not any("--set" in step for step in swept), "which a sweep does not take"
+    assert [f"`behaviour.samples={n}`" in step for step in swept][:2] == [False, True]
+    assert ["In a copy of the sweep's file" in step for step in swept] == [i == 1 for i in range(len(swept))]
     verdict, steps, wanted = advised(tmp_path / "enough", n)
     assert verdict == "REMOVED" and not wanted and "samples=" not in steps[0]
 

@@ -1105,9 +1105,9 @@ class Explorer {
   setSide(side) {
     const here = this.entry,
       twin = this.view.places.findIndex((p) => p.side === side && p.layer === here.layer && p.module === here.module);
+    if (twin >= 0) return this.set({ place: twin }); // which shows its side
     this.state.side = side;
-    if (twin >= 0) this.set({ place: twin });
-    else this.drawMap();
+    this.drawMap();
   }
 
   moveOnMap(down, right) {
@@ -1325,7 +1325,7 @@ class Explorer {
       c.arc(x[this.hovered], y[this.hovered], 5, 0, 7);
       c.stroke();
     }
-    if (document.activeElement === this.overlay && this.overlay.matches(":focus-visible")) {
+    if (this.overlay.matches(":focus-visible")) {
       c.beginPath();
       c.arc(...this.ring(w, height), 0, 7);
       c.stroke();

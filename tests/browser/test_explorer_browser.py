@@ -160,6 +160,11 @@ def test_a_click_on_the_map_opens_a_place(page: Any, sample: Any) -> None:
     page.locator('.hlx-seg input[value="g"]').check()
     chosen = unpack(pack(sample)).header["places"][state(page, "place")]
     assert (chosen["site"], chosen["side"]) == ("blocks.3.attn.v", "g")
+    for side in ("x", "g"):  # the map is the side's, and the place that is open is marked on it
+        page.locator(f'.hlx-seg input[value="{side}"]').check()
+        cells = page.locator(".hlx-map button").evaluate_all("all => all.map((c) => c.title)")
+        assert cells and all(f"· {side}" in title for title in cells)
+        assert page.locator('.hlx-map button[aria-selected="true"]').count() == 1
     for metric in ("retain", "ratio"):
         page.locator(f'.hlx-seg input[value="{metric}"]').check()
         assert "×" in page.locator(".hlx-ends").inner_text()

@@ -24,7 +24,8 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def page_of(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_run(tmp_path_factory.mktemp("run") / "drawn", items=12)
+    name = "drawn_by_hand_and_called_as_long_as_somebody_calls_a_run_of_a_sweep"  # in which no line can be broken
+    folder = write_run(tmp_path_factory.mktemp("run") / name, items=12)
     drawn = token_samples.sample(layers=2, tokens=200, texts=12, steps=(0, 2))
     write_sample(folder / explorer.SAMPLE_FILE, *token_samples.saved(drawn))
     return report(folder)
