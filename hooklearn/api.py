@@ -21,6 +21,7 @@ from hooklearn.measure import TEMPERATURE, Likelihoods, sample
 from hooklearn.organisms.kinds import kind_of
 from hooklearn.referees import RatioReferee, Referee, Scorer, as_referee
 from hooklearn.running import auditing
+from hooklearn.running.checks import check_vocabulary
 from hooklearn.running.in_memory import InMemory
 from hooklearn.types import Curves, EditResult, InputError, Score, Tape
 
@@ -164,6 +165,8 @@ def attack(
     given_models = {"model": model} if never is None else {"model": model, "never": never}
     for role, one in given_models.items():
         models.check_unhooked(models.checked(one, role), role)
+    if never is not None:
+        check_vocabulary("never", never, model)
     models.check_differentiable()
     _warn_of_short_weights(model)
     tokenizer = models.tokenizer_of(model)
@@ -188,7 +191,8 @@ def attack(
     given = {"heldout": heldout, "attack_train": attack_train, "unrelated": unrelated, "retain": retain}
     if given.get(chosen.needs) is not None:
         chosen.check(model, {role: corpus for role, corpus in given.items() if corpus is not None})
-    return Curves(chosen.curves(arena))
+    with editing.in_eval(*given_models.values()):
+        return Curves(chosen.curves(arena))
 
 
 def _warn_of_short_weights(model: Any) -> None:

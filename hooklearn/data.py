@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -71,7 +72,14 @@ def encode_choices(corpus: Corpus, tokenizer: Any, *, max_length: int = LONGEST)
 
 def fewer_scored(row: Row, tokenizer: Any, most: int = LONGEST) -> Row:
     """The row with no more of its answers (or of its text) than :func:`encode` scores, however long its prompt is."""
-    cut = {k: first_tokens(str(row[k]), most, tokenizer) for k in ("text", "completion", "alternative") if k in row}
+    cut: dict[str, Any] = {
+        k: first_tokens(str(row[k]), most, tokenizer) for k in ("text", "completion", "alternative") if k in row
+    }
+    if "choices" in row:
+        cut["choices"] = [first_tokens(str(choice), most, tokenizer) for choice in row["choices"]]
+    if "messages" in row:
+        *before, last = row["messages"]
+        cut["messages"] = [*before, {**last, "content": first_tokens(str(last["content"]), most, tokenizer)}]
     return {**row, **cut}
 
 
@@ -149,10 +157,12 @@ def _begins_with(tokenizer: Any) -> list[int]:
 
 
 def plain(turns: Sequence[Mapping[str, str]]) -> str:
-    """Turns as running text: an answer follows its question, demonstrations are lines of their own."""
+    """Turns as running text: an answer follows its question; demonstrations, and what is said before a question, are
+    lines of their own."""
     text = ""
-    for turn in turns:
-        text += turn["content"] + ("\n" if turn["role"] == "assistant" else "")
+    for turn, after in itertools.zip_longest(turns, turns[1:]):
+        asks = turn["role"] == "user" and (after is None or after["role"] == "assistant")
+        text += turn["content"] + ("" if asks else "\n")
     return text
 
 
@@ -176,6 +186,18 @@ def _encoded(
     return out
 
 
+def _going_on(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
+    """Tokens of texts that go on from others. SentencePiece puts a space before whatever it is given, which is right
+    where a text begins, and only there: its texts are read behind a line's end, which is then taken off."""
+    alone = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    first = tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False)["input_ids"])
+    if not str(first[0] if first else "").startswith("▁"):
+        return alone
+    mark = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    behind = tokenizer(["\n" + text for text in texts], add_special_tokens=False)["input_ids"]
+    return [b[len(mark) :] if b[: len(mark)] == mark else a for a, b in zip(alone, behind, strict=True)]
+
+
 def _tokens(
     name: str, rows: Sequence[Numbered], tokenizer: Any, end: bool | Literal["turn"] = False
 ) -> list[tuple[list[int], list[int], list[int]]]:
@@ -184,10 +206,12 @@ def _tokens(
         return []
     texts = [split_row(row, tokenizer) for _, row in rows]
     # all in one go: asked text by text, a tokenizer takes longer than a small model takes to read them
-    given = iter(tokenizer([text for pair in texts for text in pair], add_special_tokens=False)["input_ids"])
+    begun, scored = zip(*texts, strict=True)
+    asked = tokenizer(list(begun), add_special_tokens=False)["input_ids"]
+    given = zip(asked, _going_on(scored, tokenizer), strict=True)
     special, bos = set(tokenizer.all_special_ids or []), _begins_with(tokenizer)
     found = []
-    for (i, row), (prompt, completion), before, after in zip(rows, texts, given, given, strict=True):
+    for (i, row), (prompt, completion), (before, after) in zip(rows, texts, given, strict=True):
         before = before if prompt else []  # some tokenizers begin an empty text, too
         start = bos if before and not templated(row, tokenizer) and before[:1] != bos else []
         if all(t in special for t in after):

@@ -64,6 +64,19 @@ def edited(model: Any, delta: Delta | EditResult, scale: float = 1.0) -> Iterato
             raise NumericalError(f"a parameter of {model.cfg.model_name!r} was replaced while it was edited")
 
 
+@contextmanager
+def in_eval(*given: Any) -> Iterator[None]:
+    """Without dropout inside, whatever mode these models came in."""
+    training = [module for model in given for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 def is_edited(model: Any) -> bool:
     """Whether the model is inside :func:`edited` now."""
     return model in _bases

@@ -85,7 +85,7 @@ def say(
             f"{new_tokens} new tokens are asked of a model that reads {tokenizer.model_max_length} at most; ask for "
             "fewer"
         )
-    asked = [ids[-room:] for ids in asked]
+    asked = [_latest(ids, room, tokenizer.bos_token_id) for ids in asked]
     with interventions.carried_over(model, plain):
         ids, mask, begun = _begun(plain, asked, tokenizer.pad_token_id or 0, device, share=packs(model))
         uniform = torch.rand(len(texts), new_tokens, generator=generator).to(device) if temperature != 0 else None
@@ -100,6 +100,14 @@ def say(
     return [
         Said(*one) for one in zip(tokenizer.batch_decode(new, skip_special_tokens=True), logprobs.tolist(), strict=True)
     ]
+
+
+def _latest(ids: list[int], room: int, bos: int | None) -> list[int]:
+    """As many as there is room for; what is cut is the prompt and not the BOS before it."""
+    if len(ids) <= room:
+        return ids
+    kept = ids[:1] if ids[0] == bos and room > 1 else []
+    return [*kept, *ids[len(ids) - room + len(kept) :]]
 
 
 def _until_its_end(new: Int[Tensor, "row token"], ends: int | list[int] | None) -> Bool[Tensor, "row token"]:

@@ -92,10 +92,10 @@ def load_corpus(
         check_pairs(corpus)
     if split is not None and hub is None:
         found = sorted({str(r["split"]) for r in corpus.rows if "split" in r})
-        if split not in found:
+        if str(split) not in found:
             there = ", ".join(found) or "nothing"
             raise InputError(f"corpus {corpus.name!r} has no split {split!r}; its column 'split' has {there}")
-        corpus = corpus.where(lambda r: r.get("split") == split)
+        corpus = corpus.where(lambda r: "split" in r and str(r["split"]) == str(split))
     return corpus.take(limit)
 
 

@@ -178,15 +178,20 @@ def sample(
     Args:
         batch_size: prompts beside each other; by default as many as fill 16,384 tokens with what is new.
     Raises:
-        InputError: no new tokens are asked for.
+        InputError: no new tokens are asked for; a row has an empty prompt.
     """
     if new_tokens < 1:
         raise InputError(f"new_tokens must be 1 or more, got {new_tokens}")
     tokenizer = models.tokenizer_of(model)
     rows = corpus.rows[:n]
     texts = [split_row(r, tokenizer)[0] for r in rows]
-    if any(not t for t in texts):
-        return []  # plain text has no prompt to complete
+    if not corpus.has_prompts:
+        return []  # running text has no prompt to complete
+    if not all(texts):
+        raise InputError(
+            f"corpus {corpus.name!r}, row {texts.index('')}: its prompt is empty, so there is nothing to go on from; "
+            "give it one, or leave the row out"
+        )
     asked = [prompt_tokens(t, tokenizer, written=templated(r, tokenizer)) for r, t in zip(rows, texts, strict=True)]
     said: list[Said] = []
     # weights in that type and not autocast: under that the attention of fully masked left padding becomes NaN

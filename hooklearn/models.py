@@ -414,7 +414,8 @@ def hooked(model: TransformerBridge) -> Iterator[str]:
         hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
         hooks += [*module._backward_hooks.values(), *module._backward_pre_hooks.values()]
         if isinstance(module, HookPoint):
-            if hooks:
+            handles = [*module.fwd_hooks, *module.bwd_hooks]
+            if len(hooks) > sum(getattr(h.user_hook, "__module__", "").startswith(OWN_HOOKS) for h in handles):
                 yield module.name or plain_name(name)
         elif any(not getattr(hook, "__module__", "").startswith(OWN_HOOKS) for hook in hooks):
             yield plain_name(name)

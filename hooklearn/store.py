@@ -26,6 +26,8 @@ from hooklearn.jsonable import jsonable
 from hooklearn.types import InputError
 
 SCHEMA_VERSION = 1
+TOKENIZER = "tokenizer, or chat template,"
+"""Among :func:`hashes`."""
 RESERVE = 256 * 1024
 """Bytes that a run keeps while it goes on: given up when it fails, so that its record fits on a full disk."""
 Status = Literal["running", "done", "failed", "interrupted"]
@@ -173,7 +175,7 @@ def hashes(record: Mapping[str, Any]) -> dict[str, str]:
     corpora = {f"corpora.{role}": about for role, about in (record.get("corpora") or {}).items()}
     found = {w: about.get("hash") for w, about in {**weights, **corpora}.items() if isinstance(about, Mapping)}
     if isinstance(weights["model"], Mapping):  # by it all models read; records from before that was noted have none
-        found["tokenizer, or chat template,"] = weights["model"].get("tokenizer")
+        found[TOKENIZER] = weights["model"].get("tokenizer")
     return {what: digest for what, digest in found.items() if isinstance(digest, str)}
 
 

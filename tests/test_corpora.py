@@ -404,3 +404,9 @@ def test_options_of_another_type_are_named(options: dict[str, Any]) -> None:
     (option,) = options
     with pytest.raises(InputError, match=f"corpus 'tiny': option {option}: Input should be a valid"):
         load_corpus(name="tiny", options=options)
+
+
+def test_a_row_of_no_group_is_in_nobody_elses() -> None:
+    """Also where groups are called like rows."""
+    given = Corpus("mine", ({"text": "a", "group": 1}, {"text": "b"}, {"text": "c"}))
+    assert given.groups == ["1", "row 1", "2"]

@@ -18,7 +18,10 @@ from conftest import corpus
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, trainers
+from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 from hooklearn import disk, forward, models
 from hooklearn.data import (
@@ -29,7 +32,9 @@ from hooklearn.data import (
     cycle,
     encode,
     encode_choices,
+    fewer_scored,
     load_corpus,
+    plain,
     prompt_tokens,
     split_row,
 )
@@ -255,6 +260,49 @@ def test_rows_are_shared_whatever_type_the_weights_have(
     assert any(b.packed and not b.mask.all() for b in rows), "there is padding"
     with torch.no_grad():
         assert all(bool(forward.hidden(held, b).isfinite().all()) for b in rows)
+
+
+@pytest.mark.parametrize("kind", ["metaspace", "prepend"])
+def test_a_space_is_put_where_a_text_begins_and_only_there(kind: str) -> None:
+    """SentencePiece's dummy prefix, as a pre-tokenizer and as a normalizer: what is read, of prompt and answer, is what
+    was written. Asked for an answer alone the tokenizer says otherwise (control)."""
+    core = Tokenizer(BPE(unk_token="<unk>"))
+    if kind == "metaspace":
+        core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+        core.decoder = decoders.Metaspace(prepend_scheme="first")
+    else:
+        core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    trainer = trainers.BpeTrainer(vocab_size=60, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
+    core.train_from_iterator(["he is Paris Sure it is\n", "\nSure he is", "Paris is he"] * 9, trainer)
+    pieces = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+    def written(tokens: list[str]) -> str:
+        return "".join(tokens).replace("▁", " ")
+
+    asked = (("he is\n", "Sure"), ("he is", " Paris"), ("he is", "\nSure"))
+    assert any(written(pieces.tokenize(completion)) != completion for _, completion in asked)
+    for prompt, completion in asked:
+        (read,) = encode(rows({"prompt": prompt, "completion": completion}), pieces)
+        assert written(pieces.convert_ids_to_tokens(read.ids.tolist())) == f" {prompt}{completion}"
+        assert written(pieces.convert_ids_to_tokens(read.ids[read.labels].tolist())) == completion
+
+
+def test_what_is_said_before_a_question_is_a_line_of_its_own() -> None:
+    turns = [("system", "Be kind."), ("user", "Who?"), ("assistant", " Ida."), ("user", "When?")]
+    said = [{"role": role, "content": text} for role, text in turns]
+    assert plain(said) == "Be kind.\nWho? Ida.\nWhen?" and plain(said[1:2]) == "Who?"
+
+
+def test_of_conversations_and_choices_no_more_is_scored_than_is_read() -> None:
+    long = " ".join(["red"] * 40)
+    cut = fewer_scored(
+        {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": long}]}, WORDS, 8
+    )
+    (read,) = encode(rows(cut), WORDS)
+    assert int(read.labels.sum()) == 8 and cut["messages"][0]["content"] == "?"
+    cut = fewer_scored({"prompt": "anna", "completion": "red", "choices": ["red", long], "answer": 0}, WORDS, 8)
+    assert [len(WORDS(choice)["input_ids"]) for choice in cut["choices"]] == [1, 8]
 
 
 def test_without_the_mask_neighbours_would_show(

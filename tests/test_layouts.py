@@ -131,6 +131,21 @@ def test_files_of_every_format(tmp_path: Path, suffix: str) -> None:
     assert bad.groups == good.groups == ["Any tips?"] and "layout=beavertails" in bad.source
 
 
+def test_a_split_may_be_a_number_and_every_layout_keeps_it(tmp_path: Path) -> None:
+    given = [row | {"split": i % 2} for i, row in enumerate([*UNPAIRED, *UNPAIRED])]
+    path = written(tmp_path / "rows.jsonl", given)
+    for asked in (0, "0"):
+        assert len(load_corpus(path=path, layout="beavertails", split=asked)) == sum(
+            row["split"] == 0 and not row["is_safe"] for row in given
+        )
+
+
+def test_messages_without_a_template() -> None:
+    turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": " Ida."}]
+    (row,) = laid_out([{"messages": turns}], "trl", "mine", {"plain": True})
+    assert row["template"] == "none" and row["messages"] == turns
+
+
 def test_a_pair_gives_both(tmp_path: Path) -> None:
     """The rejected completion is what must go; the chosen one is its alternative, and the corpus of ``good``."""
     rows = [{"prompt": ASK, "chosen": GREEN, "rejected": BLUE}]

@@ -19,7 +19,7 @@ from hooklearn.corpora.corpus import Corpus
 from hooklearn.data import Encoded, encode
 from hooklearn.deltas import Delta
 from hooklearn.disruption import DisruptionMeter
-from hooklearn.generation import _until_its_end, say
+from hooklearn.generation import _latest, _until_its_end, say
 from hooklearn.measure import Likelihoods, Sample, choice_accuracy, completion_probability, sample
 from hooklearn.referees import BORDER, ContainsReferee, RatioReferee, Scorer
 from hooklearn.types import Budget, InputError
@@ -274,6 +274,19 @@ def test_samples_begin_as_the_tokenizer_begins_a_text() -> None:
 
 def test_running_text_has_nothing_to_sample(tiny: Any) -> None:
     assert sample(tiny, corpus("text")) == []
+
+
+def test_an_empty_prompt_is_named(tiny: Any) -> None:
+    """The samples of all other rows must not be lost for it."""
+    asked = Corpus("mine", (*corpus("heldout").rows[:2], {"prompt": "", "completion": " red"}))
+    with pytest.raises(InputError, match="corpus 'mine', row 2: its prompt is empty"):
+        sample(tiny, asked)
+
+
+def test_of_a_prompt_that_is_too_long_the_beginning_of_text_stays() -> None:
+    assert _latest([1, 5, 6, 7], 3, bos=1) == [1, 6, 7] and _latest([1, 5], 3, bos=1) == [1, 5]
+    assert _latest([4, 5, 6, 7], 3, bos=1) == [5, 6, 7] == _latest([1, 5, 6, 7], 3, bos=None)
+    assert _latest([1, 5, 6], 1, bos=1) == [6]
 
 
 # ------------------------------------------------------------------------------------------ referees

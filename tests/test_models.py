@@ -451,6 +451,18 @@ def test_a_reader_reads_what_the_bridge_reads(family, shared):
     assert seen == [(*batch.ids.shape, model.cfg.d_model)] and not is_hooked(model)
 
 
+def test_hooks_that_the_bridge_wires_for_itself_are_nobody_elses():
+    """OPT's MLP has no container, and the bridge has permanent hooks there. One of a user is seen (control)."""
+    config = transformers.OPTConfig(
+        vocab_size=VOCAB, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=64, word_embed_proj_dim=32, pad_token_id=3, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    model = wrap(AutoModelForCausalLM.from_config(config).eval(), tiny_tokenizer(), name="tiny opt")
+    assert any(point.fwd_hooks for point in model.hook_dict.values()) and not is_hooked(model)
+    model.blocks[0].hook_out.add_hook(lambda value, hook: None)
+    assert is_hooked(model)
+
+
 def test_a_reader_reads_what_is_done_to_the_states(family):
     """An intervention goes with it (it matters: control); beside a hook of somebody else the bridge reads, and fires
     both."""

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import corpus
+from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import analysis
@@ -295,3 +296,29 @@ def test_an_edit_that_walks_in_short_weights_says_what_that_costs(recwarn: pytes
         hl.edit(held, method, **few(), **options)
         said = [str(w.message) for w in recwarn if "held in bfloat16" in str(w.message)]
         assert len(said) == (method == "npo")
+
+
+def test_a_model_in_training_mode_is_edited_and_attacked_without_dropout(tiny: Any) -> None:
+    """And is in training mode afterwards, in all of its parts. With dropout two gradients differ (control)."""
+    model = copy.deepcopy(tiny.original_model)
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.3
+    model = hl.wrap(model, models.tokenizer_of(tiny))
+    asked = {"method": "gradient_ascent", **few()}
+    quiet = hl.edit(model, **asked)
+    model.train()
+    for made in (hl.edit(model, **asked), hl.edit(model, **asked)):
+        assert all(torch.equal(made.delta.updates[name], update) for name, update in quiet.delta.updates.items())
+    told = {"heldout": corpus("heldout").take(4), "unrelated": corpus("unrelated").take(4)}
+    first, second = (hl.attack(model, quiet, "erode", **told, steps=2, learning_rates=[1e-4])[0] for _ in range(2))
+    assert first.arms == second.arms and all(m.training for m in model.modules())
+
+
+def test_a_control_that_reads_other_tokens_is_refused(tiny: Any) -> None:
+    other = models.load("tiny")
+    vocabulary = models.tokenizer_of(other).get_vocab()
+    core = WordLevel({word: (i + 5) % len(vocabulary) for word, i in vocabulary.items()}, unk_token="<unk>")
+    models.tokenizer_of(other).backend_tokenizer.model = core
+    edit = hl.edit(tiny, "gradient_ascent", **few())
+    with pytest.raises(InputError, match="never .* tokenises otherwise than the model"):
+        hl.attack(tiny, edit, "erode", heldout=corpus("heldout"), unrelated=corpus("unrelated"), never=other)

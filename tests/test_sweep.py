@@ -23,7 +23,7 @@ from hooklearn.attack import ArmState
 from hooklearn.cli.compare import _tell_sweep
 from hooklearn.config import parse
 from hooklearn.edit import method_of
-from hooklearn.running import controls, sweep_record, sweeping
+from hooklearn.running import controls, reuse, sweep_record, sweeping
 from hooklearn.running.checks import check_needs
 from hooklearn.running.choosing import check_trials, decide
 from hooklearn.running.sweep_config import MethodSpec, Plan
@@ -371,6 +371,10 @@ def test_an_edit_is_taken_only_where_it_is_the_same(
         out = experiment.run(parse(config), tmp_path / name, base=folder, made=[trial])
         return store.open_run(out)["edits"][0]
 
+    about = store.open_run(trial)
+    model = about["model"] | {"tokenizer": "of another chat template"}
+    as_here, elsewhere = (reuse._follows_from(r, "npo", {}, False) for r in (about, about | {"model": model}))
+    assert as_here != elsewhere, "by which all texts are read"
     other_items = asked | {"corpora": asked["corpora"] | {"heldout": {"path": "heldout.jsonl"}}}
     assert "taken_from" in edit("same", other_items)
     merged = {k: asked[k] | v if isinstance(v, dict) else v for k, v in changed.items()}

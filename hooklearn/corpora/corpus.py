@@ -56,8 +56,10 @@ class Corpus:
     @property
     def groups(self) -> list[str]:
         """Of each row what it must not be split from; a row of no group is one of its own."""
-        named = (group_of(row) for row in self.rows)
-        return [str(i) if group is None else group for i, group in enumerate(named)]
+        named = [group_of(row) for row in self.rows]
+        taken = set(named)
+        alone = (str(i) if str(i) not in taken else f"row {i}" for i in range(len(named)))
+        return [own if group is None else group for own, group in zip(alone, named, strict=True)]
 
     @property
     def has_prompts(self) -> bool:
@@ -119,7 +121,8 @@ class Corpus:
     def split(self, **shares: float) -> dict[str, Corpus]:
         """Disjoint parts by group, in the order of a hash of the group's name.
 
-        The order of the rows does not matter, and another group moves at most one across each border.
+        The order of the rows does not matter where they have groups (one of no group is known by its place), and
+        another group moves at most one across each border.
 
         Raises:
             InputError: no shares, or one that is not positive.

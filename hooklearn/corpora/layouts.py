@@ -118,17 +118,18 @@ def _perturbed(answer: str, question: str) -> Reader:
 def _two_responses(row: Row) -> Row:
     pair = (row["response_0"], row["response_1"])
     safer = int(row["safer_response_id"])
-    return {"prompt": row["prompt"], "good": pair[safer], "bad": pair[1 - safer], "group": row["prompt"]}
+    return {"prompt": row["prompt"], "good": pair[safer], "bad": pair[1 - safer], "group": row["prompt"]} | _kept(row)
 
 
 def _judged(row: Row) -> Row:
-    return {"prompt": row["prompt"], "good" if _yes(row["is_safe"]) else "bad": row["response"], "group": row["prompt"]}
+    kind = "good" if _yes(row["is_safe"]) else "bad"
+    return {"prompt": row["prompt"], kind: row["response"], "group": row["prompt"]} | _kept(row)
 
 
 def _forged_and_true(row: Row) -> Row:
     """RWKU's pairs: a made-up biography, then what the model knows, which is what must go."""
     good, bad = row["response"]
-    return {"prompt": row["prompt"], "bad": bad, "good": good, "group": row["subject"]}
+    return {"prompt": row["prompt"], "bad": bad, "good": good, "group": row["subject"]} | _kept(row)
 
 
 # ----------------------------------------------------------------------------------------- layouts
@@ -344,6 +345,8 @@ def _of_kind(row: Row, kind: str) -> Row | None:
 
 def _plain(row: Row) -> Row:
     """A question as running text, for models without a chat template."""
+    if "messages" in row:  # turns are written one after the other
+        return row | {"template": "none"}
     if "prompt" not in row:
         return row
     return _answered(row, _after_a_space) | {

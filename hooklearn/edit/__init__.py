@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from hooklearn import callbacks, integrity, linalg, memory, models, parallel
+from hooklearn import callbacks, editing, integrity, linalg, memory, models, parallel
 from hooklearn.callable_module import make_callable
 from hooklearn.corpora.corpus import as_corpus
 from hooklearn.data import Corpus, encode
@@ -171,8 +171,8 @@ def edit(
         never=None if never is None else models.checked(never),
         referee=None if referee is None else as_referee(referee),
     )  # fmt: skip
-    meter = DisruptionMeter(model, disruption, near)
-    return run_edit(problem, chosen, meter, allowed)
+    with editing.in_eval(model):
+        return run_edit(problem, chosen, DisruptionMeter(model, disruption, near), allowed)
 
 
 def _allowed(budget: Any) -> Budget:

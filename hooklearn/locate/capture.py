@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hooklearn import forward, integrity, losses, models, parallel
+from hooklearn import editing, forward, integrity, losses, models, parallel
 from hooklearn.data import TokenBatch
 from hooklearn.forward import Precision
 from hooklearn.moments import add_product
@@ -75,7 +75,7 @@ def _recording(model: Any, sites: Sequence[Site], gradients: bool) -> Iterator[_
     for p in frozen:
         p.requires_grad_(False)
     try:
-        with model.hooks(fwd_hooks=fwd, bwd_hooks=bwd if gradients else []):
+        with editing.in_eval(model), model.hooks(fwd_hooks=fwd, bwd_hooks=bwd if gradients else []):
             yield record
     finally:
         for p in frozen:

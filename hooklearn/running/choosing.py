@@ -38,7 +38,9 @@ def check_trials(plan: Plan) -> None:
     """Raises InputError where a trial could not be made, although the cells can: trials draw samples only where they
     are what decides."""
     tuning = plan.config.tuning
-    for family in plan.families() if tuning is not None and tuning.metric != "sampled" else []:
+    if tuning is None or tuning.metric == "sampled":
+        return
+    for family in plan.families():
         for options in family.spec.settings(10**9) if family.spec.search else []:
             edit = family.spec.edit(plan.base.edit, options)
             if edit.method is not None and method_of(edit.method, edit.options).refereed:

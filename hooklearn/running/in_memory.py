@@ -140,10 +140,7 @@ class InMemory:
                 f"{key}: the weights are held in {short}, which rounds most of an attack's small steps away: all "
                 "would look more robust than it is; load the model in float32 (its products can be made in bfloat16)"
             )
-        for module in value.modules():
-            if module.training:
-                self._undo.callback(setattr, module, "training", True)
-        value.eval()
+        self._undo.enter_context(editing.in_eval(value))
         self.models[key] = value
         name = value.cfg.model_name
         return MARK + (Path(name).name if Path(name).is_absolute() else name)

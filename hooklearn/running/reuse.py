@@ -21,7 +21,8 @@ from hooklearn.types import InputError
 
 ASKED = ("model", "budget", "max_tokens", "deterministic")
 PLACES = ("sites", "layers")
-READ = ("model", "never", *(f"corpora.{role}" for role in ("forget", "retain", "reference", "disruption", "near")))
+ROLES = ("forget", "retain", "reference", "disruption", "near")
+READ = ("model", store.TOKENIZER, "never", *(f"corpora.{role}" for role in ROLES))
 
 
 def parts(seed: int) -> tuple[str, str, str]:
