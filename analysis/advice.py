@@ -116,8 +116,9 @@ def next_steps(run: Run) -> list[str]:
 def _in_the_file(steps: Sequence[str]) -> list[str]:
     """A sweep has no ``--set``; said once where its settings stand."""
     told = [re.sub(r"`--set '?([^`']*)'?`", r"`\1`", step) for step in steps]
+    told = [step.replace("(this run's folder)", "(the sweep's folder)") for step in told]
     where = " (In a copy of the sweep's file: methods, budgets and seeds have lists there, all else is of `overrides`.)"
-    first = next((i for i, (a, b) in enumerate(zip(steps, told, strict=True)) if a != b), None)
+    first = next((i for i, step in enumerate(steps) if "`--set " in step), None)
     return [step + where if i == first else step for i, step in enumerate(told)]
 
 

@@ -22,7 +22,8 @@ FACTS = ("verdict", "method", "far KL", "near CE", "seconds")
 def _told(rows: Any, metric: str) -> str:
     """A figure in words: every run's two numbers."""
     columns = [f"{metric}: {QUANTITIES[q]}" for q in ("before", "any")]
-    return "; ".join(f"{row['run']} {row[columns[0]]} to {row[columns[1]]}" for row in rows.to_dict("records"))
+    told = [(row["run"], *(row[c] or "not measured" for c in columns)) for row in rows.to_dict("records")]
+    return "; ".join(f"{run} {before} to {after}" for run, before, after in told)
 
 
 def beside(run: Run, others: Sequence[Run | str | Path]) -> Content:

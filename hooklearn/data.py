@@ -186,16 +186,25 @@ def _encoded(
     return out
 
 
-def _going_on(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
-    """Tokens of texts that go on from others. SentencePiece puts a space before whatever it is given, which is right
-    where a text begins, and only there: its texts are read behind a line's end, which is then taken off."""
-    alone = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-    first = tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False)["input_ids"])
-    if not str(first[0] if first else "").startswith("▁"):
+def mark_of(tokenizer: Any) -> list[int]:
+    """A line's end, behind which texts that go on from others are read and written; empty where nothing is needed.
+
+    SentencePiece puts a space before whatever it encodes, and takes one from whatever it decodes. That is right where a
+    text begins, and only there.
+    """
+    first = tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False)["input_ids"][:1])
+    puts_a_space = bool(first) and str(first[0]).startswith("▁")
+    return tokenizer("\n", add_special_tokens=False)["input_ids"] if puts_a_space else []
+
+
+def _scored(texts: Sequence[tuple[str, str]], tokenizer: Any) -> list[list[int]]:
+    """Tokens of the second of each two, which goes on from the first: behind a :func:`mark_of`, where there is one."""
+    alone = tokenizer([text for _, text in texts], add_special_tokens=False)["input_ids"]
+    if not (mark := mark_of(tokenizer)):
         return alone
-    mark = tokenizer("\n", add_special_tokens=False)["input_ids"]
-    behind = tokenizer(["\n" + text for text in texts], add_special_tokens=False)["input_ids"]
-    return [b[len(mark) :] if b[: len(mark)] == mark else a for a, b in zip(alone, behind, strict=True)]
+    behind = tokenizer(["\n" + text for _, text in texts], add_special_tokens=False)["input_ids"]
+    goes_on = [bool(before) and b[: len(mark)] == mark for (before, _), b in zip(texts, behind, strict=True)]
+    return [b[len(mark) :] if on else a for on, a, b in zip(goes_on, alone, behind, strict=True)]
 
 
 def _tokens(
@@ -206,9 +215,8 @@ def _tokens(
         return []
     texts = [split_row(row, tokenizer) for _, row in rows]
     # all in one go: asked text by text, a tokenizer takes longer than a small model takes to read them
-    begun, scored = zip(*texts, strict=True)
-    asked = tokenizer(list(begun), add_special_tokens=False)["input_ids"]
-    given = zip(asked, _going_on(scored, tokenizer), strict=True)
+    asked = tokenizer([before for before, _ in texts], add_special_tokens=False)["input_ids"]
+    given = zip(asked, _scored(texts, tokenizer), strict=True)
     special, bos = set(tokenizer.all_special_ids or []), _begins_with(tokenizer)
     found = []
     for (i, row), (prompt, completion), (before, after) in zip(rows, texts, given, strict=True):

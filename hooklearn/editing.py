@@ -67,7 +67,9 @@ def edited(model: Any, delta: Delta | EditResult, scale: float = 1.0) -> Iterato
 @contextmanager
 def in_eval(*given: Any) -> Iterator[None]:
     """Without dropout inside, whatever mode these models came in."""
-    training = [module for model in given for module in model.modules() if module.training]
+    # the bridge wraps parts of the model around which it is built, and not all of it (GPT-2's dropout, say)
+    every = {id(m): m for model in given for m in (*model.modules(), *model.original_model.modules())}
+    training = [module for module in every.values() if module.training]
     for module in training:
         module.training = False
     try:

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import Cache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from hooklearn import interventions, losses, models, prefixes, sharded
-from hooklearn.data import prompt_tokens
+from hooklearn.data import mark_of, prompt_tokens
 from hooklearn.plain import plain_copy, read_once, with_fused_attention
 from hooklearn.traits import packs
 from hooklearn.types import InputError
@@ -97,9 +97,15 @@ def say(
     new = out[:, ids.shape[1] :]
     counted = _until_its_end(new, own.eos_token_id)
     logprobs = torch.stack(chooser.logprobs, 1).where(counted, 0.0).sum(1) / counted.sum(1)
-    return [
-        Said(*one) for one in zip(tokenizer.batch_decode(new, skip_special_tokens=True), logprobs.tolist(), strict=True)
-    ]
+    return [Said(*one) for one in zip(_text(new, tokenizer), logprobs.tolist(), strict=True)]
+
+
+def _text(new: Int[Tensor, "row token"], tokenizer: Any) -> list[str]:
+    """What goes on from a prompt, with the space that it may begin with."""
+    if not (mark := mark_of(tokenizer)):
+        return tokenizer.batch_decode(new, skip_special_tokens=True)
+    written = tokenizer.batch_decode([[*mark, *row] for row in new.tolist()], skip_special_tokens=True)
+    return [text.removeprefix(tokenizer.decode(mark)) for text in written]
 
 
 def _latest(ids: list[int], room: int, bos: int | None) -> list[int]:

@@ -178,18 +178,18 @@ def sample(
     Args:
         batch_size: prompts beside each other; by default as many as fill 16,384 tokens with what is new.
     Raises:
-        InputError: no new tokens are asked for; a row has an empty prompt.
+        InputError: no new tokens are asked for; some rows have no prompt.
     """
     if new_tokens < 1:
         raise InputError(f"new_tokens must be 1 or more, got {new_tokens}")
     tokenizer = models.tokenizer_of(model)
     rows = corpus.rows[:n]
     texts = [split_row(r, tokenizer)[0] for r in rows]
-    if not corpus.has_prompts:
+    if not any(texts):
         return []  # running text has no prompt to complete
     if not all(texts):
         raise InputError(
-            f"corpus {corpus.name!r}, row {texts.index('')}: its prompt is empty, so there is nothing to go on from; "
+            f"corpus {corpus.name!r}, row {texts.index('')}: there is no prompt to go on from, as other rows have; "
             "give it one, or leave the row out"
         )
     asked = [prompt_tokens(t, tokenizer, written=templated(r, tokenizer)) for r, t in zip(rows, texts, strict=True)]

@@ -38,6 +38,7 @@ from hooklearn.data import (
     prompt_tokens,
     split_row,
 )
+from hooklearn.generation import _text
 from hooklearn.losses import token_logprobs
 from hooklearn.organisms.tiny import tokenizer
 from hooklearn.transfer import rows_at
@@ -286,6 +287,9 @@ def test_a_space_is_put_where_a_text_begins_and_only_there(kind: str) -> None:
         (read,) = encode(rows({"prompt": prompt, "completion": completion}), pieces)
         assert written(pieces.convert_ids_to_tokens(read.ids.tolist())) == f" {prompt}{completion}"
         assert written(pieces.convert_ids_to_tokens(read.ids[read.labels].tolist())) == completion
+        assert _text(read.ids[read.labels][None], pieces) == [completion], "what a model says is written as it goes on"
+    (text,) = encode(rows({"text": "Paris is"}), pieces)
+    assert written(pieces.convert_ids_to_tokens(text.ids.tolist())).removeprefix("<s>") == " Paris is", "a beginning"
 
 
 def test_what_is_said_before_a_question_is_a_line_of_its_own() -> None:

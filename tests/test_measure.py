@@ -279,7 +279,7 @@ def test_running_text_has_nothing_to_sample(tiny: Any) -> None:
 def test_an_empty_prompt_is_named(tiny: Any) -> None:
     """The samples of all other rows must not be lost for it."""
     asked = Corpus("mine", (*corpus("heldout").rows[:2], {"prompt": "", "completion": " red"}))
-    with pytest.raises(InputError, match="corpus 'mine', row 2: its prompt is empty"):
+    with pytest.raises(InputError, match="corpus 'mine', row 2: there is no prompt"):
         sample(tiny, asked)
 
 

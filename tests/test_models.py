@@ -20,7 +20,7 @@ from hooklearn import forward, plain, traits
 from hooklearn.builtin import BUILTIN, fetch, is_cached
 from hooklearn.data import ROW, Corpus, Encoded, batches, encode, n_cut, n_run_together
 from hooklearn.deltas import Delta
-from hooklearn.editing import edited, restored
+from hooklearn.editing import edited, in_eval, restored
 from hooklearn.exporting import export
 from hooklearn.forward import hidden_at, logits_at, unembed
 from hooklearn.generation import say
@@ -449,6 +449,18 @@ def test_a_reader_reads_what_the_bridge_reads(family, shared):
     finally:
         model.reset_hooks()
     assert seen == [(*batch.ids.shape, model.cfg.d_model)] and not is_hooked(model)
+
+
+def test_no_part_of_a_model_drops_out_in_eval():
+    """GPT-2's dropout on its embeddings lies outside the parts that the bridge wraps. Every part is afterwards what it
+    was; in training mode two passes differ (control)."""
+    model, ids = tiny("gpt2"), prompts()
+    model.train()
+    before = [m.training for m in model.original_model.modules()]
+    assert any(before) and not torch.equal(model(ids), model(ids))
+    with in_eval(model):
+        assert torch.equal(model(ids), model(ids))
+    assert [m.training for m in model.original_model.modules()] == before and model.training
 
 
 def test_hooks_that_the_bridge_wires_for_itself_are_nobody_elses():

@@ -373,8 +373,8 @@ def test_an_edit_is_taken_only_where_it_is_the_same(
 
     about = store.open_run(trial)
     model = about["model"] | {"tokenizer": "of another chat template"}
-    as_here, elsewhere = (reuse._follows_from(r, "npo", {}, False) for r in (about, about | {"model": model}))
-    assert as_here != elsewhere, "by which all texts are read"
+    assert reuse._reads_otherwise(about, about | {"model": model}) and not reuse._reads_otherwise(about, about)
+    assert not reuse._reads_otherwise(about, about | {"model": {**model, "tokenizer": None}}), "of an earlier version"
     other_items = asked | {"corpora": asked["corpora"] | {"heldout": {"path": "heldout.jsonl"}}}
     assert "taken_from" in edit("same", other_items)
     merged = {k: asked[k] | v if isinstance(v, dict) else v for k, v in changed.items()}

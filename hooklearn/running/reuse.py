@@ -22,7 +22,7 @@ from hooklearn.types import InputError
 ASKED = ("model", "budget", "max_tokens", "deterministic")
 PLACES = ("sites", "layers")
 ROLES = ("forget", "retain", "reference", "disruption", "near")
-READ = ("model", store.TOKENIZER, "never", *(f"corpora.{role}" for role in ROLES))
+READ = ("model", "never", *(f"corpora.{role}" for role in ROLES))
 
 
 def parts(seed: int) -> tuple[str, str, str]:
@@ -54,7 +54,8 @@ def take(candidates: Iterable[Path], folder: store.RunFolder, method: Method, se
             record, made = store.open_run(run), disk.load_json(run / about)
         except InputError:  # damaged: an edit can be made anew
             continue
-        if wanted == _follows_from(record, made["method"], made["options"], refereed):
+        follows = _follows_from(record, made["method"], made["options"], refereed)
+        if wanted == follows and not _reads_otherwise(folder.record, record):
             where = os.path.relpath(run, folder.folder)
             for name in (trace, delta):
                 _link(run / name, folder.path(name))
@@ -62,6 +63,12 @@ def take(candidates: Iterable[Path], folder: store.RunFolder, method: Method, se
             folder.event("edit taken", seed=seed, taken_from=where)
             return True
     return False
+
+
+def _reads_otherwise(*records: Mapping[str, Any]) -> bool:
+    """Whether the tokenizers, or chat templates, of two runs differ; records from before these were noted have none."""
+    one, other = (store.hashes(record).get(store.TOKENIZER) for record in records)
+    return None not in (one, other) and one != other
 
 
 def _follows_from(record: Mapping[str, Any], method: str, options: Mapping[str, Any], refereed: bool) -> Any:
