@@ -162,7 +162,8 @@ def plain(turns: Sequence[Mapping[str, str]]) -> str:
     text = ""
     for turn, after in itertools.zip_longest(turns, turns[1:]):
         asks = turn["role"] == "user" and (after is None or after["role"] == "assistant")
-        text += turn["content"] + ("" if asks else "\n")
+        apart = turn["role"] != "assistant" and turn["content"][-1:].isspace()
+        text += turn["content"] + ("" if asks or apart else "\n")
     return text
 
 

@@ -287,6 +287,7 @@ def test_a_text_that_goes_on_is_no_question_in_plain_either() -> None:
     )
     assert (row["prompt"], row["completion"], row["template"]) == ("A passage that goes on", " like this", "none")
     talk = {"prompt": [{"role": "user", "content": "Hi"}], "completion": [{"role": "assistant", "content": "Ho"}]}
-    assert laid_out([talk], "trl", "mine", {"plain": True}) == laid_out([talk], "trl", "mine")
+    (row,), (templated,) = (laid_out([talk], "trl", "mine", options) for options in ({"plain": True}, {}))
+    assert row == templated | {"template": "none"}
     (row,) = laid_out([{"question": "Who?", "answer": " Nobody."}], "tofu", "mine", {"plain": True})
     assert row["completion"] == " Nobody." and row["prompt"] == "Question: Who?\nAnswer:"

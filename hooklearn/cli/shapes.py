@@ -127,3 +127,6 @@ class Quarters:
         if isinstance(text, list):
             return {"input_ids": [self(one)["input_ids"] for one in text]}
         return {"input_ids": [zlib.crc32(text[i : i + 4].encode("utf-8", "replace")) for i in range(0, len(text), 4)]}
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        return [""] * len(ids)
