@@ -158,11 +158,12 @@ def worst_at_each_step(run: Run, metric: str, top: float) -> Content | None:
 
 
 def recovery(run: Run, metric: str) -> Content | None:
-    """Steps and tokens until half of it is back, a row an attack; None where no attack took steps."""
+    """Steps and tokens until half of it is back, a row an attack; None where no attack took steps, or of none it is
+    known when (samples are often drawn at the end only)."""
     table = recovery_table(run, metric)
-    if table.empty:
-        return None
     arms = [arm for arm in TIMED if f"{arm}: steps" in table]
+    if table[[f"{arm}: steps" for arm in arms]].isna().to_numpy().all():
+        return None
     rows = [
         {**row, "times": [(arm, *(row[f"{arm}: {what}"] for what in ("steps", "samples", "tokens"))) for arm in arms]}
         for row in table.to_dict("records")

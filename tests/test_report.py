@@ -17,7 +17,7 @@ import pytest
 import token_samples
 from drawn_runs import Drawn, flat, rising, write_run
 
-from analysis import explorer, layers, markup, plots, style, where
+from analysis import explorer, layers, markup, plots, sections, style, where
 from analysis.advice import ELSEWHERE, NEXT, found, needed, next_steps
 from analysis.reading import read_run
 from analysis.recovery import _median, recovery_table  # pyright: ignore[reportPrivateUsage]
@@ -297,20 +297,23 @@ def test_until_half_is_back_stands_beside_the_curves_with_the_controls(tmp_path:
 
 
 def test_one_metric_alone_is_timed_as_it_is_among_all(tmp_path: Path) -> None:
-    """Preference was measured at the start and the end, and completion at every look: when half of it was there is not
-    known, whichever of them is asked for."""
+    """Preference was measured at the start and the end, samples at the end, and completion at every look: when half of
+    the first two was there is not known, whichever of them is asked for. Of samples nothing is, so nothing is shown."""
     controls = {"original": flat(0.8, 4), "never": flat(0.1, 4)}
     relearn = Drawn("relearn", controls | {"edited": [0.1, 0.4, 0.6, 0.7]}, steps=[0, 1, 3, 7])
-    made = write(tmp_path / "run", attacks=[relearn], metrics=["completion", "preference"], splits=["heldout"])
+    looks = {"completion": [0, 1, 3, 7], "preference": [0, 7], "sampled": [7]}
+    made = write(tmp_path / "run", attacks=[relearn], metrics=list(looks), splits=["heldout"])
     for name in ("curves", "items"):
         frame = pd.read_parquet(made / f"{name}.parquet")
-        looked = (frame["metric"] == "completion") | frame["step"].isin([0, 7])
+        looked = [row.attack == "none" or row.step in looks[row.metric] for row in frame.itertuples()]
         frame[looked].to_parquet(made / f"{name}.parquet", index=False)
     every = recovery_table(made)
-    for metric, known in (("completion", True), ("preference", False)):
+    for metric in looks:
         alone = recovery_table(made, metric)
-        assert alone.loc[0, "edited: steps"] > 0 if known else alone["edited: steps"].isna().all()
+        assert alone["edited: steps"].notna().all() == (metric == "completion")
         pd.testing.assert_frame_equal(alone, every[every["metric"] == metric].reset_index(drop=True))
+    shown = {metric for metric in looks if sections.recovery(read_run(made), metric)}
+    assert shown == {"completion", "preference"}, "of preference, that the original had it from the start"
 
 
 def test_of_several_seeds_the_middle_one_counts_and_never_is_late() -> None:
