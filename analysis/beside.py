@@ -19,13 +19,6 @@ FACTS = ("verdict", "method", "far KL", "near CE", "seconds")
 """What stands in the table besides the behaviour, where the comparison knows it."""
 
 
-def _told(rows: Any, metric: str) -> str:
-    """A figure in words: every run's two numbers."""
-    columns = [f"{metric}: {QUANTITIES[q]}" for q in ("before", "any")]
-    told = [(row["run"], *(row[c] or "not measured" for c in columns)) for row in rows.to_dict("records")]
-    return "; ".join(f"{run} {before} to {after}" for run, before, after in told)
-
-
 def beside(run: Run, others: Sequence[Run | str | Path]) -> Content:
     """Table, figures, this run's paired differences, and what to know when reading them; {} without others.
 
@@ -55,3 +48,10 @@ def beside(run: Run, others: Sequence[Run | str | Path]) -> Content:
         "notes": list(found.notes),
         "data": markup.csv_link(found.table, "comparison"),
     }
+
+
+def _told(rows: Any, metric: str) -> str:
+    """A figure in words: every run's two numbers."""
+    columns = [f"{metric}: {QUANTITIES[q]}" for q in ("before", "any")]
+    told = [(row["run"], *(row[c] or "not measured" for c in columns)) for row in rows.to_dict("records")]
+    return "; ".join(f"{run} {before} to {after}" for run, before, after in told)

@@ -17,8 +17,7 @@ Beside it, from the way of each edit: runs at equal unlearning and at equal comp
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -26,39 +25,32 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.arrays import read_scores
 from analysis.cells import opened, sweep_of, without_result
+from analysis.comparability import (
+    Entry,
+    attacker_notes,
+    entries_of,
+    equality_notes,
+    merged,
+    organism_notes,
+    panel_notes,
+    seed_notes,
+    shared_attackers,
+    unlike_attackers,
+    unpaired,
+    used,
+)
 from analysis.comparison import QUANTITIES, Comparison
 from analysis.equal import equal_compute, equal_unlearning
 from analysis.packed import unpacked
-from analysis.reading import Run, input_error
-from analysis.scores import CONTROLS, Resampler, Scores, attacker_name, interval
-from analysis.tables import ALL, EASIER, METRICS, capability_table, edit_name, in_order, mean, number
+from analysis.reading import Run
+from analysis.scores import CONTROLS, Resampler, attacker_name, interval
+from analysis.tables import ALL, METRICS, capability_table, edit_name, in_order, mean, number
 from analysis.tuning import tuning_table
-from analysis.worst import Cell, by_attack, worst_of_all, worst_under_each
+from analysis.worst import by_attack, worst_of_all, worst_under_each
 
 Z = 1.96
 """Standard errors from the middle of a 95 % interval to its end."""
-EQUAL = (0.95, 1.0)
-"""Share of the binding budget that counts as reaching it (the solver's own tolerance)."""
-
-# ---------------------------------------------------------------------------------- making one
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """One run: its record, its held-out scores, and where the edited model behaves worst."""
-
-    name: str
-    run: Run
-    scores: Mapping[str, Scores]
-    """metric -> scores, where some seed has them under all attackers"""
-    left_out: Mapping[str, int] = field(default_factory=dict)
-    """metric -> seeds that not all attackers and arms have"""
-    cells: dict[tuple[str, str, str], Cell] = field(default_factory=dict)
-    """(arm, metric, quantity) -> where the arm behaves worst"""
-    attacks: dict[tuple[str, str, str], Cell] = field(default_factory=dict)
-    """(arm, metric, attack) -> where it does under that attack"""
 
 
 def compare(runs: Sequence[Run | str | Path], *, seed: int = 0, resamples: int = 1000) -> Comparison:
@@ -70,15 +62,15 @@ def compare(runs: Sequence[Run | str | Path], *, seed: int = 0, resamples: int =
     """
     runs = [run if isinstance(run, Run) else unpacked(run) for run in runs]
     found = [opened(run) for run in runs]
-    entries = _entries([one for some in found for one in some])
+    entries = entries_of([one for some in found for one in some])
     metrics = in_order({m for e in entries for m in e.scores}, METRICS)
-    unlike = _unlike_attackers(entries)
+    unlike = unlike_attackers(entries)
     gaps = [f"{attack} is not the same attack in all: {why}" for attack, why in unlike.items()]
-    notes = [note for run in runs for note in without_result(run)] + _equality_notes(entries) + _seed_notes(entries)
+    notes = [note for run in runs for note in without_result(run)] + equality_notes(entries) + seed_notes(entries)
     for metric in metrics:
         having = [e for e in entries if metric in e.scores]
-        shared = {key for key in _shared_attackers(having, metric) if attacker_name(*key) not in unlike}
-        left_out = _attacker_notes(having, metric, shared)
+        shared = {key for key in shared_attackers(having, metric) if attacker_name(*key) not in unlike}
+        left_out = attacker_notes(having, metric, shared)
         if shared:
             notes += left_out
         else:
@@ -99,19 +91,19 @@ def compare(runs: Sequence[Run | str | Path], *, seed: int = 0, resamples: int =
         | ({"label": e.run.record.get("label") or e.name} if labelled else {})
         for e in entries
     ]
-    notes += _panel_notes(entries) if with_panel else []
+    notes += panel_notes(entries) if with_panel else []
     organisms = {e.name: str(o.get("name") or "unnamed") for e in entries if (o := e.run.record.get("organism"))}
-    notes += _organism_notes(entries, organisms)
+    notes += organism_notes(entries, organisms)
     differences = []
     for a, b in combinations(entries, 2):
         for metric in metrics:
-            if problem := _unpaired(a, b, metric):
+            if problem := unpaired(a, b, metric):
                 notes.append(problem)
             else:
                 differences += _differences(a, b, metric)
     columns = ["run_a", "run_b", "metric", "quantity", "difference", "low", "high", "clear", "n"]
     walked = {e.name: e.run for e in entries}
-    gaps, table = _merged(gaps), pd.DataFrame(rows)
+    gaps, table = merged(gaps), pd.DataFrame(rows)
     return Comparison(
         table=table,
         differences=pd.DataFrame(differences, columns=columns),
@@ -139,66 +131,7 @@ def _tuning(
     return pd.concat(searched, ignore_index=True) if searched else pd.DataFrame()
 
 
-def _entries(runs: Sequence[Run]) -> list[_Entry]:
-    if not runs:
-        raise input_error("compare needs at least one run folder")
-    names = [run.name for run in runs]
-    if len(set(names)) < len(names):
-        names = _short([run.folder for run in runs])
-    return [_entry(name, run) for name, run in zip(names, runs, strict=True)]
-
-
-def _entry(name: str, run: Run) -> _Entry:
-    heldout = [s for s in read_scores(run) if s.split == "heldout"]
-    left_out = {s.metric: s.seeds_left_out for s in heldout if s.seeds_left_out}
-    return _Entry(name, run, {s.metric: s for s in heldout if s.shape[0]}, left_out)
-
-
-def _short(folders: Sequence[Path]) -> list[str]:
-    """The last parts of the paths, as few as tell them apart."""
-    depth = max(len(folder.parts) for folder in folders)
-    for n in range(1, depth):
-        names = ["/".join(folder.parts[-n:]) for folder in folders]
-        if len(set(names)) == len(names):
-            return names
-    return [str(folder) for folder in folders]
-
-
-def _shared_attackers(entries: Sequence[_Entry], metric: str) -> set[tuple[str, str]]:
-    """(attack, setting) that every run has, and that diverged in none."""
-    sets = [{(a.attack, a.setting) for a in e.scores[metric].attackers if not a.diverged} for e in entries]
-    return set.intersection(*sets)
-
-
-def _unlike_attackers(entries: Sequence[_Entry]) -> dict[str, str]:
-    """Attackers of one name and setting that are something else from run to run -> in what they differ.
-
-    A setting says what is swept (a learning rate) and nothing of the steps, or of the attacker's own text.
-    """
-    found: dict[str, list[dict[str, Any]]] = {}
-    for e in entries:
-        corpora = e.run.record.get("corpora") or {}
-        for attack in e.run.record.get("attacks") or []:
-            options = attack.get("budget") or {}
-            fixed = {k: v for k, v in options.items() if not isinstance(v, list)}
-            if (role := attack.get("needs")) not in (None, "heldout"):  # other items have a note of their own
-                fixed[f"text of {role}"] = (corpora.get(role) or {}).get("hash")
-            for setting in attack.get("settings") or []:
-                found.setdefault(attacker_name(str(attack.get("name")), str(setting)), []).append(fixed)
-    return {name: why for name, made in found.items() if (why := _differences_of(made))}
-
-
-def _differences_of(made: Sequence[Mapping[str, Any]]) -> str:
-    """``steps 4 and 512``: what is not the same in all; of what one of them does not say nothing is known."""
-    words = []
-    for key in dict.fromkeys(k for one in made for k in one):
-        values = list(dict.fromkeys(str(one[key]) for one in made if one.get(key) is not None))
-        if len(values) > 1:
-            words.append(f"{key}{'' if key.startswith('text') else ' ' + ' and '.join(values)}")
-    return ", ".join(words)
-
-
-def _resampler(e: _Entry, metric: str, seed: int, resamples: int) -> Resampler:
+def _resampler(e: Entry, metric: str, seed: int, resamples: int) -> Resampler:
     """Items and seeds are drawn alike for all runs, which pairs them; what was not seen of two edits is not."""
     scores = e.scores[metric]
     kept = ("method", "options", "disruption")
@@ -209,7 +142,7 @@ def _resampler(e: _Entry, metric: str, seed: int, resamples: int) -> Resampler:
     )
 
 
-def _control_rows(e: _Entry, sharing: str) -> list[dict[str, Any]]:
+def _control_rows(e: Entry, sharing: str) -> list[dict[str, Any]]:
     return [
         {"run": e.name, "arm": arm, "metric": metric, "quantity": QUANTITIES[quantity]}
         | interval(cell.draws)._asdict()
@@ -219,7 +152,7 @@ def _control_rows(e: _Entry, sharing: str) -> list[dict[str, Any]]:
     ]
 
 
-def _attack_rows(e: _Entry, sharing: str) -> list[dict[str, Any]]:
+def _attack_rows(e: Entry, sharing: str) -> list[dict[str, Any]]:
     """In the order in which the run lists its attacks."""
     listed = [str(a.get("name")) for a in e.run.record.get("attacks") or []]
     in_turn = in_order({attack for _, _, attack in e.attacks}, listed)
@@ -231,13 +164,13 @@ def _attack_rows(e: _Entry, sharing: str) -> list[dict[str, Any]]:
     ]
 
 
-def _sharing(e: _Entry, entries: Sequence[_Entry]) -> str:
+def _sharing(e: Entry, entries: Sequence[Entry]) -> str:
     """The runs that have the controls of this one; empty where all have."""
     same = [other.name for other in entries if _controls_of(other) == _controls_of(e)]
     return "" if len(same) == len(entries) else ", ".join(same)
 
 
-def _controls_of(e: _Entry) -> tuple[Any, ...]:
+def _controls_of(e: Entry) -> tuple[Any, ...]:
     """What makes the controls of a run what they are."""
     record = e.run.record
     never, heldout = record.get("never") or {}, (record.get("corpora") or {}).get("heldout") or {}
@@ -247,7 +180,7 @@ def _controls_of(e: _Entry) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _facts(e: _Entry) -> dict[str, Any]:
+def _facts(e: Entry) -> dict[str, Any]:
     edits = e.run.edits
     disruption = [edit.get("disruption") or {} for edit in edits]
     cost = [edit.get("cost") or {} for edit in edits]
@@ -258,14 +191,14 @@ def _facts(e: _Entry) -> dict[str, Any]:
         "far KL": mean(d.get("kl") for d in disruption),
         "near CE": mean(d.get("near_ce") for d in disruption),
         "binds": _same(edit.get("binding") for edit in edits),
-        "budget used": mean(_used(edit) for edit in edits),
+        "budget used": mean(used(edit) for edit in edits),
         "seconds": mean(c.get("seconds") for c in cost),
         "peak GiB": max((number(c.get("peak_bytes")) for c in cost), default=np.nan) / 2**30,
         "seeds": len(edits),
     }
 
 
-def _capability(e: _Entry) -> dict[str, Any]:
+def _capability(e: Entry) -> dict[str, Any]:
     """Share of the panel answered right before and after the edit, and the change with its interval, paired by item."""
     table: Any = capability_table(e.run)
     found = {row.arm: row for row in table[table["set"] == ALL].itertuples()}
@@ -284,18 +217,7 @@ def _same(values: Iterable[Any]) -> str:
     return " / ".join(dict.fromkeys(str(v) for v in values if v is not None)) or "-"
 
 
-def _used(edit: Mapping[str, Any]) -> float:
-    """Share of the binding budget; an optional budget that was not set does not bind."""
-    disruption, budget = edit.get("disruption") or {}, edit.get("budget") or {}
-    shares = [number(disruption.get(k)) / number(budget.get(k)) for k in ("kl", "near_ce")]
-    return max((s for s in shares if not np.isnan(s)), default=np.nan)
-
-
-def _spent(edit: Mapping[str, Any]) -> str:
-    return "had no budget" if np.isnan(_used(edit)) else f"used {_used(edit):.0%} of its budget"
-
-
-def _behaviour(e: _Entry, metrics: Sequence[str]) -> dict[str, Any]:
+def _behaviour(e: Entry, metrics: Sequence[str]) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for metric in metrics:
         for quantity, words in QUANTITIES.items():
@@ -308,7 +230,7 @@ def _behaviour(e: _Entry, metrics: Sequence[str]) -> dict[str, Any]:
     return row
 
 
-def _differences(a: _Entry, b: _Entry, metric: str) -> list[dict[str, Any]]:
+def _differences(a: Entry, b: Entry, metric: str) -> list[dict[str, Any]]:
     rows = []
     for quantity, words in QUANTITIES.items():
         cells = [e.cells.get(("edited", metric, quantity)) for e in (a, b)]
@@ -323,89 +245,3 @@ def _differences(a: _Entry, b: _Entry, metric: str) -> list[dict[str, Any]]:
             }
         )  # fmt: skip
     return rows
-
-
-# --------------------------------------------------------------------------------------- notes
-
-
-def _merged(notes: Iterable[str]) -> list[str]:
-    """What is said of several metrics in the same words is said once."""
-    of: dict[str, list[str]] = {}
-    for note in notes:
-        metric, colon, words = note.partition(": ")
-        known = metric in METRICS
-        of.setdefault(colon + words if known else note, []).append(metric if known else "")
-    return [f"{', '.join(filter(None, metrics))}{words}" for words, metrics in of.items()]
-
-
-def _unpaired(a: _Entry, b: _Entry, metric: str) -> str:
-    """Why two runs cannot be paired on a metric; empty when they can."""
-    if metric not in a.scores or metric not in b.scores:
-        return f"{metric}: not measured in both {a.name} and {b.name}"
-    corpora = [((e.run.record.get("corpora") or {}).get("heldout") or {}).get("hash") for e in (a, b)]
-    if corpora[0] != corpora[1] or a.scores[metric].items != b.scores[metric].items:
-        return f"{metric}: {a.name} and {b.name} were measured on other items, so not paired"
-    drawn = [_drawn(e) for e in (a, b)] if metric == "sampled" else []
-    if drawn and (why := _differences_of(drawn)):
-        return f"sampled: {a.name} and {b.name} drew or judged their samples otherwise ({why}), so not paired"
-    return ""
-
-
-def _drawn(e: _Entry) -> dict[str, Any]:
-    """How samples were drawn, and by whom they were judged."""
-    asked = (e.run.record.get("config") or {}).get("behaviour") or {}
-    kind = (e.run.record.get("referee") or {}).get("kind")
-    return {key: asked.get(key) for key in ("new_tokens", "temperature")} | {"referee": kind}
-
-
-def _equality_notes(entries: Sequence[_Entry]) -> list[str]:
-    edits = [(e.name, edit) for e in entries for edit in e.run.edits]
-    notes = [
-        f"{name}: seed {edit.get('seed')} {_spent(edit)}, so it is not at equal disruption"
-        for name, edit in edits
-        if not EQUAL[0] <= _used(edit) <= EQUAL[1]
-    ]
-    budgets = {tuple(sorted((edit.get("budget") or {}).items(), key=str)) for _, edit in edits}
-    if len(budgets) > 1:
-        notes.append("the runs had different budgets, so they are not at equal disruption")
-    models = {(e.run.record.get("model") or {}).get("hash") for e in entries}
-    if len(models) > 1:
-        notes.append("the runs edited different models")
-    forgotten = {((e.run.record.get("corpora") or {}).get("forget") or {}).get("hash") for e in entries}
-    if len(forgotten) > 1:
-        notes.append("the runs forgot different text, so their forget scores, and equal unlearning, do not compare")
-    return notes
-
-
-def _seed_notes(entries: Sequence[_Entry]) -> list[str]:
-    lacking = [(metric, n, e) for e in entries for metric, n in e.left_out.items()]
-    return _merged(
-        f"{metric}: of {e.name}, {n} of {len(e.run.edits)} seeds left out, as not every attack and arm has them"
-        for metric, n, e in lacking
-    )
-
-
-def _organism_notes(entries: Sequence[_Entry], organisms: Mapping[str, str]) -> list[str]:
-    """Of runs on instilled organisms: run -> its organism."""
-    if not organisms:
-        return []
-    names = ", ".join(dict.fromkeys(organisms.values()))
-    which = "" if len(organisms) == len(entries) else f" ({', '.join(organisms)})"
-    return [f"the behaviour of organism {names} was instilled{which}: {EASIER}"]
-
-
-def _panel_notes(entries: Sequence[_Entry]) -> list[str]:
-    """Capability is compared on one panel only."""
-    hashes = {((e.run.record.get("corpora") or {}).get("capability") or {}).get("hash") for e in entries}
-    if len(hashes) == 1:
-        return []
-    return ["general capability was not measured on the same items in all runs: compare its change, not its level"]
-
-
-def _attacker_notes(entries: Sequence[_Entry], metric: str, shared: set[tuple[str, str]]) -> list[str]:
-    every = {(a.attack, a.setting) for e in entries for a in e.scores[metric].attackers}
-    left_out = sorted(" ".join(filter(None, key)) for key in every - shared)
-    if not left_out:
-        return []
-    none = "" if shared else "no attack is the same in all runs, so there is no worst case and nothing after attacks; "
-    return [f"{metric}: {none}left out, as diverged or not the same in all runs: {', '.join(left_out)}"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -168,7 +167,7 @@ def attack(
     if never is not None:
         check_vocabulary("never", never, model)
     models.check_differentiable()
-    _warn_of_short_weights(model)
+    integrity.warn_of_short_weights(model, "attacks by training are weaker than they should be")
     tokenizer = models.tokenizer_of(model)
     arms = [ArmState("edited", model, as_delta(delta)), ArmState("original", model)]
     if never is not None:
@@ -193,15 +192,6 @@ def attack(
         chosen.check(model, {role: corpus for role, corpus in given.items() if corpus is not None})
     with editing.in_eval(*given_models.values()):
         return Curves(chosen.curves(arena))
-
-
-def _warn_of_short_weights(model: Any) -> None:
-    if short := integrity.short_weights(model):
-        warnings.warn(
-            f"the weights are held in {short}, which rounds most small steps away: attacks by training are weaker than "
-            "they should be; load the model in float32 (its products can be made in bfloat16 all the same)",
-            stacklevel=3,
-        )
 
 
 def run(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -74,6 +75,16 @@ def short_weights(model: TransformerBridge) -> str:
     """Types of weights below float32, in words; empty where there are none."""
     floats = {p.dtype for p in named_parameters(model).values() if p.is_floating_point()}
     return ", ".join(sorted(str(t).removeprefix("torch.") for t in floats - {torch.float32, torch.float64}))
+
+
+def warn_of_short_weights(model: TransformerBridge, so: str) -> None:
+    """To whoever called the caller, where weights are held below float32; ``so``: what comes of it."""
+    if short := short_weights(model):
+        warnings.warn(
+            f"the weights are held in {short}, which rounds most small steps away: {so}; load the model in float32 "
+            "(its products can be made in bfloat16 all the same)",
+            stacklevel=3,
+        )
 
 
 def check_finite(model: TransformerBridge) -> None:

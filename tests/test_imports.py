@@ -53,7 +53,7 @@ ORDER = [
     "analysis.verdict",
     "analysis.cells",
     "analysis.equal analysis.packed analysis.tuning",
-    "analysis.comparison",
+    "analysis.comparison analysis.comparability",
     "analysis.compare analysis.outcome analysis.calibrate",
     "analysis.plots analysis.markup analysis.tradeoff analysis.confusion",
     "analysis.side_by_side analysis.layers analysis.directions analysis.envelope",

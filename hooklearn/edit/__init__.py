@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -156,12 +155,8 @@ def edit(
             as_corpus(corpus, role)
     models.check_unhooked(models.checked(model))
     models.check_differentiable()
-    if not chosen.ray and (short := integrity.short_weights(model)):
-        warnings.warn(
-            f"the weights are held in {short}, which rounds most of this method's small steps away: it does less than "
-            "it could; load the model in float32 (its products can be made in bfloat16 all the same)",
-            stacklevel=2,
-        )
+    if not chosen.ray:
+        integrity.warn_of_short_weights(model, "a method that takes steps does less than it could")
     spaces = None if subspace is None else spaces_in(model, subspace)
     if sites is None:
         sites = "mlp" if spaces is None else [site.name for site in spaces.sites]

@@ -135,7 +135,7 @@ def _turns(
             with forward.autocast(model, precision), torch.set_grad_enabled(gradients):
                 states = forward.hidden(model, batch)
                 if gradients:
-                    _pull_back(model, states, record.start, batch, labels if own else "given", generator)
+                    _pull_back(model, states, record, batch, labels if own else "given", generator)
             where = (batch.mask, batch.mask) if positions == "all" else (batch.labels, batch.keep)
             yield batch, _taped(record, sites, where, gradients) if own else None
             record.clear()
@@ -156,14 +156,15 @@ def _in_turn(stream: Iterable[TokenBatch], generator: torch.Generator) -> Iterat
 
 
 def _pull_back(
-    model: Any, states: Tensor, start: Tensor | None, batch: TokenBatch, labels: Labels, generator: torch.Generator
+    model: Any, states: Tensor, record: _Recorder, batch: TokenBatch, labels: Labels, generator: torch.Generator
 ) -> None:
-    """Backward of the summed NLL through the final ``states`` to ``start`` and to nothing beside it, such as an adapter
-    that is being trained; logits live a few hundred positions at a time."""
+    """Backward of the summed NLL through the final ``states`` to where the graph begins, and to nothing beside it, such
+    as an adapter that is being trained; logits live a few hundred positions at a time."""
     leaf = states.detach().requires_grad_()
     for scores, targets in forward.unembedded(model, leaf, batch.targets):
         scores.backward(losses.ce_gradient(scores.detach(), None if labels == "sampled" else targets, generator))
-    states.backward(leaf.grad, inputs=None if start is None else [start])
+    assert record.start is not None
+    states.backward(leaf.grad, inputs=[record.start])
 
 
 def _taped(record: _Recorder, sites: Sequence[Site], where: tuple[Tensor, Tensor], gradients: bool) -> dict[str, Tape]:

@@ -21,8 +21,7 @@ from hooklearn.types import InputError
 
 ASKED = ("model", "budget", "max_tokens", "deterministic")
 PLACES = ("sites", "layers")
-ROLES = ("forget", "retain", "reference", "disruption", "near")
-READ = ("model", "never", *(f"corpora.{role}" for role in ROLES))
+READ = ("model", "never", *(f"corpora.{role}" for role in ("forget", "retain", "reference", "disruption", "near")))
 
 
 def parts(seed: int) -> tuple[str, str, str]:
