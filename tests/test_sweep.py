@@ -127,6 +127,11 @@ def test_every_cell_is_a_whole_run_folder(swept: Path) -> None:
 def test_controls_are_attacked_once_for_all_cells(swept: Path, entered: Counter[str]) -> None:
     """Fine-tuned: once a seed and once for tuning; the edited arm in every cell and trial (the control)."""
     assert entered == {"original": 3, "never": 3, "edited": 4 + 2}
+    for cell in cells(swept):  # nor do they cost a cell anything: its tokens are those of its edit and of its own arm
+        run = analysis.read_run(cell)
+        trained_on: Any = run.curves[run.curves["attack"] == "relearn"].groupby(["setting", "arm"])["tokens"].max()
+        own = trained_on.xs("edited", level="arm").sum()
+        assert run.record["cost"]["tokens"] == own + run.edits[0]["cost"]["tokens"] < trained_on.sum()
 
 
 def test_shared_controls_are_those_that_a_run_alone_would_have_measured(
