@@ -198,7 +198,7 @@ def mark_of(tokenizer: Any) -> list[int]:
     return tokenizer("\n", add_special_tokens=False)["input_ids"] if puts_a_space else []
 
 
-def _scored(texts: Sequence[tuple[str, str]], tokenizer: Any) -> list[list[int]]:
+def scored_tokens(texts: Sequence[tuple[str, str]], tokenizer: Any) -> list[list[int]]:
     """Tokens of the second of each two, which goes on from the first: behind a :func:`mark_of`, where there is one."""
     alone = tokenizer([text for _, text in texts], add_special_tokens=False)["input_ids"]
     if not (mark := mark_of(tokenizer)):
@@ -217,7 +217,7 @@ def _tokens(
     texts = [split_row(row, tokenizer) for _, row in rows]
     # all in one go: asked text by text, a tokenizer takes longer than a small model takes to read them
     asked = tokenizer([before for before, _ in texts], add_special_tokens=False)["input_ids"]
-    given = zip(asked, _scored(texts, tokenizer), strict=True)
+    given = zip(asked, scored_tokens(texts, tokenizer), strict=True)
     special, bos = set(tokenizer.all_special_ids or []), _begins_with(tokenizer)
     found = []
     for (i, row), (prompt, completion), (before, after) in zip(rows, texts, given, strict=True):

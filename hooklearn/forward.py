@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hooklearn import interventions, models, parallel
+from hooklearn import editing, interventions, models, parallel
 from hooklearn.data import Encoded, TokenBatch, batches
 from hooklearn.losses import sequence_sums, token_logprobs
 from hooklearn.plain import is_fused, lent_copy, read_once, with_fused_attention
@@ -95,7 +95,10 @@ def autocast(model: Any, precision: Precision) -> Iterator[None]:
     """bfloat16 products with float32 master weights, or products in the type that the weights have."""
     device = models.device_of(model)
     dtype = resolve_precision(precision, device)
-    if models.dtype_of(model) is torch.float64:  # held for exact sums, and autocast would shorten the mask alone
+    held = models.dtype_of(model)
+    # float64 is held for exact sums, and autocast would shorten the mask alone; on a CPU it leaves norms as they are,
+    # and float16 ones refuse what bfloat16 products hand them
+    if held is torch.float64 or (held is torch.float16 and device.type == "cpu"):
         dtype = torch.float32
     # of spread weights no copies are kept: they would be those of the whole model
     keep = not models.is_sharded(model)
@@ -130,7 +133,8 @@ def reader(model: Any) -> Iterator[Callable[[TokenBatch], Float[Tensor, "kept d_
     over processes, or would first have to be put together.
     """
     if models.is_sharded(model) or is_fused(model) or not interventions.are_all(model):
-        yield lambda batch: hidden(model, batch)
+        with editing.in_eval(model):  # the plain copy below is always so
+            yield lambda batch: hidden(model, batch)
         return
     with lent_copy(model) as plain, interventions.carried_over(model, with_fused_attention(plain)):
         yield lambda batch: _read(plain, *_inputs(model, batch), batch.n_common)

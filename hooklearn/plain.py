@@ -94,6 +94,8 @@ def lent_copy(model: Any) -> Iterator[Any]:
     for name, value in _taken(model, places).items():
         module, key, _ = places[name]
         module._parameters[key] = nn.Parameter(value, requires_grad=False)
+    if hasattr(plain, "set_experts_implementation") and any(p.dtype is torch.float64 for p in plain.parameters()):
+        plain.set_experts_implementation("eager")  # grouped products know shorter types only
     try:
         yield plain.eval()
     finally:

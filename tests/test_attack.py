@@ -207,6 +207,22 @@ def test_divergence_is_a_result_and_not_a_number(arena: Arena) -> None:
         assert "learning rate" in curve.arms[arm].note
 
 
+def test_a_last_step_that_breaks_the_model_is_a_divergence(arena: Arena) -> None:
+    """No step follows whose loss would say so. A look that would be late, as on a GPU, is not there twice."""
+    (curve,) = Relearn(learning_rates=(1e19,), epochs=1, max_steps=1).curves(arena)
+    assert all(curve.arms[arm].diverged for arm in ARMS)
+    rows = curve.to_dataframe()
+    assert not rows.duplicated(["arm", "step", "metric", "split"]).any() and set(rows["step"]) == {0, 1}
+
+
+@pytest.mark.parametrize(("name", "options"), [("relearn_lora", {}), ("erode", {"rank": 4}), ("low_mi", {"rank": 4})])
+def test_an_adapter_is_not_told_to_spare_embeddings(name: str, options: dict[str, Any]) -> None:
+    """It has none; without one they are spared (control)."""
+    with pytest.raises(InputError, match=f"{name}.*embeddings false would change nothing"):
+        attack_of(name, options | {"embeddings": False})
+    assert Erode(learning_rates=(1e-3,), embeddings=False).rank is None
+
+
 def test_a_climb_goes_to_the_highest_rate_at_which_the_model_can_be_trained(arena: Arena) -> None:
     """Above the listed one, three times each, and not to the cap of eight, where it would be 20: there the model is
     broken (control). Controls alone climb as high, a resumed attack knows what it has, the last rung is sampled."""

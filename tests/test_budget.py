@@ -248,6 +248,20 @@ def test_near_ce_stops_at_its_first_crossing() -> None:
     assert norm(landing.updates) == pytest.approx(crossing, rel=0.02)
 
 
+def test_near_ce_stops_at_a_crossing_far_before_the_last() -> None:
+    """Neighbours are worse for a while early on the way, and better from there to the far budget: looked at half of the
+    way alone, nothing would be seen of it (control: then the far budget binds)."""
+
+    def early(s: float) -> float:
+        return 3.0 * math.exp(-(((s - 0.2) / 0.1) ** 2)) - 0.5
+
+    crossing = next(s / 1000 for s in range(1, 1000) if early(s / 1000) >= 1)
+    landing = ray(Drawn(lambda s: s**2, early))
+    assert early(0.5) < 0 and early(1.0) < 0
+    assert landing.stop == "budget (near_ce)"
+    assert norm(landing.updates) == pytest.approx(crossing, rel=0.02)
+
+
 def test_getting_better_is_free() -> None:
     """A near CE that falls never binds."""
     landing = ray(Drawn(lambda s: s**2, lambda s: -s))

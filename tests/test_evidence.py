@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import transformers
 from conftest import corpus, organism_delta
 from hypothesis import given
 from hypothesis import strategies as st
@@ -646,6 +647,27 @@ def test_rows_fit_the_run_folder(collected: list[Evidence], tmp_path: Any) -> No
     assert pd.read_parquet(tmp_path / "evidence.parquet").equals(frame)
     assert set(frame.loc[frame["site"] == "model", "kind"]) == {e.name for e in collected}
     assert not frame.duplicated(["kind", "site", "arm"]).any()
+
+
+def test_a_model_in_training_mode_is_measured_without_dropout(tiny: Any) -> None:
+    """GPT-2, whose weights are fused, is read by the bridge itself: an edit that changes nothing changes no state, and
+    the model is in training mode afterwards. Read without care, states differ (control)."""
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=tiny.cfg.d_vocab, n_embd=32, n_layer=2, n_head=4, n_positions=256)
+    model = models.wrap(
+        transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager"), tiny.tokenizer, "gpt2"
+    )
+    model.train()
+    (batch,) = batches(encode(corpus("heldout").take(2), tiny.tokenizer))
+    with torch.no_grad():
+        assert not torch.equal(forward.hidden(model, batch), forward.hidden(model, batch))
+    found = evidence.collect(
+        [arm("edited", model), arm("original", model)], {"heldout": corpus("heldout").take(6)},
+        layers=(0, 1), measures=["geometry"], draws=19,
+    )  # fmt: skip
+    of = {e.name: e.value for e in found}
+    assert of["cka"] == pytest.approx(1, abs=FLOAT32) and of["pca_shift"] == pytest.approx(0, abs=FLOAT32)
+    assert model.training
 
 
 def test_without_a_never_learned_model_it_is_said_what_is_missing(threatening: Any) -> None:

@@ -331,3 +331,12 @@ def test_experts_that_are_moved_are_still_those_that_are_written() -> None:
         seen = forward.hidden(model, batch)
         with forward.reader(model) as read:
             assert float((read(batch) - seen).abs().max()) < 0.1
+
+
+def test_experts_held_in_float64_are_read(family: str) -> None:
+    """transformers' grouped products know shorter types only. The same as in float32, to its rounding."""
+    held = models.wrap(mixture(family).double(), tiny_tokenizer(), family)
+    sequences = encode(texts(4), models.tokenizer_of(held))
+    wanted = forward.sequence_logprobs(bridged(family), sequences, precision="float32")
+    read = forward.sequence_logprobs(held, sequences)
+    assert torch.allclose(torch.as_tensor(read).float(), torch.as_tensor(wanted).float(), rtol=1e-4)

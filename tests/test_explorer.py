@@ -676,6 +676,22 @@ def test_what_diverged_is_left_out(tiny: Any, real: TokenSample) -> None:
     assert eyes.followed().time["step"].tolist() == [0, 0]
 
 
+def test_a_second_edit_and_another_fold_begin_anew(real: TokenSample, shrink: Delta, tiny: Any) -> None:
+    """Under the same attack and setting: what is told is of the last one alone."""
+    eyes = follow(tiny, real, mixed(), corpus("forget", "good").take(24), unrelated=corpus("unrelated").take(30),
+                  precision="float32")  # fmt: skip
+
+    def attacked(delta: Delta) -> Any:
+        for step, now in ((0, delta), (2, 0.5 * delta)):
+            with editing.edited(tiny, now):
+                eyes("erode", "lr=1", "edited", step, tiny)
+        return eyes.followed()
+
+    first, second = attacked(shrink), attacked(0.5 * shrink)
+    assert second.time.equals(first.time) and len(second.directions) == len(first.directions)
+    assert not np.array_equal(second.means, first.means), "and it is another edit"
+
+
 def test_a_saved_sample_is_the_sample(real: TokenSample, follower: Follower, tmp_path: Path) -> None:
     """With an attack put into it later, and put into it again, it is the sample that was saved with it."""
     path = real.save(tmp_path / "tokens.safetensors")

@@ -463,6 +463,30 @@ def test_no_part_of_a_model_drops_out_in_eval():
     assert [m.training for m in model.original_model.modules()] == before and model.training
 
 
+def test_a_reader_reads_without_dropout():
+    """Also where the bridge itself reads, whose weights are fused (GPT-2). In training mode states differ (control)."""
+    model = tiny("gpt2")
+    (batch,) = batches([Encoded(torch.arange(4, 12), torch.arange(8) > 3, 0)])
+    with torch.no_grad():
+        quiet = forward.hidden(model, batch)
+        model.train()
+        assert not torch.equal(forward.hidden(model, batch), quiet)
+        with forward.reader(model) as read:
+            assert torch.equal(read(batch), quiet)
+    assert model.training
+
+
+@pytest.mark.parametrize("kind", ["gpt_neox", "gpt2", "llama"])
+def test_weights_held_in_float16_are_read_with_bfloat16_asked_for(kind):
+    """On a CPU autocast leaves norms alone, which then would get two types: products are in the held one."""
+    held = tiny_hf(kind).to(torch.float16)
+    model, exact = wrap(held, tiny_tokenizer(), name=kind), tiny(kind)
+    sequences = [Encoded(torch.arange(4, 12) + i, torch.arange(8) > 3, i) for i in range(3)]
+    read = forward.sequence_logprobs(model, sequences, precision="bfloat16")
+    wanted = forward.sequence_logprobs(exact, sequences, precision="float32")
+    assert torch.allclose(torch.as_tensor(read), torch.as_tensor(wanted), rtol=0.01)  # float16 has three digits
+
+
 def test_hooks_that_the_bridge_wires_for_itself_are_nobody_elses():
     """OPT's MLP has no container, and the bridge has permanent hooks there. One of a user is seen (control)."""
     config = transformers.OPTConfig(

@@ -126,6 +126,15 @@ def test_the_oracle_at_the_budget(threatening: Any, meter: Any) -> None:
     )
 
 
+def test_a_model_that_no_method_asks_is_refused(threatening: Any) -> None:
+    """It would change nothing, and look as if it had."""
+    with pytest.raises(InputError, match="never would change nothing: method 'gradient_ascent' does not look at it"):
+        hl.edit(
+            threatening, "gradient_ascent", forget=corpus("forget"), disruption=corpus("disruption"),
+            never=never_learned(),
+        )  # fmt: skip
+
+
 def test_an_oracle_without_an_answer_is_refused(threatening: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody to go to, nowhere to go, another shape; one line each."""
     with pytest.raises(InputError, match=r"none was given; give never= \(of a run: controls.never.name, or an organ"):

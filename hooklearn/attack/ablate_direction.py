@@ -17,7 +17,7 @@ from hooklearn.attack.curve import Arena, ArmState, Attack
 from hooklearn.attack.effort import Effort, of_reading
 from hooklearn.attack.look import one_look
 from hooklearn.corpora.corpus import Corpus
-from hooklearn.data import Encoded, batches, encode
+from hooklearn.data import Encoded, batches, encode, scored_tokens
 from hooklearn.measure import sample
 from hooklearn.types import Curve, InputError
 
@@ -129,7 +129,8 @@ class AblateDirection(Attack):
                 model, rows, n=len(rows.rows), new_tokens=self.answer_tokens, temperature=0.0, precision=arena.precision
             )
             tokenizer: Any = models.tokenizer_of(model)
-        answers = {s.item: tokenizer(s.completion, add_special_tokens=False)["input_ids"] for s in said}
+        ids = scored_tokens([(s.text, s.completion) for s in said], tokenizer)
+        answers = {s.item: of for s, of in zip(said, ids, strict=True)}
         return [_longer(p, answers.get(p.item, []), tokenizer.model_max_length) for p in prompts]
 
     def _states(self, arm: ArmState, prompts: list[Encoded], arena: Arena) -> Float[Tensor, "layer token d_model"]:

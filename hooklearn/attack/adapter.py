@@ -53,6 +53,12 @@ def check_sampled_at(name: str, steps: tuple[int, ...]) -> None:
         )
 
 
+def check_embeddings(name: str, embeddings: bool) -> None:
+    """Raises InputError where an adapter is told to spare embeddings, which it never moves."""
+    if not embeddings:
+        raise InputError(f"attack {name!r}: embeddings false would change nothing: an adapter has none; leave it out")
+
+
 @dataclass(frozen=True, kw_only=True)
 class MaybeAdapted(Tuning):
     """Abstract: full fine-tuning, or by an adapter where it is given a rank."""
@@ -65,6 +71,7 @@ class MaybeAdapted(Tuning):
         if self.rank is not None:
             self.at_least(rank=self.rank)
             check_sampled_at(self.name, self.sampled_at)
+            check_embeddings(self.name, self.embeddings)
 
     def check(self, model: Any, corpora: Mapping[str, Corpus]) -> None:
         """Raises InputError where an adapter of ``rank`` cannot be on all of the blocks' weights."""

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import difflib
 import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -291,13 +292,15 @@ def _attack_arm(
             now = watcher.at_start(arm.model, arm.name)
         else:
             now = watcher.likelihood(arm.model, step, tokens, watcher.heldout, preference=step == steps)
+        heldout = next(p for p in now if p.split == "heldout" and p.metric == "completion")
+        if step and math.isnan(heldout.score.value):  # the last step has no loss after it that would say so
+            raise NumericalError(f"held-out items read as nan after step {step}; lower the learning rate")
         points.extend(now)
         callbacks.evaluated(step, {p.metric: p.score.value for p in now if p.split == "heldout"}, model=arm.model)
         if arena.onlooker is not None:
             arena.onlooker(attack, setting, arm.name, step, arm.model)
         if arm.name == "original":
             surrogate.extend(watcher.surrogate(arm.model, step, tokens))
-        heldout = next(p for p in now if p.split == "heldout" and p.metric == "completion")
         if step in looks:  # what else is asked for must not decide when an attack ends: near looks are alike
             seen.append(heldout.score.value)
         flat = may_stop and step in looks and step >= min_steps and is_flat(seen)
@@ -331,7 +334,8 @@ def _attack_arm(
             except NumericalError as error:
                 diverged, note = True, str(error)
             del rule
-        if diverged:
+        if diverged:  # on a GPU that comes to light a look late
+            points[:] = [p for p in points if p.step < steps]
             points += [
                 dataclasses.replace(p, step=steps, values=(NAN,) * len(p.values))
                 for p in points

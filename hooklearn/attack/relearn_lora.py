@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from hooklearn.attack.adapter import check_adapted, check_sampled_at, worn
+from hooklearn.attack.adapter import check_adapted, check_embeddings, check_sampled_at, worn
 from hooklearn.attack.curve import Arena, Trained
 from hooklearn.attack.effort import adapter_size
 from hooklearn.attack.relearn import Relearn
@@ -33,6 +33,7 @@ class RelearnLora(Relearn):
         super().__post_init__()
         self.at_least(rank=self.rank)
         check_sampled_at(self.name, self.sampled_at)
+        check_embeddings(self.name, self.embeddings)
         if self.alpha is not None and not self.alpha > 0:
             raise InputError(f"attack {self.name!r}: alpha must be positive, got {self.alpha:g}")
 

@@ -134,9 +134,9 @@ def edit(
         referee: says which of the model's own answers are the behaviour, to a method that asks (``natural_rounds`` with
             ``on_policy``); a function of prompt and completion is one.
     Raises:
-        InputError: unknown method or option; something is no model, no corpus, no budget, or no such site; somebody has
-            hooked into the model; the method needs a corpus or a referee that is not given, or left the weights
-            changed; text that is trained on measures disruption too.
+        InputError: unknown method or option; a ``never`` or a referee that the method does not ask; something is no
+            model, no corpus, no budget, or no such site; somebody has hooked into the model; the method needs a corpus
+            or a referee that is not given, or left weights changed; text that is trained on measures disruption too.
 
     Examples:
         >>> from hooklearn.data import load_corpus
@@ -149,6 +149,8 @@ def edit(
     chosen, allowed = _chosen(method, options), _allowed(budget)
     if referee is not None and not chosen.refereed:
         raise InputError(f"referee would change nothing: method {chosen.name!r} with these options asks none")
+    if never is not None and not chosen.needs_never:
+        raise InputError(f"never would change nothing: method {chosen.name!r} does not look at it")
     given = {"forget": forget, "disruption": disruption, "retain": retain, "near": near, "reference": reference}
     for role, corpus in given.items():
         if corpus is not None or role in ("forget", "disruption"):

@@ -195,14 +195,16 @@ def _solve_ray(walk: Walk, direction: Updates, reference_norm: float) -> Landing
 
 
 def _first_crossing(used: Callable[[float], float], scale: float, walk: Walk, direction: Updates) -> float:
-    """Near CE may rise, fall and rise again along a ray: take its first crossing from zero."""
+    """Near CE may rise, fall and rise again along a ray: take its first crossing from zero, as far as three looks on
+    the way there can tell."""
     keep = walk.measured, walk.forgotten
-    if walk.well_inside(direction, scale / 2) or used(scale / 2) <= LANDING[1]:
-        walk.measured, walk.forgotten = keep
-        return scale
-    found = search(used, start=scale / 4, high=scale / 2)
-    assert found is not None
-    return found
+    for high in (scale / 8, scale / 4, scale / 2):
+        if not walk.well_inside(direction, high) and used(high) > LANDING[1]:
+            found = search(used, start=high / 2, high=high)
+            assert found is not None
+            return found
+    walk.measured, walk.forgotten = keep
+    return scale
 
 
 def _solve_polyline(walk: Walk, path: Iterator[Updates], refit: Refit) -> Landing:

@@ -12,7 +12,7 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from hooklearn import integrity, models
+from hooklearn import editing, integrity, models
 from hooklearn.attack import ArmState
 from hooklearn.data import Corpus
 from hooklearn.deltas import Delta
@@ -131,15 +131,16 @@ def collect(
         draws=draws, random_lines=random_lines, seed=seed, max_tokens=max_tokens, progress=progress,
         but_unlike=but_unlike,
     )  # fmt: skip
-    if set(chosen) & AFTER_ATTACK:
-        bench = _attacked(bench, attack_rate, attack_steps)
-    found = []
-    of_behaviour = replace(bench, arms={**bench.arms, **set_aside}) if set_aside else bench
-    for name in chosen:
-        try:
-            found += MEASURES[name](of_behaviour if name == "alarms" else bench)
-        except NumericalError as error:  # a model that is broken in places is still a result
-            found.append(Evidence.missing(name, str(error), role=ROLES.get(name, "reports")))
+    found: list[Evidence] = []
+    with editing.in_eval(*(arm.model for arm in arms)):
+        if set(chosen) & AFTER_ATTACK:
+            bench = _attacked(bench, attack_rate, attack_steps)
+        of_behaviour = replace(bench, arms={**bench.arms, **set_aside}) if set_aside else bench
+        for name in chosen:
+            try:
+                found += MEASURES[name](of_behaviour if name == "alarms" else bench)
+            except NumericalError as error:  # a model that is broken in places is still a result
+                found.append(Evidence.missing(name, str(error), role=ROLES.get(name, "reports")))
     return found
 
 

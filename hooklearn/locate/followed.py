@@ -120,7 +120,7 @@ class Follower:
         """A look at an arm in the state that it is in after ``step`` steps."""
         if arm not in ARMS or self.only not in (None, (attack, setting)) or integrity.unlike(model, self.model):
             return  # of a control of another shape these places do not exist
-        if self._attack != (attack, setting):
+        if self._attack != (attack, setting) or (arm, step) == ("edited", 0):  # of an edit, or of a fold
             self._attack = (attack, setting)
             self._points, self._means, self._moved = [("original", 0)], [self._first], list[Tensor]()
             self._rows = [*self._texts, *self._distances("original", 0, self._first)]
