@@ -22,7 +22,8 @@ from hooklearn.attack.erosion import Erode
 from hooklearn.attack.few_shot import FewShot
 from hooklearn.attack.relearn import Relearn, _folds
 from hooklearn.attack.relearn_lora import RelearnLora
-from hooklearn.corpora.corpus import Corpus
+from hooklearn.corpora.corpus import Corpus, answer_of
+from hooklearn.corpora.permuted import permuted
 from hooklearn.data import WHOLE, batches, encode, load_corpus, split_row
 from hooklearn.deltas import Delta
 from hooklearn.disruption import DisruptionMeter
@@ -435,6 +436,33 @@ def test_samples_of_a_fold_are_its_own(arena: Arena, tiny: Any) -> None:
     small = replace(arena, watcher=eyes, attack_train=told, arms=[ArmState("original", tiny)])
     attack_of("low_mi", {"learning_rates": [1e-3], "max_steps": 1, "folds": 3}).curves(small)
     assert sorted(s.item for wait in eyes.pending for s in wait.samples if wait.split == "heldout") == list(range(6))
+
+
+def test_what_stands_for_not_knowing_was_told_to_no_attacker_either(arena: Arena, tiny: Any) -> None:
+    """The permuted answer of a fact is that of another of its fold, in curves and in samples; the next fact's, as
+    without folds, would mostly be one that the attacker was told (control)."""
+    facts = load_corpus(name="tiny-facts", options={"part": "forget"})
+    told, tokenizer = _named(replace(facts, rows=tuple(facts.rows)), 20), models.tokenizer_of(tiny)
+    heldout, other = (Likelihoods.of(c, tokenizer, "heldout") for c in (told, permuted(told)))
+    eyes = replace(
+        arena.watcher, heldout=heldout, ood=None, permuted=other, referee=ContainsReferee(), n_samples=20, new_tokens=1,
+        pending=[],
+    )  # fmt: skip
+    small = replace(arena, watcher=eyes, attack_train=told, arms=[ArmState("original", tiny)])
+    (curve,) = attack_of("low_mi", {"learning_rates": [3e-3], "max_steps": 4, "folds": 4}).curves(small)
+    folds = _folds(told, 4, arena.seed)
+
+    def strangers(asked: Corpus) -> int:
+        own = [{answer_of(told.rows[i]) for i in f.items} for f in folds for _ in f.items]
+        items = [i for f in folds for i in f.items]
+        return sum(answer_of(asked.rows[i]) not in answers for i, answers in zip(items, own, strict=True))
+
+    asked = [wait.permuted for wait in eyes.pending if wait.split == "heldout"]
+    assert len(asked) == 4 and all(p is not None and strangers(p) == 0 for p in asked)
+    assert strangers(permuted(told)) > 5
+    never = [p for p in curve.arms["never"].points if p.metric == "completion"][0]
+    by_hand = Likelihoods.of(asked[0], tokenizer, "heldout").measure(tiny, precision="float32")["completion"]
+    assert never.values == pytest.approx(by_hand.tolist(), rel=1e-5)  # float32 sums in other batches
 
 
 @pytest.mark.parametrize("wrong", ["no groups", "no group in both", "one fold"])

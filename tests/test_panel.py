@@ -22,12 +22,12 @@ from analysis.tables import capability_table, summary_table
 from hooklearn import experiment, integrity, models, store
 from hooklearn.config import parse
 from hooklearn.corpora.corpus import Corpus
+from hooklearn.corpora.permuted import permuted
 from hooklearn.data import encode_choices, load_corpus
 from hooklearn.deltas import Delta
 from hooklearn.panel import Panel
 from hooklearn.recipes import recipe
 from hooklearn.running import sweep_record
-from hooklearn.running.setting import permuted
 from hooklearn.running.sweep_config import Plan
 from hooklearn.types import InputError
 

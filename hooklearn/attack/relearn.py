@@ -7,12 +7,15 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from hooklearn import models
 from hooklearn.attack.adapter import MaybeAdapted
 from hooklearn.attack.curve import Arena
 from hooklearn.attack.effort import Effort
 from hooklearn.attack.tuning import Plan, Tuning, demonstrations
 from hooklearn.corpora.corpus import group_of
+from hooklearn.corpora.permuted import permuted
 from hooklearn.data import Corpus
+from hooklearn.measure import Likelihoods
 from hooklearn.types import ArmCurve, Curve, InputError
 
 
@@ -86,6 +89,7 @@ class LowMutualInformation(Relearn, MaybeAdapted):
             yield from super().one_by_one(arena)
             return
         folds = _folds(arena.watcher.heldout.corpus, self.folds, arena.seed)
+        arena = _among_untold(arena, folds)
         arenas = [_arena_of(arena, fold) for fold in folds]
         plans = [self.plan(one) for one in arenas]
         steps = min(plan.steps for plan in plans)
@@ -100,6 +104,7 @@ class LowMutualInformation(Relearn, MaybeAdapted):
                 whole = replace(plan, steps=steps, min_steps=steps)
                 curves.append(self.curve(one, whole, lr, sampled=lr == max(rates)))
                 for pending in arena.watcher.pending[waiting:]:
+                    pending.permuted = untold.corpus if (untold := arena.watcher.permuted) else None
                     pending.samples = [s for s in pending.samples if fold.tests(pending.split, s.item)]
             yield _joined(curves, folds)
 
@@ -138,6 +143,15 @@ def _folds(heldout: Corpus, count: int, seed: int) -> list[_Fold]:
 def _arena_of(arena: Arena, fold: _Fold) -> Arena:
     """Where its attacker is told nothing of its facts."""
     return replace(arena, attack_train=_without(arena.corpus("attack_train"), fold.groups))
+
+
+def _among_untold(arena: Arena, folds: Sequence[_Fold]) -> Arena:
+    """Where the permuted answers, the control, are of facts that the same attacker was told nothing of either."""
+    if arena.watcher.permuted is None:
+        return arena
+    other = permuted(arena.watcher.heldout.corpus, [fold.items for fold in folds])
+    surrogate = Likelihoods.of(other, models.tokenizer_of(arena.arms[0].model), "heldout")
+    return replace(arena, watcher=replace(arena.watcher, permuted=surrogate))
 
 
 def _without(corpus: Corpus, groups: Collection[str]) -> Corpus:

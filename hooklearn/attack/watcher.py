@@ -27,6 +27,8 @@ class Pending:
     split: str
     corpus: Corpus
     samples: list[Sample]
+    permuted: Corpus | None = None
+    """With answers permuted, where not as the watcher has them."""
 
 
 @dataclass

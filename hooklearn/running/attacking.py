@@ -186,7 +186,8 @@ def judge_pending(watcher: Watcher) -> list[dict[str, Any]]:
 def _surrogate_samples(watcher: Watcher, wait: Pending) -> Iterator[dict[str, Any]]:
     """The never arm of a knowledge run: the same samples, asked for the permuted answers."""
     assert watcher.permuted is not None and watcher.referee is not None
-    judged = watcher.referee.judge(wait.samples, [watcher.permuted.corpus.rows[s.item] for s in wait.samples])
+    asked = wait.permuted or watcher.permuted.corpus
+    judged = watcher.referee.judge(wait.samples, [asked.rows[s.item] for s in wait.samples])
     for s, ruling in zip(wait.samples, judged, strict=True):
         yield _sample_row(wait, "never", s, ruling)
 

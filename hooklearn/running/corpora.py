@@ -1,4 +1,4 @@
-"""The corpora of a run: read as the config asks, with what the model knows, a held-out near set, permuted answers."""
+"""The corpora of a run: read as the config asks, with what the model knows, a held-out near set."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 from hooklearn import models
 from hooklearn.config import CorpusConfig, RunConfig
-from hooklearn.corpora.corpus import answer_of
 from hooklearn.data import Corpus, load_corpus
 from hooklearn.measure import Likelihoods
 from hooklearn.panel import check_panel
@@ -75,31 +74,3 @@ def _prefiltered(config: RunConfig, model: Any) -> list[str] | None:
             f"{config.prefilter.corpus!r}; at least 16 are needed"
         )
     return known
-
-
-def permuted(corpus: Corpus) -> Corpus:
-    """Every item gets the answer of the next one of its relation: an answer of the right kind that is wrong.
-
-    One that is a distractor of the item already is passed over: the same choice twice could not be chosen.
-    """
-    rows = []
-    for i, row in enumerate(corpus.rows):
-        following = [*corpus.rows[i + 1 :], *corpus.rows[:i]]
-        related = [r for r in following if r.get("relation") == row.get("relation")]
-        taken = {answer_of(row), *row.get("choices", ())}
-        other = next((r for r in related if answer_of(r) not in taken), None)
-        if other is None:
-            raise InputError(
-                f"corpus {corpus.name!r}, row {i}: no other row has an answer that could stand for not knowing "
-                f"{answer_of(row)!r}; controls.never.surrogate needs at least five facts of a relation"
-            )
-        choices = list(row.get("choices", []))
-        changed = {
-            "completion": answer_of(other),
-            "fact": other.get("fact", answer_of(other)),
-        }
-        if choices:
-            choices[row["answer"]] = answer_of(other)
-            changed["choices"] = choices
-        rows.append({**row, **changed})
-    return Corpus(f"{corpus.name}/permuted", tuple(rows), f"{corpus.source}, answers permuted")

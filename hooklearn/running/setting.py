@@ -17,6 +17,7 @@ from hooklearn.adapters import from_peft
 from hooklearn.attack import EVERY_ATTACK, Watcher
 from hooklearn.config import RunConfig
 from hooklearn.corpora import EVERY_CORPUS
+from hooklearn.corpora.permuted import permuted
 from hooklearn.data import Corpus, n_cut, n_run_together
 from hooklearn.deltas import Delta
 from hooklearn.edit import EVERY_METHOD, forget_scorer
@@ -42,7 +43,7 @@ from hooklearn.running.checks import (
     check_vocabulary,
     unlike_in_tokenizer,
 )
-from hooklearn.running.corpora import load_corpora, permuted
+from hooklearn.running.corpora import load_corpora
 from hooklearn.running.in_memory import InMemory
 from hooklearn.types import InputError
 
