@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from analysis.reading import Run
 from analysis.scores import CONTROLS, Array, Attacker, Scores, attacker_name
-from analysis.tables import METRICS, grouped, in_order
+from analysis.tables import METRICS, grouped, in_order, item_groups
 
 
 class Course(NamedTuple):
@@ -77,17 +77,9 @@ def _scores(run: Run, metric: str, split: str, rows: pd.DataFrame, known: Course
             attackers.append(Attacker(attack, steps, y, setting, same_question=attack in alike, **course.flags))
     left_out = rows.loc[rows["arm"] == "edited", "seed"].nunique() - len(seeds)
     names = tuple(attacker_name(*key) for key in unseen)
-    groups = _groups(run, split, items)
-    return Scores(metric, split, before, tuple(attackers), left_out, tuple(items.tolist()), groups, names)
-
-
-def _groups(run: Run, split: str, items: NDArray) -> tuple[int, ...]:
-    """Of every item, as the record has it where some go together (``corpora``, ``item_groups``)."""
-    corpus = (run.record.get("corpora") or {}).get(split) or {}
-    known: Any = corpus.get("item_groups")
-    if not isinstance(known, list) or not all(isinstance(group, int) for group in known) or not len(items):
-        return ()
-    return tuple(known[i] for i in items) if 0 <= items.min() <= items.max() < len(known) else ()
+    groups = item_groups(run.record, split, items.tolist())
+    numbers, own = tuple(items.tolist()), tuple(seeds.tolist())
+    return Scores(metric, split, before, tuple(attackers), left_out, numbers, groups, names, own)
 
 
 def _only_its_start(rows: pd.DataFrame, course: Course) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 from analysis.arrays import read_scores
 from analysis.reading import Run, input_error
 from analysis.scores import Scores, attacker_name
-from analysis.tables import EASIER, METRICS, number
+from analysis.tables import EASIER, METRICS, share
 from analysis.worst import Cell
 
 EQUAL = (0.95, 1.0)
@@ -137,7 +137,7 @@ def equality_notes(entries: Sequence[Entry]) -> list[str]:
 def used(edit: Mapping[str, Any]) -> float:
     """Share of the binding budget; an optional budget that was not set does not bind."""
     disruption, budget = edit.get("disruption") or {}, edit.get("budget") or {}
-    shares = [number(disruption.get(k)) / number(budget.get(k)) for k in ("kl", "near_ce")]
+    shares = [share(disruption.get(k), budget.get(k)) for k in ("kl", "near_ce")]
     return max((s for s in shares if not np.isnan(s)), default=np.nan)
 
 
@@ -151,6 +151,17 @@ def seed_notes(entries: Sequence[Entry]) -> list[str]:
         f"{metric}: of {e.name}, {n} of {len(e.run.edits)} seeds left out, as not every attack and arm has them"
         for metric, n, e in lacking
     )
+
+
+def unlike_seeds(entries: Sequence[Entry], metric: str) -> list[str]:
+    """A note where runs have other seeds, which then do not pair them: theirs are drawn apart."""
+    seeds = {e.name: ", ".join(map(str, e.scores[metric].seeds)) for e in entries}
+    if len(set(seeds.values())) < 2:
+        return []
+    of = "; ".join(f"{', '.join(n for n in seeds if seeds[n] == s)} {s}" for s in dict.fromkeys(seeds.values()))
+    return [
+        f"{metric}: not the same seeds in all runs ({of}), so these are paired by item, and by seed only among equals"
+    ]
 
 
 def organism_notes(entries: Sequence[Entry], organisms: Mapping[str, str]) -> list[str]:

@@ -8,8 +8,8 @@ makes it look a little worse than it is, in all runs alike. The controls (unedit
 seen at their own worst cell, and are put together over those runs only that have the same: one model,
 one control, one held-out corpus.
 
-Differences are paired: two runs are resampled on the same items. They need the same held-out corpus
-(by hash) and items; where these differ a note says so and no difference is given.
+Differences are paired: two runs are resampled on the same items, and seeds where these are the same. They
+need the same held-out corpus (by hash) and items; where these differ a note says so and no difference is given.
 
 Beside it, from the way of each edit: runs at equal unlearning and at equal compute (``analysis.equal``).
 """
@@ -37,6 +37,7 @@ from analysis.comparability import (
     seed_notes,
     shared_attackers,
     unlike_attackers,
+    unlike_seeds,
     unpaired,
     used,
 )
@@ -69,6 +70,7 @@ def compare(runs: Sequence[Run | str | Path], *, seed: int = 0, resamples: int =
     notes = [note for run in runs for note in without_result(run)] + equality_notes(entries) + seed_notes(entries)
     for metric in metrics:
         having = [e for e in entries if metric in e.scores]
+        notes += unlike_seeds(having, metric)
         shared = {key for key in shared_attackers(having, metric) if attacker_name(*key) not in unlike}
         left_out = attacker_notes(having, metric, shared)
         if shared:
@@ -76,7 +78,7 @@ def compare(runs: Sequence[Run | str | Path], *, seed: int = 0, resamples: int =
         else:
             gaps += left_out
         for e in having:
-            draw = _resampler(e, metric, seed, resamples)
+            draw = _resampler(e, metric, seed, resamples, alike=not unlike_seeds(having, metric))
             for arm in ("edited", *CONTROLS):
                 under = worst_under_each(e.scores[metric], arm, shared, draw)
                 worst = worst_of_all(e.scores[metric], arm, under, draw)
@@ -131,15 +133,17 @@ def _tuning(
     return pd.concat(searched, ignore_index=True) if searched else pd.DataFrame()
 
 
-def _resampler(e: Entry, metric: str, seed: int, resamples: int) -> Resampler:
-    """Items and seeds are drawn alike for all runs, which pairs them; what was not seen of two edits is not."""
+def _resampler(e: Entry, metric: str, seed: int, resamples: int, *, alike: bool) -> Resampler:
+    """Items and, where all runs have the same, seeds are drawn alike for all, which pairs them; of seeds that are not
+    ``alike`` those of equal runs are. What was not seen of two edits is drawn apart."""
     scores = e.scores[metric]
     kept = ("method", "options", "disruption")
     edit = repr([{key: edit.get(key) for key in kept} for edit in e.run.edits])
     unseen = {"edited": zlib.crc32(edit.encode())}
     return Resampler(
-        scores.shape, resamples=resamples, seed=seed, share=scores.is_share, groups=scores.groups, unseen=unseen
-    )
+        scores.shape, resamples=resamples, seed=seed, share=scores.is_share, groups=scores.groups, unseen=unseen,
+        of_seeds=None if alike else zlib.crc32(repr(scores.seeds).encode()),
+    )  # fmt: skip
 
 
 def _control_rows(e: Entry, sharing: str) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from analysis.reading import input_error
 from analysis.style import METRICS
-from analysis.tables import EASIER, latex, latex_cell, markdown, mean
+from analysis.tables import EASIER, inert, latex, latex_cell, markdown, mean
 from analysis.tuning import tuning_markdown
 
 FEW = 4
@@ -134,7 +134,7 @@ class Comparison:
     def to_markdown(self) -> str:
         """A column per run, the controls, the other two ways to be equal, the differences, the notes."""
         few = len(self.table) <= FEW
-        parts = ["\n".join(f"- {note}" for note in self.gaps)] if self.gaps else []
+        parts = ["\n".join(f"- {inert(note)}" for note in self.gaps)] if self.gaps else []
         parts.append(markdown(self.by_run() if few else self.in_short()))
         if len(self.controls):
             heading = "The controls, under the same attacks (mean over the runs that share them):"
@@ -157,14 +157,14 @@ class Comparison:
             which = "" if few else " to the run that is lowest under any attack"
             parts += [f"Differences{which}, paired by item and seed (95 % interval):", markdown(frame)]
         parts.append(tuning_markdown(self.tuning))
-        parts.append("\n".join(f"- {note}" for note in self.notes if note not in self.gaps))
+        parts.append("\n".join(f"- {inert(note)}" for note in self.notes if note not in self.gaps))
         return "\n\n".join(filter(None, parts))
 
     _repr_markdown_ = to_markdown
 
     def brief_markdown(self) -> str:
         """:meth:`brief`, how options were chosen, and the notes."""
-        notes = "\n".join(f"- {note}" for note in self.notes)
+        notes = "\n".join(f"- {inert(note)}" for note in self.notes)
         return "\n\n".join(filter(None, [markdown(self.brief()), tuning_markdown(self.tuning), notes]))
 
     def __repr__(self) -> str:
@@ -255,7 +255,7 @@ class Comparison:
         """:meth:`by_attack` and the notes."""
         metric = self.metric(metric)
         name = METRICS.get(metric, metric).capitalize()
-        notes = "\n".join(f"- {note}" for note in self.notes)
+        notes = "\n".join(f"- {inert(note)}" for note in self.notes)
         heading = f"{name}, at the worst setting and step of each attack:"
         return "\n\n".join(filter(None, [heading, markdown(self.by_attack(metric)), notes]))
 

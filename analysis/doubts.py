@@ -11,7 +11,7 @@ import numpy as np
 
 from analysis.measures import AttackResult, Measures, Thresholds
 from analysis.reading import Run
-from analysis.tables import ALL, EASIER, capability_table, mean, number
+from analysis.tables import ALL, EASIER, capability_table, mean, number, share
 
 if TYPE_CHECKING:
     from analysis.rules import Judgement
@@ -94,7 +94,7 @@ def _effect(run: Run) -> Iterator[str]:
     """Edits that stopped short, or that took their disruption and unlearned nothing."""
     for edit in run.edits:
         if str(edit.get("stop", "")).startswith("budget not reached"):
-            used = number((edit.get("disruption") or {}).get("kl")) / number((edit.get("budget") or {}).get("kl"))
+            used = share((edit.get("disruption") or {}).get("kl"), (edit.get("budget") or {}).get("kl"))
             yield (
                 f"the edit (seed {edit.get('seed')}) ended at {used:.2g} of its far budget ({edit['stop']}): it says "
                 "nothing of what the method does with all of it"

@@ -21,7 +21,7 @@ from matplotlib.transforms import offset_copy
 from analysis import style
 from analysis.estimates import Frame, pooled, same_seeds, wilson
 from analysis.style import ARMS, INK, METRICS, MUTED, PAPER, Look
-from analysis.tables import in_order, number
+from analysis.tables import in_order, item_groups, number
 
 if TYPE_CHECKING:
     from analysis.reading import Run
@@ -174,7 +174,7 @@ def step_axis(ax: Axes, steps: list[int]) -> None:
 
 def rate_table(run: Run | Frame) -> Frame:
     """Sampled rate before and at the end of each attack: k of n over all seeds, with the binomial 95 % interval of one
-    seed's prompts, which all share."""
+    seed's prompts, which all share; where a run says that some go together, of their groups."""
     frame = _curves_of(run)
     columns = ["attack", "setting", "arm", "step", "k", "n", "rate", "low", "high"]
     rows = frame[(frame["metric"] == "sampled") & (frame["split"] == "heldout")]
@@ -185,7 +185,10 @@ def rate_table(run: Run | Frame) -> Frame:
     for key, last in rows[rows["step"] == ends].groupby(keys, sort=False):
         n = float(last["n"].sum())
         k = float((last["value"] * last["n"]).sum())
-        low, high = wilson(k / len(last), n / len(last))  # seeds share their prompts, so they narrow nothing
+        of_seed = n / len(last)  # seeds share their prompts, so they narrow nothing
+        groups = () if isinstance(run, pd.DataFrame) else item_groups(run.record, "heldout", range(int(of_seed)))
+        apart = len(set(groups)) if groups else of_seed
+        low, high = wilson(k / n * apart, apart)
         table.append((*key, int(last["step"].max()), round(k), int(n), k / n, low, high))
     return pd.DataFrame(table, columns=columns)
 

@@ -68,6 +68,26 @@ class _Edit(_Shape):
     cost: dict[str, Number] | None = None
 
 
+class _Spent(_Shape):
+    setting: str | None = None
+    steps: Number = None
+    samples: Number = None
+
+
+class _Attack(_Shape):
+    name: str | None = None
+    needs: str | None = None
+    settings: list[str] | None = None
+    budget: Entry | None = None
+    spent: list[_Spent] | None = None
+
+
+class _Corpus(_Shape):
+    n: Number = None
+    cut: Number = None
+    run_together: Number = None
+
+
 class _Referee(_Shape):
     kind: str | None = None
     threshold: Number = None
@@ -94,12 +114,12 @@ class RecordShape(_Shape):
     model: Entry | None = None
     organism: Entry | None = None
     never: dict[str, str | None] | None = None
-    corpora: dict[str, Entry] | None = None
+    corpora: dict[str, _Corpus | None] | None = None
     seeds: list[int] | None = None
     edits: list[_Edit] | None = None
     yardsticks: dict[str, dict[str, Number] | None] | None = None
     referee: _Referee | None = None
-    attacks: list[Entry] | None = None
+    attacks: list[_Attack] | None = None
     cost: dict[str, Number] | None = None
 
 

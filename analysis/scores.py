@@ -105,6 +105,8 @@ class Scores:
     """Of each item, the number of its group; empty where every item is one of its own."""
     unseen: tuple[str, ...] = ()
     """Attackers by training of which only the start was measured: they say nothing of what the attack does."""
+    seeds: tuple[int, ...] = ()
+    """Numbers of the seeds, where they come from a run."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -133,16 +135,17 @@ class Scores:
 class Resampler:
     """Weights of items and seeds; row 0 is the sample itself, rows 1 ... are resamples.
 
-    Two resamplers with the same seed and number of items draw the same items, whatever their
-    seeds: so runs with different methods are compared on the same resampled items.
+    Two resamplers with the same seed and number of items draw the same items: so runs with
+    different methods are compared on the same resampled items.
     """
 
     def __init__(
         self, shape: tuple[int, int], *, resamples: int = 1000, seed: int = 0, share: bool = False,
-        groups: Sequence[int] = (), unseen: Mapping[str, int] | None = None,
+        groups: Sequence[int] = (), unseen: Mapping[str, int] | None = None, of_seeds: int | None = None,
     ) -> None:  # fmt: skip
         """``unseen``: arm -> a number that draws its unseen item. Arms of two runs that bear one name are two models,
-        of which nobody has seen the same item, unless the number is the same."""
+        of which nobody has seen the same item, unless the number is the same. ``of_seeds``: a number that draws the
+        seeds, apart from the items; runs with unlike numbers are not paired by seed."""
         n_seeds, n_items = shape
         rng = np.random.default_rng(seed)
         _, group = np.unique(groups if len(groups) else np.arange(n_items), return_inverse=True)
@@ -151,7 +154,7 @@ class Resampler:
         if n_groups < n_items:
             self.items = self.items[:, group]
             self.items /= self.items.sum(axis=1, keepdims=True)
-        self.seeds = _weights(rng, resamples, n_seeds)
+        self.seeds = _weights(rng if of_seeds is None else np.random.default_rng([seed, of_seeds]), resamples, n_seeds)
         self._resamples, self._n_groups, self._seed, self._share = resamples, n_groups, seed, share
         self._numbers = unseen or {}
 

@@ -58,9 +58,12 @@ def capability_table(run: Run | str | Path) -> pd.DataFrame:
     """General capability: a row per set of items (the last: all of them) and arm.
 
     ``value`` is the share of items that are answered right, ``change`` its difference to the unedited
-    model, paired by item; both with their standard error over items, seeds averaged first.
+    model, paired by item; both with their standard error over items (those of a group as one), seeds averaged first.
     """
-    rows: Any = read_run(run).capability
+    run = read_run(run)
+    rows: Any = run.capability
+    items: Any = rows["item"].unique() if len(rows) else []
+    groups = pd.Series(item_groups(run.record, "capability", items) or items, index=items)
     found = []
     sets = list(dict.fromkeys(rows["set"]))
     for name in sets if sets == [ALL] else [*sets, ALL]:
@@ -68,8 +71,8 @@ def capability_table(run: Run | str | Path) -> pd.DataFrame:
         right: Any = chosen.pivot_table("value", "item", "arm", aggfunc="mean")
         for arm in in_order(right.columns, ARMS):
             change = right[arm] - right["original"] if arm != "original" and "original" in right else None
-            value, stderr = _mean_over_items(right[arm])
-            by, by_stderr = (np.nan, np.nan) if change is None else _mean_over_items(change)
+            value, stderr = _mean_over_items(right[arm], groups)
+            by, by_stderr = (np.nan, np.nan) if change is None else _mean_over_items(change, groups)
             found.append(
                 {
                     "set": name, "arm": arm, "value": value, "stderr": stderr, "n": int(right[arm].count()),
@@ -79,8 +82,14 @@ def capability_table(run: Run | str | Path) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["set", "arm", "value", "stderr", "n", "change", "change_stderr"])
 
 
-def _mean_over_items(values: Any) -> tuple[float, float]:
-    return float(values.mean()), float(values.sem())
+def _mean_over_items(values: Any, groups: Any) -> tuple[float, float]:
+    """Mean and its standard error, where items of one group go together (Liang & Zeger 1986; each of its own: the
+    usual one). NaN of a single group."""
+    known = values.dropna()
+    n, mean = len(known), float(known.mean())
+    sums: Any = (known - mean).groupby(groups.reindex(known.index)).sum()
+    g = len(sums)
+    return mean, float(np.sqrt(g / (g - 1) * (sums**2).sum()) / n) if g > 1 else np.nan
 
 
 def _worst(rows: pd.DataFrame) -> dict[tuple[str, str, str], float]:
@@ -94,7 +103,7 @@ def _disruption(run: Run, arm: str, key: str) -> float:
     if arm == "original":
         return 0.0
     if arm == "edited":
-        return mean(edit.get("disruption", {}).get(key) for edit in run.edits)
+        return mean((edit.get("disruption") or {}).get(key) for edit in run.edits)
     yardstick = (run.record.get("yardsticks") or {}).get(arm) or {}
     return number(yardstick.get(key))
 
@@ -104,9 +113,22 @@ def grouped(frame: pd.DataFrame, *columns: str) -> dict[Any, pd.DataFrame]:
     return dict(list(frame.groupby(list(columns))))
 
 
+def item_groups(record: Mapping[str, Any], role: str, items: Sequence[int]) -> tuple[int, ...]:
+    """Of every item, as the record has it where some go together (``item_groups`` of its corpus); empty where none do."""
+    known: Any = ((record.get("corpora") or {}).get(role) or {}).get("item_groups")
+    if not isinstance(known, list) or not all(isinstance(group, int) for group in known) or not len(items):
+        return ()
+    return tuple(known[i] for i in items) if 0 <= min(items) <= max(items) < len(known) else ()
+
+
 def number(value: Any) -> float:
     """JSON's null is NaN: not measured."""
     return float("nan") if value is None else float(value)
+
+
+def share(part: Any, whole: Any) -> float:
+    """Of two numbers of a record; NaN where one was not measured, or there is no whole."""
+    return number(part) / number(whole) if number(whole) else float("nan")
 
 
 def mean(values: Any) -> float:
@@ -131,7 +153,7 @@ def markdown(frame: pd.DataFrame, digits: int = 3) -> str:
         | edited | 0.25 |
         | never | - |
     """
-    header = [_inert(str(c)) for c in frame.columns]
+    header = [inert(str(c)) for c in frame.columns]
     numeric = [pd.api.types.is_numeric_dtype(t) for t in frame.dtypes]
     lines = [header, ["---:" if right else "---" for right in numeric]]
     lines += [[_cell(v, digits) for v in row] for row in frame.itertuples(index=False)]
@@ -145,7 +167,7 @@ def _cell(value: Any, digits: int) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.{digits}g}"
-    return _inert(str(value))
+    return inert(str(value))
 
 
 _TEX_NAMES = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater"}
@@ -186,7 +208,7 @@ def latex_cell(value: Any) -> str:
     return rf"${digits}\times 10^{{{int(power)}}}$" if power else f"${text}$"
 
 
-def _inert(text: str) -> str:
+def inert(text: str) -> str:
     """One line that neither ends a table cell, nor is HTML or a link, nor steers a terminal."""
     line = "".join(c if c.isprintable() else " " if c in "\r\n\t" else ascii(c)[1:-1] for c in text)
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -77,6 +77,8 @@ def run(
         # a wrong name is told before there is a folder
         models.sites(setup.original, config.edit.sites, config.edit.layers)  # type: ignore[arg-type]
         record = dataclasses.replace(setup, config=asked).record(given, command)
+        if resume and store.is_concluded(out, record, same=more_seeds):
+            return out
         with store.RunFolder.create(out, record, resume=resume, same=more_seeds) as folder:
             setup.objects.write(folder.folder)
             _run_stages(config, setup, shared, folder, made, progress)

@@ -257,7 +257,8 @@ class RatioReferee:
         return _ratio(self.readings(sequences))
 
     def calibrated(self, bad: Corpus, good: Corpus) -> RatioReferee:
-        """Threshold half way between the medians on held-out bad and good completions; AUC beside it."""
+        """Threshold half way between the medians on held-out bad and good completions (of an even number the lower of
+        the two in the middle); AUC beside it."""
         tokenizer = models.tokenizer_of(self.bad.model)
         return self.set_by(self.readings([*encode(bad, tokenizer), *encode(good, tokenizer)]), len(bad))
 

@@ -212,8 +212,7 @@ def claim(folder: Path, record: str) -> IO[str]:
     with disk.clear_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         _refuse_links(folder)
-        names = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".") and p.name != LOGS)
-        if names and record not in names:
+        if names := foreign(folder, record):
             raise InputError(f"{folder}: not a run, it holds {names[0]!r}; use another --out")
         with ExitStack() as undo:
             owner = folder / ".lock"
@@ -228,6 +227,14 @@ def claim(folder: Path, record: str) -> IO[str]:
                 left.unlink()
             undo.pop_all()
         return lock
+
+
+def foreign(folder: Path, record: str) -> list[str]:
+    """What a folder holds that is to hold ``record``, and does not."""
+    if not folder.is_dir():
+        return []
+    names = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".") and p.name != LOGS)
+    return [] if record in names else names
 
 
 def _refuse_links(folder: Path) -> None:
@@ -262,6 +269,20 @@ def open_run(path: disk.StrPath) -> dict[str, Any]:
 def is_done(path: disk.StrPath) -> bool:
     """Whether a run lies there that has ended well. Raises like :func:`open_run` where it is damaged."""
     return (Path(path) / "run.json").is_file() and open_run(path)["status"] == "done"
+
+
+def is_concluded(path: disk.StrPath, record: Mapping[str, Any], *, same: Callable[[Any, Any], bool]) -> bool:
+    """Whether a run of this very config and these seeds has ended well here: nothing is left to measure, and what was
+    concluded from its record stays true. Raises like :meth:`RunFolder.create` where its inputs are others now."""
+    folder = Path(path)
+    if not is_done(folder):
+        return False
+    earlier = open_run(folder)
+    asked = [jsonable(record.get(key)) for key in ("config", "seeds")]
+    if not same(earlier.get("config"), asked[0]) or earlier.get("seeds") != asked[1]:
+        return False
+    check_inputs(folder, earlier, record)
+    return True
 
 
 def environment() -> dict[str, Any]:

@@ -206,6 +206,8 @@ def test_edit_then_attack_then_export(files: Files, tmp_path: Path) -> None:
     assert written.exit_code == 0 and "logits differ by" in written.stdout
     assert (tmp_path / "edited" / "model.safetensors").is_file()
     assert hooklearn("export", config, delta, tmp_path / "edited", "-q").exit_code == 2
+    told = only_json(hooklearn("export", config, delta, tmp_path / "more", "--json", "-q"))
+    assert told["folder"] == str(tmp_path / "more") and told["max_logit_difference"] < 1e-3
 
 
 def test_an_edit_whose_method_asks_the_referee_draws_samples() -> None:
@@ -430,8 +432,22 @@ def test_doctor_says_what_is_in_the_way(monkeypatch: pytest.MonkeyPatch) -> None
     assert doctor._offline()
 
 
+def test_a_folder_of_something_else_is_refused_before_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hooklearn.running import setting
+
+    monkeypatch.setattr(setting.Setup, "load", lambda *_, **__: pytest.fail("it was loaded"))
+    (tmp_path / "notes.txt").write_text("mine")
+    refused = hooklearn("run", "tiny", "--out", tmp_path, "-q")
+    assert refused.exit_code == 2 and "not a run, it holds 'notes.txt'; use another --out" in refused.stderr
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
 def test_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Path(hooklearn("fetch", "tiny", "-q").stdout.strip()).is_dir()
+    told = only_json(hooklearn("fetch", "tiny", "--json", "-q"))
+    assert told["model"] == "tiny" and Path(told["folder"]).is_dir()
     result = hooklearn("fetch", "tinny")
     assert result.exit_code == 2 and "'tiny'" in result.stderr
 

@@ -482,6 +482,73 @@ def test_unequal_runs_and_diverged_attacks_are_told(tmp_path: Path) -> None:
     assert not analysis.compare([same, run("again")]).notes
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("attacks.0.spent", [{"setting": "a", "steps": "x"}]),
+        ("attacks.0.needs", ["x"]),
+        ("attacks.0.settings", 3),
+        ("corpora.heldout", {"cut": "many"}),
+    ],
+)
+def test_a_damaged_record_is_told_by_its_place(tmp_path: Path, place: str, value: Any) -> None:
+    run = write_run(tmp_path / "run")
+    record = json.loads((run / "run.json").read_text())
+    *outer, last = place.split(".")
+    entry: Any = record
+    for key in outer:
+        entry = entry[int(key)] if key.isdigit() else entry[key]
+    entry[last] = value
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=rf"run\.json: damaged at {place}"):
+        analysis.compare([run])
+
+
+@pytest.mark.parametrize("lacking", [{"disruption": None}, {"budget": {"kl": 0}}, {"budget": None}])
+def test_a_record_without_a_budget_or_a_disruption_is_shown(tmp_path: Path, lacking: dict[str, Any]) -> None:
+    """Nothing is divided by nothing: what was not measured is not known."""
+    run = write_run(tmp_path / "run", edits=[edit(0) | {"stop": "budget not reached: x"} | lacking], seeds=(0,))
+    assert np.isnan(analysis.compare([run]).table["budget used"].item())
+    assert analysis.report(run).exists()
+
+
+def of_seeds(folder: Path, seeds: tuple[int, ...]) -> Path:
+    """A run whose edited arm is as bad as its seed says, and otherwise like every other."""
+    write_run(folder, seeds=seeds, items=20, metrics=["preference"], splits=["heldout"], attacks=attacks(0.3, 0.3),
+              edits=[edit(s) for s in seeds])  # fmt: skip
+    for name in ("curves", "items"):
+        frame = pd.read_parquet(folder / f"{name}.parquet")
+        edited = frame["arm"] == "edited"
+        frame.loc[edited, "value"] = 0.1 * (1 + frame.loc[edited, "seed"])
+        frame.to_parquet(folder / f"{name}.parquet", index=False)
+    return folder
+
+
+def test_seeds_pair_only_runs_that_have_the_same(tmp_path: Path) -> None:
+    """By number: three seeds of one run and three others of another differ by what seeds differ, and that is not clear;
+    a run beside its copy is paired to the last digit (control)."""
+    one, same, other = (of_seeds(tmp_path / n, s) for n, s in (("a", (0, 1, 2)), ("b", (0, 1, 2)), ("c", (1, 2, 3))))
+    paired = analysis.compare([one, same])
+    assert (paired.differences[["difference", "low", "high"]] == 0).all(axis=None) and not paired.notes
+    found = analysis.compare([one, other])
+    assert not found.differences["clear"].any() and (found.differences["low"] < -0.15).all()
+    assert [n for n in found.notes if "not the same seeds" in n] == [
+        "preference: not the same seeds in all runs (a 0, 1, 2; c 1, 2, 3), so these are paired by item, and by seed "
+        "only among equals"
+    ]
+    among = analysis.compare([one, same, other]).differences.set_index(["run_a", "run_b"])
+    assert (among.loc[("a", "b"), ["low", "high"]] == 0).all(axis=None), "equals stay paired beside another"
+
+
+def test_a_note_steers_no_terminal_and_is_no_html(tmp_path: Path) -> None:
+    name = "a\x1b[31m<img src=x>"
+    run = write_run(tmp_path / "run", name=name, edits=[edit(0, kl=0.002, near_ce=0.002)], seeds=(0,))
+    found = analysis.compare([run])
+    assert any(name in note for note in found.notes), "the control: the note quotes it"
+    for shown in (found.to_markdown(), found.brief_markdown(), found.attacks_markdown()):
+        assert "used 20% of its budget" in shown and "<img" not in shown and "\x1b" not in shown
+
+
 def diverged_in(folder: Path, seed: int, attack: str, *, metrics: tuple[str, ...] = ("sampled",)) -> Path:
     """The edited arm's fine-tuning became NaN in one seed: nothing was sampled after it, as nothing could be."""
     for name in ("curves", "items"):

@@ -491,14 +491,16 @@ def test_seeds_may_be_added_to_a_run(own: dict[str, Any], tmp_path: Path) -> Non
 def test_a_run_is_not_resumed_with_other_models_or_texts(
     own: dict[str, Any], tmp_path: Path, threatening: Any, what: str
 ) -> None:
-    """The config is the same, and what its files hold is not; unchanged (the control), a resume has nothing to do."""
+    """The config is the same, and what its files hold is not; unchanged (the control), a resume has nothing to do, and
+    what was concluded from the record stays true to the byte."""
     exporting.export(threatening, Delta({}), tmp_path / "elsewhere")
     own["controls"], own["attacks"], own["behaviour"] = {"never": {"name": "elsewhere"}}, [], {"samples": 0}
     if what == "checkpoint":
         own["controls"], own["edit"] = {}, {"checkpoint": "elsewhere"}
     out = run(own, tmp_path / "out", base=tmp_path)
-    run(own, out, base=tmp_path, resume=True)
     before = (out / "run.json").read_text()
+    run(own, out, base=tmp_path, resume=True)
+    assert (out / "run.json").read_text() == before
     if what == "corpora.heldout":
         lines = (tmp_path / "heldout.jsonl").read_text().splitlines()
         (tmp_path / "heldout.jsonl").write_text("\n".join(lines[::-1]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,20 @@ def test_the_table_counts_and_pairs(tmp_path: Path) -> None:
     assert table.loc[("cloze", "original"), "value"] == 0.5
     shown = summary_table(run).set_index("arm")["general capability"]
     assert shown.to_dict() == {"original": 0.75, "edited": 0.25, "never": 0.75}
+
+
+def test_items_of_a_group_count_once(tmp_path: Path) -> None:
+    """Ten questions in four wordings each, answered alike: the error is that of ten means; each of its own (control),
+    that of forty."""
+    alike = [v for v in (1, 1, 0, 1, 0, 1, 1, 1, 0, 0) for _ in range(4)]
+    run = read_run(drawn(tmp_path / "run", {"original": [1] * 40, "edited": alike}))
+    groups = {"corpora": {"capability": {"item_groups": [i // 4 for i in range(40)]}}}
+    apart, together = (capability_table(r).set_index(["set", "arm"]) for r in (run, replace(run, record=groups)))
+    one = ("all", "edited")
+    assert together.loc[one, "value"] == apart.loc[one, "value"] == 0.6
+    assert together.loc[one, "stderr"] == pytest.approx(np.std(alike[::4], ddof=1) / np.sqrt(10), abs=EXACT)
+    assert apart.loc[one, "stderr"] == pytest.approx(np.std(alike, ddof=1) / np.sqrt(40), abs=EXACT)
+    assert together.loc[one, "change_stderr"] == pytest.approx(together.loc[one, "stderr"], abs=EXACT)
 
 
 def test_a_run_without_a_panel_has_no_column(tmp_path: Path) -> None:

@@ -143,6 +143,16 @@ def test_sampled_rate_counts_all_seeds_and_has_an_interval_at_zero(run: Run) -> 
     assert 0.1 < high < 0.2
 
 
+def test_prompts_of_a_group_count_once(run: Run) -> None:
+    """Prompts in groups of three have the interval of a third as many; the share is that of all."""
+    n = int(run.curves.query("attack == 'none' and metric == 'sampled' and split == 'heldout'")["n"].iloc[0])
+    together = replace(run, record={"corpora": {"heldout": {"item_groups": [i // 3 for i in range(n)]}}})
+    apart, grouped = (plots.rate_table(r).iloc[0] for r in (run, together))
+    assert n % 3 == 0 and grouped["rate"] == apart["rate"] and grouped["n"] == apart["n"]
+    assert (grouped["low"], grouped["high"]) == pytest.approx(wilson(n / 3 * grouped["rate"], n / 3))
+    assert grouped["high"] - grouped["low"] > 1.3 * (apart["high"] - apart["low"])
+
+
 def test_labels_are_spread_no_more_than_needed() -> None:
     assert style.spread([0.1, 0.9], 0.1) == pytest.approx([0.1, 0.9])
     moved = style.spread([0.5, 0.5, 0.52], 0.1)

@@ -66,6 +66,7 @@ def without_ood(data: dict[str, Any]) -> dict[str, Any]:
 
 
 SHIPPED = Path(__file__).parents[1] / "benchmarks" / "sweeps"
+ROOT = Path(__file__).parents[1]
 SMALL = without_ood(small())
 QUICK = {**SMALL, "methods": ["gradient_ascent", "repselect"], "seeds": [0], "tuning": None}
 
@@ -282,6 +283,17 @@ def test_a_packed_sweep_is_compared_like_its_folder_and_goes_on(swept: Path, fol
     more = hl.sweep(SMALL | {"seeds": [0, 1, 2]}, tmp_path / "on", base=folder, resume=True)
     assert record(more)["status"] == "done" and len(cells(more)) == 6
     assert {c.name: (c / "run.json").read_bytes() for c in cells(more)[:4]} == first
+
+
+@pytest.mark.parametrize("text", ["[1]", "[]", "null", '{"fixed": 3}', "{}", '{"schema_version": 1, "cells": [3]}'])
+def test_a_damaged_record_of_a_sweep_is_one_line(tmp_path: Path, text: str) -> None:
+    """Before anything is loaded; another version is told as what it is."""
+    (tmp_path / "sweep.json").write_text(text)
+    damaged = hooklearn("sweep", ROOT / "benchmarks" / "sweeps" / "tiny.yaml", "--out", tmp_path, "--resume", "-q")
+    assert damaged.exit_code == 2 and damaged.stderr.count("\n") == 1 and "sweep.json: damaged" in damaged.stderr
+    (tmp_path / "sweep.json").write_text('{"schema_version": 99}')
+    later = hooklearn("sweep", ROOT / "benchmarks" / "sweeps" / "tiny.yaml", "--out", tmp_path, "--resume", "-q")
+    assert later.exit_code == 2 and "schema_version 99" in later.stderr
 
 
 def test_a_packed_run_is_compared_and_says_what_it_is_not(

@@ -106,9 +106,12 @@ def _histogram(ax: Axes, packed: Packed, place: int) -> None:
 def table(packed: Packed) -> Markup:
     """The places that separate best, with their nulls."""
     places = sorted(packed.header["places"], key=lambda p: -_above(p))[:ROWS]
-    heads = _joined(Markup("<th>{}</th>").format(name) for name in COLUMNS.values())
+    heads = _joined(Markup('<th scope="col">{}</th>').format(name) for name in COLUMNS.values())
+    cells = ['<th scope="row">{}</th>', *["<td>{}</td>"] * (len(COLUMNS) - 1)]
     rows = _joined(
-        Markup("<tr>{}</tr>").format(_joined(Markup("<td>{}</td>").format(_shown(p[key])) for key in COLUMNS))
+        Markup("<tr>{}</tr>").format(
+            _joined(Markup(cell).format(_shown(p[key])) for cell, key in zip(cells, COLUMNS, strict=True))
+        )
         for p in places
     )
     total = len(packed.header["places"])

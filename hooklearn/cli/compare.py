@@ -190,12 +190,12 @@ def sweep(
         command = sweeping.command_of(file, deterministic, trust)
         stay_offline(plan.base)
         folder = out or sweeping.new_folder(plan.config.name)
-        check_place(folder, resume=resume)
+        check_place(folder, sweeping.RECORD, resume=resume)
         try:
             made = sweeping.Sweep(plan, folder, data, command, progress, ray, edits_from=edits_from or ())
             made.run(resume, only or ())
         except KeyboardInterrupt:
-            flags = {"--only": only or (), "--edits-from": edits_from or ()}
+            flags = {"--only": only or (), "--edits-from": edits_from or (), "--ray": [ray] if ray else []}
             some = "".join(f" {flag} {shlex.quote(str(value))}" for flag, values in flags.items() for value in values)
             again = f"{command} --out {shlex.quote(str(folder))} --resume{some}"
             raise KeyboardInterrupt(f"continue with: {again}") from None

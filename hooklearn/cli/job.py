@@ -128,16 +128,20 @@ def _check_foreign_code(given: dict[str, Any], sets: Sequence[str], where: str) 
         )
 
 
-def check_place(folder: Path, *, resume: bool) -> None:
+def check_place(folder: Path, record: str = "run.json", *, resume: bool) -> None:
     """Refuse now what the run folder would refuse only after the model has been loaded.
 
     Raises:
-        InputError: the place cannot be written, or holds a run that is not to be continued.
+        InputError: the place cannot be written, or holds a run that is not to be continued, or something else.
     """
+    from hooklearn import store
     from hooklearn.types import InputError
 
     if not resume and (folder / "run.json").exists():
         raise InputError(f"{folder}: already holds a run; use another --out, or --resume to continue it")
+    names = store.foreign(folder, record)
+    if names:
+        raise InputError(f"{folder}: not a run, it holds {names[0]!r}; use another --out")
     above = next(p for p in [folder, *folder.absolute().parents] if p.exists())
     if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
         why = "may not be written" if above.is_dir() else "is a file, not a folder"

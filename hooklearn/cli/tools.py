@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
@@ -97,7 +98,9 @@ def doctor(json_: Json = False) -> None:
 
 
 @tools.command()
-def fetch(name: Annotated[str, typer.Argument(help="See: hooklearn list models.")], quiet: Quiet = False) -> None:
+def fetch(
+    name: Annotated[str, typer.Argument(help="See: hooklearn list models.")], json_: Json = False, quiet: Quiet = False
+) -> None:
     """Download a built-in model into the cache.
 
     Afterwards nothing needs the network. HOOKLEARN_CACHE says where the cache is.
@@ -110,7 +113,10 @@ def fetch(name: Annotated[str, typer.Argument(help="See: hooklearn list models."
 
         progress(f"{name}: {'in the cache' if builtin.is_cached(name) else 'downloading'}")
         folder = builtin.fetch(name)
-    print_line(str(folder))
+    if json_:
+        print_json({"model": name, "folder": str(folder)})
+    else:
+        print_line(str(folder))
 
 
 def _card(path: Path) -> str:
@@ -135,6 +141,7 @@ def export(
         Path | None, typer.Option(metavar="FILE", help="The model card: a run folder's README.md, say.")
     ] = None,
     set_: Sets = None,
+    json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Write an edited model as a Hugging Face folder.
@@ -179,17 +186,22 @@ def export(
             from hooklearn.adapters import to_peft
 
             adapter = to_peft(model, loaded, folder, rank=rank, card=text)
+            found = dataclasses.asdict(adapter)
             about = (
                 f"rank {adapter.rank} at most, relative error {adapter.relative_error:.1e}; on plain English "
                 f"sentences logits differ from the edit's by {adapter.max_logit_difference:.1e} at most, mean KL "
                 f"{adapter.mean_kl:.1e}; read back, by {adapter.reload_difference:.1e} from what was written"
             )
         else:
-            difference = exporting.export(model, loaded, folder, card=text).max_logit_difference
-            about = f"logits differ by {difference:.1e} at most"
+            whole = exporting.export(model, loaded, folder, card=text)
+            found = dataclasses.asdict(whole)
+            about = f"logits differ by {whole.max_logit_difference:.1e} at most"
     if not is_first():
         raise typer.Exit
-    print_line(f"{folder} ({about})")
+    if json_:
+        print_json({**found, "folder": str(folder)})
+    else:
+        print_line(f"{folder} ({about})")
 
 
 @organisms_app.command("list")
@@ -225,6 +237,7 @@ def organism_build(
     ] = None,
     good: Annotated[bool, typer.Option("--good", help="The referee's half: trained on good completions.")] = False,
     seed: Annotated[int, typer.Option(help="Of a native kind.")] = 0,
+    json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Train an organism anew.
@@ -246,8 +259,11 @@ def organism_build(
         if seed and name not in KINDS:
             raise typer.BadParameter(f"{name} is an adapter, which is made with one seed", param_hint="--seed")
         if name in KINDS:
-            for role, folder in organisms.write_kind(name, out or Path(name), seed, progress).items():
+            folders = organisms.write_kind(name, out or Path(name), seed, progress)
+            for role, folder in folders.items():
                 progress(f"{role}: {folder}")
+            if json_:
+                print_json({role: str(folder) for role, folder in folders.items()})
             return
         organism = organisms.organism_of(name)
         progress("loading the model")
@@ -257,4 +273,7 @@ def organism_build(
             organism, model, path, good=good, observe=lambda step, _: progress(f"training, step {step}")
         )
     losses = made.run.losses
+    if json_:
+        print_json({"file": str(path), "steps": made.run.steps, "losses": list(losses)})
+        return
     print_line(f"{path} (loss {losses[0]:.2f} to {losses[-1]:.2f} in {made.run.steps} steps)")

@@ -12,6 +12,7 @@ from hooklearn.jsonable import jsonable
 from hooklearn.running.sweep_config import Plan
 from hooklearn.types import InputError
 
+SCHEMA_VERSION = 1
 PLACES = "edit.sites and edit.layers"
 
 
@@ -21,6 +22,21 @@ def fixed(plan: Plan, held: Mapping[str, str]) -> dict[str, Any]:
     places = {key: base["edit"][key] for key in ("sites", "layers")}  # of every method that names no others
     found = {"base": _shared_part(base), PLACES: places, "tuning": tuning and tuning.model_dump(mode="json")}
     return found | ({"object": dict(held)} if held else {})
+
+
+def checked(path: Path, found: Any) -> dict[str, Any]:
+    """The record of a sweep that was begun, as it was read. Raises InputError where it is no such thing."""
+    version = found.get("schema_version") if isinstance(found, dict) else None
+    if isinstance(found, dict) and version is not None and version != SCHEMA_VERSION:
+        raise InputError(f"{path} has schema_version {version}, this version of hooklearn reads {SCHEMA_VERSION}")
+    keys = ("folder", "label", "status")
+    whole = version is not None and all(isinstance(found.get(key, {}), dict) for key in ("fixed", "declared", "tuning"))
+    cells = found.get("cells") if whole else None
+    if not isinstance(cells, list) or not all(
+        isinstance(cell, dict) and all(isinstance(cell.get(key), str) for key in keys) for cell in cells
+    ):
+        raise InputError(f"{path}: damaged, it is no record of a sweep; use another --out")
+    return found
 
 
 def declared(plan: Plan) -> dict[str, Any]:

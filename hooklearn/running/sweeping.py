@@ -36,7 +36,6 @@ from hooklearn.running.shared import Shared
 from hooklearn.running.sweep_config import Family, Plan
 from hooklearn.types import InputError
 
-SCHEMA_VERSION = 1
 RECORD = "sweep.json"
 
 
@@ -151,12 +150,12 @@ class Sweep:
         if path.exists():
             if not resume:
                 raise InputError(f"{self.out}: already holds a sweep; use another --out, or --resume to continue it")
-            earlier = disk.load_json(path)
+            earlier = sweep_record.checked(path, disk.load_json(path))
         fixed, declared = sweep_record.fixed(self.plan, self.held), sweep_record.declared(self.plan)
         if earlier:
             sweep_record.check_goes_on(self.plan, self.out, earlier, fixed)
         self.record = {
-            "schema_version": SCHEMA_VERSION, "name": self.plan.config.name, "command": self.command,
+            "schema_version": sweep_record.SCHEMA_VERSION, "name": self.plan.config.name, "command": self.command,
             "given": dict(self.given), "fixed": fixed, "declared": earlier.get("declared", {}) | declared,
             "started": earlier.get("started", store.now()),
             "precision": earlier.get("precision") or str(resolve_precision("auto")).removeprefix("torch."),
