@@ -159,9 +159,7 @@ def unlike_seeds(entries: Sequence[Entry], metric: str) -> list[str]:
     if len(set(seeds.values())) < 2:
         return []
     of = "; ".join(f"{', '.join(n for n in seeds if seeds[n] == s)} {s}" for s in dict.fromkeys(seeds.values()))
-    return [
-        f"{metric}: not the same seeds in all runs ({of}), so these are paired by item, and by seed only among equals"
-    ]
+    return [f"{metric}: not the same seeds in all runs ({of}), so those with other ones are paired by item alone"]
 
 
 def organism_notes(entries: Sequence[Entry], organisms: Mapping[str, str]) -> list[str]:

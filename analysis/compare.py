@@ -68,9 +68,10 @@ def compare(runs: Sequence[Run | str | Path], *, seed: int = 0, resamples: int =
     unlike = unlike_attackers(entries)
     gaps = [f"{attack} is not the same attack in all: {why}" for attack, why in unlike.items()]
     notes = [note for run in runs for note in without_result(run)] + equality_notes(entries) + seed_notes(entries)
+    apart: list[str] = []
     for metric in metrics:
         having = [e for e in entries if metric in e.scores]
-        notes += unlike_seeds(having, metric)
+        apart += unlike_seeds(having, metric)
         shared = {key for key in shared_attackers(having, metric) if attacker_name(*key) not in unlike}
         left_out = attacker_notes(having, metric, shared)
         if shared:
@@ -84,6 +85,7 @@ def compare(runs: Sequence[Run | str | Path], *, seed: int = 0, resamples: int =
                 worst = worst_of_all(e.scores[metric], arm, under, draw)
                 e.cells.update({(arm, metric, quantity): cell for quantity, cell in worst.items()})
                 e.attacks.update({(arm, metric, attack): cell for attack, cell in by_attack(under).items()})
+    notes += merged(apart)
     with_panel = any(not e.run.capability.empty for e in entries)
     labelled = any("label" in e.run.record for e in entries)
     rows = [

@@ -155,7 +155,10 @@ class Comparison:
             frame = shown.drop(columns=["low", "high"])
             frame["difference"] = with_interval(shown, "difference", "low", "high")
             which = "" if few else " to the run that is lowest under any attack"
-            parts += [f"Differences{which}, paired by item and seed (95 % interval):", markdown(frame)]
+            parts += [
+                f"Differences{which}, paired by item, and by seed where runs have the same (95 % interval):",
+                markdown(frame),
+            ]
         parts.append(tuning_markdown(self.tuning))
         parts.append("\n".join(f"- {inert(note)}" for note in self.notes if note not in self.gaps))
         return "\n\n".join(filter(None, parts))

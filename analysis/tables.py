@@ -114,7 +114,7 @@ def grouped(frame: pd.DataFrame, *columns: str) -> dict[Any, pd.DataFrame]:
 
 
 def item_groups(record: Mapping[str, Any], role: str, items: Sequence[int]) -> tuple[int, ...]:
-    """Of every item, as the record has it where some go together (``item_groups`` of its corpus); empty where none do."""
+    """Of every item, as the record has it where some go together (its corpus' ``item_groups``); empty: none do."""
     known: Any = ((record.get("corpora") or {}).get(role) or {}).get("item_groups")
     if not isinstance(known, list) or not all(isinstance(group, int) for group in known) or not len(items):
         return ()

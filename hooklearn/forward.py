@@ -92,7 +92,8 @@ def _bfloat16_is_faster() -> bool:
 
 @contextlib.contextmanager
 def autocast(model: Any, precision: Precision) -> Iterator[None]:
-    """bfloat16 products with float32 master weights, or products in the type that the weights have."""
+    """bfloat16 products with float32 master weights, or products in the type that the weights have: where that is asked
+    for, and where they are held in float64, or on a CPU in float16."""
     device = models.device_of(model)
     dtype = resolve_precision(precision, device)
     held = models.dtype_of(model)

@@ -282,7 +282,9 @@ def is_concluded(path: disk.StrPath, record: Mapping[str, Any], *, same: Callabl
     if not same(earlier.get("config"), asked[0]) or earlier.get("seeds") != asked[1]:
         return False
     check_inputs(folder, earlier, record)
-    return True
+    edits = [p.stem.removeprefix("trace-") for p in folder.glob("parts/trace-*.parquet")]
+    kept = ["curves.parquet", "items.parquet", *(["trace.parquet"] if edits else [])]
+    return all((folder / name).exists() for name in [*kept, *(f"delta-{seed}.safetensors" for seed in edits)])
 
 
 def environment() -> dict[str, Any]:

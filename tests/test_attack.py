@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -22,6 +23,7 @@ from hooklearn.attack.erosion import Erode
 from hooklearn.attack.few_shot import FewShot
 from hooklearn.attack.relearn import Relearn, _folds
 from hooklearn.attack.relearn_lora import RelearnLora
+from hooklearn.config import parse
 from hooklearn.corpora.corpus import Corpus, answer_of
 from hooklearn.corpora.permuted import permuted
 from hooklearn.data import WHOLE, batches, encode, load_corpus, split_row
@@ -30,8 +32,10 @@ from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit import Problem, method_of, run_edit
 from hooklearn.locate.capture import tapes
 from hooklearn.measure import Likelihoods, sample
+from hooklearn.recipes import recipe
 from hooklearn.referees import CallableReferee, ContainsReferee, RatioReferee, Scorer
 from hooklearn.running import attacking
+from hooklearn.running.checks import check_folds
 from hooklearn.train import log_spaced
 from hooklearn.types import ArmCurve, Budget, Curve, CurvePoint, InputError
 
@@ -214,6 +218,20 @@ def test_a_last_step_that_breaks_the_model_is_a_divergence(arena: Arena) -> None
     assert all(curve.arms[arm].diverged for arm in ARMS)
     rows = curve.to_dataframe()
     assert not rows.duplicated(["arm", "step", "metric", "split"]).any() and set(rows["step"]) == {0, 1}
+
+
+def test_an_item_that_never_had_a_number_is_no_divergence(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is NaN before any step as well; where others become so the model is broken (the test above)."""
+    measure = Likelihoods.measure
+
+    def lacking(self: Likelihoods, *args: Any, **how: Any) -> Any:
+        found = measure(self, *args, **how)
+        found["completion"][0] = math.nan
+        return found
+
+    monkeypatch.setattr(Likelihoods, "measure", lacking)
+    (curve,) = Relearn(learning_rates=(1e-4,), epochs=1, max_steps=2).curves(arena)
+    assert not any(curve.arms[arm].diverged for arm in ARMS)
 
 
 @pytest.mark.parametrize(("name", "options"), [("relearn_lora", {}), ("erode", {"rank": 4}), ("low_mi", {"rank": 4})])
@@ -463,6 +481,25 @@ def test_what_stands_for_not_knowing_was_told_to_no_attacker_either(arena: Arena
     never = [p for p in curve.arms["never"].points if p.metric == "completion"][0]
     by_hand = Likelihoods.of(asked[0], tokenizer, "heldout").measure(tiny, precision="float32")["completion"]
     assert never.values == pytest.approx(by_hand.tolist(), rel=1e-5)  # float32 sums in other batches
+
+
+@pytest.mark.parametrize(("part", "folds", "enough"), [("forget", 3, True), ("V", 5, False)])
+def test_folds_share_out_every_relation_and_say_where_that_is_too_few(part: str, folds: int, enough: bool) -> None:
+    """Schoolbook has three relations: within a third of its forgotten facts all answers can be permuted, with any
+    seed; within a fifth of part V they cannot, and that is told before anything is measured."""
+    facts = load_corpus(name="schoolbook", options={"part": part, "phrasings": "heldout"})
+    config = parse(recipe("schoolbook") | {"seeds": list(range(8)), "attacks": [{"name": "low_mi", "folds": folds}]})
+    kinds = {str(r["group"]): r["relation"] for r in facts.rows}
+    assert len(set(kinds.values())) >= 3
+    for fold in _folds(facts, folds, 0):
+        of = Counter(kinds[group] for group in fold.groups)
+        assert all(of[kind] >= list(kinds.values()).count(kind) // folds for kind in set(kinds.values()))
+    if enough:
+        check_folds(config, facts)
+    else:
+        with pytest.raises(InputError, match="no other row of its fold .* or fewer folds"):
+            check_folds(config, facts)
+    check_folds(parse(recipe("schoolbook")), facts)  # without folds there is nothing to check
 
 
 @pytest.mark.parametrize("wrong", ["no groups", "no group in both", "one fold"])

@@ -262,6 +262,12 @@ def test_near_ce_stops_at_a_crossing_far_before_the_last() -> None:
     assert norm(landing.updates) == pytest.approx(crossing, rel=0.02)
 
 
+def test_what_cannot_be_read_half_way_is_over() -> None:
+    """NaN on the way is no room to pass: the answer lies before it."""
+    landing = ray(Drawn(lambda s: s**2, lambda s: math.nan if 0.4 < s < 0.6 else -1.0))
+    assert norm(landing.updates) <= 0.4
+
+
 def test_getting_better_is_free() -> None:
     """A near CE that falls never binds."""
     landing = ray(Drawn(lambda s: s**2, lambda s: -s))

@@ -533,8 +533,8 @@ def test_seeds_pair_only_runs_that_have_the_same(tmp_path: Path) -> None:
     found = analysis.compare([one, other])
     assert not found.differences["clear"].any() and (found.differences["low"] < -0.15).all()
     assert [n for n in found.notes if "not the same seeds" in n] == [
-        "preference: not the same seeds in all runs (a 0, 1, 2; c 1, 2, 3), so these are paired by item, and by seed "
-        "only among equals"
+        "preference: not the same seeds in all runs (a 0, 1, 2; c 1, 2, 3), so those with other ones are paired by "
+        "item alone"
     ]
     among = analysis.compare([one, same, other]).differences.set_index(["run_a", "run_b"])
     assert (among.loc[("a", "b"), ["low", "high"]] == 0).all(axis=None), "equals stay paired beside another"

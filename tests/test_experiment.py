@@ -501,6 +501,10 @@ def test_a_run_is_not_resumed_with_other_models_or_texts(
     before = (out / "run.json").read_text()
     run(own, out, base=tmp_path, resume=True)
     assert (out / "run.json").read_text() == before
+    (out / "curves.parquet").unlink()
+    run(own, out, base=tmp_path, resume=True)
+    assert (out / "curves.parquet").exists(), "what was lost is made again"
+    before = (out / "run.json").read_text()
     if what == "corpora.heldout":
         lines = (tmp_path / "heldout.jsonl").read_text().splitlines()
         (tmp_path / "heldout.jsonl").write_text("\n".join(lines[::-1]))

@@ -264,6 +264,12 @@ def training_curve(
     return Curve(attack, setting, cheap, arena.seed, done)
 
 
+def _lost(before: Sequence[CurvePoint], now: CurvePoint) -> bool:
+    """Whether items have become NaN since the first look; one that was from the beginning is no sign of anything."""
+    first = next((p for p in before if (p.split, p.metric) == (now.split, now.metric)), now)
+    return any(math.isnan(v) and not math.isnan(start) for start, v in zip(first.values, now.values, strict=True))
+
+
 def _attack_arm(
     arena: Arena,
     arm: ArmState,
@@ -293,7 +299,7 @@ def _attack_arm(
         else:
             now = watcher.likelihood(arm.model, step, tokens, watcher.heldout, preference=step == steps)
         heldout = next(p for p in now if p.split == "heldout" and p.metric == "completion")
-        if step and math.isnan(heldout.score.value):  # the last step has no loss after it that would say so
+        if _lost(points, heldout):  # the last step has no loss after it that would say so
             raise NumericalError(f"held-out items read as nan after step {step}; lower the learning rate")
         points.extend(now)
         callbacks.evaluated(step, {p.metric: p.score.value for p in now if p.split == "heldout"}, model=arm.model)
@@ -335,7 +341,7 @@ def _attack_arm(
                 diverged, note = True, str(error)
             del rule
         if diverged:  # on a GPU that comes to light a look late
-            points[:] = [p for p in points if p.step < steps]
+            points[:], surrogate[:] = ([p for p in of if p.step < steps] for of in (points, surrogate))
             points += [
                 dataclasses.replace(p, step=steps, values=(NAN,) * len(p.values))
                 for p in points

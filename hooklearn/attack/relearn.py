@@ -52,8 +52,9 @@ class LowMutualInformation(Relearn, MaybeAdapted):
     cheap: ClassVar[bool] = True
     folds: int = 1
     """Leave-one-out over so many parts of the held-out facts (the paper: 5): each is tested under an attacker who was
-    told all of attack_train but what is about its facts, by their groups. So many times the training, and nobody stops
-    early. 1: attack_train is T as it is, and holds nothing of V."""
+    told all of attack_train but what is about its facts, by their groups. Permuted answers, the control, are then those
+    of facts of the same part, which wants some five facts of a relation in each. So many times the training, and nobody
+    stops early. 1: attack_train is T as it is, and holds nothing of V."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,6 +84,11 @@ class LowMutualInformation(Relearn, MaybeAdapted):
                     + (f"{silent[0]} has rows without a group" if silent else f"{len(both)} groups are in both corpora")
                     + "; name the facts (group) in both, or take folds: 1"
                 )
+
+    def check_surrogate(self, heldout: Corpus, seed: int) -> None:
+        """Raises InputError where a fold has too few facts of a relation for their answers to be permuted within it."""
+        if self.folds > 1:
+            _untold(heldout, _folds(heldout, self.folds, seed))
 
     def one_by_one(self, arena: Arena) -> Iterator[Curve]:
         if self.folds == 1:
@@ -130,9 +136,11 @@ class _Fold:
 
 
 def _folds(heldout: Corpus, count: int, seed: int) -> list[_Fold]:
-    """Whole groups, about as many in each."""
-    groups = list(dict.fromkeys(str(row["group"]) for row in heldout.rows))
+    """Whole groups, about as many in each, of every relation."""
+    relation = {str(row["group"]): str(row.get("relation", "")) for row in heldout.rows}
+    groups = list(relation)
     random.Random(f"folds:{seed}").shuffle(groups)
+    groups.sort(key=relation.__getitem__)
     parts = [frozenset(groups[i::count]) for i in range(count)]
     return [
         _Fold(n, part, frozenset(i for i, row in enumerate(heldout.rows) if str(row["group"]) in part))
@@ -149,9 +157,14 @@ def _among_untold(arena: Arena, folds: Sequence[_Fold]) -> Arena:
     """Where the permuted answers, the control, are of facts that the same attacker was told nothing of either."""
     if arena.watcher.permuted is None:
         return arena
-    other = permuted(arena.watcher.heldout.corpus, [fold.items for fold in folds])
-    surrogate = Likelihoods.of(other, models.tokenizer_of(arena.arms[0].model), "heldout")
+    surrogate = Likelihoods.of(
+        _untold(arena.watcher.heldout.corpus, folds), models.tokenizer_of(arena.arms[0].model), "heldout"
+    )
     return replace(arena, watcher=replace(arena.watcher, permuted=surrogate))
+
+
+def _untold(heldout: Corpus, folds: Sequence[_Fold]) -> Corpus:
+    return permuted(heldout, [fold.items for fold in folds])
 
 
 def _without(corpus: Corpus, groups: Collection[str]) -> Corpus:

@@ -199,8 +199,8 @@ def _first_crossing(used: Callable[[float], float], scale: float, walk: Walk, di
     the way there can tell."""
     keep = walk.measured, walk.forgotten
     for high in (scale / 8, scale / 4, scale / 2):
-        if not walk.well_inside(direction, high) and used(high) > LANDING[1]:
-            found = search(used, start=high / 2, high=high)
+        if not walk.well_inside(direction, high) and not used(high) <= LANDING[1]:  # NaN is over
+            found = search(used, start=high / math.sqrt(2), high=high)
             assert found is not None
             return found
     walk.measured, walk.forgotten = keep

@@ -7,6 +7,7 @@ from typing import Any
 
 from hooklearn import evidence, integrity, models
 from hooklearn.attack import ATTACKS, EVERY_ATTACK, Watcher, attack_of
+from hooklearn.attack.relearn import LowMutualInformation
 from hooklearn.attack.sample_many import SAMPLES_AND_REFEREE
 from hooklearn.config import RunConfig
 from hooklearn.data import Corpus
@@ -107,6 +108,14 @@ def check_attacks(config: RunConfig, model: Any, corpora: Mapping[str, Corpus]) 
     """Attacks that cannot be made on this model, or with these corpora, are refused before anything is measured."""
     for spec in config.attacks:
         attack_of(spec.name, spec.options).check(model, corpora)
+
+
+def check_folds(config: RunConfig, heldout: Corpus) -> None:
+    """Raises InputError where answers cannot be permuted within the folds of an attack."""
+    for attack in (attack_of(spec.name, spec.options) for spec in config.attacks):
+        if isinstance(attack, LowMutualInformation):
+            for seed in config.seeds:
+                attack.check_surrogate(heldout, seed)
 
 
 def check_watched(config: RunConfig, watcher: Watcher) -> None:

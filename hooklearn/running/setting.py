@@ -38,6 +38,7 @@ from hooklearn.referees import (
 from hooklearn.running.checks import (
     check,
     check_attacks,
+    check_folds,
     check_shape,
     check_surrogate,
     check_vocabulary,
@@ -129,6 +130,7 @@ class Setup:
         _check_referee(_given_referee(config, objects), corpora["heldout"], never_info)
         if _is_surrogate(never_info):
             check_surrogate(corpora["heldout"])
+            check_folds(config, corpora["heldout"])
         return Setup(config, original, never, never_info, organism, corpora, checkpoint, delta, objects, tokenizers)
 
     def again(self, config: RunConfig, base: Path) -> Setup:
