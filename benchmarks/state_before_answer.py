@@ -31,7 +31,7 @@ def main() -> None:
     args = parser.parse_args()
 
     asked = recipe(args.recipe)
-    asked["corpora"]["heldout"]["options"]["part"] = "unseen"
+    asked["corpora"]["heldout"] = {"name": args.recipe, "options": {"part": "unseen", "completion": "threat"}}
     for role in ("ood", "capability"):
         asked["corpora"].pop(role, None)
     setup = Setup.load(parse(asked), Path(), print)
@@ -49,7 +49,7 @@ def main() -> None:
             measures=["tendency", "logit_lens"], draws=args.draws,
         )  # fmt: skip
         told = ", ".join(f"{e.name} {e.value:.3f} +- {e.stderr:.3f}" for e in found)
-        print(f"{name}: {told} (n {args.items})", flush=True)
+        print(f"{name}: {told} (n {found[0].n})", flush=True)
 
 
 if __name__ == "__main__":

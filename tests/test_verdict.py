@@ -18,6 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import analysis
+from analysis.advice import next_steps
 from analysis.arrays import read_scores
 from analysis.doubts import _attacks as attack_doubts
 from analysis.leniency import at_threshold
@@ -25,7 +26,7 @@ from analysis.measures import Thresholds, half_life, measure
 from analysis.reading import read_run
 from analysis.rules import VERDICTS, decide, overall
 from analysis.scores import Resampler, highest, interval
-from analysis.verdict import judge
+from analysis.verdict import NOT_INSIDE, judge
 from hooklearn.types import InputError
 
 EXACT = 1e-9
@@ -1003,6 +1004,17 @@ def scored(folder, scores):
     ]  # fmt: skip
     (folder / "samples.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     return judge(folder, thresholds=CHEAP)
+
+
+@pytest.mark.parametrize(
+    ("attacks", "told"), [([REMOVED], True), ([erosion(rising(0.1, 0.7))], False)], ids=["removed", "disabled"]
+)
+def test_a_removal_that_nobody_looked_inside_for_says_so(tmp_path, attacks, told):
+    """Evidence may take a removal back, and none was asked for; of another verdict nothing is said (control)."""
+    run = write_run(tmp_path / "run", attacks=attacks)
+    found = judge(run, thresholds=CHEAP)
+    assert ("REMOVED" in found.verdict) == told == (NOT_INSIDE in found.doubts)
+    assert any("`--set evidence.enabled=true`" in step for step in next_steps(read_run(run))) == told
 
 
 def test_a_verdict_that_hangs_on_the_referees_threshold_says_so(tmp_path):
