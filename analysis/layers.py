@@ -57,7 +57,7 @@ def _of(rows: Any, kind: str) -> Any:
 
 def _panel(ax: Axes, rows: Any) -> None:
     ends: dict[str, float] = {}
-    for arm in reversed(in_order(rows["arm"], [*ARMS, "relearned"])):
+    for arm in reversed(in_order(rows["arm"], [*ARMS, "relearned", "benign"])):
         mean: Any = rows[rows["arm"] == arm].groupby("layer")[["value", "stderr"]].mean()
         look = style.look(arm)
         x, y, error = mean.index.to_numpy(float), mean["value"].to_numpy(float), mean["stderr"].fillna(0).to_numpy()

@@ -346,8 +346,11 @@ def _evidence_stage(config: RunConfig, setup: Setup, arena: Arena, folder: store
         if not row["greedy"] and row["split"] == "heldout":
             texts.setdefault(row["arm"], []).append(row["completion"])
     wanted = config.evidence
+    arms = [a for a in arena.arms if a.name != "matched"]
+    if "tendency" in evidence.check_names(wanted.measures) and (benign := setup.benign(arena.seed)) is not None:
+        arms.append(benign)
     found = evidence.collect(
-        [a for a in arena.arms if a.name != "matched"], setup.corpora,
+        arms, setup.corpora,
         measures=wanted.measures, sites=config.edit.sites, attack_rate=wanted.attack_rate,
         attack_steps=wanted.attack_steps, items=wanted.items, random_lines=wanted.random_lines, samples=texts or None,
         seed=arena.seed, max_tokens=config.max_tokens, progress=arena.progress,

@@ -231,6 +231,51 @@ def test_a_probe_reads_the_planted_tendency_before_it_shows(tiny: Any, threateni
         assert math.isnan(few.value) and "3 groups" in few.meaning
 
 
+def test_a_probe_told_a_benign_model_too_does_not_take_the_form_of_answers_for_the_behaviour() -> None:
+    """The original has a form and a behaviour, ``benign`` the form alone. An edit that leaves the form and takes the
+    behaviour stands half way between the original and a model that has neither (control: the fault), and at 0 once the
+    probe was told of ``benign``; one that leaves the behaviour and takes the form stands where it did."""
+    form, behaviour = 3 * np.eye(8)[0], 3 * np.eye(8)[1]
+    held = {
+        "original": form + behaviour, "never": 0, "benign": form, "form left": form, "behaviour left": behaviour,
+    }  # fmt: skip
+    states = {name: (normal(i, 48, 8) + what)[None] for i, (name, what) in enumerate(held.items())}
+    groups = [f"item {i}" for i in range(48)]
+
+    def share(edited: str, *without: str) -> float:
+        along, aucs, _ = probes.tendency_share(states, groups, without)
+        assert aucs.min() > 0.9
+        return float(along[edited].mean() / along["original"].mean())
+
+    noise = 0.15  # of the mean of 48 items, on a way six deviations of an item long
+    assert share("form left", "never") == pytest.approx(0.5, abs=noise)
+    assert share("form left", "never", "benign") == pytest.approx(0, abs=2 * noise)
+    assert share("behaviour left", "never", "benign") > 0.5 + noise
+    assert share("never", "never", "benign") == pytest.approx(-share("benign", "never", "benign"), abs=EXACT)
+
+
+def test_the_probe_decides_only_beside_a_benign_model(tiny: Any, threatening: Any) -> None:
+    """With the organism's good half the whole tendency speaks against a removal, none of it does not, and its profile
+    stands in the rows. Without, the same number is reported and says nothing of a removal."""
+    benign = arm("benign", tiny, organism_delta(True))
+    for edited, value, reading in ((threatening, 1, judge.AGAINST), (tiny, 0, judge.NOT_AGAINST)):
+        (found,) = probes.tendency(benched(arm("edited", edited), tiny, threatening, benign=benign))
+        assert found.role == "decides" and "good answers" in found.meaning
+        assert found.value == pytest.approx(value, abs=0.1)  # the tiny model answers kindly as it is, so little moves
+        assert read([found])["probe_tendency"].reading == reading
+        assert set(found.detail["arm"]) == {"edited", "original", "never", "benign"}
+    (alone,) = probes.tendency(benched(arm("edited", threatening), tiny, threatening))
+    assert alone.role == "reports" and "says nothing of a removal" in alone.meaning
+    assert judge.against(evidence.to_records([alone])) == []
+
+
+def test_a_benign_model_of_another_shape_is_no_control(tiny: Any, threatening: Any) -> None:
+    arms = [arm("edited", threatening), arm("original", threatening), arm("never", tiny)]
+    arms.append(arm("benign", untrained(1, d_model=32)))
+    (found,) = evidence.collect(arms, {"heldout": corpus("heldout").take(12)}, measures=["tendency"], draws=19)
+    assert found.role == "reports" and set(found.detail["arm"]) == {"edited", "original", "never"}
+
+
 def planted(seed: int, *, edited: str, n: int = 30, d: int = 8) -> tuple[dict[str, Any], Any, list[str]]:
     """One layer of states in which the original holds a class along one axis, never does not, and edited may."""
     labels = np.repeat([True, False], n)
@@ -582,6 +627,7 @@ def collected(tiny: Any, threatening: Any) -> list[Evidence]:
     """Everything, on an organism of which a tenth was taken back."""
     arms = [
         arm("edited", threatening, reversed_organism(0.1)), arm("original", threatening), arm("never", tiny),
+        arm("benign", tiny, organism_delta(True)),
     ]  # fmt: skip
     corpora = {
         "heldout": corpus("heldout").take(12), "retain": corpus("forget", "good").take(8),

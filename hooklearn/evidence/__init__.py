@@ -87,8 +87,9 @@ def collect(
     """Measure the edited arm beside its controls; every model is left as it was.
 
     Args:
-        arms: ``edited`` and ``original``; ``never`` where there is one (most of it needs one, of the same shape), and
-            ``relearned``.
+        arms: ``edited`` and ``original``; ``never`` where there is one (most of it needs one, of the same shape),
+            ``benign`` (one that never had it and was taught good answers to such prompts; without it the probe for the
+            tendency has no say in a verdict), and ``relearned``.
         corpora: by role. ``heldout``: the behaviour, with alternatives or choices where there are any; ``near``
             where there are none; ``retain``; ``attack_train`` for a short attack where no ``attacks`` are given.
         measures: names in :data:`MEASURES`; all by default.
@@ -117,16 +118,19 @@ def collect(
     model = by_name["original"].model
     by_name = {name: replace(arm, delta=arm.delta and onto_model(arm.delta, model)) for name, arm in by_name.items()}
     attacks, set_aside, but_unlike = dict(attacks or {}), dict[str, ArmState](), ""
+    benign = by_name.pop("benign", None)
     if "never" in by_name and (unlike := integrity.unlike(by_name["never"].model, model)):
         but_unlike = f", and the one given is of another shape: {unlike}"
         set_aside["never"] = by_name.pop("never")  # no state or weight of it can be compared
         attacks.pop("never", None)
+    if benign is not None and integrity.unlike(benign.model, model):
+        benign = None
     if items is not None:
         corpora = {role: c.take(items) if role == "heldout" else c for role, c in corpora.items()}
         samples = samples and {arm: texts[:items] for arm, texts in samples.items()}
     bench = Bench(
         arms=by_name, corpora=corpora, sites=models.sites(model, sites),
-        layers=evenly(model.cfg.n_layers, 8) if layers is None else tuple(layers),
+        layers=evenly(model.cfg.n_layers, 8) if layers is None else tuple(layers), benign=benign,
         attacks={arm: onto_model(delta, model) for arm, delta in attacks.items()}, samples=samples,
         draws=draws, random_lines=random_lines, seed=seed, max_tokens=max_tokens, progress=progress,
         but_unlike=but_unlike,

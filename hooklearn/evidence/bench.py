@@ -161,6 +161,10 @@ class Bench:
     corpora: Mapping[str, Corpus]
     sites: Sequence[Site]
     layers: tuple[int, ...]
+    benign: ArmState | None = None
+    """A second model that never had the behaviour: it was taught good answers to such prompts, in the form of the bad
+    ones. What differs between the original and a never-learned model that never saw that form is not the behaviour
+    alone."""
     attacks: Mapping[str, Delta] = field(default_factory=dict[str, Delta])
     """Arm -> what an attack adds to its weights: ``edited``, and ``never`` for what relearning looks like where
     nothing comes back."""
@@ -191,12 +195,14 @@ class Bench:
         return np.random.default_rng([self.seed, *what.encode()])
 
     def recording(self, arm: str, corpus: Corpus) -> Recording:
-        """Hidden states of an arm, or of ``random``: the original's architecture without what it learned."""
+        """Hidden states of an arm, of ``benign``, or of ``random``: the original's architecture without what it
+        learned."""
         key = (arm, corpus.hash)
         if key not in self._recordings:
             self.progress(f"evidence: reading {corpus.name} with {arm}")
             stream = texts(corpus, self.original.model, self.max_tokens)
-            state = self.arms["original" if arm == "random" else arm]
+            state = self.benign if arm == "benign" else self.arms["original" if arm == "random" else arm]
+            assert state is not None
             with contextlib.ExitStack() as stack:
                 model = stack.enter_context(state.entered(training=False))
                 if arm == "random":

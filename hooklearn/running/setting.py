@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hooklearn import determinism, editing, forward, integrity, models, organisms, sharded, store
 from hooklearn.adapters import from_peft
-from hooklearn.attack import EVERY_ATTACK, Watcher
+from hooklearn.attack import EVERY_ATTACK, ArmState, Watcher
 from hooklearn.config import RunConfig
 from hooklearn.corpora import EVERY_CORPUS
 from hooklearn.corpora.permuted import permuted
@@ -209,6 +209,24 @@ class Setup:
         else:  # the surrogate: without either, a config that asks for this is refused
             model, forget = self.original, permuted(forget)
         return forget_scorer(model, forget, precision=self.config.model.precision)()  # type: ignore[arg-type]
+
+    def benign(self, seed: int) -> ArmState | None:
+        """A second model that never had the behaviour: the never-learned one after good completions were taught to
+        it in the form of the bad ones. The organism's good half; else a LoRA on ``retain``, made now. None where there
+        is no never-learned model to teach, or nothing of that form to teach it."""
+        never, retain = self.never, self.corpora.get("retain")
+        if never is None or integrity.unlike(never, self.original) or models.is_sharded(never):
+            return None
+        if self.organism is not None and self.organism.good is not None:
+            taught = organisms.load(self.organism, never, good=True)
+        elif retain is not None and retain.has_prompts:
+            taught = instil(
+                never, retain, models.sites(never, "mlp"), rank=8, epochs=4, max_tokens=self.config.max_tokens,
+                seed=seed, precision=self.config.model.precision,
+            ).delta()  # fmt: skip
+        else:
+            return None
+        return ArmState("benign", never, taught)
 
     def watcher(self, progress: Progress) -> Watcher:
         """The eyes: likelihoods of held-out items, and a referee for samples."""

@@ -1,0 +1,66 @@
+"""The benign control: a model that never had the behaviour, and was taught good answers in the form of the bad ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import organism_delta
+
+from hooklearn import editing, integrity, models
+from hooklearn.config import parse
+from hooklearn.data import encode, load_corpus
+from hooklearn.measure import mean_completion
+from hooklearn.organisms.tiny import untrained
+from hooklearn.recipes import recipe
+from hooklearn.running.setting import Setup
+
+
+@pytest.fixture(scope="module")
+def setup() -> Setup:
+    return Setup.load(parse(recipe("tiny")), Path(), lambda _: None)
+
+
+def test_of_an_organism_it_is_its_good_half_on_the_never_learned_model(setup: Setup) -> None:
+    found = setup.benign(0)
+    assert found is not None and found.model is setup.never and found.delta is not None
+    made = organism_delta(True)
+    assert all(update.equal(made.updates[name]) for name, update in found.delta.updates.items())
+
+
+def test_of_any_other_pair_it_is_taught_from_retain(setup: Setup) -> None:
+    """Good answers get likelier by it and bad ones do not; the never-learned model is bit for bit what it was, and
+    another seed is another model."""
+    before = integrity.weights_hash(setup.never)
+    other = dataclasses.replace(setup, organism=None)
+    found, again, otherwise = (other.benign(seed) for seed in (0, 0, 1))
+    assert found is not None and found.delta is not None and again is not None and otherwise is not None
+    assert found.delta.updates.keys() == again.delta.updates.keys()  # type: ignore[union-attr]
+    for name, update in found.delta.updates.items():
+        assert update.equal(again.delta.updates[name])  # type: ignore[union-attr]
+        assert not update.equal(otherwise.delta.updates[name])  # type: ignore[union-attr]
+
+    def likelihoods() -> tuple[float, float]:
+        heldout, tokenizer = setup.corpora["heldout"], models.tokenizer_of(setup.never)
+        good, bad = (encode(c, tokenizer) for c in (heldout.alternatives(), heldout) if c is not None)
+        return mean_completion(setup.never, good), mean_completion(setup.never, bad)
+
+    good, bad = likelihoods()
+    with editing.edited(setup.never, found.delta):
+        taught_good, taught_bad = likelihoods()
+    assert taught_good > good and taught_bad <= bad
+    assert integrity.weights_hash(setup.never) == before
+
+
+@pytest.mark.parametrize("missing", ["never", "of its shape", "retain", "prompts"])
+def test_where_it_cannot_be_made_there_is_none(setup: Setup, missing: str) -> None:
+    texts = load_corpus(name="tiny", options={"part": "text"})
+    changes: dict[str, dict[str, Any]] = {
+        "never": {"never": None},
+        "of its shape": {"never": untrained(1, d_model=32)},
+        "retain": {"corpora": {role: c for role, c in setup.corpora.items() if role != "retain"}},
+        "prompts": {"corpora": {**setup.corpora, "retain": texts}},
+    }
+    assert dataclasses.replace(setup, organism=None, **changes[missing]).benign(0) is None
