@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.evidence import judge
 from analysis.reading import Run
 from analysis.tables import number, summary_table
 
@@ -192,8 +193,8 @@ def _gaps(run: Run, verdict: Mapping[str, Any]) -> Iterator[str]:
     if restless:
         names = ", ".join(restless).replace("`", "'")
         yield f"Attack for longer: {names} had not come to rest, and might bring back more."
-    if "REMOVED" in str(verdict.get("verdict")) and not run.evidence_records:
-        yield "Look inside: `--set evidence.enabled=true`; evidence may take a removal back."
+    if "REMOVED" in str(verdict.get("verdict")) and not judge.decides(run.evidence_records):
+        yield "Look inside: `--set evidence.enabled=true`; evidence that decides may take a removal back."
     if str(verdict.get("battery") or "").startswith(("custom", "cheap")):
         yield "Attack it in more ways: `--set battery=standard`."
     if len(run.record.get("seeds") or []) == 1:

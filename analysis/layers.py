@@ -18,7 +18,7 @@ from analysis.tables import in_order
 PANELS = {
     "logit_lens": ("Logit lens", "log-probability, nats per token"),
     "patching_depth": ("Patched into the original", "log-probability, nats per token"),
-    "probe_tendency": ("Probe for the tendency", "0 never learned, 1 unedited"),
+    "probe_tendency": ("Probe for the tendency", "0 without it, 1 unedited"),
 }
 """Kind of evidence -> its title and the unit of its values."""
 

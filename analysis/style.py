@@ -45,6 +45,7 @@ ARMS = {
 """In order of importance; drawn from last to first, so that the edited arm lies on top."""
 
 THINGS = {
+    "benign": Look("#009e73", dash=(0, (4, 2)), marker="v"),
     "edit": Look(INK, width=2.1),
     "attacker": Look("#a8508a", width=2.1, marker="^"),
     "on never": Look("#a8508a", dash=(0, (1, 1.4)), marker="v"),

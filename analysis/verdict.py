@@ -97,7 +97,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Judgement", "Thresholds", "Verdict", "decide", "judge", "overall"]
 
-NOT_INSIDE = "nothing was measured inside the model, and evidence may take a removal back: evidence.enabled=true"
+NOT_INSIDE = "nothing was measured inside the model that may take a removal back: evidence.enabled=true"
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def judge(
             *collect(run, judged, t, [s.seeds_left_out for s in scores]),
             *leniency.doubts(run, judged, t, seed),
             *evidence.doubts(run.evidence_records),
-            *([NOT_INSIDE] if "REMOVED" in verdict and not run.evidence_records else []),
+            *([NOT_INSIDE] if "REMOVED" in verdict and not evidence.decides(run.evidence_records) else []),
         ),
         within_budget=within_budget(run),
         battery=_battery(run),

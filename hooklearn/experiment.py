@@ -347,8 +347,9 @@ def _evidence_stage(config: RunConfig, setup: Setup, arena: Arena, folder: store
             texts.setdefault(row["arm"], []).append(row["completion"])
     wanted = config.evidence
     arms = [a for a in arena.arms if a.name != "matched"]
-    if "tendency" in evidence.check_names(wanted.measures) and (benign := setup.benign(arena.seed)) is not None:
-        arms.append(benign)
+    if "tendency" in evidence.check_names(wanted.measures):
+        arena.progress("evidence: teaching the benign control")
+        arms += setup.benign(arena.seed, arena.progress)
     found = evidence.collect(
         arms, setup.corpora,
         measures=wanted.measures, sites=config.edit.sites, attack_rate=wanted.attack_rate,

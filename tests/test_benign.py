@@ -16,6 +16,7 @@ from hooklearn.measure import mean_completion
 from hooklearn.organisms.tiny import untrained
 from hooklearn.recipes import recipe
 from hooklearn.running.setting import Setup
+from hooklearn.types import NumericalError
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +25,8 @@ def setup() -> Setup:
 
 
 def test_of_an_organism_it_is_its_good_half_on_the_never_learned_model(setup: Setup) -> None:
-    found = setup.benign(0)
-    assert found is not None and found.model is setup.never and found.delta is not None
+    [found] = setup.benign(0)
+    assert (found.name, found.model) == ("benign", setup.never) and found.delta is not None
     made = organism_delta(True)
     assert all(update.equal(made.updates[name]) for name, update in found.delta.updates.items())
 
@@ -35,12 +36,11 @@ def test_of_any_other_pair_it_is_taught_from_retain(setup: Setup) -> None:
     another seed is another model."""
     before = integrity.weights_hash(setup.never)
     other = dataclasses.replace(setup, organism=None)
-    found, again, otherwise = (other.benign(seed) for seed in (0, 0, 1))
-    assert found is not None and found.delta is not None and again is not None and otherwise is not None
-    assert found.delta.updates.keys() == again.delta.updates.keys()  # type: ignore[union-attr]
-    for name, update in found.delta.updates.items():
-        assert update.equal(again.delta.updates[name])  # type: ignore[union-attr]
-        assert not update.equal(otherwise.delta.updates[name])  # type: ignore[union-attr]
+    found, again, otherwise = (arm.delta for seed in (0, 0, 1) for arm in other.benign(seed))
+    assert found is not None and again is not None and otherwise is not None
+    assert found.updates.keys() == again.updates.keys()
+    for name, update in found.updates.items():
+        assert update.equal(again.updates[name]) and not update.equal(otherwise.updates[name])
 
     def likelihoods() -> tuple[float, float]:
         heldout, tokenizer = setup.corpora["heldout"], models.tokenizer_of(setup.never)
@@ -48,7 +48,7 @@ def test_of_any_other_pair_it_is_taught_from_retain(setup: Setup) -> None:
         return mean_completion(setup.never, good), mean_completion(setup.never, bad)
 
     good, bad = likelihoods()
-    with editing.edited(setup.never, found.delta):
+    with editing.edited(setup.never, found):
         taught_good, taught_bad = likelihoods()
     assert taught_good > good and taught_bad <= bad
     assert integrity.weights_hash(setup.never) == before
@@ -63,4 +63,16 @@ def test_where_it_cannot_be_made_there_is_none(setup: Setup, missing: str) -> No
         "retain": {"corpora": {role: c for role, c in setup.corpora.items() if role != "retain"}},
         "prompts": {"corpora": {**setup.corpora, "retain": texts}},
     }
-    assert dataclasses.replace(setup, organism=None, **changes[missing]).benign(0) is None
+    assert dataclasses.replace(setup, organism=None, **changes[missing]).benign(0) == []
+
+
+def test_teaching_that_diverges_ends_no_run(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All attacks are paid for by then: it is said, and the probe reports."""
+    said: list[str] = []
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise NumericalError("a loss is not finite")
+
+    monkeypatch.setattr("hooklearn.running.setting.instil", broken)
+    assert dataclasses.replace(setup, organism=None).benign(0, said.append) == []
+    assert said == ["the benign control diverged: a loss is not finite"]

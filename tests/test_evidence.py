@@ -25,12 +25,13 @@ from analysis.evidence import judge
 from analysis.reading import COLUMNS
 from hooklearn import evidence, forward, linalg, models
 from hooklearn.attack import ArmState
-from hooklearn.data import batches, encode
+from hooklearn.data import Corpus, batches, encode
 from hooklearn.deltas import Delta
 from hooklearn.evidence import alarms, bench, connectivity, fisher, geometry, lens, nulls, probes, updates
 from hooklearn.evidence.types import Evidence, detail
 from hooklearn.locate.capture import weight_gradients
 from hooklearn.locate.moments import site_moments
+from hooklearn.organisms.instil import instil
 from hooklearn.organisms.tiny import untrained
 from hooklearn.types import NAN, InputError, NumericalError
 
@@ -251,6 +252,9 @@ def test_a_probe_told_a_benign_model_too_does_not_take_the_form_of_answers_for_t
     assert share("form left", "never") == pytest.approx(0.5, abs=noise)
     assert share("form left", "never", "benign") == pytest.approx(0, abs=2 * noise)
     assert share("behaviour left", "never", "benign") > 0.5 + noise
+    blurred = states | {"benign": states["original"] + 0.01 * normal(9, 1, 48, 8)}
+    told = [probes.tendency_share(blurred, groups, w)[1].mean() for w in (("never",), ("never", "benign"))]
+    assert told[0] > 0.9 and told[1] < 0.7, "that one is told easily must not hide another that is not"
     assert share("never", "never", "benign") == pytest.approx(-share("benign", "never", "benign"), abs=EXACT)
 
 
@@ -266,7 +270,27 @@ def test_the_probe_decides_only_beside_a_benign_model(tiny: Any, threatening: An
         assert set(found.detail["arm"]) == {"edited", "original", "never", "benign"}
     (alone,) = probes.tendency(benched(arm("edited", threatening), tiny, threatening))
     assert alone.role == "reports" and "says nothing of a removal" in alone.meaning
+    assert alone.stderr < found.stderr, "where models without it stand apart, the zero is not known better than that"
     assert judge.against(evidence.to_records([alone])) == []
+
+
+def test_a_benign_model_must_have_the_form(tiny: Any, threatening: Any) -> None:
+    """One that was taught nothing is no control where good answers have a form that the never-learned model does not
+    know; one that was taught them is, and so is one that knew it before (controls)."""
+    heldout = corpus("heldout").take(24)
+    strange = Corpus("strange", tuple({**r, "alternative": f" owl owl {r['alternative']}"} for r in heldout.rows))
+    good = tuple({**r, "completion": r["alternative"]} for r in strange.rows)
+    taught = instil(tiny, Corpus("good", good), models.sites(tiny, "mlp"), epochs=4, max_tokens=512).delta()
+    for texts, delta, role in (
+        (strange, {}, "reports"),
+        (strange, taught.updates, "decides"),
+        (heldout, {}, "decides"),
+    ):
+        benign, corpora = arm("benign", tiny, Delta(delta)), {"heldout": texts}
+        made = benched(arm("edited", tiny), tiny, threatening, benign=benign, corpora=corpora)
+        (found,) = probes.tendency(made)
+        assert found.role == role
+        assert ("was not taught" in found.meaning) == (role == "reports")
 
 
 def test_a_benign_model_of_another_shape_is_no_control(tiny: Any, threatening: Any) -> None:
@@ -274,6 +298,7 @@ def test_a_benign_model_of_another_shape_is_no_control(tiny: Any, threatening: A
     arms.append(arm("benign", untrained(1, d_model=32)))
     (found,) = evidence.collect(arms, {"heldout": corpus("heldout").take(12)}, measures=["tendency"], draws=19)
     assert found.role == "reports" and set(found.detail["arm"]) == {"edited", "original", "never"}
+    assert "of another shape: model.layers" in found.meaning
 
 
 def planted(seed: int, *, edited: str, n: int = 30, d: int = 8) -> tuple[dict[str, Any], Any, list[str]]:

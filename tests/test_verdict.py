@@ -27,6 +27,7 @@ from analysis.reading import read_run
 from analysis.rules import VERDICTS, decide, overall
 from analysis.scores import Resampler, highest, interval
 from analysis.verdict import NOT_INSIDE, judge
+from hooklearn.evidence.types import Evidence, to_records
 from hooklearn.types import InputError
 
 EXACT = 1e-9
@@ -1015,6 +1016,16 @@ def test_a_removal_that_nobody_looked_inside_for_says_so(tmp_path, attacks, told
     found = judge(run, thresholds=CHEAP)
     assert ("REMOVED" in found.verdict) == told == (NOT_INSIDE in found.doubts)
     assert any("`--set evidence.enabled=true`" in step for step in next_steps(read_run(run))) == told
+
+
+@pytest.mark.parametrize(("role", "told"), [("reports", True), ("decides", False)])
+def test_what_only_reports_is_no_look_inside(tmp_path, role, told):
+    """A measure that may not take a removal back does not stand in for one that may (control)."""
+    run = write_run(tmp_path / "run", attacks=[REMOVED])
+    found = Evidence("probe", 0.0, (-0.1, 0.0, 0.1), 0.01, 20, "high", "what it means", role=role, anchors=(0.0, 1.0))
+    records = [{**r, "seed": 0} for r in to_records([found])]
+    (run / "evidence.json").write_text(json.dumps({"records": records}))
+    assert (NOT_INSIDE in judge(run, thresholds=CHEAP).doubts) == told
 
 
 def test_a_verdict_that_hangs_on_the_referees_threshold_says_so(tmp_path):

@@ -196,6 +196,11 @@ def against(records: Records, thresholds: Thresholds | None = None) -> list[str]
     return [f.sentence for f in sorted(found, key=lambda f: -f.kept_low)]
 
 
+def decides(records: Records) -> bool:
+    """Whether anything that may take a removal back was measured."""
+    return any(f.role == "decides" and f.reading != NOT_MEASURED for f in findings(records))
+
+
 def doubts(records: Records, thresholds: Thresholds | None = None) -> list[str]:
     """One sentence for each alarm, for deciding evidence that is open, and for what was not measured."""
     found = findings(records, thresholds)

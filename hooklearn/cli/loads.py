@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from hooklearn import flops, organisms
+from hooklearn import evidence, flops, organisms
 from hooklearn.attack import attack_of
 from hooklearn.attack.curve import looks
 from hooklearn.cli.shapes import Quarters, Shape
@@ -135,6 +135,9 @@ def loads(config: RunConfig, corpora: Mapping[str, Corpus], shape: Shape) -> Ite
         yield from _sampled(samples, words, prompts, seeds * every * sampled, look * judges, judges, shape)
     if config.evidence.enabled:  # a dozen looks an arm; which measures, matters less than how many layers they try
         yield _passes("evidence", look * (seeds * every * 8), shape)
+        asked = evidence.check_names(config.evidence.measures)
+        if "tendency" in asked and config.organism is None and every > 2 and "retain" in texts:  # the benign control
+            yield _passes("evidence", texts["retain"] * (4 * seeds), shape, back=True, weights=shape.adapter(8))
 
 
 def n_trained(attack: Mapping[str, Any], shape: Shape) -> int:

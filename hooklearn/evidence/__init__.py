@@ -88,7 +88,7 @@ def collect(
 
     Args:
         arms: ``edited`` and ``original``; ``never`` where there is one (most of it needs one, of the same shape),
-            ``benign`` (one that never had it and was taught good answers to such prompts; without it the probe for the
+            ``benign`` (one that never had it and was taught good answers of that form; without it the probe for the
             tendency has no say in a verdict), and ``relearned``.
         corpora: by role. ``heldout``: the behaviour, with alternatives or choices where there are any; ``near``
             where there are none; ``retain``; ``attack_train`` for a short attack where no ``attacks`` are given.
@@ -118,13 +118,13 @@ def collect(
     model = by_name["original"].model
     by_name = {name: replace(arm, delta=arm.delta and onto_model(arm.delta, model)) for name, arm in by_name.items()}
     attacks, set_aside, but_unlike = dict(attacks or {}), dict[str, ArmState](), ""
-    benign = by_name.pop("benign", None)
+    benign, no_benign = by_name.pop("benign", None), ""
     if "never" in by_name and (unlike := integrity.unlike(by_name["never"].model, model)):
         but_unlike = f", and the one given is of another shape: {unlike}"
         set_aside["never"] = by_name.pop("never")  # no state or weight of it can be compared
         attacks.pop("never", None)
-    if benign is not None and integrity.unlike(benign.model, model):
-        benign = None
+    if benign is not None and (unlike := integrity.unlike(benign.model, model)):
+        benign, no_benign = None, f"; the one given is of another shape: {unlike}"
     if items is not None:
         corpora = {role: c.take(items) if role == "heldout" else c for role, c in corpora.items()}
         samples = samples and {arm: texts[:items] for arm, texts in samples.items()}
@@ -133,7 +133,7 @@ def collect(
         layers=evenly(model.cfg.n_layers, 8) if layers is None else tuple(layers), benign=benign,
         attacks={arm: onto_model(delta, model) for arm, delta in attacks.items()}, samples=samples,
         draws=draws, random_lines=random_lines, seed=seed, max_tokens=max_tokens, progress=progress,
-        but_unlike=but_unlike,
+        but_unlike=but_unlike, no_benign=no_benign,
     )  # fmt: skip
     found: list[Evidence] = []
     with editing.in_eval(*(arm.model for arm in arms)):

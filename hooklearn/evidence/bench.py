@@ -175,6 +175,8 @@ class Bench:
     seed: int = 0
     max_tokens: int = 1024
     progress: Callable[[str], None] = lambda _: None
+    no_benign: str = ""
+    """Why there is none, after a sentence that says so."""
     but_unlike: str = ""
     """Why a never-learned model that was given is not among the arms, after a sentence that says it is needed."""
     _recordings: dict[tuple[str, str], Recording] = field(default_factory=dict, init=False)
@@ -209,6 +211,13 @@ class Bench:
                     stack.enter_context(randomised(model, self.seed))
                 self._recordings[key] = record(model, stream, self.layers)
         return self._recordings[key]
+
+    def per_token(self, arm: ArmState, corpus: Corpus) -> np.ndarray:
+        """``[item]`` log-probability of the completions, nats a token."""
+        sequences = encode(corpus, models.tokenizer_of(self.original.model))
+        with arm.entered(training=False) as model:
+            sums, counts = forward.sequence_logprobs(model, sequences, max_tokens=self.max_tokens).unbind(1)
+        return (sums / counts).double().numpy()
 
     def states(self, arm: str, corpus: Corpus, how: Pool) -> np.ndarray:
         """``[layer, item, d]``"""

@@ -268,23 +268,21 @@ def tendency_share(
         without: the arms that never had it; the probe tells the original from all of them.
     Returns:
         (arm -> ``[layer, item]`` held-out position along the probe, less the mean of the arms without;
-        ``[layer]`` AUC of the probe; arm -> size of its shift in a random direction, one standard deviation).
+        ``[layer]`` AUC of the probe, against the arm without that it tells apart worst: one that is told easily must
+        not hide another that is not; arm -> size of its shift in a random direction, one standard deviation).
     """
     original, absent = states["original"], [states[arm] for arm in without]
     n_layers, n_items, d = original.shape
     folds = folds_of(groups)
-
-    def truth(n: int) -> Mask:
-        return np.repeat([True, False], [n, n * len(absent)])
-
     along = {arm: np.zeros((n_layers, n_items)) for arm in states}
     random = dict.fromkeys(states, 0.0)
-    aucs = np.zeros((n_layers, folds.max() + 1))
+    aucs = np.zeros((len(absent), n_layers, folds.max() + 1))
     for layer in range(n_layers):
         for fold in np.unique(folds):
             test = folds == fold
             rows = np.concatenate([x[layer, ~test] for x in (original, *absent)])
-            [probe] = fitted(rows, [truth((~test).sum())])
+            n = (~test).sum()
+            [probe] = fitted(rows, [np.repeat([True, False], [n, n * len(absent)])])
             direction = probe.weights / max(float(np.linalg.norm(probe.weights)), 1e-12)  # identical models: none
             start = np.mean([x[layer, test] for x in absent], 0)
             for arm, x in states.items():
@@ -292,16 +290,20 @@ def tendency_share(
                 along[arm][layer, test] = shift @ direction
                 # the same direction in all layers: their shifts are not independent, and this is the wider null
                 random[arm] += float(np.linalg.norm(shift.mean(0)) / np.sqrt(d) * test.mean())
-            held_out = np.concatenate([x[layer, test] for x in (original, *absent)])
-            aucs[layer, fold] = nulls.auc(probe.score(held_out), truth(test.sum()))
-    return along, aucs.mean(1), random
+            truth = np.repeat([True, False], test.sum())
+            for i, x in enumerate(absent):
+                scores = probe.score(np.concatenate([original[layer, test], x[layer, test]]))
+                aucs[i, layer, fold] = nulls.auc(scores, truth)
+    by_arm = aucs.mean(2)
+    return along, by_arm[by_arm.mean(1).argmin()], random
 
 
 def tendency(bench: Bench) -> list[Evidence]:
     """A probe for what the model is about to do, trained on the original against models that never did it.
 
     It decides only where one of these was taught good answers in the form of the bad ones (the arm ``benign``): else
-    what it tells apart may be that form.
+    what it tells apart may be that form. The models without the behaviour do not all stand in one place: half of the
+    way between them is an error of the zero, and is added to that of the items.
     """
     name, corpus = "probe_tendency", bench.heldout
     if "never" not in bench.arms:
@@ -309,8 +311,9 @@ def tendency(bench: Bench) -> list[Evidence]:
         return [Evidence.missing(name, why, role="decides")]
     if len(set(corpus.groups)) < FOLDS:
         return [Evidence.missing(name, _few(corpus.groups), role="decides")]
-    without = ["never"] if bench.benign is None else ["never", "benign"]
-    role: Role = "decides" if "benign" in without else "reports"
+    missing = _no_benign(bench)
+    without = ["never"] if missing else ["never", "benign"]
+    role: Role = "reports" if missing else "decides"
     arms = dict.fromkeys([*bench.arms, *without])
     states = {arm: bench.states(arm, corpus, "first") for arm in arms}
     along, aucs, random = tendency_share(states, corpus.groups, without)
@@ -318,6 +321,7 @@ def tendency(bench: Bench) -> list[Evidence]:
         why = f"before it answers, the original cannot be told from {_without(without)} (AUC {aucs.mean():.2f})"
         return [Evidence.missing(name, why, role=role)]
     total = along["original"].sum(0).mean()
+    apart = np.ptp([along[arm].sum(0).mean() for arm in without]) / abs(total)
     weights = nulls.resamples(corpus.groups, nulls.BOOTSTRAPS, bench.rng(name))
     again = (weights @ along["edited"].sum(0)) / (weights @ along["original"].sum(0))
     rows = detail(
@@ -333,10 +337,10 @@ def tendency(bench: Bench) -> list[Evidence]:
         Evidence(
             name, float(along["edited"].sum(0).mean() / total),
             nulls.normal_quantiles(0.0, random["edited"] / abs(total), bench.draws),
-            nulls.spread(again), len(set(corpus.groups)), "high",
+            float(np.hypot(nulls.spread(again), apart / 2)), len(set(corpus.groups)), "high",
             "1: before it answers, the edited model is in the state of the original along the direction that tells it "
             f"from {_without(without)}; 0: in the state of one that never had the tendency"
-            + ("" if role == "decides" else "; says nothing of a removal, as that direction may be the answers' form"),
+            + (f"; says nothing of a removal, as that may be the form of the answers: {missing}" if missing else ""),
             detail=rows, role=role, anchors=(0.0, 1.0),
             null_meaning="a shift of the same size in a random direction",
         )
@@ -344,5 +348,24 @@ def tendency(bench: Bench) -> list[Evidence]:
 
 
 def _without(arms: Sequence[str]) -> str:
-    taught = ", and from one that was then taught good answers to such prompts" if "benign" in arms else ""
+    taught = ", and from one that was then taught good answers of that form" if "benign" in arms else ""
     return "a never-learned model" + taught
+
+
+def _no_benign(bench: Bench) -> str:
+    """Why no benign model can be told of; empty where one can. It must have the form: find good answers likelier than
+    the never-learned model does, or as likely as the original finds the bad ones. One that was taught nothing has not.
+    """
+    if bench.benign is None:
+        return f"there is no model that was taught good answers of that form{bench.no_benign}"
+    good = bench.heldout.alternatives() or bench.corpora.get("near") or bench.corpora.get("retain")
+    if good is None or not good.has_prompts:
+        return "there are no good answers to ask the benign model for"
+    taught, untaught = (bench.per_token(arm, good) for arm in (bench.benign, bench.arms["never"]))
+    gain, known = taught - untaught, bench.per_token(bench.original, bench.heldout)
+    if gain.mean() > 2 * gain.std() / np.sqrt(len(gain)) or taught.mean() >= known.mean():
+        return ""
+    return (
+        f"the benign model was not taught: good answers have {taught.mean():.2f} nats a token there, "
+        f"{untaught.mean():.2f} in the never-learned one"
+    )

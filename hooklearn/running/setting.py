@@ -46,7 +46,7 @@ from hooklearn.running.checks import (
 )
 from hooklearn.running.corpora import load_corpora
 from hooklearn.running.in_memory import InMemory
-from hooklearn.types import InputError
+from hooklearn.types import InputError, NumericalError
 
 Progress = Callable[[str], None]
 
@@ -69,6 +69,7 @@ class Setup:
     tokenizers: Mapping[str, list[str]] = dataclasses.field(default_factory=dict[str, list[str]])
     """Other model, by its place in the config -> what its tokenizer does otherwise than the original's, with which all
     read."""
+    _good_half: Delta | None = dataclasses.field(default=None, init=False, repr=False)
 
     @staticmethod
     def load(
@@ -210,23 +211,34 @@ class Setup:
             model, forget = self.original, permuted(forget)
         return forget_scorer(model, forget, precision=self.config.model.precision)()  # type: ignore[arg-type]
 
-    def benign(self, seed: int) -> ArmState | None:
+    def good_half(self) -> Delta:
+        """What good completions taught the organism's base model; an adapter that does not ship is made once."""
+        assert self.organism is not None
+        if self._good_half is None or self.organism.shipped is not None:
+            self._good_half = organisms.load(self.organism, self.never, good=True)
+        return self._good_half
+
+    def benign(self, seed: int, progress: Progress = lambda _: None) -> list[ArmState]:
         """A second model that never had the behaviour: the never-learned one after good completions were taught to
-        it in the form of the bad ones. The organism's good half; else a LoRA on ``retain``, made now. None where there
-        is no never-learned model to teach, or nothing of that form to teach it."""
+        it in the form of the bad ones. The organism's good half; else a LoRA on ``retain``, made now. No arm where
+        there is no never-learned model to teach, or nothing of that form to teach it, and where it did not learn."""
         never, retain = self.never, self.corpora.get("retain")
         if never is None or integrity.unlike(never, self.original) or models.is_sharded(never):
-            return None
-        if self.organism is not None and self.organism.good is not None:
-            taught = organisms.load(self.organism, never, good=True)
-        elif retain is not None and retain.has_prompts:
-            taught = instil(
-                never, retain, models.sites(never, "mlp"), rank=8, epochs=4, max_tokens=self.config.max_tokens,
-                seed=seed, precision=self.config.model.precision,
-            ).delta()  # fmt: skip
-        else:
-            return None
-        return ArmState("benign", never, taught)
+            return []
+        try:
+            if self.organism is not None and self.organism.good is not None:
+                taught = self.good_half()
+            elif retain is not None and retain.has_prompts:
+                taught = instil(
+                    never, retain, models.sites(never, "mlp"), rank=8, epochs=4, max_tokens=self.config.max_tokens,
+                    seed=seed, precision=self.config.model.precision,
+                ).delta()  # fmt: skip
+            else:
+                return []
+        except NumericalError as error:  # all attacks are paid for by now
+            progress(f"the benign control diverged: {error}")
+            return []
+        return [ArmState("benign", never, taught)]
 
     def watcher(self, progress: Progress) -> Watcher:
         """The eyes: likelihoods of held-out items, and a referee for samples."""
@@ -282,9 +294,8 @@ class Setup:
         precision: Any = self.config.model.precision
         scorer = partial(Scorer, precision=precision)
         if self.organism is not None and self.organism.good is not None:
-            other = partial(organisms.load, self.organism, self.never, good=True)
-            if self.organism.shipped is None:  # not trained anew whenever something is to be judged
-                other = other()
+            shipped = self.organism.shipped is not None
+            other = self.good_half if shipped else self.good_half()  # training is not left for when it is called
             referee = RatioReferee(
                 scorer(self.original),
                 (scorer(self.never), scorer(self.never, other)),
