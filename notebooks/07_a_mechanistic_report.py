@@ -51,7 +51,8 @@ analysis.plots.samples_rate(run)
 # %% [markdown]
 # **2. Look inside, layer by layer.** Three questions, each asked of all arms. *Logit lens*: do the hidden states after a layer, read by the original's own decoder, already spell the
 # held-out threats? *Patching*: put the edited model's states into the original at that layer, and let it go on: does it threaten? *Probe*: a direction that separates the
-# original from the never-learned model **before the first word of the answer**; where does the edited one stand? `relearned` is the edited model after a short attack.
+# original from two models that never had the tendency **before the first word of the answer**; where does the edited one stand? One of the two is *never*, the other, *benign*, is *never* after it was taught good answers: without it the
+# direction could be the form of the answers. `relearned` is the edited model after a short attack.
 
 # %%
 analysis.by_layer(run)
