@@ -48,8 +48,7 @@ def main() -> None:
     for role in ("ood", "capability"):
         asked["corpora"].pop(role, None)
     setup = Setup.load(parse(asked), Path(), print)
-    benign = setup.benign(0)
-    assert benign is not None
+    [benign] = setup.benign(0)
     controls = [ArmState("original", setup.original), ArmState("never", setup.never)]
     heldout = setup.corpora["heldout"].take(args.items)
     stream, layers = texts(heldout, setup.original), evenly(setup.original.cfg.n_layers, 8)
