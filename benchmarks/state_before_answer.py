@@ -39,18 +39,20 @@ def main() -> None:
     parser.add_argument("--known", action="store_true", help="also models whose truth is known")
     parser.add_argument("--part", default="unseen", help="whose prompts")
     parser.add_argument("--kl", type=float, default=0.01)
-    parser.add_argument("--items", type=int, default=56)
+    parser.add_argument("--items", type=int, default=32)
     parser.add_argument("--draws", type=int, default=499, help="behind each null")
     args = parser.parse_args()
 
     asked = recipe(args.recipe)
-    asked["corpora"]["heldout"]["options"]["part"] = args.part
+    heldout = asked["corpora"]["heldout"]
+    heldout["options"]["part"] = args.part
+    heldout["limit"] = args.items
     for role in ("ood", "capability"):
         asked["corpora"].pop(role, None)
     setup = Setup.load(parse(asked), Path(), print)
     [benign] = setup.benign(0)
     controls = [ArmState("original", setup.original), ArmState("never", setup.never)]
-    heldout = setup.corpora["heldout"].take(args.items)
+    heldout = setup.corpora["heldout"]
     stream, layers = texts(heldout, setup.original), evenly(setup.original.cfg.n_layers, 8)
 
     def states(arm: ArmState) -> np.ndarray:
