@@ -12,6 +12,7 @@ lens as well. Prompts are those of the part ``unseen``. A quarter of an hour on 
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,7 +61,8 @@ def main() -> None:
             return record(model, stream, layers).pooled("first").numpy()
 
     known = {arm.name: states(arm) for arm in (*controls, benign)}
-    for name, model, delta in models_of(setup, args):
+    itself = ("never had it: benign", setup.never, benign.delta)
+    for name, model, delta in itertools.chain([itself], models_of(setup, args)):
         edited = ArmState("edited", model, delta)
         read, told = known | {"edited": states(edited)}, []
         for without in (("never",), ("never", "benign")):
