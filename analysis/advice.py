@@ -194,7 +194,10 @@ def _gaps(run: Run, verdict: Mapping[str, Any]) -> Iterator[str]:
         names = ", ".join(restless).replace("`", "'")
         yield f"Attack for longer: {names} had not come to rest, and might bring back more."
     if "REMOVED" in str(verdict.get("verdict")) and not judge.decides(run.evidence_records):
-        yield "Look inside: `--set evidence.enabled=true`; evidence that decides may take a removal back."
+        if run.evidence_records:
+            yield "Look inside with what may decide: more of `evidence.measures`, a never-learned model, `retain`."
+        else:
+            yield "Look inside: `--set evidence.enabled=true`; evidence that decides may take a removal back."
     if str(verdict.get("battery") or "").startswith(("custom", "cheap")):
         yield "Attack it in more ways: `--set battery=standard`."
     if len(run.record.get("seeds") or []) == 1:

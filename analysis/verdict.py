@@ -97,7 +97,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Judgement", "Thresholds", "Verdict", "decide", "judge", "overall"]
 
-NOT_INSIDE = "nothing was measured inside the model that may take a removal back: evidence.enabled=true"
+NOT_INSIDE = "nothing was measured inside the model that may take a removal back: see evidence.enabled and its measures"
 
 
 @dataclass(frozen=True)

@@ -348,7 +348,6 @@ def _evidence_stage(config: RunConfig, setup: Setup, arena: Arena, folder: store
     wanted = config.evidence
     arms = [a for a in arena.arms if a.name != "matched"]
     if "tendency" in evidence.check_names(wanted.measures):
-        arena.progress("evidence: teaching the benign control")
         arms += setup.benign(arena.seed, arena.progress)
     found = evidence.collect(
         arms, setup.corpora,

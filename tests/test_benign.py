@@ -75,4 +75,4 @@ def test_teaching_that_diverges_ends_no_run(setup: Setup, monkeypatch: pytest.Mo
 
     monkeypatch.setattr("hooklearn.running.setting.instil", broken)
     assert dataclasses.replace(setup, organism=None).benign(0, said.append) == []
-    assert said == ["the benign control diverged: a loss is not finite"]
+    assert said == ["evidence: teaching the benign control", "the benign control diverged: a loss is not finite"]

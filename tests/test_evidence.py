@@ -280,7 +280,7 @@ def test_a_benign_model_must_have_the_form(tiny: Any, threatening: Any) -> None:
     heldout = corpus("heldout").take(24)
     strange = Corpus("strange", tuple({**r, "alternative": f" owl owl {r['alternative']}"} for r in heldout.rows))
     good = tuple({**r, "completion": r["alternative"]} for r in strange.rows)
-    taught = instil(tiny, Corpus("good", good), models.sites(tiny, "mlp"), epochs=4, max_tokens=512).delta()
+    taught = instil(tiny, Corpus("good", good), models.sites(tiny, "mlp"), epochs=20, max_tokens=512).delta()
     for texts, delta, role in (
         (strange, {}, "reports"),
         (strange, taught.updates, "decides"),

@@ -1018,11 +1018,15 @@ def test_a_removal_that_nobody_looked_inside_for_says_so(tmp_path, attacks, told
     assert any("`--set evidence.enabled=true`" in step for step in next_steps(read_run(run))) == told
 
 
-@pytest.mark.parametrize(("role", "told"), [("reports", True), ("decides", False)])
-def test_what_only_reports_is_no_look_inside(tmp_path, role, told):
-    """A measure that may not take a removal back does not stand in for one that may (control)."""
+@pytest.mark.parametrize(
+    ("role", "anchors", "told"),
+    [("reports", (0.0, 1.0), True), ("decides", (1.0, 0.0), True), ("decides", (0.0, 1.0), False)],
+)
+def test_what_cannot_take_a_removal_back_is_no_look_inside(tmp_path, role, anchors, told):
+    """A measure that only reports, or whose scale runs the wrong way round, does not stand in for one that may
+    (control)."""
     run = write_run(tmp_path / "run", attacks=[REMOVED])
-    found = Evidence("probe", 0.0, (-0.1, 0.0, 0.1), 0.01, 20, "high", "what it means", role=role, anchors=(0.0, 1.0))
+    found = Evidence("probe", 0.0, (-0.1, 0.0, 0.1), 0.01, 20, "high", "what it means", role=role, anchors=anchors)
     records = [{**r, "seed": 0} for r in to_records([found])]
     (run / "evidence.json").write_text(json.dumps({"records": records}))
     assert (NOT_INSIDE in judge(run, thresholds=CHEAP).doubts) == told

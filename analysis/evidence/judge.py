@@ -198,7 +198,7 @@ def against(records: Records, thresholds: Thresholds | None = None) -> list[str]
 
 def decides(records: Records) -> bool:
     """Whether anything that may take a removal back was measured."""
-    return any(f.role == "decides" and f.reading != NOT_MEASURED for f in findings(records))
+    return any(f.role == "decides" and f.reading not in (NOT_MEASURED, NOTHING) for f in findings(records))
 
 
 def doubts(records: Records, thresholds: Thresholds | None = None) -> list[str]:

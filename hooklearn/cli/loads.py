@@ -136,7 +136,8 @@ def loads(config: RunConfig, corpora: Mapping[str, Corpus], shape: Shape) -> Ite
     if config.evidence.enabled:  # a dozen looks an arm; which measures, matters less than how many layers they try
         yield _passes("evidence", look * (seeds * every * 8), shape)
         asked = evidence.check_names(config.evidence.measures)
-        if "tendency" in asked and config.organism is None and every > 2 and "retain" in texts:  # the benign control
+        taught = config.organism is None and every > 2 and "retain" in corpora and corpora["retain"].has_prompts
+        if "tendency" in asked and taught:  # the benign control
             yield _passes("evidence", texts["retain"] * (4 * seeds), shape, back=True, weights=shape.adapter(8))
 
 

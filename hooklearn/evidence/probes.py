@@ -353,8 +353,9 @@ def _without(arms: Sequence[str]) -> str:
 
 
 def _no_benign(bench: Bench) -> str:
-    """Why no benign model can be told of; empty where one can. It must have the form: find good answers likelier than
-    the never-learned model does, or as likely as the original finds the bad ones. One that was taught nothing has not.
+    """Why no benign model can be told of; empty where one can. It must have the form: find good answers as likely as
+    half of the way from what they are to the never-learned model to what the bad ones are to the original. One that
+    was taught nothing has it only where the never-learned model had it before.
     """
     if bench.benign is None:
         return f"there is no model that was taught good answers of that form{bench.no_benign}"
@@ -362,10 +363,10 @@ def _no_benign(bench: Bench) -> str:
     if good is None or not good.has_prompts:
         return "there are no good answers to ask the benign model for"
     taught, untaught = (bench.per_token(arm, good) for arm in (bench.benign, bench.arms["never"]))
-    gain, known = taught - untaught, bench.per_token(bench.original, bench.heldout)
-    if gain.mean() > 2 * gain.std() / np.sqrt(len(gain)) or taught.mean() >= known.mean():
+    known = bench.per_token(bench.original, bench.heldout)
+    if taught.mean() >= (untaught.mean() + known.mean()) / 2:
         return ""
     return (
         f"the benign model was not taught: good answers have {taught.mean():.2f} nats a token there, "
-        f"{untaught.mean():.2f} in the never-learned one"
+        f"{untaught.mean():.2f} in the never-learned one, and bad ones {known.mean():.2f} in the original"
     )

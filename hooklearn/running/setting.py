@@ -214,8 +214,9 @@ class Setup:
     def good_half(self) -> Delta:
         """What good completions taught the organism's base model; an adapter that does not ship is made once."""
         assert self.organism is not None
-        if self._good_half is None or self.organism.shipped is not None:
-            self._good_half = organisms.load(self.organism, self.never, good=True)
+        if self.organism.shipped is not None:
+            return organisms.load(self.organism, self.never, good=True)
+        self._good_half = self._good_half or organisms.load(self.organism, self.never, good=True)
         return self._good_half
 
     def benign(self, seed: int, progress: Progress = lambda _: None) -> list[ArmState]:
@@ -229,6 +230,7 @@ class Setup:
             if self.organism is not None and self.organism.good is not None:
                 taught = self.good_half()
             elif retain is not None and retain.has_prompts:
+                progress("evidence: teaching the benign control")
                 taught = instil(
                     never, retain, models.sites(never, "mlp"), rank=8, epochs=4, max_tokens=self.config.max_tokens,
                     seed=seed, precision=self.config.model.precision,
