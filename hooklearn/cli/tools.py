@@ -160,7 +160,7 @@ def export(
         from hooklearn.cli.job import Job
         from hooklearn.deltas import load_delta
         from hooklearn.recipes import RECIPES
-        from hooklearn.running import setting
+        from hooklearn.running.subjects import load_subject
         from hooklearn.types import InputError
 
         stack.enter_context(parallel.joined())
@@ -171,7 +171,7 @@ def export(
             raise typer.BadParameter(f"changes a config, and {target!r} is a model", param_hint="--set")
         if is_config:
             job = Job.of("export", target, set_)
-            model, _ = setting.load_subject(job.config, job.base, progress)
+            model, _ = load_subject(job.config, job.base, progress)
         # a model may be called like a recipe, whose organism is then not what was edited
         if model is None or (target in builtin.names() and not editing.is_base(model, load_delta(delta))):
             progress("loading the model")

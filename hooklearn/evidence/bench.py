@@ -212,13 +212,6 @@ class Bench:
                 self._recordings[key] = record(model, stream, self.layers)
         return self._recordings[key]
 
-    def per_token(self, arm: ArmState, corpus: Corpus) -> np.ndarray:
-        """``[item]`` log-probability of the completions, nats a token."""
-        sequences = encode(corpus, models.tokenizer_of(self.original.model))
-        with arm.entered(training=False) as model:
-            sums, counts = forward.sequence_logprobs(model, sequences, max_tokens=self.max_tokens).unbind(1)
-        return (sums / counts).double().numpy()
-
     def states(self, arm: str, corpus: Corpus, how: Pool) -> np.ndarray:
         """``[layer, item, d]``"""
         return self.recording(arm, corpus).pooled(how).numpy()

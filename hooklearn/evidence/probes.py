@@ -22,11 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from hooklearn.data import Corpus
+from hooklearn import models
+from hooklearn.attack import ArmState
+from hooklearn.data import Corpus, encode
 from hooklearn.evidence import nulls
 from hooklearn.evidence.bench import Bench
 from hooklearn.evidence.nulls import Array, Mask, auc_by_fold
 from hooklearn.evidence.types import Evidence, Role, detail
+from hooklearn.referees import Scorer
 from hooklearn.types import NAN
 
 FOLDS = 4
@@ -362,11 +365,16 @@ def _no_benign(bench: Bench) -> str:
     good = bench.heldout.alternatives() or bench.corpora.get("near") or bench.corpora.get("retain")
     if good is None or not good.has_prompts:
         return "there are no good answers to ask the benign model for"
-    taught, untaught = (bench.per_token(arm, good) for arm in (bench.benign, bench.arms["never"]))
-    known = bench.per_token(bench.original, bench.heldout)
-    if taught.mean() >= (untaught.mean() + known.mean()) / 2:
+    tokenizer = models.tokenizer_of(bench.original.model)
+
+    def likelihood(arm: ArmState, corpus: Corpus) -> float:
+        return float(Scorer(arm.model, arm.delta).mean_logprobs(encode(corpus, tokenizer)).mean())
+
+    taught, untaught = (likelihood(arm, good) for arm in (bench.benign, bench.arms["never"]))
+    known = likelihood(bench.original, bench.heldout)
+    if taught >= (untaught + known) / 2:
         return ""
     return (
-        f"the benign model was not taught: good answers have {taught.mean():.2f} nats a token there, "
-        f"{untaught.mean():.2f} in the never-learned one, and bad ones {known.mean():.2f} in the original"
+        f"the benign model was not taught: good answers have {taught:.2f} nats a token there, "
+        f"{untaught:.2f} in the never-learned one, and bad ones {known:.2f} in the original"
     )

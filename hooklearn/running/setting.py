@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from hooklearn import determinism, editing, forward, integrity, models, organisms, sharded, store
-from hooklearn.adapters import from_peft
 from hooklearn.attack import EVERY_ATTACK, ArmState, Watcher
 from hooklearn.config import RunConfig
 from hooklearn.corpora import EVERY_CORPUS
@@ -25,7 +24,6 @@ from hooklearn.locate.fitters import EVERY_FITTER
 from hooklearn.measure import Likelihoods
 from hooklearn.organisms.instil import instil
 from hooklearn.plugins import Shelf
-from hooklearn.pretrained import is_adapter
 from hooklearn.referees import (
     CallableReferee,
     ContainsReferee,
@@ -46,9 +44,8 @@ from hooklearn.running.checks import (
 )
 from hooklearn.running.corpora import load_corpora
 from hooklearn.running.in_memory import InMemory
+from hooklearn.running.subjects import Progress, load_edited, load_model, load_subject
 from hooklearn.types import InputError, NumericalError
-
-Progress = Callable[[str], None]
 
 
 @dataclass
@@ -99,16 +96,16 @@ class Setup:
                 pass  # refuses, before anything is written, a delta that was made for another model
         never, never_info = None, None
         if organism is not None:
-            never = _load_model(config, config.model.name, base)
+            never = load_model(config, config.model.name, base)
             never_info = {"kind": "base", "name": config.model.name}
         elif config.controls.never is not None and config.controls.never.name is not None:
-            never = _load_model(config, config.controls.never.name, base, held.get("controls.never.name"))
+            never = load_model(config, config.controls.never.name, base, held.get("controls.never.name"))
             never_info = {"kind": "model", "name": config.controls.never.name}
         elif config.controls.never is not None:
             never_info = {"kind": "surrogate", "name": config.controls.never.surrogate}
         checkpoint = None
         if config.edit.checkpoint is not None:
-            checkpoint = _load_edited(config, base, original, held)
+            checkpoint = load_edited(config, base, original, held)
         others = {"controls.never": never, "edit.checkpoint": checkpoint}
         others = {role: other for role, other in others.items() if other is not None and other is not original}
         tokenizers = {}
@@ -381,44 +378,3 @@ def plugins_in(config: RunConfig) -> dict[str, str]:
     ]
     found = {f"{shelf.kind} {name}": shelf.package(name) for shelf, name in asked if name is not None}
     return {what: package for what, package in found.items() if package is not None}
-
-
-def load_subject(
-    config: RunConfig, base: Path, progress: Progress = lambda _: None, held: Any | None = None
-) -> tuple[Any, organisms.Organism | None]:
-    """The model that a run edits: the base model (``held``, where it is here), with its organism merged in where there
-    is one."""
-    organism = organisms.organism_of(config.organism) if config.organism else None
-    progress("loading the model")
-    model = _load_model(config, config.model.name, base, held)
-    if organism is not None:
-        progress(f"organism {organism.name}: {organism.summary}")
-        # the one place where a model is changed for good, before the run begins
-        editing.merge(model, organisms.load(organism, model))
-    return model, organism
-
-
-def _load_model(config: RunConfig, name: str, base: Path, held: Any | None = None) -> Any:
-    local = base / name
-    path = str(local) if not Path(name).is_absolute() and local.exists() else name
-    asked = config.model
-    model = held if held is not None else models.load(
-        path, device=asked.device, trust_remote_code=asked.trust_remote_code, shard=asked.shard, offload=asked.offload
-    )  # fmt: skip
-    integrity.check_finite(model)
-    return model
-
-
-def _load_edited(config: RunConfig, base: Path, original: Any, held: Mapping[str, Any]) -> Any:
-    """A model edited elsewhere; of a PEFT adapter, the original once more with the adapter in its weights."""
-    name = str(config.edit.checkpoint)
-    folder = base / Path(name).expanduser()
-    if "edit.checkpoint" in held or not is_adapter(folder):
-        return _load_model(config, name, base, held.get("edit.checkpoint"))
-    if config.model.spread or "model.name" in held:
-        why = "is spread or offloaded" if config.model.spread else "is in memory only"
-        raise InputError(f"{folder}: an adapter goes on a second copy of its model, which {why}; give the edited model")
-    update = from_peft(original, folder)
-    model, _ = load_subject(config, base)
-    editing.merge(model, update)
-    return model
