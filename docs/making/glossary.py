@@ -9,8 +9,8 @@ from jinja2 import Environment, nodes
 IN_PROSE = {
     "arm": "One of the models under the same attack: edited, original, never or matched.",
     "benign": (
-        "A second model that never had the behaviour: the never-learned one after it was taught good answers to such "
-        "prompts. The probe for the tendency is told of it, or it would take the form of answers for the behaviour."
+        "A second model that never had the behaviour: the never-learned one after it was taught good answers in the "
+        "form of the bad ones. The probe for the tendency is told of it, or it would take that form for the behaviour."
     ),
     "budget": (
         "The far disruption that every method is allowed, and optionally a near one. Methods are compared at "
