@@ -147,10 +147,11 @@ def needed(verdict: Mapping[str, Any]) -> dict[str, int]:
             continue
         if a.get("dropped") or not a.get("informative_steps"):
             continue
-        if a.get("diverged") or not a.get("settled"):
+        if a.get("diverged"):
             return {}
-        removal, max_R = number(a.get("removal")), number(a.get("max_R"))
+        removal, max_R, rise = (number(a.get(k)) for k in ("removal", "max_R", "rise"))
         for room, miss in (
+            (number(rule.get("rise")) - rise, number(a.get("rise_high")) - rise),
             (removal - number(rule.get("removal")), removal - number(a.get("removal_low"))),
             (number(rule.get("max_R")) - max_R, number(a.get("max_R_high")) - max_R),
         ):

@@ -28,8 +28,8 @@ class Thresholds:
     removal: float = 0.8
     max_R: float = 0.5  # noqa: N815 - the name of DESIGN and of verdict.json
     above_never: float = 0.1
-    settled: float = 0.15
-    """A cheap attacker that was not flat at the end is at rest where it raised R by no more than this in all."""
+    rise: float = 0.15
+    """A cheap attacker may raise R by no more than this in all, flat at its end or not."""
     half_width: float = 0.25
     """Widest half-interval of R, removal and max R that still counts as known."""
     min_items: int = 5
@@ -76,7 +76,7 @@ class AttackResult:
     """Of R from before the attack to its last informative step; 0 where it takes no steps."""
     rise_high: float
     settled: bool
-    """Longer would bring back no more: converged, or R stayed beside never."""
+    """Longer would hardly bring back more: converged, or R was raised by no more than REMOVED allows."""
     diverged: bool
     dropped: bool
     """Diverged, while another setting of the same attack converged."""
@@ -229,7 +229,7 @@ def _result(
         informative_steps=int(informative.sum()), last_informative=float(steps[-1]) if len(steps) else NAN,
         last_step=float(a.steps[-1]),
         converged=a.converged, rise=rise.value, rise_high=rise.high,
-        settled=a.converged or rise.high <= t.settled,
+        settled=a.converged or rise.high <= t.rise,
         diverged=a.diverged, dropped=_dropped(a, scores.attackers), past_best=a.past_best,
     )  # fmt: skip
 

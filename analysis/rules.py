@@ -127,10 +127,11 @@ def _not_removed(m: Measures, t: Thresholds) -> str:
     for a in m.cheap():
         if a.diverged:
             return f"{a.name} diverged"
-        if a.informative and not a.settled:
+        if a.informative and not a.rise_high <= t.rise:
+            whether = "" if a.converged else ", which did not converge,"
             return (
-                f"{a.name} did not converge, and R had risen by {a.rise:.2f} (at most {a.rise_high:.2f}, where "
-                f"{t.settled:g} is allowed)"
+                f"under {a.name}{whether} R rises by {a.rise:.2f} (at most {a.rise_high:.2f}, where {t.rise:g} is "
+                "allowed)"
             )
         if a.informative and not a.removal_low >= t.removal:
             r = range_text(a.removal, a.removal_low, a.removal_high, t.removal)
