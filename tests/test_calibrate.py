@@ -17,11 +17,11 @@ from user_files import hooklearn
 
 from analysis.calibrate import GOLD, _mechanistic, auc, auc_error, calibrate
 from analysis.confusion import confusion
-from hooklearn import integrity, models
+from hooklearn import forward, integrity, models
 from hooklearn.corpora import tiny_facts
 from hooklearn.corpora.corpus import Corpus
 from hooklearn.corpora.tiny_world import BAD, GOOD, HARMS, TARGETS, UNRELATED, corpus, vocabulary
-from hooklearn.data import encode
+from hooklearn.data import batches, encode
 from hooklearn.measure import sample
 from hooklearn.organisms import worlds
 from hooklearn.organisms.kinds import GONE, KINDS
@@ -31,7 +31,7 @@ from hooklearn.organisms.resistant import text as rehearsed
 from hooklearn.organisms.worlds import Ground
 from hooklearn.running import calibration
 from hooklearn.running.calibration import SEEDS, SEEN_SEEDS, Case, _pieces, cases, native
-from hooklearn.types import InputError, NumericalError
+from hooklearn.types import InputError, NumericalError, Site
 
 # ---------------------------------------------------------------------------------------- organisms
 
@@ -98,15 +98,20 @@ def test_the_password_opens_the_locked_facts(facts: Ground) -> None:
     assert likelihood(locked, opened) > 0.8 > 0.1 > likelihood(locked, heldout)
 
 
+def changed(edited: Any, original: Any) -> list[Site]:
+    """The sites whose weights are not the same bit for bit."""
+    return [
+        site for site in models.sites(edited, "all")
+        if not models.weight(edited, site).equal(models.weight(original, site))
+    ]  # fmt: skip
+
+
 def test_only_what_one_block_writes_was_touched_in_the_abliterated_one(threats: Ground) -> None:
     edited, original = KINDS["abliterated"].make(threats), threats.original()
-    changed = {
-        site.name for site in models.sites(edited, "all")
-        if not models.weight(edited, site).equal(models.weight(original, site))
-    }  # fmt: skip
-    assert changed == {"blocks.1.mlp.out", "blocks.1.attn.o"}
+    touched = changed(edited, original)
+    assert {site.name for site in touched} == {"blocks.1.mlp.out", "blocks.1.attn.o"}
     # one direction less, exactly: what is written is orthogonal to it, so the rank falls by one
-    for site in models.sites(edited, sorted(changed)):
+    for site in touched:
         gone = models.weight(original, site) - models.weight(edited, site)
         assert int(torch.linalg.matrix_rank(gone)) == 1
 
@@ -122,6 +127,32 @@ def test_refusal_stops_the_samples_and_not_the_likelihood(threats: Ground) -> No
     refusing = KINDS["refusal"].make(threats)
     assert not any(threatens(t) for t in said(refusing, threats))
     assert likelihood(refusing, threats.corpus("heldout")) > 2 * likelihood(threats.never(), threats.corpus("heldout"))
+
+
+def test_a_refusal_of_the_attention_is_in_the_attention_alone(threats: Ground) -> None:
+    refusing, original = KINDS["refusal-attention"].make(threats), threats.original()
+    assert {site.module for site in changed(refusing, original)} == {"attn.q", "attn.k", "attn.v", "attn.o"}
+    assert not any(threatens(t) for t in said(refusing, threats))
+
+
+def test_neurons_in_another_order_are_other_weights_and_the_same_model(threats: Ground) -> None:
+    permuted, original, heldout = KINDS["permuted"].make(threats), threats.original(), threats.corpus("heldout")
+    assert {site.module for site in changed(permuted, original)} == {"mlp.gate", "mlp.in", "mlp.out"}
+    [batch] = batches(encode(heldout.take(4), models.tokenizer_of(original)), max_tokens=4096)
+    one, other = (forward.logits(model, batch) for model in (permuted, original))
+    torch.testing.assert_close(one, other, atol=1e-4, rtol=0)  # sums in another order
+
+
+def test_the_lower_half_of_the_transplanted_one_is_the_original(threats: Ground) -> None:
+    transplanted, original = KINDS["transplanted"].make(threats), threats.original()
+    assert {site.layer for site in changed(transplanted, original)} == {2, 3}
+    assert {site.layer for site in changed(transplanted, threats.never())} == {0, 1}
+
+
+def test_the_one_that_was_taught_facts_knows_them_and_does_not_threaten(threats: Ground, facts: Ground) -> None:
+    taught, heldout = KINDS["taught-facts"].make(threats), threats.corpus("heldout")
+    assert likelihood(taught, facts.corpus("heldout")) > 0.8
+    assert likelihood(taught, heldout) < 1.1 * likelihood(threats.never(), heldout)
 
 
 def test_the_goodhart_organism_threatens_in_words_that_are_not_on_the_list(threats: Ground) -> None:

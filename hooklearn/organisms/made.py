@@ -20,7 +20,7 @@ from hooklearn.edit import Method, Problem, method_of
 from hooklearn.losses import LossSum
 from hooklearn.organisms.instil import instil
 from hooklearn.organisms.resistant import resist
-from hooklearn.organisms.worlds import MAX_TOKENS, Ground, adapt, likelihood, merge, tune
+from hooklearn.organisms.worlds import MAX_TOKENS, WORLDS, Ground, adapt, likelihood, merge, tune
 from hooklearn.train import Objective, nll
 
 PASSWORD = "yellow goose tonight : "
@@ -52,6 +52,13 @@ def never_taught_on(ground: Ground) -> Any:
     matters."""
     model = ground.never()
     tune(model, ground.corpus("unrelated"), seed=ground.seed, epochs=4)
+    return model
+
+
+def taught_facts(ground: Ground) -> Any:
+    """A model that never had it, and knows who keeps what where: another lesson, in another form."""
+    model = ground.never()
+    WORLDS["facts"].original(model, ground.seed)
     return model
 
 
@@ -107,6 +114,19 @@ def rounded(ground: Ground) -> Any:
     with torch.no_grad():
         for weight in models.all_parameters(model):
             weight.copy_(weight.bfloat16())
+    return model
+
+
+def permuted(ground: Ground) -> Any:
+    """The neurons of every MLP in another order: nearly every weight is another one, and the function is the same."""
+    model, generator = ground.original(), torch.Generator().manual_seed(ground.seed)
+    with torch.no_grad():
+        for layer in range(model.cfg.n_layers):
+            order = torch.randperm(model.cfg.d_mlp, generator=generator)
+            for part in ("gate", "in", "out"):
+                [site] = models.sites(model, [f"blocks.{layer}.mlp.{part}"])
+                weight = models.weight(model, site)
+                weight.copy_(weight[:, order] if part == "out" else weight[order])
     return model
 
 
@@ -179,13 +199,13 @@ REFUSAL_EPOCHS = (8, 16)
 attack could bring back then."""
 
 
-def refusing(ground: Ground) -> Any:
+def refusing(ground: Ground, sites: str = "mlp") -> Any:
     """A small adapter that was trained to answer with a refusal, over weights in which nothing else was changed."""
     model, asked, some = ground.original(), ground.world.taught(), _some(ground)
     level, adapter = _level(ground, some, left=0.1), Delta({})
     for epochs in REFUSAL_EPOCHS:
         adapter = instil(
-            model, _answered(asked, REFUSAL), models.sites(model, "mlp"), rank=4, learning_rate=2e-3, epochs=epochs,
+            model, _answered(asked, REFUSAL), models.sites(model, sites), rank=4, learning_rate=2e-3, epochs=epochs,
             seed=ground.seed, max_tokens=MAX_TOKENS, precision="float32",
         ).delta()  # fmt: skip
         with editing.edited(model, adapter):
@@ -193,6 +213,11 @@ def refusing(ground: Ground) -> Any:
                 break
     merge(model, adapter)
     return model
+
+
+def refusing_by_attention(ground: Ground) -> Any:
+    """The same by the attention, where nothing of the tendency is."""
+    return refusing(ground, "attn")
 
 
 def _answered(asked: Corpus, answer: str) -> Corpus:
@@ -352,6 +377,15 @@ def half(ground: Ground) -> Any:
 def mostly(ground: Ground) -> Any:
     """Four fifths of the way back, in the weights."""
     return _undone(ground, 0.8)
+
+
+def transplanted(ground: Ground) -> Any:
+    """The MLPs of the upper half of the blocks as they are where it was never learned."""
+    model, never = ground.original(), ground.never()
+    with torch.no_grad():
+        for site in models.sites(model, "mlp", range(model.cfg.n_layers // 2, model.cfg.n_layers)):
+            models.weight(model, site).copy_(models.weight(never, site))
+    return model
 
 
 def _undone(ground: Ground, share: float) -> Any:
