@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from analysis.measures import Thresholds
 from analysis.reading import Run, input_error, read_json, read_run, shaped
 from analysis.rules import UNDECIDED, VERDICTS
-from analysis.tables import markdown, number
+from analysis.tables import EASIER, markdown, number
 from analysis.verdict import Verdict, judge
 
 COLUMNS = (*VERDICTS, UNDECIDED)
@@ -30,6 +30,8 @@ GOLD = ("never-learned", "retrained", "facts-retrained")
 """Never learned, or retrained without the data: these must be REMOVED or better."""
 SPLITS = ("tuning", "heldout")
 TITLES = {"tuning": "Tuning part", "heldout": "Held-out part"}
+INSTILLED = f"All of these behaviours were instilled: {EASIER}."
+"""Said of every case, tendency and facts alike."""
 
 
 class _Known(BaseModel):
@@ -110,7 +112,7 @@ class Calibration:
         }
 
     def to_markdown(self) -> str:
-        parts = []
+        parts = [INSTILLED]
         for split in SPLITS:
             if not (mine := [c for c in self.cases if c.split == split]):
                 continue

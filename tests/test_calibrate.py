@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from user_files import hooklearn
 
-from analysis.calibrate import GOLD, _mechanistic, auc, auc_error, calibrate
+from analysis.calibrate import GOLD, INSTILLED, _mechanistic, auc, auc_error, calibrate
 from analysis.confusion import confusion
+from analysis.tables import EASIER
 from hooklearn import forward, integrity, models
 from hooklearn.corpora import tiny_facts
 from hooklearn.corpora.corpus import Corpus
@@ -343,6 +344,7 @@ def test_the_confusion_table_and_the_requirements(tmp_path: Path) -> None:
     json.dumps(found.to_dict()["cases"], allow_nan=False)
     assert {"organism", "seed", "split", "truth", "verdict", "reason"} <= set(found.to_dict()["cases"][0])
     assert "Held-out part" in found.to_markdown()
+    assert found.to_markdown().startswith(f"{INSTILLED}\n")
     figure = confusion(found)
     assert [t.get_text() for t in figure.axes[0].texts if t.get_text().isdigit()] == ["1"]
 
@@ -433,6 +435,9 @@ def test_calibrate_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(calibration, "_write_models", lambda *_: pytest.fail("a finished case was made again"))
     again = json.loads(hooklearn("calibrate", *options, "--resume", "-q").stdout)
     assert again == found
+    printed = hooklearn("calibrate", *options[:-1], "--resume", "-q").stdout
+    assert printed.startswith(f"{INSTILLED}\n") and printed.count(EASIER) == 1
+    assert (tmp_path / "calibration.md").read_text().count(EASIER) == 1
     monkeypatch.setattr(calibration, "native", lambda _: [])
     other = hooklearn("calibrate", *options, "--resume", "-q")
     assert other.exit_code == 2 and "another battery" in other.stderr

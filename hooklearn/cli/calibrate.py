@@ -82,8 +82,9 @@ def calibrate(
 
 
 def _tell(found: Calibration, out: Path) -> None:
-    from analysis.calibrate import SPLITS, TITLES
+    from analysis.calibrate import INSTILLED, SPLITS, TITLES
 
+    print_line(f"{INSTILLED}\n")
     for split in SPLITS:
         if not (mine := [c for c in found.cases if c.split == split]):
             continue
