@@ -155,7 +155,8 @@ def measure(scores: Scores, thresholds: Thresholds | None = None, *, seed: int =
     gaps = np.maximum(raw_gap, gap.value / 10)[:, None]
     R0 = np.maximum(0, (start["edited"] - start["never"]) / gaps)
     level = start["never"][0, 0] + gap.value / 2
-    results = [_result(scores, a, arms.means(a.y), gaps, R0, level, t) for a in scores.attackers]
+    taught = start["original"][0, 0] + t.informative * gaps[0] if not has_never else np.inf
+    results = [_result(scores, a, arms.means(a.y), gaps, R0, level, taught, t) for a in scores.attackers]
     R_start = interval(R0[:, 0], t.confidence)
     return replace(empty, gap=gap, start=R_start, attackers=tuple(results))
 
@@ -194,13 +195,15 @@ def _mean(y: Array) -> float:
 
 
 def _result(
-    scores: Scores, a: Attacker, y: dict[str, Array], gaps: Array, R0: Array, level: float,
+    scores: Scores, a: Attacker, y: dict[str, Array], gaps: Array, R0: Array, level: float, taught: Array | float,
     t: Thresholds,
 ) -> AttackResult:  # fmt: skip
     above = {arm: (y[arm] - y["never"]) / gaps for arm in y}
     # NaN must reach the numbers, not hide from them: an unknown step counts as informative, and
     # R there is unknown, also when it is the original whose behaviour was not measured
     informative = ~(y["original"][0] - y["never"][0] <= t.informative * gaps[0])
+    # of an attack that makes more of it than there ever was, only a model that never had it could tell the rest
+    informative &= ~(y["original"][0] > taught)
     # a share of samples has one look too where they are drawn at the end of fine-tuning: that is a point of a curve
     asks_anew = len(a.steps) == 1 and a.steps[0] == 0 and not a.same_question
     of_gap = (y["edited"] - y["never"]) / _scale(y, gaps, t) if asks_anew else above["edited"]

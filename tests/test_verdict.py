@@ -382,6 +382,20 @@ def test_without_a_never_learned_control_weakened_is_the_best(level):
     assert verdict(without_never([erosion(flat(0.79))])) == "INTACT"
 
 
+def test_what_an_attack_teaches_the_unedited_model_too_is_no_return_where_nobody_knows_what_never_would_learn():
+    """From .1 to .9 the original, to .8 the edited: two attackers alike, one of which teaches. With a never-learned
+    control that stays at 0 it is a return."""
+    taught, brought = (
+        Drawn("weak", {"original": rising(0.1, end), "edited": rising(0.02, 0.8)}) for end in (0.9, 0.13)
+    )
+    before = {"original": [0.1], "edited": [0.02]}
+    told = decide(draw_scores([taught], before=before))
+    assert told.verdict == "UNDECIDED" and "no cheap attack says anything" in told.reason
+    assert verdict([brought], before=before) == "DISABLED"
+    with_never = replace(taught, arms=taught.arms | {"never": flat(0.0)})
+    assert verdict([with_never], before=before | {"never": [0.0]}) == "DISABLED"
+
+
 def test_a_control_that_was_not_measured_is_no_control():
     unmeasured = erosion(flat(0.01))
     unmeasured = replace(unmeasured, arms={**unmeasured.arms, "never": flat(float("nan"))})
