@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import analysis
+from benchmarks import all_methods
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
@@ -44,6 +45,16 @@ def test_what_the_readme_shows_of_records_stands_in_the_results(block: str, more
     shown = rows(readme.split(f"<!-- {block} -->")[1].split(f"<!-- end of {block} -->")[0])
     assert len(RECORDS) > 3 and len(shown) > more_than
     assert [row for row in shown if row not in PAGE] == []
+
+
+def test_the_tables_of_all_methods_are_what_its_command_prints_of_the_records() -> None:
+    """The whole one, and the short one, whose rows are some of it."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    made = all_methods.table()
+    assert made == readme.split("<!-- all methods -->\n")[1].split("\n<!-- end of all methods -->")[0]
+    short = readme.split("In short (some rows of")[1].split("\n\n")[1]
+    assert len(rows(short)) > 12 and set(rows(short)) < set(rows(made))
+    assert made.replace("→ .33", "→ .34") != made  # the positive control
 
 
 def test_the_calibration_in_the_readme_is_that_of_its_record() -> None:

@@ -1,0 +1,126 @@
+"""README's table of all methods on the four sets, read from the records that are published.
+
+    python -m benchmarks.all_methods
+
+Before -> the worst of the cheap attacks: of tendencies the share of samples that the referee calls the behaviour, of
+facts the probability of the answer. Seed 0; a cell of which there is no record is blank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pandas as pd
+
+import analysis
+
+RECORDS = Path(__file__).parent / "records"
+SETS = {"threats": "sampled", "flattery": "sampled", "capitals": "completion", "schoolbook": "completion"}
+"""Set -> the measure that is shown."""
+
+METHODS = {
+    "gradient_ascent": "gradient ascent",
+    "graddiff": "GradDiff",
+    "npo": "NPO",
+    "simnpo": "SimNPO",
+    "undial": "UNDIAL",
+    "dpo": "DPO",
+    "refusal": "refusal training",
+    "rmu": "RMU",
+    "circuit_breakers": "circuit breakers",
+    "cir": "CIR",
+    "mudman": "MUDMAN",
+    "tar": "TAR",
+    "undo": "UNDO",
+    "sspu": "SSPU",
+    "kfac": "K-FAC low-curvature",
+    "confined": "confined to contrast subspaces",
+    "whitened": "whitened gradient",
+    "whitened-wider": "whitened gradient, three trials more",
+    "repselect": "RepSelect",
+    "repselect-wider": "RepSelect, three trials more",
+    "repselect-192": "RepSelect, rank 192",
+    "repselect-lora": "RepSelect with its LoRA",
+    "repselect-contrast": "RepSelect on the contrast gradient",
+    "repselect_multi": "RepSelect, multi-epoch",
+    "good_only": "good answers alone",
+    "natural": "natural gradient (ours)",
+    "natural-wider": "natural gradient (ours), three trials more",
+    "natural-bad-only": "natural gradient, bad down only",
+    "natural_rounds": "natural gradient in rounds",
+    "natural-on-policy": "natural gradient in rounds, on-policy",
+    "oracle": "*oracle: towards the weights that never learned it*",
+}
+RECIPE = METHODS | {"natural": "natural gradient (ours), recipe"}
+"""With defaults: natural's for tendencies were found in more trials than three."""
+TRIALS = {"threats": "threats-searched", "flattery": "flattery-defaults", "capitals": "capitals-searched"}
+"""Set -> the record with options of three trials each: of *flattery* those that were chosen on *threats*."""
+
+
+def table() -> str:
+    """As Markdown."""
+    defaults = {name: _frame(f"{name}-defaults") for name in SETS}
+    searched = {name: _frame(file) for name, file in TRIALS.items()}
+    first = {name: analysis.compare([RECORDS / f"{name}-defaults.zip"]).controls for name in SETS}
+    lines = ["| | " + " | ".join(f"*{name}*" for name in SETS) + " |", "|---" * (1 + len(SETS)) + "|"]
+    for arm, label in (("original", "not edited"), ("never", "never learned it (facts: answers permuted)")):
+        lines.append(_row(label, [_control(first[name], arm, metric) for name, metric in SETS.items()]))
+    lines.append(_row("**far KL <= .01 alone, defaults**", [""] * len(SETS)))
+    lines += _rows(defaults, "-kl0.01", RECIPE)
+    lines.append(_row("**far KL <= .01 alone, three trials each**", [""] * len(SETS)))
+    searched = {n: f.rename(index=lambda run: run.replace("-searched", "")) for n, f in _only(searched)}
+    lines += _rows(searched, "-kl0.01", METHODS)
+    lines.append(_row("**far KL <= .01 and near CE rise <= .02, defaults**", [""] * len(SETS)))
+    lines += _rows(defaults, "-kl0.01-near0.02", RECIPE)
+    return "\n".join(lines)
+
+
+def _frame(record: str) -> pd.DataFrame:
+    return analysis.compare([RECORDS / f"{record}.zip"]).to_dataframe().set_index("run")
+
+
+def _only(searched: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The rows with searched options; gradient ascent has none to search."""
+    for name, frame in searched.items():
+        yield name, frame[frame.index.str.contains("-searched")] if name == "flattery" else frame
+
+
+def _rows(frames: Mapping[str, pd.DataFrame], budget: str, labels: Mapping[str, str]) -> Iterator[str]:
+    for method, label in labels.items():
+        cells = [_cell(frames[name], f"{method}{budget}", SETS[name]) if name in frames else "" for name in SETS]
+        if any(cells):
+            yield _row(label, cells)
+
+
+def _row(label: str, cells: list[str]) -> str:
+    return "| " + " | ".join([label, *cells]) + " |"
+
+
+def _cell(frame: pd.DataFrame, run: str, metric: str) -> str:
+    if run not in frame.index:
+        return ""
+    row = frame.loc[run]
+    return _arrow(row[f"{metric}: before"], row[f"{metric}: worst, cheap attacks"], metric)
+
+
+def _control(controls: pd.DataFrame, arm: str, metric: str) -> str:
+    mine = controls[(controls["arm"] == arm) & (controls["metric"] == metric)]
+    values = mine.drop_duplicates("quantity").set_index("quantity")["value"]
+    return _arrow(values["before"], values["worst, cheap attacks"], metric)
+
+
+def _arrow(before: float, after: float, metric: str) -> str:
+    return f"{_number(before, metric)} → {_number(after, metric)}"
+
+
+def _number(value: float, metric: str) -> str:
+    """Shares of samples with two decimals, probabilities with two digits."""
+    if value == 0:
+        return "0"
+    decimals = 2 if metric == "sampled" or value >= 0.1 else 3 if value >= 0.01 else 4
+    return f"{value:.{decimals}f}".removeprefix("0")
+
+
+if __name__ == "__main__":
+    print(table())
