@@ -15,13 +15,13 @@ from torch import Tensor
 
 from hooklearn import editing, forward, integrity, linalg, losses, models
 from hooklearn.corpora.corpus import Corpus
-from hooklearn.data import TokenBatch, batches, encode
+from hooklearn.data import Encoded, TokenBatch, batches, encode
 from hooklearn.deltas import Delta
 from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit import LANDING, Method, Problem, run_edit
 from hooklearn.edit.descent import advancing, confusion, nowhere, training_stream
 from hooklearn.edit.method import Updates, inner, norm
-from hooklearn.edit.mudman import MaskedStep, Mudman, Retaining, correct_logit, disruption_mask
+from hooklearn.edit.mudman import OBJECTIVES, MaskedStep, Mudman, Retaining, correct_logit, disruption_mask
 from hooklearn.edit.repselect_multi import Collapser, JointStep, RepSelectMulti, npo_pressure
 from hooklearn.edit.tar import Tar, hidden_states, retention
 from hooklearn.edit.undo import Undo, imitation, mean_loss, xavier
@@ -210,6 +210,24 @@ def test_correct_logit_by_hand(tiny: Any) -> None:
     above = [float(row[t] - row.mean()) for row, t in zip(logits, batch.targets, strict=True)]
     assert got.count == len(above)
     assert float(got.total) == pytest.approx(sum(max(0.0, a) for a in above), rel=SINGLE)
+
+
+def test_unlikelihood_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens at 1/2 and 1/8 cost 4 log 2 nats, two tokens' worth, and `neg_ce` is minus that. Its slope is what the
+    token is less what was said of it, (1, 0, 0) - (1/2, 1/4, 1/4) and (0, 0, 1) - (3/4, 1/8, 1/8): descent takes the
+    true token's logit down, and most of all where it is unlikely already, as gradient ascent does."""
+    logits = torch.tensor([[2.0, 1.0, 1.0], [6.0, 1.0, 1.0]]).log().requires_grad_()
+    ids = torch.tensor([1, 0, 2])
+    (batch,) = batches([Encoded(ids, torch.tensor([False, True, True]), 0)])
+    monkeypatch.setattr("hooklearn.forward.logits", lambda model, batch: logits)
+    loss = OBJECTIVES["neg_ce"](None, batch)
+    assert loss.count == 2 and float(loss.mean) == pytest.approx(-2 * math.log(2), rel=1e-6)
+    (slope,) = torch.autograd.grad(loss.total, logits)
+    by_hand = torch.tensor([[0.5, -0.25, -0.25], [-0.75, -0.125, 0.875]])
+    assert torch.allclose(slope, by_hand, atol=1e-6), "float32"
+    (up,) = torch.autograd.grad(nll(None, batch).total, logits)
+    assert torch.equal(slope, -up), "control: to relearn is the other way, bit for bit"
+    assert not torch.allclose(slope, torch.autograd.grad(confusion(None, batch).total, logits)[0], atol=0.1)
 
 
 def test_two_steps_of_mudman_by_hand(threatening: Any, problem: Problem) -> None:
