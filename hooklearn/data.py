@@ -200,6 +200,8 @@ def mark_of(tokenizer: Any) -> list[int]:
 
 def scored_tokens(texts: Sequence[tuple[str, str]], tokenizer: Any) -> list[list[int]]:
     """Tokens of the second of each two, which goes on from the first: behind a :func:`mark_of`, where there is one."""
+    if not texts:  # an empty list is an error to tokenizers
+        return []
     alone = tokenizer([text for _, text in texts], add_special_tokens=False)["input_ids"]
     if not (mark := mark_of(tokenizer)):
         return alone

@@ -24,7 +24,7 @@ from test_models import tiny_tokenizer as native_tokenizer
 from analysis.recovery import half_recovery
 from hooklearn import editing, forward, integrity, models, train
 from hooklearn.attack import ATTACKS, Arena, ArmState, Attack, Watcher, attack_of
-from hooklearn.attack.ablate_direction import AblateDirection
+from hooklearn.attack.ablate_direction import AblateDirection, _longer, _prompt
 from hooklearn.attack.erosion import Erode, EroseStyle, RetainOnly
 from hooklearn.attack.few_samples import GoodDemos, WeakSamples, chosen
 from hooklearn.attack.logit_lens import LogitLens
@@ -558,6 +558,62 @@ def test_what_acts_on_answers_is_read_at_answers(arena: Arena) -> None:
     assert before < 0.2 * original
     assert track(answers, "edited")[0] > 0.8 * original > 2 * track(prompts, "edited")[0]
     assert track(answers, "never")[0] < 0.2 * original
+
+
+def greedy(model: Any, ids: list[int], count: int) -> list[int]:
+    """The likeliest token again and again, each after a whole pass; without the one that ends a text."""
+    said, end = list[int](), models.tokenizer_of(model).eos_token_id
+    with torch.no_grad():
+        while len(said) < count and (likeliest := int(model(torch.tensor([[*ids, *said]]))[0, -1].argmax())) != end:
+            said.append(likeliest)
+    return said
+
+
+@pytest.mark.parametrize("count", [3, 16])
+def test_answers_are_the_edited_models_own_token_by_token(arena: Arena, count: int) -> None:
+    """What is read behind a prompt is what that arm's likeliest tokens are, as many as are asked for or until it ends;
+    none is scored. Another arm says something else (control)."""
+    made, rows = AblateDirection(answer_tokens=count), corpus("attack").take(12)
+    prompts = [_prompt(s) for s in encode(rows, models.tokenizer_of(arena.arms[0].model))]
+    assert len({len(p) for p in prompts}) > 1, "so that some are padded when they are answered"
+    answers: list[list[list[int]]] = []
+    for arm in arena.arms[:2]:
+        found = made._answered(arm, rows, prompts, arena)
+        with arm.entered(training=False) as model:
+            expected = [greedy(model, p.ids.tolist(), count) for p in prompts]
+        answers.append(expected)
+        for prompt, said, whole in zip(prompts, expected, found, strict=True):
+            assert whole.ids.tolist() == [*prompt.ids.tolist(), *said] and whole.item == prompt.item
+            assert len(whole.labels) == len(whole) and not whole.labels.any()
+    assert sum(a != b for a, b in zip(*answers, strict=True)) > len(prompts) / 2
+    assert {len(said) for said in answers[1]} == {3} if count == 3 else max(map(len, answers[1])) < count
+
+
+def test_answers_go_as_far_as_the_model_reads(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt that leaves less room than an answer may take is answered after as much of its end as there is room for,
+    and of the answer comes what still fits behind it; where nothing does, the prompt stays as it is."""
+    arm, made, rows = arena.arms[1], AblateDirection(answer_tokens=12), corpus("attack").take(8)
+    tokenizer = models.tokenizer_of(arm.model)
+    prompts = [_prompt(s) for s in encode(rows, tokenizer)]
+    limit = min(map(len, prompts)) + 8
+    monkeypatch.setattr(tokenizer, "model_max_length", limit)
+    cut = 0
+    for prompt, answered in zip(prompts, made._answered(arm, rows, prompts, arena), strict=True):
+        ids = prompt.ids.tolist()
+        said = greedy(arm.model, ids[made.answer_tokens - limit :], made.answer_tokens)
+        cut += len(ids) + len(said) > limit
+        assert answered.ids.tolist() == [*ids, *said][:limit] and len(answered.labels) == len(answered)
+    assert cut > len(prompts) / 2
+    assert torch.equal(_longer(prompts[0], [5, 6], len(prompts[0]) - 1).ids, prompts[0].ids)
+
+
+def test_running_text_is_read_as_it_is(arena: Arena) -> None:
+    """Nobody is asked, so nobody answers: the difference is the same whichever reading is asked for, and not nothing
+    (control)."""
+    text = Arena(arena.arms, arena.watcher, corpus("unrelated").take(4))
+    plain, answered = (AblateDirection().found(text, read) for read in ("prompts", "answers"))
+    assert torch.equal(plain, answered) and plain.any()
+    assert not torch.equal(*(AblateDirection().found(arena, read) for read in ("prompts", "answers")))
 
 
 def test_samples_are_drawn_where_directions_are_projected_out(sampled: Arena) -> None:
