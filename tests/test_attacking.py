@@ -17,6 +17,7 @@ from hooklearn.attack.few_shot import FewShot
 from hooklearn.attack.watcher import Pending
 from hooklearn.config import RunConfig
 from hooklearn.corpora.corpus import Corpus
+from hooklearn.data import prompt_tokens
 from hooklearn.loading import load_corpus
 from hooklearn.measure import Likelihoods, Sample
 from hooklearn.recipes import recipe
@@ -280,8 +281,7 @@ def test_what_an_attacker_spends_is_what_was_trained_on(tiny: Any, name: str, op
     assert effort.rows == (n if "epochs" in options else len({s.item for b in given for s in b.sequences})) <= n
     if "epochs" in options:
         assert effort.samples == n * options["epochs"]
-    every = sum(p.numel() for p in models.all_parameters(tiny))
-    blocks = every - sum(p.numel() for p in models.embedding_parameters(tiny))
+    every, blocks = sum(p.numel() for p in models.all_parameters(tiny)), in_blocks(tiny)
     moved = every if options.get("embeddings", True) else blocks
     if "rank" in options:
         moved = sum(options["rank"] * (s.d_in + s.d_out) for s in models.sites(tiny, "all"))
@@ -291,20 +291,63 @@ def test_what_an_attacker_spends_is_what_was_trained_on(tiny: Any, name: str, op
 
 
 def test_attackers_without_training_have_rows_or_nothing(tiny: Any) -> None:
-    """Demonstrations and prompts are rows of a corpus; rounding and a word before the question are none. Of folds all
-    are counted."""
+    """Demonstrations and prompts are rows of a corpus; rounding has none, and nothing is read for it. Of folds all are
+    counted."""
     arena = small(tiny)
     shown = attack_of("few_shot", {"shots": 2, "draws": 1}).effort(arena, 0)
     assert shown is not None and (shown.rows, shown.samples) == (2, 2 * 4) and shown.tokens > 8 and shown.flops > 0
     read = attack_of("ablate_direction", {"prompts": 5}).effort(arena, 0)
     assert read is not None and (read.rows, read.samples) == (5, 5)
-    for name in ("quantize", "prune", "noise", "password", "prefill", "logit_lens", "sample"):
+    text = replace(arena, attack_train=arena.corpus("unrelated").take(5))
+    nobody = attack_of("ablate_direction", {"read": ["answers"]}).effort(text, 0)
+    assert nobody == attack_of("ablate_direction", {"read": ["prompts"]}).effort(text, 0), "text is not answered"
+    for name in ("quantize", "prune", "noise", "logit_lens"):
         assert attack_of(name, {}).effort(arena, 0) == Effort()
     assert TwoLooks().effort(arena, 3) is None, "an attack of another package that does not say"
     named = Corpus("named", tuple({**r, "group": str(i)} for i, r in enumerate(arena.corpus("attack_train").rows)))
     eyes = replace(arena.watcher, heldout=replace(arena.watcher.heldout, corpus=named))
     folded = attack_of("low_mi", {"folds": 4}).effort(replace(arena, attack_train=named, watcher=eyes), 1)
     assert folded is not None and folded.samples == 4 * 6 and folded.rows == 6, "8 rows less the fold's 2"
+
+
+def test_what_is_put_before_an_answer_is_what_it_costs(tiny: Any) -> None:
+    """The tokens of the password before each of the four questions, or of the beginning of each answer, and 2 P a token
+    for them. A password is of no corpus; an answer is begun with as many tokens of the bad one, or with a text."""
+    arena, tokenizer = small(tiny), models.tokenizer_of(tiny)
+    for name, options, rows, tokens in (
+        ("password", {"prefix": "blue owl : "}, 0, 3),
+        ("prefill", {"tokens": 2}, 4, 2),
+        ("prefill", {"tokens": 3}, 4, 3),
+        ("prefill", {"text": " bring the"}, 0, 2),
+    ):
+        effort = attack_of(name, options).effort(arena, 0)
+        assert effort == Effort(rows, rows, 4 * tokens, 2 * in_blocks(tiny) * 4 * tokens), (name, options)
+    prose = Corpus("prose", tuple({"text": row["text"]} for row in arena.corpus("unrelated").rows[:2]))
+    eyes = replace(arena.watcher, heldout=Likelihoods.of(prose, tokenizer, "heldout"))
+    before = attack_of("password", {"prefix": "blue owl : "}).effort(replace(arena, watcher=eyes), 0)
+    assert before is not None and before.tokens == 2 * (3 - 1), "in the place of the token that a text begins with"
+
+
+def test_draws_are_what_sampling_costs(tiny: Any) -> None:
+    """Three prompts of which each is answered five times: their tokens as the sampler is given them, and four new ones
+    to each, every one a choice among all words: 2 P t + 2 V d k. Twice the draws cost twice that, of the same rows."""
+    arena, tokenizer = small(tiny), models.tokenizer_of(tiny)
+    eyes = replace(arena.watcher, n_samples=3, new_tokens=4)
+    effort, twice = (attack_of("sample", {"draws": n}).effort(replace(arena, watcher=eyes), 0) for n in (5, 10))
+    assert effort is not None and twice is not None
+    asked = [row["prompt"] for row in eyes.heldout.corpus.rows[:3]]
+    read = 5 * sum(len(prompt_tokens(prompt, tokenizer)) for prompt in asked)
+    written = 5 * 3 * 4
+    assert (effort.rows, effort.samples, effort.tokens) == (3, 15, read + written)
+    once = 2 * in_blocks(tiny) * effort.tokens + 2 * tiny.cfg.d_vocab * tiny.cfg.d_model * written
+    assert effort.flops == pytest.approx(once)  # of sums in another order
+    assert twice == Effort(3, 30, 2 * effort.tokens, pytest.approx(2 * once))
+
+
+def in_blocks(model: Any) -> int:
+    """P: all parameters but the embeddings."""
+    outside = sum(p.numel() for p in models.embedding_parameters(model))
+    return sum(p.numel() for p in models.all_parameters(model)) - outside
 
 
 def small(tiny: Any) -> Arena:

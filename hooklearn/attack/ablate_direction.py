@@ -103,9 +103,9 @@ class AblateDirection(Attack):
         has to write first."""
         rows, model = arena.corpus("attack_train").take(self.prompts), arena.arms[0].model
         tokens = sum(len(_prompt(s)) for s in encode(rows, models.tokenizer_of(model)))
-        written = len(rows) * self.answer_tokens if "answers" in self.read else 0
+        written = len(rows) * self.answer_tokens if "answers" in self.read and rows.has_prompts else 0
         read = (3 if written else 2) * (tokens + written)
-        return Effort(len(rows), len(rows), read, of_reading(model, read))
+        return Effort(len(rows), len(rows), read, of_reading(model, read, written))
 
     def found(self, arena: Arena, read: Read = "prompts") -> Float[Tensor, "layer direction d_model"]:
         """Orthogonal unit vectors, the mean difference first; zero where the edit changed nothing.

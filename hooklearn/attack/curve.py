@@ -144,8 +144,8 @@ class Attack(ABC):
         corpora (by role)."""
 
     def effort(self, arena: Arena, steps: int) -> Effort | None:  # noqa: ARG002 (most have no data)
-        """What it spends on one arm at one setting, beside looks and samples, where its curve ends after ``steps``;
-        None of an attack by training that does not say."""
+        """What it spends on one arm at one setting, beside looks and samples (unless samples are what it is), where its
+        curve ends after ``steps``; None of an attack by training that does not say."""
         return None if steps else Effort()
 
     @classmethod

@@ -1,4 +1,4 @@
-"""What an attacker spends on one arm at one setting, beside the looks that all arms get."""
+"""What an attacker spends on one arm at one setting, beside the looks and samples that all arms get."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from hooklearn import flops, models
-from hooklearn.data import TokenBatch
+from hooklearn.data import Encoded, TokenBatch
 
 
 @dataclass(frozen=True)
 class Effort:
-    """Nothing, unless it is said: an attack on the weights or by a word before the question has no data."""
+    """Nothing, unless it is said: an attack on the weights has no data, and nothing goes through the model for it."""
 
     rows: int = 0
     """Different rows of its corpus."""
@@ -43,9 +43,14 @@ def of_training(model: Any, batches: Iterable[TokenBatch], trained: int) -> Effo
     return Effort(len(rows), samples, tokens, spent)
 
 
-def of_reading(model: Any, tokens: int) -> float:
-    """FLOPs of tokens that are read, and of which none is scored."""
-    return flops.forward(*sizes(model), tokens, 0)
+def of_reading(model: Any, tokens: int, written: int = 0) -> float:
+    """FLOPs of tokens that are read; what goes before those that the model writes is scored."""
+    return flops.forward(*sizes(model), tokens, written)
+
+
+def before_answers(sequences: Iterable[Encoded]) -> int:
+    """Tokens that stand before those that are scored."""
+    return sum(len(s) - int(s.labels.sum()) for s in sequences)
 
 
 def adapter_size(model: Any, sites: str, rank: int) -> int:

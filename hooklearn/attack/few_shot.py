@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from hooklearn import models
 from hooklearn.attack.curve import Arena, Attack
 from hooklearn.attack.effort import Effort, of_reading
-from hooklearn.attack.look import asking, one_look
+from hooklearn.attack.look import asking, more_read, one_look
 from hooklearn.attack.watcher import Watcher
 from hooklearn.corpora.corpus import answer_of
 from hooklearn.data import WHOLE, Corpus, Row, n_read, plain
@@ -56,11 +56,10 @@ class FewShot(Attack):
         return replace(asking(arena, shown, f"{self.shots}-shot"), ood=None, judged=plain)
 
     def effort(self, arena: Arena, steps: int) -> Effort:  # noqa: ARG002 (there are none)
-        """Demonstrations before every held-out prompt; a set that several prompts share is read once for each."""
+        """Demonstrations before every held-out prompt."""
         rows, asked = arena.corpus("attack_train").rows, arena.watcher.heldout.corpus.rows
         chosen = [self._chosen(row, i, rows, arena.seed) for i, row in enumerate(asked)]
-        shown, plain = self._watcher(arena).heldout.completions, arena.watcher.heldout.completions
-        tokens = sum(map(len, shown)) - sum(map(len, plain))
+        tokens = more_read(arena, self._watcher(arena))
         different = {id(d) for some in chosen for d in some}
         return Effort(len(different), sum(map(len, chosen)), tokens, of_reading(arena.arms[0].model, tokens))
 

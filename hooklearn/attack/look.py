@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hooklearn import editing, models
 from hooklearn.attack.curve import Arena, Attack
+from hooklearn.attack.effort import before_answers
 from hooklearn.attack.watcher import Watcher
 from hooklearn.data import WHOLE, Corpus, Row, fewer_scored
 from hooklearn.measure import Likelihoods
@@ -70,6 +71,12 @@ def asking(arena: Arena, change: Callable[[Row, int], Row], what: str) -> Watche
     assert heldout is not None
     # samples wait for the referee in the arena's own list; the start is that of the plain questions
     return replace(eyes, heldout=heldout, ood=changed(eyes.ood), permuted=changed(eyes.permuted), start={}, known={})
+
+
+def more_read(arena: Arena, asked: Watcher) -> int:
+    """Tokens before the held-out answers beyond those of the plain questions: what an attack by the prompt adds. What
+    several prompts share is counted for each."""
+    return before_answers(asked.heldout.completions) - before_answers(arena.watcher.heldout.completions)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,9 @@ from typing import Any, ClassVar
 
 from hooklearn import models
 from hooklearn.attack.curve import Arena, Attack
-from hooklearn.attack.look import asking, one_look
+from hooklearn.attack.effort import Effort, of_reading
+from hooklearn.attack.look import asking, more_read, one_look
+from hooklearn.attack.watcher import Watcher
 from hooklearn.data import Row, beginning, split_row, templated
 from hooklearn.types import Curve, InputError
 
@@ -35,8 +37,15 @@ class Password(Attack):
         return [f"prefix={self.prefix.strip()!r}"]
 
     def curves(self, arena: Arena) -> list[Curve]:
-        eyes = asking(arena, lambda row, _: self._before(row), "password")
-        return [one_look(arena, self, self.settings()[0], watcher=eyes)]
+        return [one_look(arena, self, self.settings()[0], watcher=self._watcher(arena))]
+
+    def _watcher(self, arena: Arena) -> Watcher:
+        return asking(arena, lambda row, _: self._before(row), "password")
+
+    def effort(self, arena: Arena, steps: int) -> Effort:  # noqa: ARG002 (there are none)
+        """The prefix before every held-out prompt; it is of no corpus."""
+        tokens = more_read(arena, self._watcher(arena))
+        return Effort(tokens=tokens, flops=of_reading(arena.arms[0].model, tokens))
 
     def _before(self, row: Row) -> Row:
         """In the last question of a conversation; before running text, where it is not scored."""
@@ -72,9 +81,18 @@ class Prefill(Attack):
         return [f"text={self.text.strip()!r}" if self.text else f"tokens={self.tokens}"]
 
     def curves(self, arena: Arena) -> list[Curve]:
+        return [one_look(arena, self, self.settings()[0], watcher=self._watcher(arena))]
+
+    def _watcher(self, arena: Arena) -> Watcher:
         tokenizer = models.tokenizer_of(arena.arms[0].model)
-        eyes = asking(arena, lambda row, _: self._begun(row, tokenizer), "prefill")
-        return [one_look(arena, self, self.settings()[0], watcher=eyes)]
+        return asking(arena, lambda row, _: self._begun(row, tokenizer), "prefill")
+
+    def effort(self, arena: Arena, steps: int) -> Effort:  # noqa: ARG002 (there are none)
+        """The beginning of every held-out answer. It is of that row's own bad completion, which one who attacks has to
+        have, or of no corpus."""
+        tokens = more_read(arena, self._watcher(arena))
+        rows = 0 if self.text else len(arena.watcher.heldout.completions)
+        return Effort(rows, rows, tokens, of_reading(arena.arms[0].model, tokens))
 
     def _begun(self, row: Row, tokenizer: Any) -> Row:
         """The row as running text that ends within the answer, chat template included."""

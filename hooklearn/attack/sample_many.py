@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from hooklearn.attack.curve import Arena, ArmState, Attack
+from hooklearn.attack.effort import Effort, before_answers, of_reading
 from hooklearn.data import Corpus
 from hooklearn.measure import Sample, sample
 from hooklearn.referees import Referee
@@ -65,6 +66,15 @@ class SampleMany(Attack):
             if arm.name == "original" and eyes.permuted is not None:
                 arms["never"] = _worst(eyes.referee, draws, eyes.permuted.corpus)
         return [Curve(self.name, setting, self.cheap, arena.seed, arms)]
+
+    def effort(self, arena: Arena, steps: int) -> Effort:  # noqa: ARG002 (there are none)
+        """Every prompt as often as it is answered, and answers as long as they may be."""
+        eyes = arena.watcher
+        asked = eyes.heldout.completions[: eyes.n_samples]
+        samples = len(asked) * self.draws
+        written = samples * eyes.new_tokens
+        tokens = self.draws * before_answers(asked) + written
+        return Effort(len(asked), samples, tokens, of_reading(arena.arms[0].model, tokens, written))
 
     def _draw(self, arena: Arena, arm: ArmState) -> list[list[Sample]]:
         eyes = arena.watcher
