@@ -123,11 +123,12 @@ def behaviour(
 ) -> dict[str, Score]:
     """The behaviour measures of whatever state the model is in: completion, preference, and with a referee sampled."""
     measured = Likelihoods.of(as_corpus(corpus, "corpus"), models.tokenizer_of(model), "heldout").measure(model)
-    out = {metric: Score.of(values) for metric, values in measured.items()}
+    out = {metric: Score.of(values, corpus.groups) for metric, values in measured.items()}
     if referee is not None:
         drawn = sample(model, corpus, n=samples, new_tokens=new_tokens, temperature=temperature, seed=seed)
         judged = as_referee(referee).judge(drawn, corpus.rows[: len(drawn)])
-        out["sampled"] = Score.of(torch.tensor([float(found) for _, found, _ in judged]))
+        shown = torch.tensor([float(found) for _, found, _ in judged])
+        out["sampled"] = Score.of(shown, corpus.groups[: len(drawn)])
     return out
 
 

@@ -7,7 +7,7 @@ Axis names used throughout (jaxtyping): ``token d_in d_out rank batch pos vocab`
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -97,19 +97,30 @@ class Score:
     n: int = 0
 
     @staticmethod
-    def of(values: Tensor) -> Score:
-        """Mean and standard error of per-item values ``[item]``.
+    def of(values: Tensor, groups: Sequence[Hashable] | None = None) -> Score:
+        """Mean and standard error of per-item values ``[item]``, where items of one group go together.
+
+        ``sqrt(g/(g-1) sum_k e_k^2) / n``, where e_k is what the items of group k are off the mean by, all of them
+        (Liang & Zeger 1986); each a group of its own: the usual one. NaN of a single group.
 
         Examples:
             >>> Score.of(torch.tensor([0.0, 1.0, 1.0, 0.0]))
             Score(value=0.5, stderr=0.28867..., n=4)
+            >>> Score.of(torch.tensor([0.0, 0.0, 1.0, 1.0]), ["Rome", "Rome", "Oslo", "Oslo"])
+            Score(value=0.5, stderr=0.5, n=4)
         """
         values = values.double().flatten()
         n = values.numel()
+        if groups is not None and len(groups) != n:
+            raise InputError(f"{n} values of items in {len(groups)} groups: give one of each")
         if n == 0:
             return Score(NAN, NAN, 0)
-        stderr = float(values.std() / math.sqrt(n)) if n > 1 else NAN
-        return Score(float(values.mean()), stderr, n)
+        numbers: dict[Hashable, int] = {}
+        of = [numbers.setdefault(group, len(numbers)) for group in (range(n) if groups is None else groups)]
+        g, mean = len(numbers), values.mean()
+        off = values.new_zeros(g).index_add_(0, torch.tensor(of, device=values.device), values - mean)
+        stderr = math.sqrt(g / (g - 1) * float(off.square().sum())) / n if g > 1 else NAN
+        return Score(float(mean), stderr, n)
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +295,11 @@ class CurvePoint:
 
     @property
     def score(self) -> Score:
-        return Score.of(torch.tensor(self.values, dtype=torch.float64))
+        return self.score_of(None)
+
+    def score_of(self, groups: Sequence[Hashable] | None) -> Score:
+        """Where items of one group go together."""
+        return Score.of(torch.tensor(self.values, dtype=torch.float64), groups)
 
 
 @dataclass(frozen=True)
@@ -321,14 +336,16 @@ class Curve:
             told.append(f"{name}{ends}{' (diverged)' if arm.diverged else ''}")
         return f"Curve({' '.join(filter(None, (self.attack, self.setting)))}: {', '.join(told)})"
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """Long form: the rows of ``curves.parquet``."""
+    def to_dataframe(self, groups: Mapping[str, Sequence[Hashable]] | None = None) -> pd.DataFrame:
+        """Long form: the rows of ``curves.parquet``. ``groups``: split -> the group of every item; a look that has
+        fewer items has the first of them."""
         import pandas as pd
 
         rows: list[dict[str, Any]] = []
         for arm, curve in self.arms.items():
             for p in curve.points:
-                s = p.score
+                together = (groups or {}).get(p.split)
+                s = p.score_of(together[: len(p.values)] if together is not None else None)
                 rows.append(
                     {
                         "attack": self.attack, "setting": self.setting, "cheap": self.cheap,
@@ -359,8 +376,8 @@ class Curve:
 class Curves(list[Curve]):
     """One attack's curves, a setting each."""
 
-    def to_dataframe(self) -> pd.DataFrame:
+    def to_dataframe(self, groups: Mapping[str, Sequence[Hashable]] | None = None) -> pd.DataFrame:
         """Long form: the rows of ``curves.parquet``."""
         import pandas as pd
 
-        return pd.concat([c.to_dataframe() for c in self], ignore_index=True)
+        return pd.concat([c.to_dataframe(groups) for c in self], ignore_index=True)

@@ -239,6 +239,37 @@ def test_what_was_measured_before_any_attack_is_there_once(tmp_path: Path, monke
     assert len(pd.read_parquet(tmp_path / "run" / "parts" / "curves-seed0-none.parquet")) == 1
 
 
+def test_errors_of_curves_are_those_of_groups(tmp_path: Path) -> None:
+    """Of the held-out and the ood corpus, whichever split a point is of; samples are of the first items. Items of no
+    group (control) have the usual error, and the values and n are the same."""
+    known = ArmCurve(
+        (
+            CurvePoint(0, 0, "completion", "heldout", (1.0, 1.0, 0.0, 0.0, 1.0)),
+            CurvePoint(0, 0, "sampled", "heldout", (1.0, 1.0, 0.0)),
+            CurvePoint(0, 0, "completion", "ood", (0.0, 1.0, 1.0, 0.0)),
+        ),
+        converged=True,
+    )
+    found = {}
+    for name, groups in {"grouped": ("aabbc", "uuvv"), "alone": ([None] * 5, [None] * 4)}.items():
+        heldout, ood = (Corpus(name, tuple({"text": "t", "group": g} for g in of)) for of in groups)
+        watcher = Watcher(Likelihoods("heldout", heldout, [], [], []), Likelihoods("ood", ood, [], [], []))
+        arena = Arena(arms=[], watcher=watcher, measured=Measured({("none", ""): {"original": known}}))
+        config = RunConfig.model_validate(recipe("tiny") | {"attacks": []})
+        with store.RunFolder.create(tmp_path / name, {"config": {}}) as folder:
+            folder.path("parts").mkdir(exist_ok=True)
+            attacking.attack_stages(config, arena, folder)
+            attacking.collect_parts(folder)
+        found[name] = pd.read_parquet(tmp_path / name / "curves.parquet")
+    for table in found.values():
+        assert table["n"].tolist() == [5, 3, 4] and table["value"].tolist() == pytest.approx([0.6, 2 / 3, 0.5])
+    # what the groups are off the mean by: .8, -1.2 and .4; 2/3 and -2/3; nothing, as each of two says yes and no
+    by_hand = [(1.5 * 2.24) ** 0.5 / 5, (2 * 8 / 9) ** 0.5 / 3, 0.0]
+    assert found["grouped"]["stderr"].tolist() == pytest.approx(by_hand)
+    usual = [(1.2 / 4 / 5) ** 0.5, (2 / 3 / 2 / 3) ** 0.5, (1 / 3 / 4) ** 0.5]
+    assert found["alone"]["stderr"].tolist() == pytest.approx(usual)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -8,12 +8,16 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import corpus
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_data import begin_with_bos
 from torch import Tensor
 
+from analysis.tables import _mean_over_items
 from hooklearn import editing, models, referees
 from hooklearn.corpora.corpus import Corpus
 from hooklearn.data import Encoded, encode
@@ -22,7 +26,7 @@ from hooklearn.disruption import DisruptionMeter
 from hooklearn.generation import _latest, _until_its_end, say
 from hooklearn.measure import Likelihoods, Sample, choice_accuracy, completion_probability, sample
 from hooklearn.referees import BORDER, ContainsReferee, RatioReferee, Scorer
-from hooklearn.types import Budget, InputError
+from hooklearn.types import Budget, InputError, Score
 
 ROUNDING = 1e-5
 """Nats per token, or probability: float32 sums of some ten terms in another order."""
@@ -39,6 +43,51 @@ def logprobs(model: Any, prompt: str, completion: str) -> Tensor:
 
 def likelihoods(model: Any, given: Corpus) -> dict[str, Tensor]:
     return Likelihoods.of(given, models.tokenizer_of(model), "heldout").measure(model, precision="float32")
+
+
+# ------------------------------------------------------------------------------------------- errors
+
+DOUBLE = 1e-9
+"""Relative, float64: the same sums in another order."""
+NOTHING = 1e-12
+"""Of values up to 1 that are all alike, rounding is left in place of no spread."""
+
+
+def test_the_error_of_items_that_go_together_by_hand() -> None:
+    """(1, 1), (0, 0) and 1 alone have the mean .6 and are off it by .8, -1.2 and .4 in all: sqrt(3/2 x 2.24) / 5. On
+    their own (control) five items have sqrt(1.2 / 4 / 5), less: two that say the same count for two. Where all are of
+    one group nothing is known of others."""
+    values = torch.tensor([1.0, 1.0, 0.0, 0.0, 1.0])
+    together, alone = Score.of(values, ["a", "a", "b", "b", "c"]), Score.of(values)
+    assert (together.value, together.n) == (alone.value, alone.n) == (pytest.approx(0.6), 5)
+    assert together.stderr == pytest.approx(math.sqrt(1.5 * 2.24) / 5, rel=DOUBLE)
+    assert alone.stderr == pytest.approx(math.sqrt(1.2 / 4 / 5), rel=DOUBLE)
+    assert math.isnan(Score.of(values, ["a"] * 5).stderr) and math.isnan(Score.of(values[:1]).stderr)
+    assert math.isnan(Score.of(torch.tensor([0.5, math.nan]), [0, 1]).stderr)
+    with pytest.raises(InputError, match="5 values of items in 4 groups"):
+        Score.of(values, "abcd")
+
+
+@given(items=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 5)), min_size=3, max_size=30),
+       copies=st.integers(2, 4), order=st.randoms())  # fmt: skip
+@settings(max_examples=100, deadline=None)
+def test_saying_it_again_tells_nothing_new(items: list[tuple[float, int]], copies: int, order: Any) -> None:
+    """Every item as often again in its own group leaves the error as it was, in any order; each in a group of its own
+    (control) would make it smaller. Groups of one are the usual standard error, and what a panel's table says of groups
+    is what a curve says."""
+    values, groups = torch.tensor([v for v, _ in items]), [k for _, k in items]
+    once = Score.of(values, groups)
+    again = items * copies
+    order.shuffle(again)
+    more = Score.of(torch.tensor([v for v, _ in again]), [k for _, k in again])
+    assert more.stderr == pytest.approx(once.stderr, rel=DOUBLE, abs=NOTHING, nan_ok=True)
+    usual = Score.of(values)
+    assert usual.stderr == pytest.approx(float(values.double().std()) / math.sqrt(len(items)), rel=DOUBLE, abs=NOTHING)
+    assert Score.of(values, range(len(items))) == usual
+    if usual.stderr > NOTHING:
+        assert Score.of(values.repeat(copies)).stderr < usual.stderr
+    _, of_table = _mean_over_items(pd.Series(values.double().numpy()), pd.Series(groups))
+    assert of_table == pytest.approx(once.stderr, rel=DOUBLE, abs=NOTHING, nan_ok=True)
 
 
 # --------------------------------------------------------------------------------------- likelihood

@@ -62,8 +62,9 @@ def attack_stages(
         if attack.follows_edit and not edited:
             continue
         stages.append((f"{i}-{attack.name}", attack.one_by_one))
+    groups = {of.split: of.corpus.groups for of in (arena.watcher.heldout, arena.watcher.ood) if of is not None}
     for name, curves in stages:
-        part = _Part(folder, f"seed{arena.seed}-{name}")
+        part = _Part(folder, f"seed{arena.seed}-{name}", groups)
         if part.done:
             continue
         arena.progress(f"attack (seed {arena.seed}): {name}")
@@ -93,7 +94,8 @@ def _judge_new(watcher: Watcher, finished: set[str]) -> list[dict[str, Any]]:
 class _Part:
     """What one attack found, in ``parts/``: first a setting at a time, in the end all of them."""
 
-    def __init__(self, folder: store.RunFolder, name: str) -> None:
+    def __init__(self, folder: store.RunFolder, name: str, groups: Mapping[str, Sequence[str]]) -> None:
+        self._groups = groups
         self._folder, self._whole, self._begun = folder, f"parts/curves-{name}", f"parts/begun-{name}"
         self._tables: list[tuple[pd.DataFrame, pd.DataFrame, list[dict[str, Any]]]] = []
         while not self.done and folder.has(f"{self._next()}.parquet"):
@@ -113,7 +115,7 @@ class _Part:
 
     def add(self, curve: Curve, samples: list[dict[str, Any]]) -> None:
         stem = self._next()
-        self._tables.append((curve.to_dataframe(), curve.items_dataframe(), samples))
+        self._tables.append((curve.to_dataframe(self._groups), curve.items_dataframe(), samples))
         self._write(stem, *self._tables[-1], f"{stem}.jsonl")
 
     def close(self) -> None:
