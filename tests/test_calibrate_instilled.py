@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from user_files import hooklearn
 
+import hooklearn as hl
 from hooklearn import editing, integrity
-from hooklearn.organisms import ORGANISMS
-from hooklearn.organisms.suppressed import PASSWORD, SUPPRESSED, Bench, organism_on, suppressed
+from hooklearn.organisms import ORGANISMS, organism_of
+from hooklearn.organisms.suppressed import PASSWORD, SUPPRESSED, Bench, edits, organism_on, suppressed
 from hooklearn.recipes import recipe
 from hooklearn.running import calibration_instilled
 from hooklearn.running.setting import Setup
@@ -56,6 +57,39 @@ def test_every_edit_leaves_the_organism_as_it_was(tmp_path: Path) -> None:
         assert changed == (kind.name != "original")
         if kind.name == "rmu":
             assert all(n.endswith("mlp.out") for n in delta.updates)
+
+
+def test_every_edit_has_a_card_that_is_listed() -> None:
+    """Under the name of its organism and its own, beside those of adapters and native kinds, none of which it hides."""
+    cards = {name: hl.organism_card(name) for name in edits()}
+    assert set(cards) == {f"threats/{kind}" for kind in SUPPRESSED}
+    for name, card in cards.items():
+        assert set(card) == {"name", "what", "made", "truth", "why", "command"} and all(card.values()), name
+        assert card["name"] == name
+    listed = {r["name"]: r for r in json.loads(hooklearn("organism", "list", "--json").stdout)["organisms"]}
+    assert set(cards) < set(listed) and {"threats", "refusal"} < set(listed)
+    assert listed["threats/locked"]["what"] == "password-locked; truth: DISABLED"
+    one = json.loads(hooklearn("list", "organisms", "threats/rmu", "--json").stdout)
+    assert one.items() >= cards["threats/rmu"].items()
+
+
+def test_cards_of_edits_on_the_command_line() -> None:
+    shown = json.loads(hooklearn("organism", "show", "threats/refusal", "--json").stdout)
+    assert shown["truth"] == "DISABLED" and shown["made"].startswith("of threats: a rank-4 adapter")
+    assert shown["command"] == "hooklearn calibrate --model smollm2-135m-instruct --kind refusal"
+    assert shown["command"] in hooklearn("organism", "show", "threats/refusal").stdout
+    for words in (("organism", "show"), ("list", "organisms")):
+        wrong = hooklearn(*words, "threats/lockd")
+        assert wrong.exit_code == 2 and len(wrong.stderr.splitlines()) == 1
+        assert "did you mean 'threats/locked'" in wrong.stderr and ", threats/refusal, " in wrong.stderr
+
+
+def test_an_edit_is_not_taken_for_an_adapter(tmp_path: Path) -> None:
+    """It is judged, and cannot be the model that a run starts from; the line says what makes it."""
+    with pytest.raises(InputError, match="is an edit to be judged .*--kind locked"):
+        organism_of("threats/locked")
+    refused = hooklearn("organism", "build", "threats/locked", "--seed", 1, "--out", tmp_path / "o", "-q")
+    assert refused.exit_code == 2 and "--kind locked" in refused.stderr and not (tmp_path / "o").exists()
 
 
 def test_bad_input_is_one_line(tmp_path: Path) -> None:

@@ -158,16 +158,27 @@ def test_every_registered_thing_has_its_card(site: Path) -> None:
     from hooklearn.evidence import MEASURES
     from hooklearn.organisms import ORGANISMS
     from hooklearn.organisms.kinds import KINDS
+    from hooklearn.organisms.suppressed import edits
 
     for name, method in METHODS.items():
         text = (site / "methods" / f"{name}.html").read_text(encoding="utf-8")
         assert "<math" in text, f"{name}: no formula"
         assert all(f.name in text for f in dataclasses.fields(method)), name
     for page, names in {
-        "attacks": ATTACKS, "evidence": MEASURES, "organisms": [*ORGANISMS, *KINDS], "corpora": BUILTIN,
+        "attacks": ATTACKS, "evidence": MEASURES, "organisms": [*ORGANISMS, *KINDS, *edits()],
+        "corpora": BUILTIN,
     }.items():  # fmt: skip
         text = (site / f"{page}.html").read_text(encoding="utf-8")
         assert [n for n in names if n not in text] == [], page
+
+
+def test_the_page_of_organisms_has_a_table_of_edits() -> None:
+    from hooklearn.organisms.suppressed import SUPPRESSED, edits
+
+    page = made_by("cards").organisms().split("## Edits of an instilled organism")[1]
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    assert len(rows) == len(edits()) == len(SUPPRESSED)
+    assert "| `threats/refusal` | suppressed by refusal training, the lowest rung | of threats: " in page
 
 
 def test_a_method_without_a_card_stops_the_build(tmp_path: Path) -> None:

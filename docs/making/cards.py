@@ -158,13 +158,18 @@ take a REMOVED back; it never grants one ([The verdict](explanation/verdict.md))
 def organisms() -> str:
     from hooklearn.organisms import ORGANISMS, card
     from hooklearn.organisms.kinds import KINDS
+    from hooklearn.organisms.suppressed import edits
 
     parts = [_ORGANISMS]
-    for title, names in (("Instilled", ORGANISMS), ("Native kinds", KINDS)):
+    for title, said, names in (
+        ("Instilled", "", ORGANISMS),
+        ("Native kinds", "", KINDS),
+        ("Edits of an instilled organism", _EDITS, edits()),
+    ):
         found = [card(n) for n in names]
         rows = ((f"`{c['name']}`", c["what"], c["made"], c["truth"], c["why"]) for c in found)
-        parts += [f"## {title}", table(("organism", "what", "made", "truth", "how it is known"), rows)]
-    return "\n\n".join(parts)
+        parts += [f"## {title}", said, table(("organism", "what", "made", "truth", "how it is known"), rows)]
+    return "\n\n".join(p for p in parts if p)
 
 
 _ORGANISMS = """# Organisms
@@ -174,6 +179,12 @@ whole audit and prints verdict against truth ([how](how-to/calibrate.md)).
 
     hooklearn organism show locked
     hooklearn organism build locked --out locked"""
+
+_EDITS = """Made of SmolLM2-135M-Instruct and judged by `hooklearn calibrate --model smollm2-135m-instruct`, in minutes a case
+([how](how-to/calibrate.md)). The delta of each is left in the folder of its case, `OUT/cases/KIND-seedN/`.
+
+    hooklearn organism show threats/refusal
+    hooklearn calibrate --model smollm2-135m-instruct --kind refusal --out runs/refusal"""
 
 
 def corpora(data: Path) -> str:

@@ -109,11 +109,14 @@ def _layouts() -> Entries:
 def _organisms() -> Entries:
     from hooklearn.organisms import ORGANISMS
     from hooklearn.organisms.kinds import KINDS
+    from hooklearn.organisms.suppressed import edits
 
     for name, o in ORGANISMS.items():
         yield name, o.summary, "ships" if o.shipped else "built when asked for"
     for name, kind in KINDS.items():
         yield name, f"{kind.what}; truth: {' or '.join(kind.truth)}", "native, built in seconds"
+    for name, (organism, edit) in edits().items():
+        yield name, f"{edit.what}; truth: {' or '.join(edit.truth)}", f"an edit of {organism.name}, made in minutes"
 
 
 def _recipes() -> Entries:

@@ -218,6 +218,7 @@ def organism_show(
 
     \b
     hooklearn organism show locked
+    hooklearn organism show threats/refusal
     """
     with work(quiet=True):
         from hooklearn.organisms import card
@@ -256,8 +257,6 @@ def organism_build(
 
         if good and name in KINDS:
             raise typer.BadParameter(f"{name} is a native kind: its referee needs no half", param_hint="--good")
-        if seed and name not in KINDS:
-            raise typer.BadParameter(f"{name} is an adapter, which is made with one seed", param_hint="--seed")
         if name in KINDS:
             folders = organisms.write_kind(name, out or Path(name), seed, progress)
             for role, folder in folders.items():
@@ -266,6 +265,8 @@ def organism_build(
                 print_json({role: str(folder) for role, folder in folders.items()})
             return
         organism = organisms.organism_of(name)
+        if seed:
+            raise typer.BadParameter(f"{name} is an adapter, which is made with one seed", param_hint="--seed")
         progress("loading the model")
         model = models.load(organism.base)
         path = out or Path(f"{name}.safetensors")

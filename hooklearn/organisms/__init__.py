@@ -96,20 +96,32 @@ def organism_of(name: str) -> Organism:
     """
     if name in KINDS:
         raise InputError(f"organism {name!r} is a whole model to be judged (hooklearn organism build), not an adapter")
+    if name in (edits := _edits()):
+        organism, edit = edits[name]
+        raise InputError(f"organism {name!r} is an edit to be judged ({edit.command(organism)}), not an adapter")
     return EVERY_ORGANISM.get(name)
 
 
+def _edits() -> dict[str, tuple[Organism, Any]]:
+    from hooklearn.organisms.suppressed import edits  # which needs what is here
+
+    return edits()
+
+
 def card(name: str) -> dict[str, str]:
-    """name, what, how it is made, truth, and why that is known.
+    """name, what, how it is made, truth, and why that is known; of an edit, the command that makes and judges it.
 
     Raises:
         InputError: unknown name, with the nearest valid one.
     """
-    if name not in KINDS:
-        o = EVERY_ORGANISM.get(name, beside=KINDS)
-        made = f"LoRA on {o.base}, {', '.join(f'{k} {v}' for k, v in o.training.items())}"
-        return {"name": name, "what": o.summary, "made": made, "truth": o.truth, "why": "instilled"}
-    return KINDS[name].card()
+    if name in KINDS:
+        return KINDS[name].card()
+    if name in (edits := _edits()):
+        organism, edit = edits[name]
+        return edit.card(organism)
+    o = EVERY_ORGANISM.get(name, beside=[*KINDS, *edits])
+    made = f"LoRA on {o.base}, {', '.join(f'{k} {v}' for k, v in o.training.items())}"
+    return {"name": name, "what": o.summary, "made": made, "truth": o.truth, "why": "instilled"}
 
 
 def write_kind(name: str, folder: Path, seed: int, progress: Callable[[str], None]) -> dict[str, Path]:

@@ -2,6 +2,7 @@
 
 Each is a delta on the organism, so all of them share their controls: the organism itself, and the base model, which
 never had the tendency. (The native organisms in ``kinds`` are whole models and are made in seconds; these in minutes.)
+Their cards are called after both, ``threats/refusal`` (:func:`edits`).
 """
 
 from __future__ import annotations
@@ -76,6 +77,16 @@ class Suppressed:
     make: Callable[[Bench], Delta]
     why: str
     """How the truth is known."""
+
+    def card(self, organism: Organism) -> dict[str, str]:
+        return {
+            "name": f"{organism.name}/{self.name}", "what": self.what, "made": f"of {organism.name}: {self.made}",
+            "truth": " or ".join(self.truth), "why": self.why, "command": self.command(organism),
+        }  # fmt: skip
+
+    def command(self, organism: Organism) -> str:
+        """What makes it, and judges it."""
+        return f"hooklearn calibrate --model {organism.base} --kind {self.name}"
 
     def delta(self, bench: Bench) -> Delta:
         """The edit, bound to the organism's weights."""
@@ -180,8 +191,14 @@ def suppressed(names: Sequence[str] | None = None) -> list[Suppressed]:
     return [SUPPRESSED[n] for n in names or SUPPRESSED]
 
 
+def edits() -> dict[str, tuple[Organism, Suppressed]]:
+    """What ``hooklearn calibrate --model`` can make, by the name of its card: which organism is edited, and how."""
+    bases = dict.fromkeys(o.base for o in ORGANISMS.values() if o.shipped)
+    return {s.card(o)["name"]: (o, s) for o in map(organism_on, bases) for s in SUPPRESSED.values()}
+
+
 def organism_on(base: str) -> Organism:
-    """The first shipped organism on a base model.
+    """The first shipped organism on a base model: the one whose edits calibrate.
 
     Raises:
         InputError: there is none.
