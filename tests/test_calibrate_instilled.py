@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from user_files import hooklearn
 
 import hooklearn as hl
-from hooklearn import editing, integrity
+from hooklearn import editing, experiment, integrity, store
+from hooklearn.cli.loads import corpus_of
+from hooklearn.config import parse
+from hooklearn.config_file import with_overrides
+from hooklearn.data import load_corpus
 from hooklearn.organisms import ORGANISMS, organism_of
-from hooklearn.organisms.suppressed import PASSWORD, SUPPRESSED, Bench, edits, organism_on, suppressed
+from hooklearn.organisms.suppressed import PASSWORD, SUPPRESSED, Bench, Suppressed, edits, organism_on, suppressed
 from hooklearn.recipes import recipe
 from hooklearn.running import calibration_instilled
 from hooklearn.running.setting import Setup
 from hooklearn.types import InputError
+
+RECORDS = Path(__file__).parents[1] / "benchmarks" / "records"
 
 
 @pytest.fixture
@@ -30,17 +38,71 @@ def on_tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_was_taken_out_is_removed_and_what_was_left_is_intact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ["--model", "one", "--kind", "never-learned", "--kind", "original", "--out", tmp_path, "--json"]
+    kinds = ["--kind", "never-learned", "--kind", "original"]
+    options = ["--model", "one", *kinds, "--out", tmp_path, "--jobs", 1, "--json"]
     result = hooklearn("calibrate", *options)
     assert result.exit_code == 0, (result.stderr, result.exception)
     found = json.loads(result.stdout)
     assert {c["organism"]: c["verdict"] for c in found["cases"]} == {"never-learned": "REMOVED", "original": "INTACT"}
     assert {c["split"] for c in found["cases"]} == {"heldout"}
+    asked = json.loads((tmp_path / "cases" / "never-learned-seed0" / "evidence.json").read_text(encoding="utf-8"))
+    decided = {r["name"] for r in asked["records"] if r["role"] == "decides" and r["value"] is not None}
+    assert decided == {"logit_lens", "patching_depth", "probe_tendency", "overlap_attack", "reemergence"}
+    assert_keys_of_the_native(found)
 
     refused = hooklearn("calibrate", *options, "-q")
     assert refused.exit_code == 2 and "--resume" in refused.stderr
     monkeypatch.setattr(calibration_instilled, "_case", lambda *_: pytest.fail("a finished case was made again"))
     assert json.loads(hooklearn("calibrate", *options, "--resume", "-q").stdout) == found
+    monkeypatch.setitem(calibration_instilled.EVIDENCE, "items", 8)
+    other = hooklearn("calibrate", *options, "--resume", "-q")
+    assert other.exit_code == 2 and "never-learned-seed0: holds a case with another" in other.stderr
+
+
+def assert_keys_of_the_native(found: dict[str, Any]) -> None:
+    """What ``--json`` prints can be a record beside that of the native calibration, which has no paths."""
+    native = json.loads((RECORDS / "calibration-native.json").read_text(encoding="utf-8"))
+    assert found.keys() == native.keys()
+    assert found["thresholds"].keys() == native["thresholds"].keys()
+    for part in ("cases", "requirements", "evidence"):
+        assert {*found[part][0]} - {"run"} == {*native[part][0]}, part
+
+
+@pytest.mark.usefixtures("on_tiny")
+def test_a_killed_calibration_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cases in the order that was asked for; neither controls, nor the edit, nor an attack is made again."""
+    monkeypatch.setitem(calibration_instilled.EVIDENCE, "measures", ["alarms"])
+    kinds = ["--kind", "half-undone", "--kind", "original"]
+    options = ["--model", "one", *kinds, "--out", tmp_path, "--jobs", 1, "--json"]
+    with monkeypatch.context() as broken:
+        broken.setattr(experiment, "_evidence_stage", stopped)
+        assert hooklearn("calibrate", *options).exit_code != 0
+    begun = tmp_path / "cases" / "half-undone-seed0"
+    assert store.open_run(begun)["status"] == "interrupted" and not begun.with_name("original-seed0").exists()
+    attacked = written(begun / "parts")
+    controls = written(tmp_path / "controls")
+    assert attacked and controls
+
+    with monkeypatch.context() as watched:
+        watched.setattr(Suppressed, "delta", only_of("original", Suppressed.delta))
+        result = hooklearn("calibrate", *options, "--resume")
+    assert result.exit_code == 0, (result.stderr, result.exception)
+    assert [c["organism"] for c in json.loads(result.stdout)["cases"]] == ["half-undone", "original"]
+    assert attacked.items() <= written(begun / "parts").items()
+    assert written(tmp_path / "controls") == controls
+
+
+def stopped(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def only_of(name: str, make: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda kind, bench: make(kind, bench) if kind.name == name else pytest.fail(f"{kind.name} was made again")
+
+
+def written(folder: Path) -> dict[Path, int]:
+    """When each file was."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
 
 
 def test_every_edit_leaves_the_organism_as_it_was(tmp_path: Path) -> None:
@@ -109,3 +171,31 @@ def test_the_recipe_of_an_organism_is_found() -> None:
     config: Any = calibration_instilled.config_of(ORGANISMS["threats"], 3, "x")
     assert config.organism == "threats" and config.seeds == [3]
     assert "capability" in recipe("threats")["corpora"] and "capability" not in config.corpora
+
+
+@pytest.mark.parametrize(("name", "n"), [("threats", 124), ("flattery", 74)])
+def test_behaviour_is_measured_on_all_that_nothing_was_trained_on(name: str, n: int) -> None:
+    """A sample of every prompt, and none of them in the texts of the organism, of an edit or of an attack."""
+    config = calibration_instilled.config_of(ORGANISMS[name], 0, "x")
+    texts = {role: corpus_of(spec, Path()) for role, spec in config.corpora.items()}
+    texts["organism"] = load_corpus(**ORGANISMS[name].corpus)
+    heldout = texts.pop("heldout")
+    assert len(heldout) == len(set(heldout.groups)) == config.behaviour.samples == n
+    assert {"organism", "forget", "retain", "near", "attack_train"} < texts.keys()
+    assert [role for role, corpus in texts.items() if not set(heldout.groups).isdisjoint(corpus.groups)] == []
+
+
+def test_evidence_and_prompts_are_those_of_the_sweep_on_unseen_ones() -> None:
+    sweep = yaml.safe_load((RECORDS.parent / "sweeps" / "threats-unseen.yaml").read_text(encoding="utf-8"))
+    asked = with_overrides(recipe("threats"), sweep["overrides"])
+    config = calibration_instilled.config_of(ORGANISMS["threats"], 0, "x").model_dump()
+    assert config["evidence"] == parse(asked).model_dump()["evidence"]
+    assert config["corpora"]["heldout"] == parse(asked).model_dump()["corpora"]["heldout"]
+    assert config["behaviour"] == parse(asked).model_dump()["behaviour"]
+
+
+def test_a_corpus_without_an_unseen_part_is_asked_as_its_recipe_asks_it() -> None:
+    config, given = calibration_instilled.config_of(ORGANISMS["tiny-threats"], 0, "x"), parse(recipe("tiny"))
+    assert config.corpora["heldout"] == given.corpora["heldout"]
+    assert config.behaviour == given.behaviour
+    assert config.evidence.attack_rate == given.evidence.attack_rate

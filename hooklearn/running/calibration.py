@@ -201,7 +201,7 @@ def run_group(
     for case in (Case(KINDS[name], seed) for name in names):
         folder, pair = out / "cases" / case.name, _pair(case)
         config = config_of(case, pair, battery_name)
-        if not _is_done(folder, parse(config)):
+        if not is_done(folder, parse(config)):
             progress(f"{case.name}: making it")
             _write_models(case, pair, ground, out)
             if case.shares_controls:
@@ -221,7 +221,7 @@ def _controls(case: Case, pair: Config, battery_name: str, out: Path, progress: 
     world = f"{case.kind.world}-seed{case.seed}{piece}"
     config = parse(config_of(case, pair | {"edited": pair["original"]}, battery_name) | {"name": world})
     folder = out / "controls" / world
-    _is_done(folder, controls.without_edit(config, case.seed))  # refuses controls of another battery
+    is_done(folder, controls.without_edit(config, case.seed))  # refuses controls of another battery
     shared = Shared(Setup.load(config, out, progress), progress)
     found = controls.measure(shared, folder, case.seed, command=COMMAND, progress=progress)
     shared.measured = {case.seed: found}
@@ -257,7 +257,8 @@ def _in_process(names: Sequence[str], seed: int, out: Path, battery_name: str, s
         run_group(names, seed, out, battery_name, said.put, piece)
 
 
-def _is_done(folder: Path, config: RunConfig) -> bool:
+def is_done(folder: Path, config: RunConfig) -> bool:
+    """Raises InputError where the folder holds a run of another config."""
     if not (folder / "run.json").exists():
         return False
     record = store.open_run(folder)

@@ -1,7 +1,13 @@
-"""Calibration on a real model: edits of its organism whose truth is known, through the same attacks and evidence.
+"""Calibration on a real model: edits of its organism whose truth is known, attacked, looked into and judged.
 
-Smaller than ``calibration`` (minutes a case in place of seconds), and held out as a whole: no threshold was ever set by
-looking at it. All cases are edits of one organism, so the controls are attacked once. Resumable.
+Smaller than ``calibration`` (minutes a case in place of seconds): a short list of cheap attacks, and of the evidence
+what looks for a tendency and costs minutes. Behaviour is measured on all prompts that neither organism, edit nor
+attacker was trained on, with a sample each. All cases are edits of one organism, so the controls are attacked once.
+Resumable.
+
+No threshold was set by looking at these cases, but they were in view, with seed 0 and 32 prompts: the rule that a
+preference alone makes no INTACT was made with the refusing one known, and the number of prompts was raised when the one
+that never learned came out WEAKENED.
 
     OUT/controls/seedN/     the organism and the base model under every attack
     OUT/cases/KIND-seedN/   a run folder, with ``case.json``: which edit, and its truth
@@ -16,12 +22,16 @@ from typing import Any
 
 from hooklearn import disk, experiment, store
 from hooklearn.config import RunConfig, parse
+from hooklearn.corpora import BUILTIN
+from hooklearn.corpora.tendencies import Tendency
+from hooklearn.data import load_corpus
 from hooklearn.deltas import load_delta
 from hooklearn.forward import auto_is, resolve_precision
 from hooklearn.organisms import Organism
 from hooklearn.organisms.suppressed import PASSWORD, Bench, Suppressed, organism_on, suppressed
 from hooklearn.recipes import RECIPES, Config
 from hooklearn.running import controls
+from hooklearn.running.calibration import is_done
 from hooklearn.running.checks import check_once
 from hooklearn.running.setting import Setup
 from hooklearn.running.shared import Shared
@@ -37,17 +47,34 @@ ATTACKS: list[Config] = [
 ]
 """Cheap ones, short enough for two cores. Whether anybody knows the password is not the question: it is the same attack
 on every edit."""
+EVIDENCE: Config = {
+    "enabled": True, "measures": ["logit_lens", "patching", "tendency", "updates", "alarms"], "items": 56
+}  # fmt: skip
+"""That of ``benchmarks/sweeps/threats-unseen.yaml``; with no say in it: probes of what the texts say, and what reports
+only."""
 
 Progress = Callable[[str], None]
 
 
 def config_of(organism: Organism, seed: int, name: str) -> RunConfig:
-    """The recipe of the organism's tendency with these attacks; the edit is a case's own."""
+    """The recipe of the organism's tendency with these attacks and this evidence, asked on :func:`unseen` prompts; the
+    edit is a case's own."""
     given = next(c for c in (make() for make in RECIPES.values()) if c.get("organism") == organism.name)
     corpora = {role: c for role, c in given["corpora"].items() if role not in ("ood", "capability")}
-    return parse(
-        given | {"name": name, "seeds": [seed], "attacks": ATTACKS, "corpora": corpora, "locate": {"enabled": False}}
-    )
+    corpora["heldout"] = unseen(corpora["heldout"])
+    changed = {
+        "name": name, "seeds": [seed], "corpora": corpora, "locate": {"enabled": False}, "attacks": ATTACKS,
+        "behaviour": given["behaviour"] | {"samples": len(load_corpus(**corpora["heldout"]))},
+        "evidence": given.get("evidence", {}) | EVIDENCE,
+    }  # fmt: skip
+    return parse(given | changed)
+
+
+def unseen(heldout: Config) -> Config:
+    """All prompts that nothing was trained on, where the corpus has such a part; else the held-out ones as given."""
+    if not isinstance(BUILTIN[heldout["name"]].build, Tendency):
+        return heldout
+    return {"name": heldout["name"], "options": heldout["options"] | {"part": "unseen"}}
 
 
 def run(
@@ -63,7 +90,7 @@ def run(
 
     Raises:
         InputError: unknown kind; a model of which no organism is shipped; cases that are there already (without
-            ``resume``).
+            ``resume``), or with another config.
     """
     check_once(seeds or (), "seed")
     check_once(kinds or (), "kind")
@@ -73,7 +100,7 @@ def run(
     there = next((f for f in folders.values() if (f / "run.json").exists()), None)
     if there and not resume:
         raise InputError(f"{there}: already holds a case; use another --out, or --resume to go on")
-    waiting = [key for key, folder in folders.items() if not store.is_done(folder)]
+    waiting = [key for key, folder in folders.items() if not is_done(folder, config_of(organism, key[1], names[key]))]
     with auto_is(_precision(out)):
         _make(waiting, out, organism, chosen, folders, progress)
     for kind in chosen:
@@ -104,8 +131,9 @@ def _make(
         shared = Shared(setup, progress)
         for seed in dict.fromkeys(s for _, s in waiting):
             progress(f"controls (seed {seed})")
-            shared.setup = setup
-            shared.measured = {seed: controls.measure(shared, out / f"controls/seed{seed}", seed, progress=progress)}
+            shared.setup, folder = setup, out / f"controls/seed{seed}"
+            is_done(folder, controls.without_edit(setup.config, seed))  # refuses controls of another config
+            shared.measured = {seed: controls.measure(shared, folder, seed, progress=progress)}
             for kind in (k for k in chosen if (k.name, seed) in waiting):
                 _case(kind, seed, setup, shared, folders[kind.name, seed], progress)
 
@@ -129,6 +157,6 @@ def _case(kind: Suppressed, seed: int, setup: Setup, shared: Shared, folder: Pat
 def _record(kind: Suppressed, seed: int, organism: Organism) -> dict[str, Any]:
     """``case.json``."""
     return {
-        "organism": kind.name, "seed": seed, "split": "heldout", "truth": list(kind.truth), "world": organism.name,
-        "what": kind.what, "made": kind.made, "why": kind.why,
+        "organism": kind.name, "seed": seed, "split": "heldout", "held_out_kind": False, "truth": list(kind.truth),
+        "world": organism.name, "what": kind.what, "made": kind.made, "why": kind.why,
     }  # fmt: skip
