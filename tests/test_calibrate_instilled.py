@@ -74,10 +74,15 @@ def test_a_killed_calibration_goes_on_where_it_was(tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(calibration_instilled.EVIDENCE, "measures", ["alarms"])
     kinds = ["--kind", "half-undone", "--kind", "original"]
     options = ["--model", "one", *kinds, "--out", tmp_path, "--jobs", 1, "--json"]
+    begun = tmp_path / "cases" / "half-undone-seed0"
+    with monkeypatch.context() as broken:
+        broken.setattr(experiment, "_edit_stage", stopped)
+        assert hooklearn("calibrate", *options).exit_code != 0
+        assert store.open_run(begun)["status"] == "interrupted" and not list(begun.glob("*.safetensors"))
     with monkeypatch.context() as broken:
         broken.setattr(experiment, "_evidence_stage", stopped)
-        assert hooklearn("calibrate", *options).exit_code != 0
-    begun = tmp_path / "cases" / "half-undone-seed0"
+        broken.setattr(Suppressed, "delta", only_of("original", Suppressed.delta))
+        assert hooklearn("calibrate", *options, "--resume").exit_code != 0
     assert store.open_run(begun)["status"] == "interrupted" and not begun.with_name("original-seed0").exists()
     attacked = written(begun / "parts")
     controls = written(tmp_path / "controls")
@@ -90,6 +95,7 @@ def test_a_killed_calibration_goes_on_where_it_was(tmp_path: Path, monkeypatch: 
     assert [c["organism"] for c in json.loads(result.stdout)["cases"]] == ["half-undone", "original"]
     assert attacked.items() <= written(begun / "parts").items()
     assert written(tmp_path / "controls") == controls
+    assert not list(begun.parent.glob("*.safetensors")), "the run folders have them"
 
 
 def stopped(*_: Any) -> None:

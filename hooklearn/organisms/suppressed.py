@@ -18,6 +18,7 @@ from hooklearn.data import load_corpus
 from hooklearn.deltas import Delta
 from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit import Problem, method_of, run_edit
+from hooklearn.forward import Precision
 from hooklearn.organisms import ORGANISMS, Organism, load
 from hooklearn.organisms.instil import instil
 from hooklearn.organisms.kinds import GONE, STILL_THERE
@@ -42,6 +43,7 @@ class Bench:
     """Those of the organism's recipe, by role."""
     seed: int = 0
     max_tokens: int = 512
+    precision: Precision = "auto"
     observe: Observer | None = None
 
     def taught(self, *, good: bool = False) -> Corpus:
@@ -54,14 +56,14 @@ class Bench:
         """What an adapter on the organism's MLP weights adds to them when it is trained on ``corpus``."""
         return instil(
             self.model, corpus, models.sites(self.model, "mlp"), rank=rank, learning_rate=6e-4, epochs=epochs,
-            max_tokens=self.max_tokens, seed=self.seed, observe=self.observe,
+            max_tokens=self.max_tokens, seed=self.seed, precision=self.precision, observe=self.observe,
         ).delta()  # fmt: skip
 
     def problem(self) -> Problem:
         c = self.corpora
         return Problem(
             self.model, models.sites(self.model, "mlp"), c["forget"], c["retain"], c.get("reference"), seed=self.seed,
-            max_tokens=self.max_tokens, keep=False,
+            precision=self.precision, max_tokens=self.max_tokens, keep=False,
         )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from hooklearn.config import RunConfig, parse
 from hooklearn.corpora import BUILTIN
 from hooklearn.corpora.tendencies import Tendency
 from hooklearn.data import load_corpus
-from hooklearn.deltas import load_delta
+from hooklearn.deltas import Delta, load_delta, save_delta
 from hooklearn.forward import auto_is, resolve_precision
 from hooklearn.organisms import Organism
 from hooklearn.organisms.suppressed import PASSWORD, Bench, Suppressed, organism_on, suppressed
@@ -145,13 +145,29 @@ def _case(kind: Suppressed, seed: int, setup: Setup, shared: Shared, folder: Pat
     assert setup.organism is not None
     bench = Bench(
         setup.organism, setup.original, setup.never, setup.corpora, seed, setup.config.max_tokens,
-        observe=lambda step, _: said(f"step {step}"),
+        setup.config.model.precision, observe=lambda step, _: said(f"step {step}"),  # type: ignore[arg-type]
     )  # fmt: skip
-    made = folder / f"delta-seed{seed}.safetensors"  # of a case that was interrupted: training need not repeat itself
-    shared.setup = dataclasses.replace(setup, delta=load_delta(made) if made.exists() else kind.delta(bench))
-    config = config_of(setup.organism, seed, folder.name)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    made = _made(lambda: kind.delta(bench), folder, seed)
+    shared.setup = dataclasses.replace(setup, delta=load_delta(made))
+    config = config_of(setup.organism, seed, folder.name)
     experiment.run(config, folder, resume=True, shared=shared, command="hooklearn calibrate", progress=said)
+    _aside(folder).unlink(missing_ok=True)
+
+
+def _made(make: Callable[[], Delta], folder: Path, seed: int) -> Path:
+    """The edit of a case, made once: training need not repeat itself to the bit, and the record of a run that was
+    interrupted names one. It waits beside the run folder until that has it."""
+    own, aside = folder / f"delta-seed{seed}.safetensors", _aside(folder)
+    if own.exists():
+        return own
+    if not aside.exists():
+        save_delta(make(), aside)
+    return aside
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.safetensors")
 
 
 def _record(kind: Suppressed, seed: int, organism: Organism) -> dict[str, Any]:
