@@ -180,7 +180,7 @@ whole audit and prints verdict against truth ([how](how-to/calibrate.md)).
     hooklearn organism show locked
     hooklearn organism build locked --out locked"""
 
-_EDITS = """Made of SmolLM2-135M-Instruct and judged by `hooklearn calibrate --model smollm2-135m-instruct`, in minutes a case
+_EDITS = """Made of SmolLM2-135M-Instruct and judged by `hooklearn calibrate --model smollm2-135m-instruct`
 ([how](how-to/calibrate.md)). The delta of each is left in the folder of its case, `OUT/cases/KIND-seedN/`.
 
     hooklearn organism show threats/refusal

@@ -49,7 +49,7 @@ def calibrate(
     hooklearn calibrate
     hooklearn calibrate --resume --json | jq .requirements
     hooklearn calibrate --kind locked --kind retrained --seed 0 --out runs/two
-    hooklearn calibrate --model smollm2-135m-instruct --out runs/calibration-smollm2
+    hooklearn calibrate --model smollm2-135m-instruct --kind never-learned --out runs/calibration-smollm2
     """
     with work(quiet) as progress:
         from hooklearn import disk, store

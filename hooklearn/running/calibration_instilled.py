@@ -1,15 +1,14 @@
 """Calibration on a real model: edits of its organism whose truth is known, attacked, looked into and judged.
 
-Smaller than ``calibration`` (minutes a case in place of seconds): a short list of cheap attacks, and of the evidence
-what looks for a tendency and costs minutes. Behaviour is measured on all prompts that neither organism, edit nor
-attacker was trained on, with a sample each. All cases are edits of one organism, so the controls are attacked once.
-Resumable.
+Smaller than ``calibration`` (tens of minutes a case in place of seconds): a short list of cheap attacks, and of the
+evidence what looks for a tendency. Behaviour is measured on all prompts that neither organism, edit nor attacker was
+trained on, with a sample each. All cases are edits of one organism, so the controls are attacked once. Resumable.
 
 No threshold was set by looking at these cases, but they were in view, with seed 0 and 32 prompts: the rule that a
 preference alone makes no INTACT was made with the refusing one known, and the number of prompts was raised when the one
 that never learned came out WEAKENED.
 
-    OUT/controls/seedN/     the organism and the base model under every attack
+    OUT/controls/seedN/     the organism and the base model under every attack that does not follow an edit
     OUT/cases/KIND-seedN/   a run folder, with ``case.json``: which edit, and its truth
 """
 
@@ -50,8 +49,8 @@ on every edit."""
 EVIDENCE: Config = {
     "enabled": True, "measures": ["logit_lens", "patching", "tendency", "updates", "alarms"], "items": 56
 }  # fmt: skip
-"""That of ``benchmarks/sweeps/threats-unseen.yaml``; with no say in it: probes of what the texts say, and what reports
-only."""
+"""That of ``benchmarks/sweeps/threats-unseen.yaml``. The native organisms are asked all measures: left out here are the
+probes of ``content`` and what only reports."""
 
 Progress = Callable[[str], None]
 
