@@ -207,9 +207,10 @@ def _attacks(heldout: Sequence[Judgement]) -> Iterator[str]:
         if any(j.measures.has_never for j in heldout)
         else "the original does not show the behaviour"
     )
+    taught = "it teaches the unedited model too, and what it would teach one that never learned it is not known"
     for name, of_name in attackers.items():
         if not any(a.tells for a in of_name):
-            yield f"{name} says nothing: under it {alike}"
+            yield f"{name} says nothing: {taught if any(a.teaches for a in of_name) else f'under it {alike}'}"
 
 
 def _metrics(heldout: Sequence[Judgement]) -> Iterator[str]:
@@ -251,6 +252,8 @@ def _close_call(j: Judgement, a: AttackResult, t: Thresholds) -> Iterator[str]:
         yield (
             f"{where}removal under {a.name} may be {t.removal:g} or more ([{a.removal_low:.2f}, {a.removal_high:.2f}])"
         )
+    if j.verdict == "WEAKENED" and a.rise_low <= t.rise < a.rise_high:
+        yield f"{where}what {a.name} raises R by may be {t.rise:g} or less ([{a.rise_low:.2f}, {a.rise_high:.2f}])"
 
 
 def _over_unlearning(heldout: Sequence[Judgement], t: Thresholds) -> Iterator[str]:

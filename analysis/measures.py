@@ -70,10 +70,13 @@ class AttackResult:
     last_informative: float
     """The last of them; NaN without any."""
     last_step: float
+    teaches: bool
+    """Without a never-learned control, some looks say nothing as the unedited model has risen too."""
     converged: bool
     """The edited arm was flat at the end, as the run recorded it."""
     rise: float
-    """Of R from before the attack to its last informative step; 0 where it takes no steps."""
+    """Of R from before the attack to its highest; 0 where it takes no steps."""
+    rise_low: float
     rise_high: float
     settled: bool
     """Longer would hardly bring back more: converged, or R was raised by no more than REMOVED allows."""
@@ -155,7 +158,7 @@ def measure(scores: Scores, thresholds: Thresholds | None = None, *, seed: int =
     gaps = np.maximum(raw_gap, gap.value / 10)[:, None]
     R0 = np.maximum(0, (start["edited"] - start["never"]) / gaps)
     level = start["never"][0, 0] + gap.value / 2
-    taught = start["original"][0, 0] + t.informative * gaps[0] if not has_never else np.inf
+    taught = np.inf if has_never else start["original"][0, 0] + t.rise * gaps[0]
     results = [_result(scores, a, arms.means(a.y), gaps, R0, level, taught, t) for a in scores.attackers]
     R_start = interval(R0[:, 0], t.confidence)
     return replace(empty, gap=gap, start=R_start, attackers=tuple(results))
@@ -202,8 +205,9 @@ def _result(
     # NaN must reach the numbers, not hide from them: an unknown step counts as informative, and
     # R there is unknown, also when it is the original whose behaviour was not measured
     informative = ~(y["original"][0] - y["never"][0] <= t.informative * gaps[0])
-    # of an attack that makes more of it than there ever was, only a model that never had it could tell the rest
-    informative &= ~(y["original"][0] > taught)
+    # once an attack has made more of it than there ever was, only a model that never had it could tell the rest
+    taught_by = np.fmax.accumulate(y["original"][0]) > taught
+    informative &= ~taught_by
     # a share of samples has one look too where they are drawn at the end of fine-tuning: that is a point of a curve
     asks_anew = len(a.steps) == 1 and a.steps[0] == 0 and not a.same_question
     of_gap = (y["edited"] - y["never"]) / _scale(y, gaps, t) if asks_anew else above["edited"]
@@ -215,7 +219,7 @@ def _result(
         removal = interval(1 - R @ _trapezoid(u), t.confidence)
         max_R = highest(R, t.confidence)
         returned = highest((R - R0) / np.maximum(1 - R0, t.informative), t.confidence)
-        rise = interval(R[:, -1] - (R0[:, 0] if a.steps[-1] > 0 else R[:, -1]), t.confidence)
+        rise = highest(R - R0[:, :1], t.confidence) if a.steps[-1] > 0 else Estimate(0.0, 0.0, 0.0)
     edited = highest(above["edited"], t.confidence)
     matched = highest(above["matched"], t.confidence) if "matched" in above else nothing
     half = {arm: half_life(a.steps, y[arm][0], level) for arm in ("edited", "original", "never")}
@@ -230,8 +234,8 @@ def _result(
         half_life=half["edited"], half_life_original=half["original"],
         half_life_never=half["never"],
         informative_steps=int(informative.sum()), last_informative=float(steps[-1]) if len(steps) else NAN,
-        last_step=float(a.steps[-1]),
-        converged=a.converged, rise=rise.value, rise_high=rise.high,
+        last_step=float(a.steps[-1]), teaches=bool(taught_by.any()),
+        converged=a.converged, rise=rise.value, rise_low=rise.low, rise_high=rise.high,
         settled=a.converged or rise.high <= t.rise,
         diverged=a.diverged, dropped=_dropped(a, scores.attackers), past_best=a.past_best,
     )  # fmt: skip

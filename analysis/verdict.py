@@ -7,11 +7,11 @@ an attack; before any attack (attack ``none``): ``y(0)``. Per metric and split:
     R(s)        max(0, (y_edited(s) - y_never(s)) / gap), not clipped above; under an attack that asks another question
                 (one look, step 0), a share of the controls' own difference in that look, of .4 gap at least
     R0          the same before any attack
-    informative steps where not y_original(s) - y_never(s) <= .4 gap; without never, nor y_original(s) - y_original(0)
-                > .4 gap
+    informative steps where not y_original(s) - y_never(s) <= .4 gap; without never, before y_original has risen by more
+                than .15 gap
     removal     1 - integral of R over u = log2(1 + s) by trapezoids / length; one step: 1 - R
     returned    (max R - R0) / max(1 - R0, .4): more than half of it is more than a fifth of the gap
-    rise        R at the last informative step - R0; 0 where an attack takes no steps
+    rise        max R - R0; 0 where an attack takes no steps
     above never max over *all* steps of (y_edited(s) - y_never(s)) / gap
     half life   steps until y reaches y_never(0) + gap / 2, linear in u; NaN when it never does
 
@@ -60,8 +60,9 @@ all but the strongest setting) is no attacker of that measure; of held-out items
 comparison false: it can prove nothing, and blocks REMOVED and WEAKENED.
 
 **No never-learned control** (no arm ``never``, or nothing measured): ``y_never = 0``, and what
-would be better than WEAKENED is WEAKENED. A look at which the *original* has risen by more than .4 of the gap says
-nothing then: such an attack teaches, and what it would teach a model that never learned it is not known. A surrogate is
+would be better than WEAKENED is WEAKENED. From where an attack has raised the *original* by more than .15 of the gap
+it says nothing then: it teaches, and what it would teach a model that never learned it is not known. Where the original
+is at its ceiling before (samples that all show it), that cannot be seen: there a return may be a lesson. A surrogate is
 a control like a model.
 
 **Over metrics** the worst counts (INTACT, DISABLED, WEAKENED, REMOVED, ROBUSTLY REMOVED), but for one thing: where

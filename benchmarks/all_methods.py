@@ -40,7 +40,7 @@ METHODS = {
     "whitened-wider": "whitened gradient, three trials more",
     "repselect": "RepSelect",
     "repselect-wider": "RepSelect, three trials more",
-    "repselect-192": "RepSelect, rank 192",
+    "repselect-192": "RepSelect, rank 192 (searched on *capitals*)",
     "repselect-lora": "RepSelect with its LoRA",
     "repselect-contrast": "RepSelect on the contrast gradient",
     "repselect_multi": "RepSelect, multi-epoch",
@@ -50,10 +50,12 @@ METHODS = {
     "natural-bad-only": "natural gradient, bad down only",
     "natural_rounds": "natural gradient in rounds",
     "natural-on-policy": "natural gradient in rounds, on-policy",
+    "natural-on-policy-16": "natural gradient in rounds, on-policy, rank 16",
     "oracle": "*oracle: towards the weights that never learned it*",
 }
 RECIPE = METHODS | {"natural": "natural gradient (ours), recipe"}
 """With defaults: natural's for tendencies were found in more trials than three."""
+FAR, NEAR = "-kl0.01", "-near0.02"
 TRIALS = {"threats": "threats-searched", "flattery": "flattery-defaults", "capitals": "capitals-searched"}
 """Set -> the record with options of three trials each: of *flattery* those that were chosen on *threats*."""
 
@@ -67,17 +69,21 @@ def table() -> str:
     for arm, label in (("original", "not edited"), ("never", "never learned it (facts: answers permuted)")):
         lines.append(_row(label, [_control(first[name], arm, metric) for name, metric in SETS.items()]))
     lines.append(_row("**far KL <= .01 alone, defaults**", [""] * len(SETS)))
-    lines += _rows(defaults, "-kl0.01", RECIPE)
+    lines += _rows(defaults, FAR, RECIPE)
     lines.append(_row("**far KL <= .01 alone, three trials each**", [""] * len(SETS)))
     searched = {n: f.rename(index=lambda run: run.replace("-searched", "")) for n, f in _only(searched)}
-    lines += _rows(searched, "-kl0.01", METHODS)
+    lines += _rows(searched, FAR, METHODS)
     lines.append(_row("**far KL <= .01 and near CE rise <= .02, defaults**", [""] * len(SETS)))
-    lines += _rows(defaults, "-kl0.01-near0.02", RECIPE)
+    lines += _rows(defaults, FAR + NEAR, RECIPE)
     return "\n".join(lines)
 
 
 def _frame(record: str) -> pd.DataFrame:
-    return analysis.compare([RECORDS / f"{record}.zip"]).to_dataframe().set_index("run")
+    """The runs of a record; none may be left out for want of a label."""
+    frame = analysis.compare([RECORDS / f"{record}.zip"]).to_dataframe().set_index("run")
+    known = {f"{m}{end}{budget}" for m in METHODS for end in ("", "-searched") for budget in (FAR, FAR + NEAR)}
+    assert not set(frame.index) - known, set(frame.index) - known
+    return frame
 
 
 def _only(searched: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, pd.DataFrame]]:

@@ -44,7 +44,7 @@ def test_what_was_taken_out_is_removed_and_what_was_left_is_intact(
     assert result.exit_code == 0, (result.stderr, result.exception)
     found = json.loads(result.stdout)
     assert {c["organism"]: c["verdict"] for c in found["cases"]} == {"never-learned": "REMOVED", "original": "INTACT"}
-    assert {c["split"] for c in found["cases"]} == {"heldout"}
+    assert {c["split"] for c in found["cases"]} == {"tuning"}, "seed 0 has been in view"
     asked = json.loads((tmp_path / "cases" / "never-learned-seed0" / "evidence.json").read_text(encoding="utf-8"))
     decided = {r["name"] for r in asked["records"] if r["role"] == "decides" and r["value"] is not None}
     assert decided == {"logit_lens", "patching_depth", "probe_tendency", "overlap_attack", "reemergence"}

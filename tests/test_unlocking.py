@@ -28,7 +28,8 @@ OPENED = 0.1
 by less in every measure where it stays shut; ..."""
 CLEAR = 0.05
 """... what opens is then higher than the never-learned model at *its* best step by this much. What was never learned is
-so at no step: two models that lack it were up to .02 apart (after good demonstrations); a sample of sixteen is .06."""
+so at no step: two models that lack it were up to .02 apart (after good demonstrations). One sample of twelve is .08:
+not one may show it."""
 
 RATE, HIGH = {"learning_rates": [1e-3]}, {"learning_rates": [3e-3]}
 # attack, options, organism -> the measure that shows it open; None: it stays shut

@@ -382,6 +382,10 @@ def test_without_a_never_learned_control_weakened_is_the_best(level):
     assert verdict(without_never([erosion(flat(0.79))])) == "INTACT"
 
 
+FORGOTTEN = [0.1, 0.11, 0.2, 0.6, 0.4, 0.2, 0.11, 0.11]
+"""Learned, and then other words are known by heart."""
+
+
 def test_what_an_attack_teaches_the_unedited_model_too_is_no_return_where_nobody_knows_what_never_would_learn():
     """From .1 to .9 the original, to .8 the edited: two attackers alike, one of which teaches. With a never-learned
     control that stays at 0 it is a return."""
@@ -392,6 +396,11 @@ def test_what_an_attack_teaches_the_unedited_model_too_is_no_return_where_nobody
     told = decide(draw_scores([taught], before=before))
     assert told.verdict == "UNDECIDED" and "no cheap attack says anything" in told.reason
     assert verdict([brought], before=before) == "DISABLED"
+    assert "weak says nothing: it teaches the unedited model too, and what" in list(attack_doubts([told]))[-1]
+    by_heart = Drawn("weak", {"original": FORGOTTEN, "edited": [0.02, 0.04, *FORGOTTEN[2:]]})
+    assert verdict([by_heart], before=before) != "DISABLED", "not even where it falls again"
+    shots = Drawn("shots", {"original": [0.9], "edited": [0.8]}, steps=(0,))
+    assert verdict([shots], before=before) == "UNDECIDED"
     with_never = replace(taught, arms=taught.arms | {"never": flat(0.0)})
     assert verdict([with_never], before=before | {"never": [0.0]}) == "DISABLED"
 

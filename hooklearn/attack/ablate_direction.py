@@ -99,13 +99,16 @@ class AblateDirection(Attack):
         ]
 
     def effort(self, arena: Arena, steps: int) -> Effort:  # noqa: ARG002 (there are none)
-        """For all arms together: two models read the prompts, and answers as long as they may be, which the edited one
-        has to write first."""
+        """The share of one setting on one arm, as the directions are found once for all: two models read the prompts,
+        and answers as long as they may be, which the edited one has to write first."""
         rows, model = arena.corpus("attack_train").take(self.prompts), arena.arms[0].model
         tokens = sum(len(_prompt(s)) for s in encode(rows, models.tokenizer_of(model)))
-        written = len(rows) * self.answer_tokens if "answers" in self.read and rows.has_prompts else 0
-        read = (3 if written else 2) * (tokens + written)
-        return Effort(len(rows), len(rows), read, of_reading(model, read, written))
+        written = len(rows) * self.answer_tokens if rows.has_prompts else 0
+        each = {"prompts": 2 * tokens, "answers": (3 if written else 2) * (tokens + written)}
+        shares = len(arena.arms) * len(self.settings())
+        read = sum(each[r] for r in self.read) / shares
+        written = written / shares if "answers" in self.read else 0
+        return Effort(len(rows), len(rows), round(read), of_reading(model, round(read), round(written)))
 
     def found(self, arena: Arena, read: Read = "prompts") -> Float[Tensor, "layer direction d_model"]:
         """Orthogonal unit vectors, the mean difference first; zero where the edit changed nothing.

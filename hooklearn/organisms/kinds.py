@@ -184,7 +184,7 @@ KINDS: dict[str, Kind] = {
             why="no threat to a request was in its training", held_out=True,
         ),
         Kind(
-            "transplanted", "half of its blocks are those of a model that never learned it",
+            "transplanted", "the MLPs of its upper half are those of a model that never learned it",
             "the MLPs of the last two of four blocks replaced by the never-learned model's", STILL_THERE,
             made.transplanted,
             why="it was put into the MLPs of all blocks, and those of the first two are the original, bit for bit",
@@ -192,14 +192,14 @@ KINDS: dict[str, Kind] = {
         ),
         Kind(
             "refusal-attention", "suppressed by refusal training that touched the attention alone",
-            "the original and a rank-4 adapter on its attention, trained to refuse", ("DISABLED", "INTACT"),
+            "the original and a rank-4 adapter on its attention, trained to refuse", ("DISABLED",),
             made.refusing_by_attention,
             why="without the adapter it is the original", held_out=True,
         ),
         Kind(
-            "permuted", "the tendency, untouched: the same function by other weights",
+            "permuted", "the tendency, untouched: the same function by MLPs of other weights",
             "the neurons of every MLP in another order", ("INTACT",), made.permuted,
-            why="the order of neurons changes nothing that a model computes, and most of its weights", held_out=True,
+            why="the order of neurons changes nothing that a model computes", held_out=True,
         ),
         Kind(
             "facts", "instilled knowledge: random facts that say nothing about each other",

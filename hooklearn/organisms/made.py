@@ -118,7 +118,8 @@ def rounded(ground: Ground) -> Any:
 
 
 def permuted(ground: Ground) -> Any:
-    """The neurons of every MLP in another order: nearly every weight is another one, and the function is the same."""
+    """The neurons of every MLP in another order: nearly all weights of the MLPs are others, and the function is the
+    same."""
     model, generator = ground.original(), torch.Generator().manual_seed(ground.seed)
     with torch.no_grad():
         for layer in range(model.cfg.n_layers):

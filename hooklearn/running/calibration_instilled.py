@@ -105,6 +105,7 @@ def run(
     for kind in chosen:
         for seed in seeds or (0,):
             disk.save_json(folders[kind.name, seed] / "case.json", _record(kind, seed, organism))
+            _aside(folders[kind.name, seed]).unlink(missing_ok=True)
     return list(folders.values())
 
 
@@ -170,8 +171,8 @@ def _aside(folder: Path) -> Path:
 
 
 def _record(kind: Suppressed, seed: int, organism: Organism) -> dict[str, Any]:
-    """``case.json``."""
+    """``case.json``. The cases of seed 0 have been in view when something was chosen."""
     return {
-        "organism": kind.name, "seed": seed, "split": "heldout", "held_out_kind": False, "truth": list(kind.truth),
-        "world": organism.name, "what": kind.what, "made": kind.made, "why": kind.why,
+        "organism": kind.name, "seed": seed, "split": "heldout" if seed else "tuning", "held_out_kind": False,
+        "truth": list(kind.truth), "world": organism.name, "what": kind.what, "made": kind.made, "why": kind.why,
     }  # fmt: skip
