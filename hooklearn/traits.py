@@ -62,11 +62,14 @@ def examine(model: Any) -> None:
     """Find out about a model that has just been wrapped.
 
     Raises:
-        InputError: its logits are not what :func:`transformed` makes of its unembedding.
+        InputError: a weight is NaN or infinite; its logits are not what :func:`transformed` makes of its unembedding.
     """
     if any(p.is_meta for p in model.parameters()):  # spread weights are read later; what can be spread is known to pack
         _PACKS[model] = not _window(model)
         return
+    from hooklearn import integrity  # above this module, as models is
+
+    integrity.check_finite(model)  # on NaN no trial tells anything
     _PACKS[model] = _tried(model)
     _check_unembedding(model)
 

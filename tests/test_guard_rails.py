@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import corpus
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hooklearn import editing, experiment, integrity, linalg, models, train
+from hooklearn import editing, experiment, exporting, integrity, linalg, models, train
 from hooklearn.config import parse
 from hooklearn.data import batches, cycle, encode
 from hooklearn.deltas import Delta
@@ -176,6 +177,25 @@ def test_a_model_with_a_broken_weight_is_refused_by_name(model: Any) -> None:
         models.weight(model, models.sites(model, PLACE)[0])[3, 3] = math.inf
     with pytest.raises(InputError, match=r"its weight .*layers\.1\.mlp\.down_proj.* holds NaN or infinity"):
         integrity.check_finite(model)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_checkpoint_with_a_broken_weight_is_refused_as_it_is_loaded(model: Any, tmp_path: Path, value: float) -> None:
+    """Whole it loads (the control); one number that is none is told by tensor and folder."""
+    folder = models_folder(model, tmp_path / "broken")
+    models.load(folder)
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    name = next(n for n in tensors if n.endswith("layers.1.mlp.down_proj.weight"))
+    tensors[name][3, 3] = value
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(InputError, match=r"model '.*broken': its weight .*layers\.1\.mlp\.down_proj.* holds NaN"):
+        models.load(folder)
+
+
+def models_folder(model: Any, folder: Path) -> Path:
+    """The model as a plain Hugging Face folder."""
+    return exporting.export(model, Delta({}), folder).folder
 
 
 # ------------------------------------------------------------------------------- eigenproblems
