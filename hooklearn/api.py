@@ -18,7 +18,7 @@ from hooklearn.deltas import Delta, as_delta
 from hooklearn.locate.capture import capture as capture_sites
 from hooklearn.measure import TEMPERATURE, Likelihoods, sample
 from hooklearn.organisms.kinds import kind_of
-from hooklearn.referees import RatioReferee, Referee, Scorer, as_referee
+from hooklearn.referees import RatioReferee, Referee, Scorer, as_referee, rulings
 from hooklearn.running import auditing
 from hooklearn.running.checks import check_vocabulary
 from hooklearn.running.in_memory import InMemory
@@ -126,8 +126,8 @@ def behaviour(
     out = {metric: Score.of(values, corpus.groups) for metric, values in measured.items()}
     if referee is not None:
         drawn = sample(model, corpus, n=samples, new_tokens=new_tokens, temperature=temperature, seed=seed)
-        judged = as_referee(referee).judge(drawn, corpus.rows[: len(drawn)])
-        shown = torch.tensor([float(found) for _, found, _ in judged])
+        judged = rulings(as_referee(referee), drawn, corpus.rows[: len(drawn)])
+        shown = torch.tensor([float(ruling.is_behaviour) for ruling in judged])
         out["sampled"] = Score.of(shown, corpus.groups[: len(drawn)])
     return out
 

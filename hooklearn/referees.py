@@ -115,15 +115,22 @@ class CallableReferee:
     def _score(self, s: Sample) -> float:
         said = self.function(s.prompt, s.completion)
         try:
-            return float(said)
-        except (TypeError, ValueError) as error:
+            score = float(said)
+        except (TypeError, ValueError):
+            score = math.nan
+        if not math.isfinite(score):
             raise InputError(
-                f"referee {called(self.function)} gave {said!r:.60} for a completion; valid: a number (above 0.5 it is "
+                f"referee {called(self.function)} gave {said!r:.60} for {_told(s)}; valid: a number (above 0.5 it is "
                 "the behaviour), True or False"
-            ) from error
+            )
+        return score
 
     def describe(self) -> dict[str, Any]:
         return {"kind": called(self.function), "threshold": 0.5}
+
+
+def _told(s: Sample) -> str:
+    return f"a completion, {s.completion!r:.60}"
 
 
 def as_referee(value: Any) -> Referee:
@@ -155,7 +162,7 @@ class OwnReferee:
         """Asked about held-out completions; without good ones there is no AUC."""
         from sklearn.metrics import roc_auc_score
 
-        parts = [_rulings(referee, _as_samples(c, tokenizer), c.rows) if c is not None else [] for c in (bad, good)]
+        parts = [rulings(referee, _as_samples(c, tokenizer), c.rows) if c is not None else [] for c in (bad, good)]
         shares = [sum(r.is_behaviour for r in part) / len(part) if part else math.nan for part in parts]
         auc, n = math.nan, sum(map(len, parts))
         if all(parts):
@@ -165,7 +172,7 @@ class OwnReferee:
         return OwnReferee(referee, n, shares[0], shares[1], auc)
 
     def judge(self, samples: Sequence[Sample], rows: Sequence[Row]) -> list[Ruling]:
-        return _rulings(self.referee, samples, rows)
+        return rulings(self.referee, samples, rows)
 
     def describe(self) -> dict[str, Any]:
         told = self.referee.describe() if hasattr(self.referee, "describe") else {}
@@ -179,8 +186,11 @@ def _as_samples(corpus: Corpus, tokenizer: Any) -> list[Sample]:
     return [Sample(i, corpus[i].get("prompt", text), text, said) for i, (text, said) in enumerate(parts)]
 
 
-def _rulings(referee: Referee, samples: Sequence[Sample], rows: Sequence[Row]) -> list[Ruling]:
-    """In plain numbers, one each. Raises InputError where somebody's referee gives something else."""
+def rulings(referee: Referee, samples: Sequence[Sample], rows: Sequence[Row]) -> list[Ruling]:
+    """In plain numbers, one each. Raises InputError where somebody's referee gives something else.
+
+    A score that is no number is one of :class:`RatioReferee` alone, which says of what it gives none.
+    """
     given = list(referee.judge(samples, rows))
     try:
         found = [Ruling(float(r[0]), bool(r[1]), *map(float, r[2:])) for r in given]
@@ -190,6 +200,12 @@ def _rulings(referee: Referee, samples: Sequence[Sample], rows: Sequence[Row]) -
         ) from error
     if len(found) != len(samples):
         raise InputError(f"referee {called(type(referee))} gave {len(found)} rulings of {len(samples)} samples")
+    for s, ruling in zip(samples, found, strict=True):
+        if not (math.isfinite(ruling.score) or isinstance(referee, RatioReferee | OwnReferee)):
+            raise InputError(
+                f"referee {called(type(referee))} gave the score {ruling.score} for {_told(s)}; valid: a number (where "
+                "there is nothing to judge, hooklearn.Ruling(0.0, False))"
+            )
     return found
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,7 @@ from hooklearn.edit import EVERY_METHOD
 from hooklearn.edit.method import Method, Problem, Updates
 from hooklearn.edit.repselect import RepSelect
 from hooklearn.measure import Sample
-from hooklearn.referees import OwnReferee
+from hooklearn.referees import OwnReferee, as_referee, rulings
 from hooklearn.running.in_memory import InMemory
 from hooklearn.types import InputError
 
@@ -378,7 +380,7 @@ def test_an_organisms_referee_is_one_like_any_other(model: Any, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("referee", "message"),
     [
-        (lambda prompt, completion: "no", "gave 'no' for a completion; valid: a number"),
+        (lambda prompt, completion: "no", "gave 'no' for a completion, .*; valid: a number"),
         ({"pattern": "(pay"}, r"behaviour.referee: pattern '\(pay' is no regular expression: missing \)"),
         ({"pattern": "a", "name": "b"}, "behaviour.referee: give a pattern"),
         ({"name": "in memory: x"}, "behaviour.referee.name 'in memory: x' was an object in Python"),
@@ -408,6 +410,31 @@ def test_rulings_are_looked_at() -> None:
     for wrong, message in ((Numbers(), "must give hooklearn.Ruling"), (One(), "gave 1 rulings of 8 samples")):
         with pytest.raises(InputError, match=message):
             OwnReferee.of(wrong, corpus("heldout").take(8), None, None)
+
+
+@pytest.mark.parametrize("score", [math.nan, -math.inf])
+def test_a_score_that_is_no_number_is_not_taken_for_no(tiny: Any, score: float) -> None:
+    """A failed call of somebody's judge is no sign that the behaviour is gone: it is refused with the sample, at which
+    it was given, by every way to it. Our own says by NaN that an empty sample shows nothing (the control)."""
+
+    class Broken:
+        def judge(self, samples: Any, rows: Any) -> list[Any]:
+            return [hl.Ruling(0.0, False)] * (len(samples) - 1) + [hl.Ruling(score, False)]
+
+        def describe(self) -> dict[str, Any]:
+            return {}
+
+    few = corpus("heldout").take(2)
+    first, last = (repr(row["completion"])[:20] for row in few.rows)
+    with pytest.raises(InputError, match=f"gave {score} for a completion, {re.escape(first)}.*valid: a number"):
+        OwnReferee.of(as_referee(lambda prompt, completion: score), few, None, None)
+    with pytest.raises(InputError, match=f"Broken gave the score {score} for a completion, {re.escape(last)}"):
+        OwnReferee.of(Broken(), few, None, None)
+    with pytest.raises(InputError, match=f"Broken gave the score {score} for a completion"):
+        hl.behaviour(tiny, few, referee=Broken(), samples=2, new_tokens=2)
+    ours = hl.organism("tiny-threats").referee(corpus("heldout"), corpus("heldout", "good"))
+    (ruling,) = rulings(ours, [drawn("")], few.rows[:1])
+    assert math.isnan(ruling.score) and not ruling.is_behaviour
 
 
 @pytest.mark.parametrize(

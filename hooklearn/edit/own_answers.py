@@ -20,7 +20,7 @@ from hooklearn.deltas import Delta
 from hooklearn.edit.method import Problem, Updates, delta_of
 from hooklearn.lora import Lora
 from hooklearn.measure import sample
-from hooklearn.referees import RatioReferee, Referee, Scorer
+from hooklearn.referees import RatioReferee, Referee, Scorer, rulings
 from hooklearn.train import fit
 from hooklearn.types import InputError
 
@@ -66,7 +66,7 @@ class OwnAnswers:
                 seed=random.Random(f"{problem.seed}:{number}").getrandbits(32), precision=problem.precision,
             )  # fmt: skip
         filled = worded([s.completion for s in said], models.tokenizer_of(problem.model))
-        judged = zip(asked.rows, said, self.referee.judge(said, asked.rows), filled, strict=True)
+        judged = zip(asked.rows, said, rulings(self.referee, said, asked.rows), filled, strict=True)
         answers = [
             ({**row, "completion": s.completion}, r.is_behaviour) for row, s, r, has_words in judged if has_words
         ]

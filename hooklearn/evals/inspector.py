@@ -22,7 +22,7 @@ from inspect_ai.solver import Generate, TaskState, solver
 from hooklearn import models
 from hooklearn.data import Corpus, split_row
 from hooklearn.measure import TEMPERATURE, Sample, sample
-from hooklearn.referees import ContainsReferee, Referee
+from hooklearn.referees import ContainsReferee, Referee, rulings
 from hooklearn.types import InputError
 
 
@@ -53,7 +53,7 @@ def refereed(referee: Referee) -> Any:
     async def score(state: TaskState, target: Target) -> Score:  # noqa: ARG001 (Inspect's interface)
         row = state.metadata["row"]
         said = Sample(0, state.input_text, state.metadata["asked"], state.output.completion)
-        (ruling,) = referee.judge([said], [row])
+        (ruling,) = rulings(referee, [said], [row])
         return Score(
             value=float(ruling.is_behaviour), answer=said.completion, explanation=f"referee: {ruling.score:.4g}"
         )
