@@ -314,6 +314,18 @@ def test_bad_input_is_one_line_and_leaves_nothing(change: list[str], said: str, 
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize(("role", "why"), [("forget", "trained on"), ("heldout", "would count as damage")])
+def test_disruption_is_not_measured_on_the_behaviour(mine: list[str], role: str, why: str, tmp_path: Path) -> None:
+    """Nothing is edited, and yet the text is no measure of what the edit cost; told by a dry run as well."""
+    behaviour = mine[mine.index(f"--{role}") + 1]
+    mine = [*mine, "--forget", "relearn.jsonl"] if role == "heldout" else mine  # the user's forget holds its items
+    for how in (["--dry-run"], ["--out", tmp_path / "run", *QUICK]):
+        result = hooklearn("audit", *mine, "--disruption", behaviour, *how)
+        assert result.exit_code == 2 and not (tmp_path / "run").exists()
+        said = result.stderr.splitlines()[-1]
+        assert f"rows of the far disruption corpus '{role}' are also in {role}" in said and why in said
+
+
 def test_no_attack_left_is_said() -> None:
     with pytest.raises(InputError, match="no attack is left: retain_only"):
         audit("a", "b", {"forget": {"name": "a"}, "heldout": {"name": "b"}}, attacks=[{"name": "retain_only"}])

@@ -168,9 +168,16 @@ def _check_sharded(config: RunConfig) -> None:
 
 
 def check_measured(config: RunConfig, corpora: Mapping[str, Corpus]) -> None:
-    """Raises InputError where an edit would be given text that measures its disruption."""
-    if config.edit.method is not None:
-        check_separate(corpora, {n: corpora[r] for n, r in (("far", "disruption"), ("near", "near")) if r in corpora})
+    """Raises InputError where an edit would be given text that measures its disruption, or where the behaviour itself
+    is in that text, as no edit of one's own made it. Of a model edited elsewhere only ``forget`` is known."""
+    measured = {n: corpora[r] for n, r in (("far", "disruption"), ("near", "near")) if r in corpora}
+    check_separate(corpora if config.edit.method is not None else {"forget": corpora["forget"]}, measured)
+    for name, corpus in measured.items():
+        if shared := corpora["heldout"].shared_with(corpus):
+            raise InputError(
+                f"{shared} rows of the {name} disruption corpus {corpus.name!r} are also in heldout "
+                f"({corpora['heldout'].name!r}): that the behaviour is gone would count as damage; give text without it"
+            )
 
 
 def check_vocabulary(role: str, other: Any, model: Any) -> None:
