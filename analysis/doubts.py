@@ -168,10 +168,12 @@ _OTHERS = {"edit.checkpoint": "the edited checkpoint", "controls.never": "the ne
 
 
 def _heldout(run: Run) -> Iterator[str]:
-    corpus = (run.record.get("corpora") or {}).get("heldout") or {}
-    for key, sentence in _COUNTED.items():
+    for counted, sentence in _COUNTED.items():
+        role, key = counted.split(".")
+        corpus = (run.record.get("corpora") or {}).get(role) or {}
         if number(corpus.get(key)) > 0:
-            yield f"{corpus[key]} of {corpus.get('n')} held-out items are {sentence}"
+            what = "held-out items" if role == "heldout" else f"rows of {role}"
+            yield f"{corpus[key]} of {corpus.get('n')} {what} are {sentence}"
     together = []
     for role, about in (run.record.get("corpora") or {}).items():
         if number((about or {}).get("cut")) > 0:
@@ -186,9 +188,13 @@ def _heldout(run: Run) -> Iterator[str]:
 
 
 _COUNTED = {
-    "in_attack_train": "in attack_train word for word: attacks that train on it were taught the very items measured",
-    "repeated": "there more than once: intervals take every one for an item of its own, and are too narrow",
-    "in_forget": "in forget word for word: what the edit does to the behaviour in other words was not measured",
+    "heldout.in_attack_train": "in attack_train word for word: attacks that train on it were taught the very items "
+    "measured",
+    "heldout.repeated": "there more than once: intervals take every one for an item of its own, and are too narrow",
+    "heldout.in_forget": "in forget word for word: what the edit does to the behaviour in other words was not measured",
+    "unrelated.in_heldout": "in heldout word for word: erosion taught the very items measured",
+    "unrelated.in_forget": "in forget word for word: erosion taught the behaviour, and was none",
+    "disruption.in_attack_train": "in attack_train word for word: that the behaviour is gone counts as damage there",
 }
 
 

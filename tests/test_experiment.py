@@ -411,6 +411,21 @@ def test_items_that_edit_or_attacker_had_are_counted(own: dict[str, Any], tmp_pa
     assert "word for word" not in " ".join(analysis.judge(tmp_path / "apart").doubts)
 
 
+def test_the_behaviour_in_text_that_should_have_none_is_counted(own: dict[str, Any], tmp_path: Path) -> None:
+    """An attacker who erodes with the held-out items relearns; the control is a corpus of its own."""
+    record = store.open_run(run(own, tmp_path / "apart", base=tmp_path))
+    assert [record["corpora"]["unrelated"][f"in_{role}"] for role in ("forget", "heldout")] == [0, 0]
+    own["corpora"] |= {"unrelated": own["corpora"]["heldout"], "attack_train": own["corpora"]["disruption"]}
+    out = run(own, tmp_path / "known", base=tmp_path)
+    corpora = store.open_run(out)["corpora"]
+    n, spent = corpora["heldout"]["n"], corpora["disruption"]["in_attack_train"]
+    assert corpora["unrelated"]["in_heldout"] == n and spent == corpora["disruption"]["n"]
+    doubts = " ".join(analysis.judge(out).doubts)
+    assert f"{n} of {n} rows of unrelated are in heldout word for word: erosion taught the very items" in doubts
+    assert "rows of disruption are in attack_train word for word" in doubts
+    assert "word for word" not in " ".join(analysis.judge(tmp_path / "apart").doubts)
+
+
 def test_text_that_is_trained_on_and_measures_leaves_no_folder(own: dict[str, Any], tmp_path: Path) -> None:
     own["corpora"]["disruption"] = {"path": "retain.jsonl"}
     with pytest.raises(InputError, match="may not measure disruption"):

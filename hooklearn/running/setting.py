@@ -186,12 +186,10 @@ class Setup:
 
     def _known_before(self, role: str, corpus: Corpus) -> dict[str, Any]:
         """How many of the items that behaviour is measured on the edit or the attacker had, word for word, and how many
-        are there twice."""
-        if role not in ("heldout", "ood"):
-            return {}
-        had = {f"in_{r}": self.corpora[r] for r in ("forget", "attack_train") if r in self.corpora}
-        found = {name: other.shared_with(corpus) for name, other in had.items()}
-        return found | {"repeated": corpus.repeated, **_grouped(corpus)}
+        are there twice; how much of the behaviour is in text that is to have none of it."""
+        others = _APART.get(role, ())
+        found = {f"in_{r}": self.corpora[r].shared_with(corpus) for r in others if r in self.corpora}
+        return found | ({"repeated": corpus.repeated, **_grouped(corpus)} if role in ("heldout", "ood") else {})
 
     def _as_read(self, role: str, corpus: Corpus) -> dict[str, int]:
         """What becomes of rows whose completions matter when they are read; running text is cut by design."""
@@ -338,6 +336,13 @@ class Setup:
             if scorer.model is model and scorer.delta is None
         }
         return referee.set_by(readings, len(heldout.completions)), known
+
+
+_APART = {
+    "heldout": ("forget", "attack_train"), "ood": ("forget", "attack_train"), "disruption": ("attack_train",),
+    "unrelated": ("forget", "heldout"),
+}  # fmt: skip
+"""Role -> those with which it should have no row in common, and may."""
 
 
 def _grouped(corpus: Corpus) -> dict[str, list[int]]:
