@@ -198,6 +198,16 @@ class EvidenceConfig(Strict):
     random_lines: int = Field(default=19, ge=1)
     """Random steps behind the null of mode connectivity, each as dear as four readings."""
 
+    @model_validator(mode="after")
+    def _asked_for(self) -> EvidenceConfig:
+        """``enabled: false`` is a word of its own: of a recipe whose measures are kept for another time."""
+        if idle := sorted(self.model_fields_set - {"enabled"}) if "enabled" not in self.model_fields_set else []:
+            raise ValueError(
+                f"{', '.join(idle)} would change nothing, as no evidence is asked for; add enabled: true (or false, to "
+                "keep what is written and do without)"
+            )
+        return self
+
 
 class RunConfig(Strict):
     """A whole run: what to edit out of what, how, how much may change, and who tries to bring it back."""

@@ -228,6 +228,13 @@ CASES: dict[str, tuple[Spoil, list[str]]] = {
     "unknown evidence": (
         config(evidence={"enabled": True, "measures": ["patchin"]}), ["'patchin'", "valid:", "did you mean 'patching'"]
     ),
+    "unknown evidence that is off": (
+        config(evidence={"enabled": False, "measures": ["patchin"]}), ["'patchin'", "did you mean 'patching'"]
+    ),
+    "evidence that nobody asks for": (
+        config(evidence={"measures": ["patching"], "items": 4}),
+        ["evidence: items, measures would change nothing", "enabled: true"],
+    ),
     "the same seed twice": (run("--seed", "1", "--seed", "1"), ["seeds [1, 1]", "the same one twice"]),
     "a control with other tokens": (
         config(controls={"never": {"name": "tiny"}}), ["controls.never 'tiny'", "tokens differ", "same tokenizer"]

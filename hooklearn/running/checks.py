@@ -60,8 +60,7 @@ def check(config: RunConfig) -> None:
         )
     if config.locate.enabled:
         EVERY_FITTER.get(config.locate.fitter)
-    if config.evidence.enabled:
-        evidence.check_names(config.evidence.measures)
+    evidence.check_names(config.evidence.measures)
     if len(set(config.seeds)) < len(config.seeds):
         raise InputError(f"seeds {config.seeds}: the same one twice")
     if config.model.spread:
