@@ -16,13 +16,14 @@ from hooklearn.corpora.corpus import as_corpus
 from hooklearn.data import Corpus, batches, encode
 from hooklearn.deltas import Delta, as_delta
 from hooklearn.locate.capture import capture as capture_sites
-from hooklearn.measure import TEMPERATURE, Likelihoods, sample
+from hooklearn.measure import TEMPERATURE, Likelihoods, check_sampling, sample
 from hooklearn.organisms.kinds import kind_of
 from hooklearn.referees import RatioReferee, Referee, Scorer, as_referee, rulings
 from hooklearn.running import auditing
 from hooklearn.running.checks import check_vocabulary
 from hooklearn.running.in_memory import InMemory
 from hooklearn.types import Curves, EditResult, InputError, Score, Tape
+from hooklearn.validation import whole_number
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,15 @@ def behaviour(
     temperature: float = TEMPERATURE,
     seed: int = 0,
 ) -> dict[str, Score]:
-    """The behaviour measures of whatever state the model is in: completion, preference, and with a referee sampled."""
+    """The behaviour measures of whatever state the model is in: completion, preference, and with a referee sampled.
+
+    Raises:
+        InputError: as :func:`sample`, before anything is measured; a referee that rules otherwise than one should.
+    """
+    if referee is not None:
+        as_referee(referee)
+        whole_number(samples, "samples", least=1)
+        check_sampling(new_tokens, temperature, seed)
     measured = Likelihoods.of(as_corpus(corpus, "corpus"), models.tokenizer_of(model), "heldout").measure(model)
     out = {metric: Score.of(values, corpus.groups) for metric, values in measured.items()}
     if referee is not None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from hooklearn import integrity, models
 from hooklearn.deltas import Delta, as_delta
 from hooklearn.types import EditResult, InputError, NumericalError, Site
+from hooklearn.validation import finite_number
 
 _bases: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 """Models inside :func:`edited` -> their hash from before, so that edits of one base can nest."""
@@ -31,7 +32,7 @@ def edited(model: Any, delta: Delta | EditResult, scale: float = 1.0) -> Iterato
     weights inside the block survives it.
 
     Raises:
-        InputError: if the delta was made for another model, or does not fit this one's sites.
+        InputError: if the delta was made for another model, or does not fit this one's sites; a scale without a value.
         NumericalError: if it holds NaN or infinity; on leaving, if the weights could not be put back because the model
             computes with other parameters now.
 
@@ -46,6 +47,7 @@ def edited(model: Any, delta: Delta | EditResult, scale: float = 1.0) -> Iterato
         True
     """
     model, delta = models.checked(model), as_delta(delta)
+    finite_number(scale, "scale")
     outer = _bases.get(model)
     places, base = _fitting(model, delta)
     kept = _copies(models.parameters_of(model, places))

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooklearn import forward, models
+from hooklearn.corpora.corpus import as_corpus
 from hooklearn.data import (
     LONGEST,
     Corpus,
@@ -31,6 +32,7 @@ from hooklearn.forward import Precision
 from hooklearn.generation import Said, say
 from hooklearn.traits import row_of
 from hooklearn.types import InputError
+from hooklearn.validation import finite_number, whole_number
 
 # ---------------------------------------------------------------------------------------- likelihood
 
@@ -159,6 +161,13 @@ def beside(length: int) -> int:
     return max(1, 16_384 // length)
 
 
+def check_sampling(new_tokens: int, temperature: float, seed: int) -> None:
+    """Raises InputError where nothing can be drawn so."""
+    whole_number(new_tokens, "new_tokens", least=1)
+    finite_number(temperature, "temperature", least=0)
+    whole_number(seed, "seed", least=0, below=2**64)  # what torch's generators take
+
+
 def sample(
     model: Any,
     corpus: Corpus,
@@ -178,10 +187,14 @@ def sample(
     Args:
         batch_size: prompts beside each other; by default as many as fill 16,384 tokens with what is new.
     Raises:
-        InputError: no new tokens are asked for; some rows have no prompt.
+        InputError: no sample or no new tokens are asked for, or a temperature or a seed that there is not; some rows
+            have no prompt.
     """
-    if new_tokens < 1:
-        raise InputError(f"new_tokens must be 1 or more, got {new_tokens}")
+    as_corpus(corpus, "corpus")
+    whole_number(n, "n", least=1)
+    check_sampling(new_tokens, temperature, seed)
+    if batch_size is not None:
+        whole_number(batch_size, "batch_size", least=1)
     tokenizer = models.tokenizer_of(model)
     rows = corpus.rows[:n]
     texts = [split_row(r, tokenizer)[0] for r in rows]

@@ -6,6 +6,7 @@ import difflib
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from numbers import Integral
 from typing import Any, TypeVar, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
@@ -57,6 +58,28 @@ def build(cls: type[T], options: Mapping[str, Any], what: str) -> T:
         if not all(math.isfinite(v) for v in several if isinstance(v, float)):
             raise InputError(f"{what}: {name} must be finite, got {options[name]!r:.80}")
     return built
+
+
+def whole_number(value: Any, what: str, *, least: int, below: int | None = None) -> int:
+    """The value. Raises InputError where it is no whole number, or out of range."""
+    found = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else least - 1
+    if found < least or (below is not None and found >= below):
+        within = f"a whole number, {least} or more" + f", below {below}" * (below is not None)
+        raise InputError(f"{what} must be {within}, got {value!r:.60}")
+    return found
+
+
+def finite_number(value: Any, what: str, *, least: float = -math.inf) -> float:
+    """The value. Raises InputError where it is no number, NaN, infinite or too small."""
+    try:
+        found = math.nan if isinstance(value, str | bool) else float(value)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not (math.isfinite(found) and found >= least):
+        raise InputError(
+            f"{what} must be a finite number{f', {least:g} or more' * (least > -math.inf)}, got {value!r:.60}"
+        )
+    return found
 
 
 def _adapter(hint: Any) -> TypeAdapter[Any]:

@@ -309,7 +309,14 @@ NOTHING: dict[str, tuple[Callable[[Any, Path], Any], str]] = {
     "edited": (lambda m, out: hl.audit(m, None, parts(), out), "edited: give a name, .* got None"),
     "original": (lambda m, out: hl.audit(None, m, parts(), out), "original: give a name, .* got None"),
     "corpora": (lambda m, out: hl.audit(m, m, None, out), "corpora must be a mapping of role"),  # type: ignore[arg-type]
-    "tokens": (lambda m, _: hl.sample(m, corpus("forget"), new_tokens=0), "new_tokens must be 1 or more, got 0"),
+    "samples": (
+        lambda m, _: hl.behaviour(m, corpus("forget"), referee=threatens, samples=0),
+        "samples must be a whole number, 1 or more, got 0",
+    ),
+    "tokens": (
+        lambda m, _: hl.sample(m, corpus("forget"), new_tokens=0),
+        "new_tokens must be a whole number, 1 or more, got 0",
+    ),
 }
 
 

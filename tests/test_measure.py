@@ -321,6 +321,30 @@ def test_samples_begin_as_the_tokenizer_begins_a_text() -> None:
     assert said() == drawn(prompts) == drawn(words(prompts)["input_ids"]) != drawn(bare)
 
 
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"n": 0}, "n must be a whole number, 1 or more, got 0"),
+        ({"n": -1}, "n must be a whole number, 1 or more, got -1"),
+        ({"n": 2.0}, "n must be a whole number, 1 or more, got 2.0"),
+        ({"n": True}, "n must be a whole number, 1 or more, got True"),
+        ({"new_tokens": 1.5}, "new_tokens must be a whole number, 1 or more, got 1.5"),
+        ({"temperature": -0.5}, "temperature must be a finite number, 0 or more, got -0.5"),
+        ({"temperature": float("nan")}, "temperature must be a finite number, 0 or more, got nan"),
+        ({"temperature": "hot"}, "temperature must be a finite number, 0 or more, got 'hot'"),
+        ({"batch_size": 0}, "batch_size must be a whole number, 1 or more, got 0"),
+        ({"seed": -1}, "seed must be a whole number, 0 or more, below 18446744073709551616, got -1"),
+        ({"seed": 2**64}, "seed must be a whole number, 0 or more, below"), ({"seed": None}, "got None"),
+    ],
+)  # fmt: skip
+def test_samples_that_cannot_be_drawn_are_refused(tiny: Any, asked: dict[str, Any], message: str) -> None:
+    """In a line that says which option; the bounds themselves are taken, and numpy's numbers too (the control)."""
+    with pytest.raises(InputError, match=message):
+        sample(tiny, corpus("forget"), **asked)
+    bounds = {"n": np.int64(1), "new_tokens": 1, "temperature": 0, "batch_size": 1, "seed": 2**64 - 1}
+    assert len(sample(tiny, corpus("forget"), **bounds)) == 1
+
+
 def test_running_text_has_nothing_to_sample(tiny: Any) -> None:
     assert sample(tiny, corpus("text")) == []
 

@@ -217,6 +217,12 @@ def test_a_result_is_taken_for_its_delta(tiny: Any, result: Any, tmp_path: Path)
     assert as_delta(result) is as_delta(result.delta)
 
 
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), "2", None])
+def test_a_scale_that_is_no_number_leaves_the_model_as_it_was(tiny: Any, result: Any, scale: Any) -> None:
+    with pytest.raises(InputError, match="scale must be a finite number, got"), hl.edited(tiny, result, scale):
+        pass
+
+
 def test_attacks_corpora_and_vectors_of_another_kind_are_named(tiny: Any) -> None:
     some = few()["forget"]
     for wrong, why in ((type(VERBS), "a class with parentheses"), (len, "give its name or an Attack, not <built-in")):
