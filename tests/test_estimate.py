@@ -192,6 +192,8 @@ def test_the_speeds_are_measured() -> None:
         ({"attacks": [{"name": "erode"}, {"name": "erode"}]}, "'erode' is asked for twice"),
         ({"edit": {"checkpoint": "nowhere"}}, "'nowhere'"),
         ({"edit": {"layers": "2-9"}}, "are not among 0-3"),
+        ({"edit": {"sites": "foo"}}, "no site 'foo'; valid: mlp, attn, all"),
+        ({"edit": {"sites": ["mlp", "mlp.gaet"]}}, "no site 'mlp.gaet'; did you mean 'mlp.gate'"),
         ({"corpora": {"disruption": {"name": "tiny", "options": {"part": "text"}}}}, "may not measure disruption"),
         ({"organism": None, "controls": {"never": {"name": "nowhere"}}}, "'nowhere'"),
     ],
@@ -201,3 +203,7 @@ def test_what_a_run_would_refuse_is_not_priced(changed: dict[str, Any], words: s
     assert told().seconds > 0
     with pytest.raises(InputError, match=words):
         told(**changed)
+
+
+def test_sites_that_a_model_has_are_priced() -> None:
+    assert told(edit={"sites": ["mlp.gate", "blocks.1.attn.o"]}).seconds > 0

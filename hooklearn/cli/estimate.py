@@ -16,7 +16,7 @@ import torch
 from hooklearn import models
 from hooklearn.attack import attack_of
 from hooklearn.cli.loads import WHITENED, arms, corpus_of, loads, n_trained
-from hooklearn.cli.shapes import Shape, copy_speed, gemm_speed, model_shape
+from hooklearn.cli.shapes import Shape, check_sites, copy_speed, gemm_speed, model_shape
 from hooklearn.config import RunConfig
 from hooklearn.edit import method_of
 from hooklearn.forward import resolve_precision
@@ -100,6 +100,7 @@ def estimate(config: RunConfig, base: Path) -> Estimate:
     check_needs(config)
     check_measured(config, corpora)
     chosen_layers(config.edit.layers, shape.layers)
+    check_sites(config.model.name, base, config.edit.sites, config.model.trust_remote_code)
     others = (config.edit.checkpoint, config.controls.never and config.controls.never.name)
     for name in filter(None, others):
         if name == config.edit.checkpoint and is_adapter(base / Path(name).expanduser()):

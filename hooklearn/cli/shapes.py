@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from hooklearn import builtin, pretrained
+from hooklearn import builtin, models, pretrained
 
 GGUF_BITS = 6
 """Bits a weight takes in a 4-bit GGUF file, scales and larger tensors included."""
@@ -46,6 +46,36 @@ class Shape:
         return self.layers * (2 * self.width**2 + 3 * self.inner**2)
 
 
+def check_sites(name: str, base: Path, sites: str | list[str], trust_remote_code: bool = False) -> None:
+    """Raises InputError for sites that the model does not have, as far as this is known without its weights: not of a
+    GGUF file, nor where the bridge takes fused ones apart."""
+    asked = [sites] if isinstance(sites, str) else sites
+    if set(asked) <= {"mlp", "attn", "all"}:
+        return  # the rule; what else there is is only known of a model that is wrapped
+    source = _source(name, base)
+    if source is None:
+        return
+    config, tokenizer = pretrained.read_config(source, trust_remote_code)
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    with init_empty_weights(include_buffers=False):
+        empty: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    try:
+        model = models.wrap(empty, tokenizer, name)
+    except (NotImplementedError, RuntimeError):  # weights that the bridge takes apart, and there are none
+        return
+    models.sites(model, asked)
+
+
+def _source(name: str, base: Path) -> str | None:
+    """Where the small files of a model are; None where it has none."""
+    path = base / name if (base / name).exists() else Path(name)
+    if (name in builtin.BUILTIN and not builtin.is_unpacked(name)) or (path.suffix == ".gguf" and path.is_file()):
+        return None
+    return str(path) if path.is_dir() else name
+
+
 def model_shape(name: str, base: Path, trust_remote_code: bool = False) -> Shape:
     """Parameters, layers and tokenizer from a model's small files; no weights are read.
 
@@ -59,8 +89,7 @@ def model_shape(name: str, base: Path, trust_remote_code: bool = False) -> Shape
         return _shape_of_file(builtin.BUILTIN[name].size, f"{name} is not cached")
     if gguf is not None:
         return _shape_of_file(gguf.stat().st_size, f"{name} is a GGUF file")
-    source = str(path) if path.is_dir() else name
-    config, tokenizer = pretrained.read_config(source, trust_remote_code)
+    config, tokenizer = pretrained.read_config(str(path) if path.is_dir() else name, trust_remote_code)
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
