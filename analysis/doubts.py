@@ -43,7 +43,7 @@ def collect(run: Run, judged: Sequence[Judgement], t: Thresholds, seeds_left_out
         *_controls(run, heldout),
         *_heldout(run),
         *_attacks(heldout),
-        *_metrics(heldout),
+        *_metrics(heldout, run.record.get("unsampled")),
         *_close_calls(heldout, t),
         *_over_unlearning(heldout, t),
         *_ood(heldout, ood),
@@ -219,7 +219,7 @@ def _attacks(heldout: Sequence[Judgement]) -> Iterator[str]:
             yield f"{name} says nothing: {taught if any(a.teaches for a in of_name) else f'under it {alike}'}"
 
 
-def _metrics(heldout: Sequence[Judgement]) -> Iterator[str]:
+def _metrics(heldout: Sequence[Judgement], unsampled: str | None) -> Iterator[str]:
     clear = [j for j in heldout if not j.no_gap]
     if clear:
         for j in heldout:
@@ -232,7 +232,7 @@ def _metrics(heldout: Sequence[Judgement]) -> Iterator[str]:
         yield f"{m.metric} was not measured after the start of {', '.join(m.unseen)}: what they bring back is unknown"
     for metric in ("completion", "preference", "sampled"):
         if heldout and metric not in {j.measures.metric for j in heldout}:
-            yield f"{metric} was not measured"
+            yield f"{metric} was not measured" + f": {unsampled}" * (metric == "sampled" and bool(unsampled))
 
 
 def _close_calls(heldout: Sequence[Judgement], t: Thresholds) -> Iterator[str]:

@@ -115,6 +115,7 @@ class RecordShape(_Shape):
     organism: Entry | None = None
     never: dict[str, str | None] | None = None
     corpora: dict[str, _Corpus | None] | None = None
+    unsampled: str | None = None
     seeds: list[int] | None = None
     edits: list[_Edit] | None = None
     yardsticks: dict[str, dict[str, Number] | None] | None = None

@@ -21,6 +21,7 @@ import analysis
 from analysis.explorer import load
 from analysis.report import VERDICTS
 from hooklearn import disk, editing, experiment, exporting, forward, integrity, models, organisms, store
+from hooklearn.cli.estimate import estimate
 from hooklearn.config import parse
 from hooklearn.corpora.corpus import Corpus
 from hooklearn.deltas import Delta, load_delta
@@ -409,6 +410,27 @@ def test_items_that_edit_or_attacker_had_are_counted(own: dict[str, Any], tmp_pa
     doubts = " ".join(analysis.judge(out).doubts)
     assert "4 of 4 held-out items are in forget word for word" in doubts and "3 of 4" in doubts
     assert "word for word" not in " ".join(analysis.judge(tmp_path / "apart").doubts)
+
+
+@pytest.mark.parametrize("lacks", ["good completions", "a model to compare with", "nothing"])
+def test_samples_that_nobody_could_judge_are_not_announced_or_charged(
+    own: dict[str, Any], tmp_path: Path, lacks: str
+) -> None:
+    """The doubt says what is missing. With all that a referee needs (the control) they are drawn."""
+    if lacks != "nothing":
+        del own["corpora"]["retain"]
+    if lacks == "a model to compare with":
+        own["corpora"]["near"] = {"name": "tiny", "options": {"part": "near", "completion": "good"}, "limit": 4}
+    said: list[str] = []
+    out = run(own, tmp_path / "run", base=tmp_path, progress=said.append)
+    priced = {row["stage"] for row in estimate(parse(own), tmp_path).stages}
+    doubts = [d for d in analysis.judge(out).doubts if d.startswith("sampled was not measured")]
+    missing = store.open_run(out).get("unsampled", "nothing is missing")
+    assert missing.replace(" are ", " is ").startswith(f"{lacks} is missing")
+    drawn = lacks == "nothing"
+    assert any(line.startswith("referee: ") for line in said) == drawn == ({"samples", "referee"} <= priced)
+    assert (f"nothing is sampled: {missing}" in said) == ("samples" not in priced) == (not drawn)
+    assert bool(doubts) != drawn and (drawn or doubts == [f"sampled was not measured: {missing}"])
 
 
 def test_the_behaviour_in_text_that_should_have_none_is_counted(own: dict[str, Any], tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from hooklearn.config import CorpusConfig, RunConfig
 from hooklearn.data import ROW, Corpus, Encoded, batches, encode, load_corpus
 from hooklearn.edit import method_of
 from hooklearn.measure import Likelihoods, beside
+from hooklearn.running.checks import no_referee
 from hooklearn.types import InputError
 
 READINGS = 3.5
@@ -100,8 +101,9 @@ def loads(config: RunConfig, corpora: Mapping[str, Corpus], shape: Shape) -> Ite
             yield _passes("locate", (both + texts["disruption"]) * 2, shape)
     for load in _edit(config, corpora["forget"], texts, measured, shape):
         yield load * seeds
-    behaviour, prompts = config.behaviour, _prompts(corpora["heldout"], shape, config.behaviour.samples)
-    samples, sampled = behaviour.samples, 1
+    behaviour, sampled = config.behaviour, 1
+    samples = 0 if no_referee(config, corpora) else behaviour.samples
+    prompts = _prompts(corpora["heldout"], shape, samples)
     if "ood" in corpora and samples:
         samples += behaviour.ood_samples
         prompts += _prompts(corpora["ood"], shape, behaviour.ood_samples)

@@ -124,6 +124,29 @@ def check_watched(config: RunConfig, watcher: Watcher) -> None:
             raise InputError(f"attack {spec.name!r} needs {SAMPLES_AND_REFEREE}")
 
 
+def no_referee(config: RunConfig, corpora: Mapping[str, Corpus]) -> str:
+    """Why nobody could say of a sample what it is, and what would do; empty where somebody can, or none are asked for.
+
+    Nothing is drawn then. Where ``retain`` is given, a part of it is ``near``.
+    """
+    heldout, never = corpora["heldout"], config.controls.never
+    facts = all("choices" in row for row in heldout.rows) or (never is not None and never.surrogate is not None)
+    if not config.behaviour.samples or config.behaviour.referee is not None or facts:
+        return ""
+    if not heldout.has_prompts:
+        return "heldout is running text, without a prompt to sample from; give rows with prompt and completion"
+    own = "a behaviour.referee (pattern: ...)"
+    if heldout.alternatives() is None and not {"near", "retain"} & corpora.keys():
+        return (
+            "good completions are missing, with which a referee is compared; give every held-out row an 'alternative', "
+            f"or near or retain, or {own}"
+        )
+    # spread weights are refused where this is missing
+    if config.organism is None and never is None and "retain" not in corpora and not config.model.spread:
+        return f"a model to compare with is missing; give one that never learned it, or retain, or {own}"
+    return ""
+
+
 def check_once(values: Sequence[Any], what: str) -> None:
     """Raises InputError where one is there twice."""
     for value in values:

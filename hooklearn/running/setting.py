@@ -40,6 +40,7 @@ from hooklearn.running.checks import (
     check_shape,
     check_surrogate,
     check_vocabulary,
+    no_referee,
     unlike_in_tokenizer,
 )
 from hooklearn.running.corpora import load_corpora
@@ -176,6 +177,7 @@ class Setup:
                 | self._as_read(role, c)
                 for role, c in self.corpora.items()
             },
+            **({"unsampled": missing} if (missing := no_referee(self.config, self.corpora)) else {}),
             "seeds": list(self.config.seeds),
         }  # fmt: skip
 
@@ -280,14 +282,12 @@ class Setup:
     def _referee(self, heldout: Likelihoods, progress: Progress) -> Referee | None:
         if (own := self._own_referee(heldout, progress)) is not None:
             return own
-        corpus = heldout.corpus
         if self._facts(heldout):
             return ContainsReferee()
-        if not corpus.has_prompts:
-            return None  # running text has no prompt to sample from
-        progress("referee: threshold and AUC on held-out completions")
-        if not heldout.alternatives and "near" not in self.corpora:
+        if missing := no_referee(self.config, self.corpora):
+            progress(f"nothing is sampled: {missing}")
             return None
+        progress("referee: threshold and AUC on held-out completions")
         precision: Any = self.config.model.precision
         scorer = partial(Scorer, precision=precision)
         if self.organism is not None and self.organism.good is not None:
@@ -305,7 +305,7 @@ class Setup:
                 "on spread or offloaded weights samples are judged against a never-learned model only; give "
                 "controls.never.name, or behaviour.samples: 0"
             )
-        elif "retain" in self.corpora:
+        else:
             bad_lora, good_lora = (
                 instil(
                     self.original, self.corpora[role], models.sites(self.original, "mlp"),
@@ -318,8 +318,6 @@ class Setup:
                 (scorer(self.original, good_lora),),
                 "two small LoRAs, on bad and on good completions",
             )
-        else:
-            return None
         return referee
 
     def _calibrated(
