@@ -37,6 +37,11 @@ class NumericalError(RuntimeError):
     """NaN or infinity where a number is needed; names the step and the site."""
 
 
+def _four_digits(value: float) -> float:
+    """A rounding error below zero is no -0.0000."""
+    return round(value, 4) + 0.0
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Site:
     """One linear weight ``y = W x``, seen from its two hook points.
@@ -259,8 +264,8 @@ class EditResult:
     def __repr__(self) -> str:
         near, points = self.disruption.near_ce, self.trace.points
         return (
-            f"EditResult({self.method}: far KL {self.disruption.kl.value:.4f} of {self.budget.kl:g}"
-            + (f", near CE {near.value:+.4f}" if near else "")
+            f"EditResult({self.method}: far KL {_four_digits(self.disruption.kl.value):.4f} of {self.budget.kl:g}"
+            + (f", near CE {_four_digits(near.value):+.4f}" if near else "")
             + (f", forget {points[0].forget:.3g} -> {self._forget():.3g}" if points else "")
             + f", {len(self.delta.updates)} sites, {self.cost.seconds:.0f} s, stop: {self.stop})"
         )

@@ -291,6 +291,13 @@ def test_what_cannot_reach_the_budget_says_why(kl: Any, size: float, why: str) -
     assert landing.disruption.used(walk.budget) < LANDING[0]
 
 
+def test_a_budget_beyond_what_an_edit_can_take_is_told_from_a_model_that_hardly_reacts() -> None:
+    """Text is destroyed at 4 nats a token already."""
+    walk = Drawn(lambda s: 4e-7 * s, budget=Budget(1e6))
+    why = "an update of 10 times the norm of the edited weights takes far KL 4; ask for less"
+    assert ray(walk).stop == f"budget not reached: {why}"
+
+
 def test_a_path_is_left_at_the_first_step_over_the_budget() -> None:
     """Solved between the last step inside and the first one outside; later steps are never computed."""
     walk, taken = Drawn(lambda s: s**2), []

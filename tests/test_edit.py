@@ -6,6 +6,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -34,7 +35,7 @@ from hooklearn.lora import Lora, low_rank
 from hooklearn.measure import completion_probability
 from hooklearn.train import nll
 from hooklearn.traits import row_of
-from hooklearn.types import Budget, EditResult, InputError, NumericalError, Site
+from hooklearn.types import Budget, EditResult, InputError, NumericalError, Score, Site
 
 SINGLE = 1e-4
 """Relative, float32 through solves with a condition number of some thousands (damping .01)."""
@@ -210,6 +211,8 @@ def test_an_edit_says_what_it_took(threatening: Any, meter: DisruptionMeter) -> 
     assert points[-1].kl == result.disruption.kl.value
     assert result.cost.tokens >= points[-1].tokens and result.cost.seconds > 0 and result.cost.flops > 0
     assert len(result.trace.to_dataframe()) == len(points) and "gradient_ascent" in repr(result)
+    rounded = replace(result.disruption, kl=Score(-1e-9), near_ce=Score(-1e-9))
+    assert "far KL 0.0000 of 0.01, near CE +0.0000" in repr(replace(result, disruption=rounded))
     (row,) = result.to_dataframe().to_dict("records")
     assert (row["method"], row["kl"], row["stop"]) == ("gradient_ascent", points[-1].kl, result.stop)
     assert (row["forget_before"], row["forget_after"]) == (points[0].forget, points[-1].forget)

@@ -28,6 +28,8 @@ over the budget, all that would be left of the method is a part of its first ste
 FIRST_READING = 0.1
 """The share, by a few texts, from which a path is read on all of them: they may be wrong by a factor of ten."""
 JUMPED = "the disruption jumps across it"
+LONGEST, HARDLY = 10, 0.01
+"""A ray's longest update, in norms of the edited weights; and the far KL there below which the model hardly reacts."""
 
 
 Binding = Literal["kl", "near_ce", "forget"]
@@ -143,6 +145,13 @@ class Walk:
             updates, self.measured, f"budget ({binding})" if reached else f"budget not reached: {why_not}", binding
         )
 
+    def too_little(self) -> str:
+        """Why a ray's longest update does not use the budget, as measured last."""
+        assert self.measured is not None
+        if (kl := self.measured.kl.value) < HARDLY:
+            return "the model hardly reacts"
+        return f"an update of {LONGEST} times the norm of the edited weights takes far KL {kl:.3g}; ask for less"
+
     @property
     def trace(self) -> Trace:
         return Trace(tuple(self.points))
@@ -173,7 +182,7 @@ def solve(
 
 
 def _solve_ray(walk: Walk, direction: Updates, reference_norm: float) -> Landing:
-    size, limit = norm(direction), 10 * reference_norm
+    size, limit = norm(direction), LONGEST * reference_norm
     if size == 0:
         walk.used(direction, 1.0, 0)
         return walk.landed(direction, "the update is zero")
@@ -188,7 +197,7 @@ def _solve_ray(walk: Walk, direction: Updates, reference_norm: float) -> Landing
         ) or start  # fmt: skip
     scale = search(used, start=start, limit=limit / size)
     if scale is None:
-        return walk.landed(_scaled(direction, limit / size), "the model hardly reacts")
+        return walk.landed(_scaled(direction, limit / size), walk.too_little())
     if walk.budget.near_ce is not None and walk.meter.has_near:
         scale = _first_crossing(used, scale, walk, direction)
     return walk.landed(_scaled(direction, scale), JUMPED)
