@@ -73,7 +73,7 @@ def load_corpus(
         if options and layout is None:
             raise InputError(f"options {dict(options)} of a corpus that is a file: give the layout that they belong to")
         if path is not None:
-            rows = _read_local(Path(path) if base is None else base / path)
+            rows = _read_local(Path(path), base or Path())
             called, source, where = Path(path).stem, str(path), f"path: {path}"
         else:
             rows = _from_hub(str(hub), config, split or "train", revision)
@@ -142,9 +142,13 @@ def _csv_rows(file: Iterable[str]) -> Iterator[Row]:
         raise ValueError(f"line {reader.line_num}: {error}") from error
 
 
-def _read_local(path: Path) -> list[Row]:
+def _read_local(given: Path, base: Path) -> list[Row]:
+    path = base / given
+    if path.is_dir():
+        raise InputError(f"corpus path {str(path)!r} is a folder; give a file in it ({', '.join(LOCAL_FORMATS)})")
     if not path.is_file():
-        raise InputError(f"corpus file not found: {path} (relative paths start from the config file)")
+        start = "" if given.is_absolute() else f" (relative paths start from {base.resolve()})"
+        raise InputError(f"corpus file not found: {path}{start}")
     if path.suffix not in LOCAL_FORMATS:
         raise InputError(
             f"corpus file {path.name!r}: unknown format {path.suffix!r}; known: {', '.join(LOCAL_FORMATS)}"

@@ -294,7 +294,8 @@ def test_a_corpus_as_it_is_written(
     ("change", "said"),
     [
         (["--edited", "no-such-model"], "no-such-model"),
-        (["--heldout", "no-such.jsonl"], "no-such.jsonl"),
+        (["--heldout", "no-such.jsonl"], "not found: no-such.jsonl (relative paths start from /"),
+        (["--heldout", "./my-model"], "'my-model' is a folder; give a file in it"),
         (["--heldout", "capitols"], "did you mean 'capitals'"),
         (["--heldout", "capitals:V"], "NAME:KEY=VALUE"),
         (["--battery", "cheep"], "did you mean 'cheap'"),

@@ -549,7 +549,8 @@ def test_wrong_rows_are_named(made: list[dict[str, Any]], message: str) -> None:
         ({"name": "tiny", "path": "x.json"}, r"got \['name', 'path'\]"),
         ({"name": "treats"}, "unknown corpus 'treats'.*did you mean 'threats'"),
         ({"name": "tiny", "options": {"part": "forgot"}}, "no part 'forgot'; valid: .*forget"),
-        ({"path": "gone.jsonl"}, "not found: .*gone.jsonl"),
+        ({"path": "gone.jsonl"}, r"not found: .*gone.jsonl \(relative paths start from "),
+        ({"path": "folder"}, r"folder' is a folder; give a file in it \(.jsonl, "),
         ({"path": "file.txt"}, "unknown format '.txt'; known: .jsonl"),
         ({"path": "broken.json"}, "cannot be read: "),
         ({"path": "broken.csv"}, "cannot be read: "),
@@ -575,6 +576,7 @@ def test_wrong_requests_are_named(tmp_path: Path, given: dict[str, Any], message
     """One line that names the value and the nearest valid one; never a traceback of another library."""
     for name in ("file.txt", "broken.json", "broken.csv", "broken.parquet"):
         (tmp_path / name).write_bytes(b"" if name == "broken.csv" else b"{\xff")
+    (tmp_path / "folder").mkdir()
     (tmp_path / "object.json").write_text('{"text": "t"}')
     (tmp_path / "good.json").write_text('[{"text": "t", "text2": "u"}, {"text": "t"}]')
     with pytest.raises(InputError, match=message) as error:

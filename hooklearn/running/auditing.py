@@ -45,6 +45,8 @@ def source(text: str) -> Config:
     # a folder may be called like a built-in corpus, and a name or an option may have a dot in it
     if os.path.isfile(text) or Path(text).suffix in LOCAL_FORMATS:  # noqa: PTH113 (a name that is too long is none)
         return {"path": text}
+    if os.sep in text and os.path.isdir(text):  # noqa: PTH112 (refused as what it is, not as an unknown name)
+        return {"path": text}
     name, _, asked = text.partition(":")
     options = {}
     for option in filter(None, asked.split(",")):
