@@ -179,7 +179,13 @@ def _not_a_hub_id(name: str) -> str | None:
         return "no such folder"
     if "/" not in name and difflib.get_close_matches(name, names()):
         return "not a built-in model"  # a typo, not worth asking the hub
+    if "/" not in name and name not in _WITHOUT_OWNER:
+        return "no such folder, and the id of a model on the hub is OWNER/NAME"
     return None
+
+
+_WITHOUT_OWNER = {"gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2", "openai-gpt"}
+"""Old ids of models that write text, which the hub still knows."""
 
 
 def _first_line(error: Exception) -> str:

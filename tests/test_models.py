@@ -872,6 +872,20 @@ def test_unknown_model(name):
     assert repr(name) in str(error.value) and "smollm2-135m-instruct" in str(error.value)
 
 
+def test_a_name_without_an_owner_is_not_asked_of_the_hub(monkeypatch):
+    """It is a folder that is not there; but for those few that the hub has from its first days (the control)."""
+    asked: list[str] = []
+    for kind in (transformers.AutoTokenizer, transformers.AutoConfig):
+        monkeypatch.setattr(kind, "from_pretrained", lambda source, **_: asked.append(source) or 1 / 0)
+    with pytest.raises(InputError, match="'unlearned-v2': no such folder, and the id of .* is OWNER/NAME"):
+        load("unlearned-v2")
+    assert asked == []
+    for name in ("gpt2", "owner/name"):
+        with pytest.raises(InputError, match=f"'{name}'"):
+            load(name)
+    assert asked == ["gpt2", "owner/name"]
+
+
 def test_typo_names_the_nearest():
     with pytest.raises(InputError, match="did you mean 'smollm2-135m-instruct'"):
         load("smollm-135m-instruct")
