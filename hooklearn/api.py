@@ -268,7 +268,7 @@ def audit(
     *,
     never: Any | None = None,
     battery: str = "cheap",
-    attacks: Sequence[Mapping[str, Any] | Attack] | None = None,
+    attacks: str | Attack | Mapping[str, Any] | Sequence[str | Mapping[str, Any] | Attack] | None = None,
     resume: bool = False,
     progress: Callable[[str], None] = lambda _: None,
     **sections: Any,
@@ -280,7 +280,8 @@ def audit(
         corpora: by role, each as in a config, or a :class:`Corpus`, or a list of rows; ``forget`` and ``heldout`` at
             least.
         never: a model that never had the behaviour, or ``permuted`` (facts).
-        attacks: in place of those of the battery. Those whose corpus is not there are left out; ``progress`` is told.
+        attacks: in place of those of the battery, one or several, each a name, a section or an object. Those whose
+            corpus is not there are left out; ``progress`` is told.
         resume: go on with the audit that is there, of the same models and corpora.
         sections: further sections of the config, such as ``behaviour={"samples": 40}``.
     Raises:
@@ -291,6 +292,8 @@ def audit(
             raise InputError(f"{role}: give a name, a folder or a model of hl.load or hl.wrap, got None")
     if not isinstance(corpora, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError(f"corpora must be a mapping of role to corpus, got {type(corpora).__name__} {corpora!r:.60}")
+    if isinstance(attacks, str | Attack | Mapping):
+        attacks = [attacks]
     if "forget" not in corpora:
         raise InputError(f"corpora: give forget and heldout at least, got {', '.join(corpora) or 'none'}")
     with InMemory() as objects:

@@ -63,6 +63,8 @@ def load(
     """
     if not isinstance(name, str | Path):
         raise InputError(f"load reads a model by name, not {_given(name)}; hl.wrap takes one in memory")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise InputError(f"dtype must be a floating one, such as torch.float32 or torch.bfloat16, got {dtype!r:.60}")
     name, device = str(name), available(device)
     if shard or offload:
         from hooklearn import sharded  # above this module: it wraps what it loads

@@ -303,6 +303,19 @@ def test_a_config_is_a_path_as_well(folder: Path, tmp_path: Path) -> None:
     assert store.open_run(out)["config_given"] == bare
 
 
+@pytest.mark.parametrize("attacks", ["prune", {"name": "prune"}, ["prune"]])
+def test_one_attack_of_an_audit_need_not_be_a_list(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attacks: Any
+) -> None:
+    """A name is one attack and not its letters; a misspelt one is said."""
+    configs: list[Any] = []
+    monkeypatch.setattr("hooklearn.api._run", lambda config, *_, **__: configs.append(config))
+    hl.audit(model, model, parts(), tmp_path / "run", attacks=attacks)
+    assert configs[0]["attacks"] == [{"name": "prune"}]
+    with pytest.raises(InputError, match="'prun'.*did you mean 'prune'"):
+        hl.audit(model, model, parts(), tmp_path / "run", attacks="prun")
+
+
 NOTHING: dict[str, tuple[Callable[[Any, Path], Any], str]] = {
     "run": (lambda _, out: hl.run(None, out), "config must be a mapping, .* got NoneType None"),  # type: ignore[arg-type]
     "sweep": (lambda _, out: hl.sweep(None, out), "a sweep is a mapping or .*, not NoneType"),  # type: ignore[arg-type]

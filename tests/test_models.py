@@ -872,6 +872,12 @@ def test_unknown_model(name):
     assert repr(name) in str(error.value) and "smollm2-135m-instruct" in str(error.value)
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool, "float32"])
+def test_weights_are_floating(dtype):
+    with pytest.raises(InputError, match=f"dtype must be a floating one, such as torch.float32 .*, got '?{dtype}"):
+        load("tiny", dtype=dtype)
+
+
 def test_a_name_without_an_owner_is_not_asked_of_the_hub(monkeypatch):
     """It is a folder that is not there; but for those few that the hub has from its first days (the control)."""
     asked: list[str] = []
