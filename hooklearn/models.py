@@ -272,7 +272,9 @@ def sites(
             f"model {model.cfg.model_name!r} has no linear weight with hook points on both sides in TransformerLens, "
             "so that nothing can be located or edited in it"
         )
-    wanted = [which] if isinstance(which, str) else list(which)
+    wanted = [which] if isinstance(which, str) else list(which) if isinstance(which, Iterable) else [which]
+    if not all(isinstance(name, str) for name in wanted):
+        raise InputError(f"sites must be one name or several (mlp, attn, all, mlp.gate, ...), got {which!r:.60}")
     for name in wanted:
         if not any(matches(site, name) for site in every):
             raise _no_site(name, every)

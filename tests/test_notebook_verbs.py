@@ -217,6 +217,23 @@ def test_a_result_is_taken_for_its_delta(tiny: Any, result: Any, tmp_path: Path)
     assert as_delta(result) is as_delta(result.delta)
 
 
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda m, some: hl.locate(m, *some, sides="q"), "sides must be one of both, x, g, got 'q'"),
+        (lambda m, some: hl.locate(m, *some, directions="x"), "directions must be hooklearn.Subspaces, got str 'x'"),
+        (lambda m, some: hl.locate(m, some[0], some[0]), "forget and retain are the same 8 rows .*nothing tells them"),
+        (lambda m, some: hl.locate(m, *some, sites=3), r"sites must be one name or several \(mlp, attn.*got 3"),
+        (lambda m, _: hl.edit(m, "gradient_ascent", **few(), sites=3), "sites must be one name or several .*got 3"),
+        (lambda m, _: hl.edit(m, "gradient_ascent", **few(), sites=["mlp", 3]), r"sites must be .*got \['mlp', 3\]"),
+    ],
+)
+def test_what_is_located_and_where_is_looked_at(tiny: Any, ask: Any, message: str) -> None:
+    """By a line, and not by an error of Python's; what is right goes through below (the control)."""
+    with pytest.raises(InputError, match=message):
+        ask(tiny, (few()["forget"], few()["retain"]))
+
+
 @pytest.mark.parametrize("scale", [float("nan"), float("inf"), "2", None])
 def test_a_scale_that_is_no_number_leaves_the_model_as_it_was(tiny: Any, result: Any, scale: Any) -> None:
     with pytest.raises(InputError, match="scale must be a finite number, got"), hl.edited(tiny, result, scale):

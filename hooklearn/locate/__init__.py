@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from hooklearn import models
 from hooklearn.callable_module import make_callable
@@ -14,6 +14,7 @@ from hooklearn.linalg import Sides
 from hooklearn.locate.fit import Collected, collect, sweep
 from hooklearn.locate.fitters import FITTERS
 from hooklearn.locate.subspace import Subspace, Subspaces
+from hooklearn.types import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,12 +54,17 @@ def locate(
         fitter: one of ``pca contrast mean_diff leace probe random``.
         sides: ``x`` (inputs), ``g`` (output gradients) or ``both``.
     Raises:
-        InputError: something is no model or no corpus; somebody has hooked into the model.
+        InputError: something is no model, no corpus or no side; forget is retain; somebody has hooked into the model.
     Returns:
         :class:`Subspaces`; ``.to_dataframe()`` answers "which layer?".
     """
-    _check(model, forget, retain)
+    _check(model, forget, retain, sides)
     if directions is not None:
+        if not isinstance(directions, Subspaces):
+            raise InputError(
+                f"directions must be hooklearn.Subspaces, got {type(directions).__name__} {directions!r:.60}; "
+                "hooklearn.read_directions(path) reads some"
+            )
         theirs: set[Sides] = {side for _, side in directions}
         sides = theirs.pop() if len(theirs) == 1 else "both"
         data = collect(model, forget, retain, directions.sites, sides=sides, seed=seed, precision=precision)
@@ -81,16 +87,22 @@ def locate_sweep(
     seed: int = 0,
 ) -> pd.DataFrame:
     """Every fitter at every rank over one capture, as a data frame; ``analysis.plots.separation_map`` draws it."""
-    _check(model, forget, retain)
+    _check(model, forget, retain, sides)
     chosen = models.sites(model, sites, layers)
     return sweep(collect(model, forget, retain, chosen, sides=sides, seed=seed), fitters, ranks, seed=seed)
 
 
-def _check(model: Any, forget: Corpus, retain: Corpus) -> None:
+def _check(model: Any, forget: Corpus, retain: Corpus, sides: Any) -> None:
     models.check_unhooked(models.checked(model))
     models.check_differentiable()
     as_corpus(forget, "forget")
     as_corpus(retain, "retain")
+    if sides not in (valid := get_args(Sides)):
+        raise InputError(f"sides must be one of {', '.join(valid)}, got {sides!r:.60}")
+    if forget.hash == retain.hash:
+        raise InputError(
+            f"forget and retain are the same {len(forget)} rows ({forget.name!r}): nothing tells them apart"
+        )
 
 
 make_callable(__name__)
