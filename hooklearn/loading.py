@@ -13,7 +13,7 @@ from typing import Any
 
 from hooklearn import parquet
 from hooklearn.corpora import EVERY_CORPUS
-from hooklearn.corpora.corpus import SHAPES, Corpus, Row, has_shape
+from hooklearn.corpora.corpus import COLUMNS, SHAPES, Corpus, Row, has_shape
 from hooklearn.corpora.layouts import known_columns, laid_out, nearest_layout
 from hooklearn.jsonable import jsonable
 from hooklearn.types import InputError
@@ -57,6 +57,9 @@ def load_corpus(
     given = [k for k, v in (("name", name), ("path", path), ("hub", hub)) if v is not None]
     if len(given) != 1:
         raise InputError(f"a corpus needs exactly one of name, path, hub; got {given or 'none'}")
+    for key, value in (("name", name), ("path", path), ("hub", hub)):
+        if not (value is None or isinstance(value, str) or (key == "path" and isinstance(value, Path))):
+            raise InputError(f"{key} of a corpus must be text, got {value!r:.60}")
     for key, value in (("config", config), ("revision", revision)):
         if value is not None and hub is None:
             raise InputError(
@@ -89,7 +92,7 @@ def load_corpus(
                 f"{SHAPES}; map your columns with columns: {{prompt: ..., completion: ...}}{nearest_layout(rows[0])}"
             )
         corpus = Corpus(called, rows, where)
-        check_pairs(corpus)
+        check_rows(corpus)
     if split is not None and hub is None:
         found = sorted({str(r["split"]) for r in corpus.rows if "split" in r})
         if str(split) not in found:
@@ -99,9 +102,14 @@ def load_corpus(
     return corpus.take(limit)
 
 
-def check_pairs(corpus: Corpus) -> None:
-    """Raises InputError for rows that contradict themselves: a preference between a completion and itself, an answer
-    that is not the one chosen."""
+OPTIONAL = ("alternative", "choices", "history", "template")
+"""Columns that a row may lack: of one that is misspelt nobody would know."""
+
+
+def check_rows(corpus: Corpus) -> None:
+    """Raises InputError for rows that contradict themselves (a preference between a completion and itself, an answer
+    that is not the one chosen), and for a column that is meant for one of ours, a letter or two apart."""
+    _check_spelling(corpus)
     for i, row in enumerate(corpus.rows):
         if "alternative" in row and row["alternative"] == row.get("completion"):
             raise InputError(
@@ -112,6 +120,21 @@ def check_pairs(corpus: Corpus) -> None:
             raise InputError(
                 f"corpus {corpus.name!r}, row {i}: 'completion' is {row['completion']!r:.40}, and the answer is choice "
                 f"{row['answer']}, {row['choices'][row['answer']]!r:.40}; they must be the same"
+            )
+
+
+def _check_spelling(corpus: Corpus) -> None:
+    first: dict[str, int] = {}
+    for i, row in enumerate(corpus.rows):
+        for column in row.keys() - set(COLUMNS):
+            first.setdefault(str(column), i)
+    for column, i in first.items():
+        near = difflib.get_close_matches(column, OPTIONAL, n=1, cutoff=0.85)
+        # choice or alternatives may well be somebody's own
+        if near and near[0] not in corpus[i] and near[0].rstrip("s") != column.rstrip("s"):
+            raise InputError(
+                f"corpus {corpus.name!r}, row {i}: nothing reads the column {column!r}; did you mean {near[0]!r}? "
+                "Call it otherwise if not"
             )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import re
 from collections import Counter
 from pathlib import Path
@@ -368,6 +369,9 @@ def test_what_is_no_corpus_is_refused_by_name() -> None:
         as_corpus("forget.jsonl", "forget")
     with pytest.raises(InputError, match="-2 rows were asked for"):
         load_corpus(name="tiny", limit=-2)
+    for share in ("x", math.nan, math.inf):
+        with pytest.raises(InputError, match="shares must be positive"):
+            Corpus("mine", ({"text": "a"}, {"text": "b"})).split(a=share)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="shares must be positive"):
         Corpus("mine", ({"text": "a b"},)).split(a=-1, b=1)
 

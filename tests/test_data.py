@@ -551,6 +551,10 @@ def test_wrong_rows_are_named(made: list[dict[str, Any]], message: str) -> None:
         ({"name": "tiny", "options": {"part": "forgot"}}, "no part 'forgot'; valid: .*forget"),
         ({"path": "gone.jsonl"}, r"not found: .*gone.jsonl \(relative paths start from "),
         ({"path": "folder"}, r"folder' is a folder; give a file in it \(.jsonl, "),
+        ({"path": 3}, "path of a corpus must be text, got 3"),
+        ({"name": 3}, "name of a corpus must be text, got 3"),
+        ({"path": "good.json", "limit": 2.5}, "2.5 rows were asked for; valid: 1 or more"),
+        ({"path": "misspelt.json"}, "row 1: nothing reads the column 'altenative'; did you mean 'alternative'"),
         ({"path": "file.txt"}, "unknown format '.txt'; known: .jsonl"),
         ({"path": "broken.json"}, "cannot be read: "),
         ({"path": "broken.csv"}, "cannot be read: "),
@@ -577,6 +581,10 @@ def test_wrong_requests_are_named(tmp_path: Path, given: dict[str, Any], message
     for name in ("file.txt", "broken.json", "broken.csv", "broken.parquet"):
         (tmp_path / name).write_bytes(b"" if name == "broken.csv" else b"{\xff")
     (tmp_path / "folder").mkdir()
+    pairs = [{"prompt": "p", "completion": "c", "alternatives": ["d"], "choice": "c"}]  # somebody's own (the control)
+    (tmp_path / "own.json").write_text(json.dumps(pairs))
+    load_corpus(path=tmp_path / "own.json")
+    (tmp_path / "misspelt.json").write_text(json.dumps([*pairs, {"prompt": "p", "completion": "c", "altenative": "d"}]))
     (tmp_path / "object.json").write_text('{"text": "t"}')
     (tmp_path / "good.json").write_text('[{"text": "t", "text2": "u"}, {"text": "t"}]')
     with pytest.raises(InputError, match=message) as error:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 from hooklearn.types import InputError
@@ -94,9 +96,11 @@ class Corpus:
             >>> len(Corpus("mine", ({"text": "one"}, {"text": "two"})).take(1))
             1
         """
-        if n is not None and n < 1:
-            raise InputError(f"corpus {self.name!r}: {n} rows were asked for; valid: 1 or more")
-        return self if n is None else Corpus(self.name, self.rows[:n], self.source)
+        if n is None:
+            return self
+        if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
+            raise InputError(f"corpus {self.name!r}: {n!r:.60} rows were asked for; valid: 1 or more")
+        return Corpus(self.name, self.rows[:n], self.source)
 
     def check_alike(self, role: str) -> None:
         """Raises InputError where some rows have what a measure needs and others do not: it would be taken of none."""
@@ -131,7 +135,7 @@ class Corpus:
             >>> {name: len(part) for name, part in Corpus("facts", rows).split(forget=2, heldout=1).items()}
             {'forget': 4, 'heldout': 2}
         """
-        if not shares or not all(share > 0 for share in shares.values()):
+        if not shares or not all(isinstance(s, Real) and 0 < float(s) < math.inf for s in shares.values()):
             raise InputError(
                 f"corpus {self.name!r}: shares must be positive, as in split(forget=2, heldout=1); got {shares}"
             )

@@ -22,7 +22,7 @@ from hooklearn.attack import EVERY_ATTACK, Attack
 from hooklearn.config import EditConfig, RunConfig
 from hooklearn.corpora.corpus import Corpus
 from hooklearn.edit import EVERY_METHOD, Method
-from hooklearn.loading import check_pairs
+from hooklearn.loading import check_rows
 from hooklearn.plugins import Shelf, called
 from hooklearn.referees import Referee, as_referee
 from hooklearn.types import InputError
@@ -155,7 +155,7 @@ class InMemory:
             raise InputError(
                 f"corpora.{role}: give {{'path': ...}}, a hooklearn.Corpus or a list of rows, not {_kind(value)}"
             )
-        check_pairs(value)
+        check_rows(value)
         path = f"{FOLDER}/{prefix}{role}.jsonl"
         self.corpora[path] = value if value.source else dataclasses.replace(value, source="in memory")
         return {"path": path}
