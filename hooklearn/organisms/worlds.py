@@ -197,7 +197,7 @@ WORLDS = {
                 "near": _facts("near", phrasing="0"),
                 "disruption": tiny("disruption"),
                 "attack_train": _facts("T"),
-                "heldout": _facts("V", phrasing="0"),
+                "heldout": _facts("V"),
                 "unrelated": tiny("unrelated"),
             },
             _other_facts,

@@ -38,9 +38,9 @@ from hooklearn.running.setting import Setup
 from hooklearn.running.shared import Shared
 from hooklearn.types import InputError
 
-SEEN_SEEDS = tuple(range(38))
+SEEN_SEEDS = tuple(range(40))
 """Thresholds, attacks and organisms were chosen with the cases of these in view, of every kind that is not held out."""
-SEEDS = (37, 38, 39)
+SEEDS = (39, 40, 41)
 """Tried unless seeds are asked for: one of those, and two of which no case was in view, of no kind."""
 
 RATES = 10.0
@@ -126,7 +126,7 @@ def config_of(case: Case, pair: Config, battery_name: str) -> Config:
         "seeds": [case.seed],
         "max_tokens": 512,
         "model": {"name": pair["original"], "precision": "float32"},
-        "behaviour": {"samples": 120 if facts else 160, "new_tokens": 4 if facts else 14},  # one of every held-out item
+        "behaviour": {"samples": 120 if facts else 160, "new_tokens": 4 if facts else 14},  # one a request, or fact
         "evidence": {"enabled": True, "measures": EVIDENCE, "attack_rate": 1e-3, "items": 56, "random_lines": 2},
     }
 
