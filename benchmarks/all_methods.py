@@ -9,11 +9,13 @@ facts the probability of the answer. Seed 0; a cell of which there is no record 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
 
 import analysis
+from analysis.comparison import Comparison
 
 RECORDS = Path(__file__).parent / "records"
 SETS = {"threats": "sampled", "flattery": "sampled", "capitals": "completion", "schoolbook": "completion"}
@@ -64,32 +66,32 @@ def table() -> str:
     """As Markdown."""
     defaults = {name: _frame(f"{name}-defaults") for name in SETS}
     searched = {name: _frame(file) for name, file in TRIALS.items()}
-    first = {name: analysis.compare([RECORDS / f"{name}-defaults.zip"]).controls for name in SETS}
+    searched["flattery"] = searched["flattery"].filter(like="-searched", axis=0)
+    searched = {name: frame.rename(index=lambda run: run.replace("-searched", "")) for name, frame in searched.items()}
+    first = {name: _read(f"{name}-defaults").controls for name in SETS}
     lines = ["| | " + " | ".join(f"*{name}*" for name in SETS) + " |", "|---" * (1 + len(SETS)) + "|"]
     for arm, label in (("original", "not edited"), ("never", "never learned it (facts: answers permuted)")):
         lines.append(_row(label, [_control(first[name], arm, metric) for name, metric in SETS.items()]))
     lines.append(_row("**far KL <= .01 alone, defaults**", [""] * len(SETS)))
     lines += _rows(defaults, FAR, RECIPE)
     lines.append(_row("**far KL <= .01 alone, three trials each**", [""] * len(SETS)))
-    searched = {n: f.rename(index=lambda run: run.replace("-searched", "")) for n, f in _only(searched)}
     lines += _rows(searched, FAR, METHODS)
     lines.append(_row("**far KL <= .01 and near CE rise <= .02, defaults**", [""] * len(SETS)))
     lines += _rows(defaults, FAR + NEAR, RECIPE)
     return "\n".join(lines)
 
 
+@cache
+def _read(record: str) -> Comparison:
+    return analysis.compare([RECORDS / f"{record}.zip"])
+
+
 def _frame(record: str) -> pd.DataFrame:
     """The runs of a record; none may be left out for want of a label."""
-    frame = analysis.compare([RECORDS / f"{record}.zip"]).to_dataframe().set_index("run")
+    frame = _read(record).to_dataframe().set_index("run")
     known = {f"{m}{end}{budget}" for m in METHODS for end in ("", "-searched") for budget in (FAR, FAR + NEAR)}
     assert not set(frame.index) - known, set(frame.index) - known
     return frame
-
-
-def _only(searched: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The rows with searched options; gradient ascent has none to search."""
-    for name, frame in searched.items():
-        yield name, frame[frame.index.str.contains("-searched")] if name == "flattery" else frame
 
 
 def _rows(frames: Mapping[str, pd.DataFrame], budget: str, labels: Mapping[str, str]) -> Iterator[str]:
