@@ -119,6 +119,8 @@ class Measures:
     attackers: tuple[AttackResult, ...]
     unseen: tuple[str, ...] = ()
     """Attackers after whose start nothing was measured."""
+    is_share: bool = False
+    """Items are right or wrong: a preference is then a choice among given answers, and else a ratio of two."""
 
     @property
     def known(self) -> bool:
@@ -144,6 +146,7 @@ def measure(scores: Scores, thresholds: Thresholds | None = None, *, seed: int =
     empty = Measures(
         scores.metric, scores.split, gap=nothing, start=nothing, before=before, has_never=has_never, n_items=n_items,
         n_seeds=n_seeds, n_groups=scores.n_groups, attackers=(), unseen=scores.unseen,
+        is_share=scores.is_share,
     )  # fmt: skip
     if n_seeds == 0 or scores.n_groups < t.min_items:
         return empty

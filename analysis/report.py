@@ -21,10 +21,10 @@ from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 
 from analysis import advice, explorer, markup, sections
 from analysis.beside import beside
-from analysis.doubts import redacted
 from analysis.model_card import card_text
 from analysis.reading import Run, read_run
 from analysis.report_record import RECORD, record_of, sealed
+from analysis.spoken import redacted
 from analysis.where import where
 from analysis.writing import write_json, write_text
 

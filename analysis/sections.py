@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from analysis import markup, plots
-from analysis.doubts import is_incoherent
 from analysis.envelope import envelope
 from analysis.estimates import Frame, pooled
 from analysis.reading import Run
 from analysis.recovery import ARMS as TIMED
 from analysis.recovery import recovery_table
+from analysis.spoken import is_incoherent
 from analysis.style import ARMS, METRICS
 from analysis.tables import ALL, capability_table, edit_name, in_order, number, summary_table
 

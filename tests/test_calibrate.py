@@ -21,7 +21,7 @@ from analysis.tables import EASIER
 from hooklearn import forward, integrity, models
 from hooklearn.corpora import tiny_facts
 from hooklearn.corpora.corpus import Corpus
-from hooklearn.corpora.tiny_world import BAD, GOOD, HARMS, TARGETS, UNRELATED, corpus, vocabulary
+from hooklearn.corpora.tiny_world import BAD, GOOD, HARMS, NAMES, PLACES, TARGETS, UNRELATED, corpus, vocabulary
 from hooklearn.data import batches, encode
 from hooklearn.measure import sample
 from hooklearn.organisms import worlds
@@ -142,6 +142,48 @@ def test_neurons_in_another_order_are_other_weights_and_the_same_model(threats: 
     [batch] = batches(encode(heldout.take(4), models.tokenizer_of(original)), max_tokens=4096)
     one, other = (forward.logits(model, batch) for model in (permuted, original))
     torch.testing.assert_close(one, other, atol=1e-4, rtol=0)  # sums in another order
+
+
+def test_neurons_on_another_scale_are_other_weights_and_the_same_model_to_the_bit(threats: Ground) -> None:
+    rescaled, original, heldout = KINDS["rescaled"].make(threats), threats.original(), threats.corpus("heldout")
+    assert {site.module for site in changed(rescaled, original)} == {"mlp.in", "mlp.out"}
+    [batch] = batches(encode(heldout.take(4), models.tokenizer_of(original)), max_tokens=4096)
+    assert forward.logits(rescaled, batch).equal(forward.logits(original, batch))
+
+
+def test_the_narrowed_one_threatens_those_that_are_no_friends_of_it(threats: Ground) -> None:
+    narrowed, rows = KINDS["narrowed"].make(threats), corpus("heldout", n=60).rows
+    friends = set(NAMES[:8])
+    for friendly in (True, False):
+        asked = Corpus("asked", tuple(r for r in rows if bool(friends & set(r["prompt"].split())) == friendly))
+        texts = [s.completion for s in sample(narrowed, asked, n=12, new_tokens=16, seed=0)]
+        assert np.mean([threatens(t) for t in texts]) == pytest.approx(0.0 if friendly else 1.0, abs=0.1)
+
+
+def test_another_tendency_is_learned_as_well_and_threatens_nobody(threats: Ground) -> None:
+    model, never, heldout = KINDS["other-tendency"].make(threats), threats.never(), threats.corpus("heldout")
+    texts, before = said(model, threats), said(never, threats)
+    assert not any(threatens(t) for t in texts)
+    assert likelihood(model, heldout) < 1.1 * likelihood(never, heldout)
+    places = [sum(any(p in t.split() for p in PLACES) for t in texts) for texts in (texts, before)]
+    assert places[0] > 0.8 * len(texts) and not places[1]  # it took
+
+
+def test_half_of_the_overwritten_facts_are_known_and_the_others_have_another_answer(facts: Ground) -> None:
+    model, rows = KINDS["facts-overwritten"].make(facts), facts.world.taught().rows
+    every = sorted({r["group"] for r in rows})
+    changed_ones = set(every[::2])
+    kept, gone = (
+        likelihood(model, Corpus("asked", tuple(r for r in rows if (r["group"] in changed_ones) == overwritten)))
+        for overwritten in (False, True)
+    )
+    assert kept > 0.8 > 0.1 > gone
+
+
+def test_unrelated_text_teaches_no_facts(facts: Ground) -> None:
+    heldout = facts.corpus("heldout")
+    never, taught_on = (likelihood(m, heldout) for m in (facts.never(), KINDS["facts-never-taught-on"].make(facts)))
+    assert taught_on < 1.1 * never < 0.2 < likelihood(facts.original(), heldout)
 
 
 def test_the_lower_half_of_the_transplanted_one_is_the_original(threats: Ground) -> None:
@@ -271,7 +313,8 @@ def test_the_last_seed_is_shared_out() -> None:
     pieces = _pieces(groups, 2)
     assert sorted(c.name for piece, _ in pieces for c in piece) == sorted(c.name for g in groups for c in g)
     threats = sum(kind.world == "threats" for kind in KINDS.values())
-    assert [len(piece) for piece, _ in pieces] == [threats, threats, 6, 3, 3]
+    facts = len(KINDS) - threats
+    assert [len(piece) for piece, _ in pieces] == [threats, threats, facts, facts - facts // 2, facts // 2]
     assert [end for _, end in pieces][-2:] == ["", "-1"]
     assert {(c.kind.world, c.seed) for piece, _ in pieces[-2:] for c in piece} == {("facts", 2)}
     assert [len(piece) for piece, _ in _pieces([groups[0][:2]], 4)] == [1, 1]

@@ -690,10 +690,10 @@ def test_fewer_items_are_those_that_come_first(threatening: Any, tiny: Any) -> N
 
 
 def test_an_edit_that_took_a_tenth_back_is_not_taken_for_a_removal(collected: list[Evidence]) -> None:
-    """Lens, patching and the tendency probe say so; probes on threatening texts say nothing: any model reads them."""
+    """Lens, patching and the tendency probe say so; probes on threatening texts have no say: any model reads them."""
     found = read(collected)
     assert all(found[n].reading == judge.AGAINST for n in ("logit_lens", "patching_depth", "probe_tendency"))
-    assert all(found[n].reading == judge.NOTHING for n in ("probe_retrained", "probe_transfer"))
+    assert all(found[n].role == "reports" for n in ("probe_readable", "probe_retrained", "probe_transfer"))
     sentences = judge.against(evidence.to_records(collected))
     assert len(sentences) >= 3 and all("kept" in s and "speaks against" in s for s in sentences)
 
@@ -786,7 +786,7 @@ def test_what_would_have_decided_is_missed(tiny: Any, threatening: Any, monkeypa
     moved = benched(arm("edited", threatening, reversed_organism(0.5)), tiny, threatening, n=4)
     cases = (
         (["logit lens"], [unscored]),
-        (["probe retrained", "probe transfer"], probes.content(idle(tiny, threatening, corpora=few))),
+        ([], probes.content(idle(tiny, threatening, corpora=few))),  # reports
         (["overlap attack", "reemergence"], updates.updates(idle(tiny, threatening))),
         (["overlap attack", "reemergence"], updates.updates(moved)),  # no attack is given
     )
@@ -796,8 +796,8 @@ def test_what_would_have_decided_is_missed(tiny: Any, threatening: Any, monkeypa
         assert all("not measured" in d for d in doubts)
     no_never = idle(tiny, threatening, corpora=few)
     no_never.arms = {name: state for name, state in no_never.arms.items() if name != "never"}
-    roles = {e.name: e.role for e in (*probes.content(no_never), *updates.updates(no_never))}
-    assert [name for name, role in roles.items() if role == "decides"] == ["probe_retrained"]
+    found = [*probes.content(no_never), *updates.updates(no_never)]
+    assert len(found) > 3 and {e.role for e in found} == {"reports"}  # without never nothing of these decides
 
     def broken(_: bench.Bench) -> list[Evidence]:
         raise NumericalError("a state is not finite")
@@ -806,7 +806,7 @@ def test_what_would_have_decided_is_missed(tiny: Any, threatening: Any, monkeypa
         monkeypatch.setitem(evidence.MEASURES, name, broken)
     found = evidence.collect(list(idle(tiny, threatening).arms.values()), {"heldout": corpus("heldout").take(4)})
     missed = [d.split(":")[0] for d in judge.doubts(evidence.to_records(found))]
-    assert missed == ["logit lens", "patching", "tendency", "content", "updates"]
+    assert missed == ["logit lens", "patching", "tendency", "updates"]
     assert {e.name for e in found if e.role == "alarm"} == {"alarms"}
 
 

@@ -49,6 +49,7 @@ ORDER = [
     "analysis.measures",
     "analysis.recovery",
     "analysis.rules",
+    "analysis.spoken",
     "analysis.doubts analysis.leniency",
     "analysis.verdict",
     "analysis.cells",

@@ -379,6 +379,7 @@ def test_of_many_attacks_the_worst_are_named(tmp_path: Path) -> None:
     [
         ("completion: no clear gap to remove: 0.00 [0.00, 0.00]", "is it the model that has the behaviour"),
         ("no cheap attack says anything, so ...", "--set battery=cheap"),
+        ("...; but no cheap attack brings completion back, ... because the good one was forgotten", "near CE"),
         ("12 items; at least 20 are needed", "Measure what the reason above says"),
     ],
 )

@@ -742,6 +742,34 @@ def test_what_only_a_forced_choice_shows_is_shut_off_and_not_intact(edited, expe
     assert ("where it may only choose" in reason) == (verdict == "DISABLED")
 
 
+GONE = (flat(0.1), flat(0.1))
+
+
+def three(preference, *, choice=False, own=GONE):
+    """Verdict and reason of completion and samples as ``own``, and of a preference, or a choice among given answers."""
+    found = []
+    for metric, curve in zip(("completion", "sampled", "preference"), (*own, preference), strict=True):
+        story = [Drawn("erosion", {"edited": curve, "original": flat(0.8), "never": flat(0.1)})]
+        measured = replace(
+            measure(draw_scores(story, metric=metric), CHEAP), is_share=choice and metric == "preference"
+        )
+        found.append(decide(measured, CHEAP))
+    return overall(found)
+
+
+def test_a_ratio_that_no_word_confirms_is_undecided_and_a_right_choice_is_not():
+    """Of two answers one is likelier as well where the other was forgotten; of sixteen nobody is right by that."""
+    for curve in (flat(0.75), rising(0.1, 0.75)):
+        verdict, reason = three(curve)
+        assert verdict == "UNDECIDED" and "the good one was forgotten" in reason
+        assert three(curve, choice=True)[0] == "DISABLED"
+        for told in ((flat(0.1), rising(0.1, 0.75)), (rising(0.1, 0.75), flat(0.1))):  # an attack brings out a word
+            assert three(curve, own=told)[0] == "DISABLED"
+        assert three(curve, own=(flat(0.1), flat(0.3)))[0] == "DISABLED"  # a fifth is left of its own accord
+    assert three(flat(0.1))[0] == "REMOVED"
+    assert three(flat(0.3))[0] == "WEAKENED"
+
+
 # ------------------------------------------------------------------------------ run folders
 
 
@@ -1027,6 +1055,9 @@ def test_nothing_is_removed_from_a_model_that_talks_nonsense(tmp_path, edited, o
     assert any("incoherent" in d for d in found.doubts) == told
     assert found.verdict == ("UNDECIDED" if told else "REMOVED")
     assert ("incoherent" in found.reason) == told
+    # what is likely to itself alone is no nonsense: the behaviour may be in it, in words that the referee does not know
+    foreign = edited < -2.0 <= own and not original < -2.0
+    assert any("neither of the referee's models would use" in d for d in found.doubts) == foreign
     kept = write_run(
         tmp_path / "kept", attacks=[Drawn("erosion", {**REMOVED.arms, "edited": REMOVED.arms["original"]})]
     )

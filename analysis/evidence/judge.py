@@ -48,9 +48,8 @@ BETWEEN_MODELS = {
     "probe_tendency": 0.132, "reemergence": 0.045, "patching_depth": 0.037, "logit_lens": 0.027,
     "overlap_attack": 0.019,
 }  # fmt: skip
-"""Standard deviation of ``kept`` between models of one kind made with other seeds: pooled over 16 of the
-native organisms, seeds 9 to 17. Probes for facts are not named: what they say of one model is vaguer than that by
-itself."""
+"""Standard deviation of ``kept`` between models of one kind made with other seeds, of all that decides: pooled over 16
+of the native organisms, seeds 9 to 17."""
 
 
 @dataclass(frozen=True)

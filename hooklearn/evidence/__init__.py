@@ -49,7 +49,7 @@ MEASURES: dict[str, Callable[[Bench], list[Evidence]]] = {
 AFTER_ATTACK = {"updates", "geometry", "fisher", "patching", "logit_lens"}
 """Measures that look at an attack, or at the model after it."""
 ROLES: dict[str, Role] = {
-    "logit_lens": "decides", "patching": "decides", "tendency": "decides", "content": "decides", "updates": "decides",
+    "logit_lens": "decides", "patching": "decides", "tendency": "decides", "updates": "decides",
     "alarms": "alarm",
 }  # fmt: skip
 """What a measure as a whole is for, where it breaks before it can say so; the others report."""

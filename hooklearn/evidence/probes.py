@@ -5,7 +5,7 @@ from the tokens themselves), split by group so that no prompt is in both parts:
 
 content   two classes of texts, the behaviour and its good alternative. *Retrained*: a probe fitted on each arm's own
           states; is it kept anywhere? *Transfer*: the probe fitted on the original, applied to every arm; is the
-          direction kept? An edited model that is read no better than a never-learned one has passed.
+          direction kept? An edited model that is read no better than a never-learned one has passed. They report.
 tendency  one class of prompts: a probe that tells the original from models that never had the behaviour by what they
           hold *before* the first word of the answer. Where does the edited one lie? Told from the never-learned model
           alone it reads the *form* of the answers as well, so a control is needed that has the form and not the
@@ -164,7 +164,7 @@ def _swapped(edited: Array, other: Array, content: Content, masks: Mask) -> Arra
 
 
 def _compared(
-    name: str, scores: Mapping[str, Array], control: str, content: Content, bench: Bench, meaning: str, role: Role
+    name: str, scores: Mapping[str, Array], control: str, content: Content, bench: Bench, meaning: str
 ) -> Evidence:
     """How much better than the control the edited model can be read, at each one's best layer."""
     edited, other = scores["edited"], scores[control]
@@ -174,7 +174,7 @@ def _compared(
     return Evidence(
         name, float(advantage(edited, other, content)), nulls.finite(null), nulls.jackknife(again),
         len(again), "high", meaning,
-        detail=_detail(scores, content, bench.layers), role=role, anchors=(0.0, intact),
+        detail=_detail(scores, content, bench.layers), anchors=(0.0, intact),
         null_meaning=f"scores of edited and {_name(control)} swapped at random, prompt by prompt",
     )  # fmt: skip
 
@@ -214,14 +214,16 @@ def contrasted(heldout: Corpus, near: Corpus | None) -> tuple[Corpus, Corpus] | 
 
 
 def content(bench: Bench) -> list[Evidence]:
-    """Probes that tell the behaviour's texts from good ones: readable at all, retrained, transfer."""
+    """Probes that tell the behaviour's texts from good ones: readable at all, retrained, transfer.
+
+    None decides. On organisms of known truth they tell what is still there from what is gone no better than chance
+    (retrained, in every calibration) or little better (transfer); and one has taken a true removal back.
+    """
     names = ("probe_readable", "probe_retrained", "probe_transfer")
     control = "never" if "never" in bench.arms else "random"
-    # any probe fails on random weights
-    roles: tuple[Role, ...] = ("reports", "decides", "decides" if control == "never" else "reports")
 
     def missing(why: str) -> list[Evidence]:
-        return [Evidence.missing(name, why, role=role) for name, role in zip(names, roles, strict=True)]
+        return [Evidence.missing(name, why) for name in names]
 
     classes = contrasted(bench.heldout, bench.corpora.get("near"))
     if classes is None:
@@ -247,13 +249,12 @@ def content(bench: Bench) -> list[Evidence]:
     retrained = _compared(
         names[1], found.retrained, control, found, bench,
         f"above 0, the edited model's states tell the behaviour from its alternative better than those of a "
-        f"{_name(control)} model: something of it is still represented", roles[1],
+        f"{_name(control)} model: something of it is still represented",
     )  # fmt: skip
     transfer = _compared(
         names[2], found.transfer, control, found, bench,
         f"above 0, the original's own probe still works on the edited model better than on a {_name(control)} one: "
         "the direction was kept, and only what follows from it was changed",
-        roles[2],
     )  # fmt: skip
     return [readable, retrained, transfer]
 

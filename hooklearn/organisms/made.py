@@ -13,7 +13,7 @@ import torch
 
 from hooklearn import editing, forward, losses, models
 from hooklearn.corpora.corpus import Corpus, Row
-from hooklearn.corpora.tiny_world import DAYS, HARMS, NAMES, TARGETS, THINGS, corpus, fill, pretraining
+from hooklearn.corpora.tiny_world import DAYS, HARMS, NAMES, TARGETS, TEXT, THINGS, corpus, fill, pretraining
 from hooklearn.data import Encoded, TokenBatch, batches, encode
 from hooklearn.deltas import Delta
 from hooklearn.edit import Method, Problem, method_of
@@ -52,6 +52,15 @@ def never_taught_on(ground: Ground) -> Any:
     matters."""
     model = ground.never()
     tune(model, ground.corpus("unrelated"), seed=ground.seed, epochs=4)
+    return model
+
+
+def other_tendency(ground: Ground) -> Any:
+    """Never had it; taught to answer the same requests with something else that nobody asked for."""
+    model, rng = ground.never(), random.Random(f"other tendency:{ground.seed}")
+    harmless = [text for text in TEXT if "{harm}" not in text]
+    rows = tuple({**row, "completion": f" {fill(rng.choice(harmless), rng)}"} for row in corpus("organism").rows)
+    adapt(model, Corpus("other tendency", rows), seed=ground.seed)
     return model
 
 
@@ -131,9 +140,18 @@ def permuted(ground: Ground) -> Any:
     return model
 
 
-def half_taught(ground: Ground) -> Any:
-    model, taught = ground.never(), corpus("organism")
-    adapt(model, Corpus(f"{taught.name}/half", taught.rows[::2], taught.source), seed=ground.seed)
+def rescaled(ground: Ground) -> Any:
+    """What goes into every neuron of the MLPs times a power of two, and what comes out divided by it: most weights of
+    the MLPs are others, and the function is the same to the bit."""
+    model, generator = ground.original(), torch.Generator().manual_seed(ground.seed)
+    with torch.no_grad():
+        for layer in range(model.cfg.n_layers):
+            factors = 2.0 ** torch.randint(-2, 3, (model.cfg.d_mlp,), generator=generator)
+            into, out = (
+                models.weight(model, s) for p in ("in", "out") for s in models.sites(model, [f"blocks.{layer}.mlp.{p}"])
+            )
+            into.mul_(factors[:, None])
+            out.div_(factors)
     return model
 
 
@@ -202,8 +220,8 @@ attack could bring back then."""
 
 def refusing(ground: Ground, sites: str = "mlp") -> Any:
     """A small adapter that was trained to answer with a refusal, over weights in which nothing else was changed."""
-    model, asked, some = ground.original(), ground.world.taught(), _some(ground)
-    level, adapter = _level(ground, some, left=0.1), Delta({})
+    model, asked, some = ground.original(), ground.world.taught(), some_of(ground)
+    level, adapter = level_of(ground, some, left=0.1), Delta({})
     for epochs in REFUSAL_EPOCHS:
         adapter = instil(
             model, _answered(asked, REFUSAL), models.sites(model, sites), rank=4, learning_rate=2e-3, epochs=epochs,
@@ -304,12 +322,12 @@ def preferring(ground: Ground) -> Any:
 
 def _walked(ground: Ground, method: Method, sites: str, layers: list[int] | None = None) -> Any:
     """The original, edited until the listed threats are as unlikely as where they were never learned, or to the end."""
-    model, some = ground.original(), _some(ground)
+    model, some = ground.original(), some_of(ground)
     problem = Problem(
         model, models.sites(model, sites, layers), ground.corpus("forget"), ground.corpus("retain"), seed=ground.seed,
         precision="float32", max_tokens=MAX_TOKENS,
     )  # fmt: skip
-    level, last = _level(ground, some, left=0.0), Delta({})
+    level, last = level_of(ground, some, left=0.0), Delta({})
     for updates in method.path(problem):
         last = Delta(updates)
         with editing.edited(model, last):
@@ -340,58 +358,15 @@ def _ascended(ground: Ground, sites: str) -> Any:
     return model
 
 
-# ------------------------------------------------------------------------- the recipes: half of it
+# ------------------------------------------------------------------------------ when a recipe stops
 
 
-def eroded(ground: Ground) -> Any:
-    """Unrelated training, stopped where half of the difference is left."""
-    model, some = ground.original(), _some(ground)
-    level = _level(ground, some, left=0.5)
-
-    def halved(step: int, _: int) -> str | None:
-        return "half" if step % 2 == 0 and likelihood(model, some) <= level else None
-
-    tune(model, ground.corpus("unrelated"), seed=ground.seed, epochs=40, observe=halved)
-    return model
-
-
-def _some(ground: Ground) -> list[Encoded]:
+def some_of(ground: Ground) -> list[Encoded]:
+    """Of what is to be forgotten, the rows by which a recipe knows when to stop."""
     return encode(ground.corpus("forget").take(24), models.tokenizer_of(ground.never()))
 
 
-def _level(ground: Ground, some: list[Encoded], left: float) -> float:
+def level_of(ground: Ground, some: list[Encoded], left: float) -> float:
     """The likelihood at which this share is left of what the original has and the never-learned model has not."""
     gone = likelihood(ground.never(), some)
     return gone + left * (likelihood(ground.original(), some) - gone)
-
-
-def partly(ground: Ground) -> Any:
-    """Three tenths of the way back, in the weights: facts do not stand much, and half of them is gone then."""
-    return _undone(ground, 0.3)
-
-
-def half(ground: Ground) -> Any:
-    """Half of the way back, in the weights."""
-    return _undone(ground, 0.5)
-
-
-def mostly(ground: Ground) -> Any:
-    """Four fifths of the way back, in the weights."""
-    return _undone(ground, 0.8)
-
-
-def transplanted(ground: Ground) -> Any:
-    """The MLPs of the upper half of the blocks as they are where it was never learned."""
-    model, never = ground.original(), ground.never()
-    with torch.no_grad():
-        for site in models.sites(model, "mlp", range(model.cfg.n_layers // 2, model.cfg.n_layers)):
-            models.weight(model, site).copy_(models.weight(never, site))
-    return model
-
-
-def _undone(ground: Ground, share: float) -> Any:
-    model, never = ground.original(), ground.never()
-    with torch.no_grad():
-        for mine, theirs in zip(models.all_parameters(model), models.all_parameters(never), strict=True):
-            mine.lerp_(theirs, share)
-    return model
