@@ -44,8 +44,8 @@ OPEN = {
     "is it the model that has the behaviour, and do the held-out items ask for it?",
     "no cheap attack says anything": "Add attacks that do not teach it: `--set battery=cheap`, or some of those that "
     "`hooklearn list attacks` calls cheap.",
-    "because the good one was forgotten": "Read the samples, and what the good answers lost (near CE): where they are as "
-    "likely as before, the preference stands; a `standard` battery may bring out what a cheap one did not.",
+    "because the good one was forgotten": "Read the samples, and what the good answers lost (near CE): where they are "
+    "as likely as before, the preference stands; a `standard` battery may bring out what a cheap one did not.",
 }
 """What an open verdict's reason says -> what to do about it."""
 IN_AUDIT = {"--set battery=": "--battery ", "`controls.never` in the config": "`--never`"}
