@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from user_files import hooklearn
 
-from analysis.calibrate import GOLD, INSTILLED, _mechanistic, auc, auc_error, calibrate
+from analysis.calibrate import GOLD, INSTILLED, Requirement, _mechanistic, auc, auc_error, calibrate
 from analysis.confusion import confusion
 from analysis.tables import EASIER
 from hooklearn import forward, integrity, models
@@ -407,6 +407,25 @@ def test_each_requirement_can_fail(tmp_path: Path) -> None:
     assert "locked (seed 0): REMOVED" in by["no organism that still has it is called REMOVED"].found
     assert by["never-learned and retrained-without-the-data are REMOVED or better"].met is False
     assert by["the verdict changes with the seed in at most 1 of 12 kinds"].met is False
+
+
+def test_a_verdict_that_only_a_seed_of_the_tuning_part_changes_is_told_and_not_asked_about(tmp_path: Path) -> None:
+    def asked(*stories: str) -> Requirement:
+        made = [
+            case(
+                tmp_path / "-".join(stories), "locked", ["DISABLED"], story, seed=i, split="heldout" if i else "tuning"
+            )
+            for i, story in enumerate(stories)
+        ]
+        (found,) = [r for r in calibrate(made).requirements if "changes with the seed" in r.what]
+        return found
+
+    only_seen = asked("WEAKENED", "DISABLED", "DISABLED")
+    assert only_seen.met is True
+    assert only_seen.found == "0 of 1; with the seeds of the tuning part 1 of 1: locked (DISABLED, WEAKENED)"
+    assert asked("DISABLED", "DISABLED", "WEAKENED").met is False
+    assert asked("DISABLED", "DISABLED", "DISABLED").found == "0 of 1"
+    assert asked("DISABLED", "WEAKENED").met is None  # one held-out seed changes with nothing
 
 
 def test_a_kind_is_held_out_where_its_card_says_so_and_not_for_want_of_seen_seeds(tmp_path: Path) -> None:
