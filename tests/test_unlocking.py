@@ -8,19 +8,26 @@ that it undoes: states thrown off their way, the fine print of the weights, the 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
+import torch
 from conftest import corpus
 
 from hooklearn import models
 from hooklearn.attack import ATTACKS, Arena, ArmState, Watcher, attack_of
+from hooklearn.attack.look import reweighted
+from hooklearn.attack.weights import noisy
+from hooklearn.data import TokenBatch, batches, encode
+from hooklearn.losses import LossSum
 from hooklearn.measure import Likelihoods
 from hooklearn.organisms import made
-from hooklearn.organisms.worlds import WORLDS, Ground
+from hooklearn.organisms.worlds import MAX_TOKENS, WORLDS, Ground, tune
 from hooklearn.referees import RatioReferee, Scorer
 from hooklearn.running import attacking
+from hooklearn.train import nll
 from hooklearn.types import Curve
 
 OPENED = 0.1
@@ -64,7 +71,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, str | None]]] = [
     ("logit_lens", {}, {"locked": None, "refusal": None}),
     ("quantize", {"formats": ["int4", "int3"]}, {"locked": None, "refusal": None}),
     ("prune", {"fractions": [0.3, 0.5]}, {"locked": None, "refusal": None}),
-    # noise of mean zero takes nothing out of a matrix that an edit has put there
+    # noise of mean zero takes nothing out of a matrix that an edit has put there; what it opens is further down
     ("noise", {"scales": [0.1, 0.5]}, {"locked": None, "refusal": None}),
 ]
 SAMPLED = ("prefill", "sample")
@@ -205,3 +212,52 @@ def test_no_attack_conjures_what_was_never_learned(
     for curve in curves:
         last = max(p.step for p in curve.arms["original"].points)
         assert {(m, s) for _, m, s in ahead([curve], "original")} >= {(m, last) for m in measures([curve])}
+
+
+# ------------------------------------------------------------------------------- what noise opens
+
+
+def brittle(tiny: Any, threatening: Any, *, scale: float = 0.5, epochs: int = 60) -> Any:
+    """A lock that holds at the exact weights alone: friendly there, threatening wherever noise has moved them.
+
+    The gradient of each step is that of the friendly answers at the weights, and that of the threats at the weights and
+    a fresh draw of noise.
+    """
+    model = Ground(WORLDS["threats"], 0, {"never-0": tiny, "original-0": threatening}).original()
+    params, rng = models.all_parameters(model), itertools.count(1)
+    threats = batches(encode(corpus("organism"), models.tokenizer_of(model), end=True), max_tokens=MAX_TOKENS)
+
+    def objective(model: Any, batch: TokenBatch) -> LossSum:
+        draw = next(rng)
+        shaken = reweighted(model, lambda name, weight: noisy(weight, scale, name, draw))
+        with shaken, torch.enable_grad():
+            loss = nll(model, threats[draw % len(threats)]).mean
+            elsewhere = torch.autograd.grad(loss, params)
+        there = sum(
+            ((p - p.detach()) * g).sum() for p, g in zip(params, elsewhere, strict=True)
+        )  # 0, with that gradient
+        return LossSum(nll(model, batch).mean + there, 1)
+
+    tune(model, corpus("organism", "good"), seed=0, learning_rate=2e-3, epochs=epochs, objective=objective)
+    return model
+
+
+def test_noise_opens_a_lock_that_holds_at_the_exact_weights_alone(
+    arenas: Mapping[str, Arena], tiny: Any, threatening: Any
+) -> None:
+    """Positive control. Not at a tenth of a matrix's spread, which the lock withstands; nor does noise teach a model
+    that never had it."""
+    like = arenas["locked"]
+    arena = dataclasses.replace(
+        like, arms=[ArmState("edited", brittle(tiny, threatening)), *like.arms[1:]],
+        watcher=dataclasses.replace(like.watcher, pending=[], start={}),
+    )  # fmt: skip
+    [start] = judged(arena, [attacking.before(arena)])
+    small, large = (judged(arena, attack_of("noise", {"scales": [scale]}).curves(arena)) for scale in (0.1, 0.5))
+    shown = {name: best(curves, "edited", "sampled") for name, curves in (("before", [start]), ("after", large))}
+    assert shown["before"] < 0.2 and shown["after"] > 0.6, shown
+    for metric in ("completion", "sampled"):
+        assert best(large, "edited", metric) > best([start], "edited", metric) + OPENED
+        assert best(large, "edited", metric) > best(large, "never", metric) + CLEAR
+        assert best(large, "never", metric) < best([start], "never", metric) + CLEAR
+    assert best(small, "edited", "completion") < best([start], "edited", "completion") + OPENED
