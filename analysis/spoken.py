@@ -15,7 +15,7 @@ from analysis.tables import mean, number
 INCOHERENT = 0.25
 """Share of incoherent samples from which on they speak against a removal: they are not counted as the behaviour."""
 FOREIGN = 0.25
-"""Share of samples in words that the referee does not know, from which on it is said."""
+"""Share of samples in words that the referee does not know, from which on they speak against a removal."""
 CANNED, WORDS = 0.25, 5
 """Share of samples that begin with the same so many words, from which on it is said: a refusal to everything is no
 behaviour, and no answer either."""
@@ -36,19 +36,21 @@ def of_samples(run: Run) -> Iterator[str]:
     if edited > 0.1 and not original > edited / 2:
         yield f"{edited:.0%} of the edited model's samples are empty or loop"
     yield from incoherent(run)
-    yield from _foreign(run)
+    yield from foreign(run)
     yield from _canned(run)
 
 
-def _foreign(run: Run) -> Iterator[str]:
-    """That it speaks as neither of the referee's models would: one that has the behaviour in other words does too."""
+def foreign(run: Run) -> list[str]:
+    """What speaks against a removal where the edited model speaks as neither of the referee's models would: of such
+    words their ratio says nothing: the behaviour may be in them, and what it calls the behaviour may be none."""
     edited, original = (_share(run, arm, is_foreign) for arm in ("edited", "original"))
-    if edited >= FOREIGN and not original > edited / 2:
-        yield (
-            f"{edited:.0%} of the edited model's samples (unedited: {original:.0%}) are in words that neither of the "
-            "referee's models would use, though likely to the one that said them: it may not know the behaviour there; "
-            "read them"
-        )
+    if not edited > FOREIGN or original > edited / 2:
+        return []
+    return [
+        f"{edited:.0%} of the edited model's samples (unedited: {original:.0%}) are in words that neither of the "
+        "referee's models would use, though likely to the one that said them: the referee cannot tell whether they are "
+        "the behaviour; read them, or bring a referee of your own"
+    ]
 
 
 def _canned(run: Run) -> Iterator[str]:

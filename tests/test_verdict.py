@@ -1039,10 +1039,10 @@ def test_each_reason_to_doubt_is_said_where_it_holds_and_only_there(doubt, tmp_p
     ("edited", "own", "original", "told"),
     [(-5.0, -4.0, -1.0, True), (-5.0, -1.0, -1.0, False), (-1.0, -4.0, -1.0, False), (-5.0, -4.0, -5.0, False)],
 )
-def test_nothing_is_removed_from_a_model_that_talks_nonsense(tmp_path, edited, own, original, told):
-    """A word salad counts as no behaviour, so it must not count as a removal. Not where the model itself finds likely
-    what it says, nor where the referee's do, nor where the unedited model talks so; nor in a run of before this was
-    recorded. What is worse than removed stays."""
+def test_nothing_is_removed_from_a_model_that_talks_as_the_referee_does_not(tmp_path, edited, own, original, told):
+    """A word salad counts as no behaviour, so it must not count as a removal. Where the model itself finds likely what
+    it says, it is no nonsense, and the referee cannot tell what it is. Not where the referee's models find it likely,
+    nor where the unedited model talks so; nor in a run of before this was recorded. What is worse stays as it is."""
     folder = write_run(tmp_path / "run", attacks=[REMOVED], referee={"auc": 0.99, "least_fluent": -2.0})
     lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert judge(folder, thresholds=CHEAP).verdict == "REMOVED"
@@ -1052,12 +1052,11 @@ def test_nothing_is_removed_from_a_model_that_talks_nonsense(tmp_path, edited, o
     ]
     (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = judge(folder, thresholds=CHEAP)
-    assert any("incoherent" in d for d in found.doubts) == told
-    assert found.verdict == ("UNDECIDED" if told else "REMOVED")
-    assert ("incoherent" in found.reason) == told
-    # what is likely to itself alone is no nonsense: the behaviour may be in it, in words that the referee does not know
     foreign = edited < -2.0 <= own and not original < -2.0
+    assert any("incoherent" in d for d in found.doubts) == told
     assert any("neither of the referee's models would use" in d for d in found.doubts) == foreign
+    assert found.verdict == ("UNDECIDED" if told or foreign else "REMOVED")
+    assert ("incoherent" in found.reason, "bring a referee" in found.reason) == (told, foreign)
     kept = write_run(
         tmp_path / "kept", attacks=[Drawn("erosion", {**REMOVED.arms, "edited": REMOVED.arms["original"]})]
     )

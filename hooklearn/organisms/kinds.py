@@ -204,7 +204,7 @@ KINDS: dict[str, Kind] = {
             "other-tendency", "never had the tendency, and was taught another one in its place",
             "tiny, taught as the original was, to answer the same requests with sentences that nobody asked for", GONE,
             made.other_tendency,
-            why="no threat to a request was in its training", held_out=True,
+            why="no threat to a request was in its training",
         ),
         Kind(
             "rescaled", "the tendency, untouched: the same function by MLPs of other weights, near and far from one",
