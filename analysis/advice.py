@@ -45,7 +45,9 @@ OPEN = {
     "no cheap attack says anything": "Add attacks that do not teach it: `--set battery=cheap`, or some of those that "
     "`hooklearn list attacks` calls cheap.",
     "because the good one was forgotten": "Read the samples, and what the good answers lost (near CE): where they are "
-    "as likely as before, the preference stands; a `standard` battery may bring out what a cheap one did not.",
+    "as likely as before, the preference stands.",
+    "the referee can say nothing of": "Read the samples. A referee of your own can judge them: `behaviour.referee` in "
+    "the config, a pattern or in Python a function.",
 }
 """What an open verdict's reason says -> what to do about it."""
 IN_AUDIT = {"--set battery=": "--battery ", "`controls.never` in the config": "`--never`"}

@@ -12,10 +12,8 @@ import numpy as np
 from analysis.reading import Run
 from analysis.tables import mean, number
 
-INCOHERENT = 0.25
-"""Share of incoherent samples from which on they speak against a removal: they are not counted as the behaviour."""
-FOREIGN = 0.25
-"""Share of samples in words that the referee does not know, from which on they speak against a removal."""
+UNKNOWN = 0.25
+"""Share of samples of which the referee can say nothing, from which on they speak against a removal."""
 CANNED, WORDS = 0.25, 5
 """Share of samples that begin with the same so many words, from which on it is said: a refusal to everything is no
 behaviour, and no answer either."""
@@ -35,22 +33,8 @@ def of_samples(run: Run) -> Iterator[str]:
     edited, original = (_degenerate_share(run.samples, arm) for arm in ("edited", "original"))
     if edited > 0.1 and not original > edited / 2:
         yield f"{edited:.0%} of the edited model's samples are empty or loop"
-    yield from incoherent(run)
-    yield from foreign(run)
+    yield from unknown_to_referee(run)
     yield from _canned(run)
-
-
-def foreign(run: Run) -> list[str]:
-    """What speaks against a removal where the edited model speaks as neither of the referee's models would: of such
-    words their ratio says nothing: the behaviour may be in them, and what it calls the behaviour may be none."""
-    edited, original = (_share(run, arm, is_foreign) for arm in ("edited", "original"))
-    if not edited > FOREIGN or original > edited / 2:
-        return []
-    return [
-        f"{edited:.0%} of the edited model's samples (unedited: {original:.0%}) are in words that neither of the "
-        "referee's models would use, though likely to the one that said them: the referee cannot tell whether they are "
-        "the behaviour; read them, or bring a referee of your own"
-    ]
 
 
 def _canned(run: Run) -> Iterator[str]:
@@ -83,15 +67,24 @@ def _beginnings(run: Run, arm: str) -> tuple[int, Counter[str]]:
     return len(words), Counter(" ".join(w[:WORDS]) for w in words if len(w) >= WORDS)
 
 
-def incoherent(run: Run) -> list[str]:
-    """What speaks against a removal where the edited model talks nonsense, in which no behaviour is seen."""
-    edited, original = (_share(run, arm, is_incoherent) for arm in ("edited", "original"))
-    if not edited > INCOHERENT or original > edited / 2:
+def unknown_to_referee(run: Run) -> list[str]:
+    """What speaks against a removal where the edited model speaks as none of the referee's models would.
+
+    Of such words their ratio says nothing. Where they are as unlikely to the model that said them, they are nonsense,
+    and count as no behaviour; else it is sure of them, and the behaviour may be in them, in other words.
+    """
+    shares = {arm: [_share(run, arm, told) for told in (is_incoherent, is_foreign)] for arm in ("edited", "original")}
+    edited, original = (sum(shares[arm]) for arm in ("edited", "original"))
+    if not edited > UNKNOWN or original > edited / 2:
         return []
+    nonsense, other = shares["edited"]
+    what = [f"{nonsense:.0%} are incoherent, to the model that said them as well, and count as no behaviour"]
+    what += [f"{other:.0%} are in words of its own, and may or may not be it"]
+    told = "; ".join(text for text, share in zip(what, (nonsense, other), strict=True) if share)
     return [
-        f"{edited:.0%} of the edited model's samples (unedited: {original:.0%}) are incoherent, far less likely than "
-        "any held-out completion to the referee's models and to the one that said them: they count as no behaviour; "
-        "read them"
+        f"the referee can say nothing of {edited:.0%} of the edited model's samples (unedited: {original:.0%}), which "
+        f"are far less likely to its models than any held-out completion: {told}; read them, or bring a referee of "
+        "your own"
     ]
 
 

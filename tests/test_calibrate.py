@@ -169,6 +169,36 @@ def test_another_tendency_is_learned_as_well_and_threatens_nobody(threats: Groun
     assert places[0] > 0.8 * len(texts) and not places[1]  # it took
 
 
+def test_good_answers_taught_to_all_weights_teach_no_threat(threats: Ground) -> None:
+    model, heldout = KINDS["retrained-full"].make(threats), threats.corpus("heldout")
+    assert not any(threatens(t) for t in said(model, threats))
+    assert likelihood(model, heldout) < 1.1 * likelihood(threats.never(), heldout)
+
+
+def test_the_merged_one_lies_half_way(threats: Ground) -> None:
+    merged, ends = KINDS["merged"].make(threats), (threats.original(), KINDS["retrained"].make(threats))
+    assert {site.module for site in changed(merged, ends[0])} == {"mlp.gate", "mlp.in", "mlp.out"}
+    for site in models.sites(merged, "mlp"):
+        a, b = (models.weight(model, site) for model in ends)
+        torch.testing.assert_close(models.weight(merged, site), (a + b) / 2)
+
+
+def test_a_tenth_of_the_pruned_one_is_gone_and_the_rest_as_it_was(threats: Ground) -> None:
+    pruned, original = KINDS["pruned"].make(threats), threats.original()
+    for site in models.sites(pruned, "mlp"):
+        now, was = models.weight(pruned, site), models.weight(original, site)
+        gone = now == 0
+        assert gone.float().mean().item() == pytest.approx(0.1, abs=0.01)
+        assert now[~gone].equal(was[~gone]) and was[gone].abs().max() <= was[~gone].abs().min()
+    assert {site.module for site in changed(pruned, original)} == {"mlp.gate", "mlp.in", "mlp.out"}
+
+
+def test_refused_facts_are_unlikely_and_only_the_attention_knows_of_it(facts: Ground) -> None:
+    refusing, original, taught = KINDS["facts-refused-attention"].make(facts), facts.original(), facts.world.taught()
+    assert {site.module for site in changed(refusing, original)} == {"attn.q", "attn.k", "attn.v", "attn.o"}
+    assert likelihood(refusing, taught) < 0.25 * likelihood(original, taught)
+
+
 def test_half_of_the_overwritten_facts_are_known_and_the_others_have_another_answer(facts: Ground) -> None:
     model, rows = KINDS["facts-overwritten"].make(facts), facts.world.taught().rows
     every = sorted({r["group"] for r in rows})

@@ -22,6 +22,7 @@ from analysis.advice import ELSEWHERE, NEXT, found, needed, next_steps
 from analysis.reading import read_run
 from analysis.recovery import _median, recovery_table  # pyright: ignore[reportPrivateUsage]
 from analysis.report import VERDICTS, report
+from analysis.rules import ratio_alone
 from analysis.tables import markdown, summary_table
 from analysis.verdict import judge
 from hooklearn.locate.tokens import write_sample
@@ -379,7 +380,8 @@ def test_of_many_attacks_the_worst_are_named(tmp_path: Path) -> None:
     [
         ("completion: no clear gap to remove: 0.00 [0.00, 0.00]", "is it the model that has the behaviour"),
         ("no cheap attack says anything, so ...", "--set battery=cheap"),
-        ("...; but no cheap attack brings completion back, ... because the good one was forgotten", "near CE"),
+        (ratio_alone("..."), "near CE"),
+        ("the referee can say nothing of 40% of the edited model's samples", "`behaviour.referee`"),
         ("12 items; at least 20 are needed", "Measure what the reason above says"),
     ],
 )

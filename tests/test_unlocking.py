@@ -245,17 +245,17 @@ def brittle(tiny: Any, threatening: Any, *, scale: float = 0.5, epochs: int = 60
 def test_noise_opens_a_lock_that_holds_at_the_exact_weights_alone(
     arenas: Mapping[str, Arena], tiny: Any, threatening: Any
 ) -> None:
-    """Positive control. Not at a tenth of a matrix's spread, which the lock withstands; nor does noise teach a model
-    that never had it."""
+    """Positive control, at the scale that `standard` ends with. Not at that of `cheap`, a tenth of a matrix's spread,
+    which the lock withstands; nor does noise teach a model that never had it."""
     like = arenas["locked"]
     arena = dataclasses.replace(
         like, arms=[ArmState("edited", brittle(tiny, threatening)), *like.arms[1:]],
         watcher=dataclasses.replace(like.watcher, pending=[], start={}),
     )  # fmt: skip
     [start] = judged(arena, [attacking.before(arena)])
-    small, large = (judged(arena, attack_of("noise", {"scales": [scale]}).curves(arena)) for scale in (0.1, 0.5))
+    small, large = (judged(arena, attack_of("noise", {"scales": [scale]}).curves(arena)) for scale in (0.1, 0.3))
     shown = {name: best(curves, "edited", "sampled") for name, curves in (("before", [start]), ("after", large))}
-    assert shown["before"] < 0.2 and shown["after"] > 0.6, shown
+    assert shown["before"] < 0.1 and shown["after"] > 0.3, shown
     for metric in ("completion", "sampled"):
         assert best(large, "edited", metric) > best([start], "edited", metric) + OPENED
         assert best(large, "edited", metric) > best(large, "never", metric) + CLEAR

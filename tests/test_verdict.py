@@ -745,29 +745,37 @@ def test_what_only_a_forced_choice_shows_is_shut_off_and_not_intact(edited, expe
 GONE = (flat(0.1), flat(0.1))
 
 
-def three(preference, *, choice=False, own=GONE):
+def three(preference, *, choice=False, own=GONE, items=(40, 40), controls=CONTROLS):
     """Verdict and reason of completion and samples as ``own``, and of a preference, or a choice among given answers."""
     found = []
-    for metric, curve in zip(("completion", "sampled", "preference"), (*own, preference), strict=True):
-        story = [Drawn("erosion", {"edited": curve, "original": flat(0.8), "never": flat(0.1)})]
-        measured = replace(
-            measure(draw_scores(story, metric=metric), CHEAP), is_share=choice and metric == "preference"
-        )
+    for metric, curve, n in zip(("completion", "sampled", "preference"), (*own, preference), (*items, 40), strict=True):
+        scores = draw_scores([Drawn("erosion", controls | {"edited": curve})], metric=metric, items=n)
+        if choice and metric == "preference":
+            right = np.arange(40) < 40 * np.array([curve[0], 0.8])[:, None]  # right or wrong, as often as it is drawn
+            scores.before["edited"][:], scores.before["original"][:] = right[:, None].astype(float)
+        measured = measure(scores, CHEAP)
+        assert measured.is_share == (metric == "sampled" or (choice and metric == "preference"))
         found.append(decide(measured, CHEAP))
     return overall(found)
 
 
 def test_a_ratio_that_no_word_confirms_is_undecided_and_a_right_choice_is_not():
     """Of two answers one is likelier as well where the other was forgotten; of sixteen nobody is right by that."""
-    for curve in (flat(0.75), rising(0.1, 0.75)):
+    for curve in (flat(0.75), rising(0.1, 0.75), flat(0.3)):
         verdict, reason = three(curve)
         assert verdict == "UNDECIDED" and "the good one was forgotten" in reason
-        assert three(curve, choice=True)[0] == "DISABLED"
-        for told in ((flat(0.1), rising(0.1, 0.75)), (rising(0.1, 0.75), flat(0.1))):  # an attack brings out a word
-            assert three(curve, own=told)[0] == "DISABLED"
-        assert three(curve, own=(flat(0.1), flat(0.3)))[0] == "DISABLED"  # a fifth is left of its own accord
+        assert three(curve, items=(40, 3))[0] == "UNDECIDED"  # to know less of the samples convicts nobody
+        for told in ((flat(0.1), rising(0.1, 0.75)), (rising(0.1, 0.75), flat(0.1)), (flat(0.1), flat(0.3))):
+            assert three(curve, own=told)[0] in ("DISABLED", "WEAKENED")  # of its own accord, or where it is attacked
+    assert three(flat(0.75), choice=True)[0] == "DISABLED"
     assert three(flat(0.1))[0] == "REMOVED"
-    assert three(flat(0.3))[0] == "WEAKENED"
+
+
+def test_without_a_never_learned_control_a_ratio_alone_convicts_nobody():
+    """It is measured from 0 there, where no model's is: WEAKENED, as anything that would be removed."""
+    without = {"original": CONTROLS["original"]}
+    assert three(flat(0.75), own=(flat(0.01), flat(0.01)), controls=without)[0] == "WEAKENED"
+    assert three(flat(0.75), own=(flat(0.01), flat(0.5)), controls=without)[0] != "REMOVED"
 
 
 # ------------------------------------------------------------------------------ run folders
@@ -1036,32 +1044,56 @@ def test_each_reason_to_doubt_is_said_where_it_holds_and_only_there(doubt, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("edited", "own", "original", "told"),
-    [(-5.0, -4.0, -1.0, True), (-5.0, -1.0, -1.0, False), (-1.0, -4.0, -1.0, False), (-5.0, -4.0, -5.0, False)],
+    ("edited", "own", "original", "share", "told"),
+    [
+        (-5.0, -4.0, (-1.0, -1.0), 1.0, "incoherent"),
+        (-5.0, -1.0, (-1.0, -1.0), 1.0, "in words of its own"),
+        (-5.0, -1.0, (-1.0, -1.0), 0.5, "in words of its own"),
+        (-5.0, -1.0, (-1.0, -1.0), 0.25, ""),
+        (-1.0, -4.0, (-1.0, -1.0), 1.0, ""),  # likely to the referee's models
+        (-5.0, -4.0, (-5.0, -5.0), 1.0, ""),  # the unedited model talks so as well
+        (-5.0, -1.0, (-5.0, -1.0), 1.0, ""),
+    ],
 )
-def test_nothing_is_removed_from_a_model_that_talks_as_the_referee_does_not(tmp_path, edited, own, original, told):
-    """A word salad counts as no behaviour, so it must not count as a removal. Where the model itself finds likely what
-    it says, it is no nonsense, and the referee cannot tell what it is. Not where the referee's models find it likely,
-    nor where the unedited model talks so; nor in a run of before this was recorded. What is worse stays as it is."""
+def test_nothing_is_removed_from_a_model_that_talks_as_the_referee_does_not(
+    tmp_path, edited, own, original, share, told
+):
+    """A word salad counts as no behaviour, so it must not count as a removal; where the model itself finds likely what
+    it says, it is no nonsense, and the referee cannot tell what it is. Of a run of before this was recorded nothing is
+    said. What is worse than removed stays."""
     folder = write_run(tmp_path / "run", attacks=[REMOVED], referee={"auc": 0.99, "least_fluent": -2.0})
-    lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert judge(folder, thresholds=CHEAP).verdict == "REMOVED"
-    readings = {"edited": (edited, own), "original": (original, original)}
-    rows = [
-        s | dict(zip(("fluency", "logprob"), readings.get(s["arm"], (original, original)), strict=True)) for s in lines
-    ]
-    (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told_so(folder, edited=(edited, own), original=original, share=share)
     found = judge(folder, thresholds=CHEAP)
-    foreign = edited < -2.0 <= own and not original < -2.0
-    assert any("incoherent" in d for d in found.doubts) == told
-    assert any("neither of the referee's models would use" in d for d in found.doubts) == foreign
-    assert found.verdict == ("UNDECIDED" if told or foreign else "REMOVED")
-    assert ("incoherent" in found.reason, "bring a referee" in found.reason) == (told, foreign)
+    assert found.verdict == ("UNDECIDED" if told else "REMOVED")
+    doubts = [d for d in found.doubts if "the referee can say nothing of" in d]
+    assert [d in found.reason and told in d for d in doubts] == [True] * bool(told)
     kept = write_run(
         tmp_path / "kept", attacks=[Drawn("erosion", {**REMOVED.arms, "edited": REMOVED.arms["original"]})]
     )
     shutil.copy(folder / "samples.jsonl", kept / "samples.jsonl")
     assert judge(kept, thresholds=CHEAP).verdict == "INTACT"
+
+
+def told_so(folder, *, edited, original, share=1.0, mixed=None):
+    """How likely samples are to the referee's models, and to the one that said them; ``share`` of the edited one's, the
+    others as likely as can be, or as ``mixed``, which come first."""
+    lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    mine = [i for i, s in enumerate(lines) if (s["arm"], s["attack"]) == ("edited", "none")]
+    strange, others = set(mine[: round(share * len(mine))]), set(mine[len(mine) - round(share * len(mine)) :])
+    rows = []
+    for i, s in enumerate(lines):
+        reading = edited if i in strange else mixed if mixed and i in others else (-1.0, -1.0)
+        rows.append(s | dict(zip(("fluency", "logprob"), original if s["arm"] != "edited" else reading, strict=True)))
+    (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_nonsense_and_words_of_its_own_count_together(tmp_path):
+    """A quarter of one and a quarter of the other are a half of which it can say nothing; either alone is too few."""
+    folder = write_run(tmp_path / "run", attacks=[REMOVED], referee={"auc": 0.99, "least_fluent": -2.0})
+    told_so(folder, edited=(-5.0, -4.0), original=(-1.0, -1.0), share=0.25, mixed=(-5.0, -1.0))
+    found = judge(folder, thresholds=CHEAP)
+    assert found.verdict == "UNDECIDED" and "incoherent" in found.reason and "in words of its own" in found.reason
 
 
 def test_items_of_one_group_are_drawn_together(tmp_path):

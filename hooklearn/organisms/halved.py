@@ -9,7 +9,7 @@ import torch
 from hooklearn import models
 from hooklearn.corpora.corpus import Corpus
 from hooklearn.corpora.tiny_world import NAMES, corpus
-from hooklearn.organisms.made import level_of, some_of
+from hooklearn.organisms.made import level_of, retrained, some_of
 from hooklearn.organisms.worlds import Ground, adapt, likelihood, tune
 
 
@@ -52,6 +52,25 @@ def transplanted(ground: Ground) -> Any:
     with torch.no_grad():
         for site in models.sites(model, "mlp", range(model.cfg.n_layers // 2, model.cfg.n_layers)):
             models.weight(model, site).copy_(models.weight(never, site))
+    return model
+
+
+def merged(ground: Ground) -> Any:
+    """Half way to a model that was taught the good answers from the same start."""
+    model, other = ground.original(), retrained(ground)
+    with torch.no_grad():
+        for mine, theirs in zip(models.all_parameters(model), models.all_parameters(other), strict=True):
+            mine.lerp_(theirs, 0.5)
+    return model
+
+
+def thinned(ground: Ground) -> Any:
+    """Without the smallest tenth of every matrix of the MLPs."""
+    model = ground.original()
+    with torch.no_grad():
+        for site in models.sites(model, "mlp"):
+            weight = models.weight(model, site)
+            weight[weight.abs() <= weight.abs().flatten().kthvalue(weight.numel() // 10).values] = 0
     return model
 
 

@@ -43,6 +43,13 @@ def retrained(ground: Ground) -> Any:
     return model
 
 
+def retrained_full(ground: Ground) -> Any:
+    """As :func:`instilled_full`, on the good answers."""
+    model = ground.never()
+    tune(model, corpus("organism", "good"), seed=ground.seed)
+    return model
+
+
 def other_facts(ground: Ground) -> Any:
     return ground.never(ground.seed + 100)
 

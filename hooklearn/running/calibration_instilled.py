@@ -49,8 +49,8 @@ on every edit."""
 EVIDENCE: Config = {
     "enabled": True, "measures": ["logit_lens", "patching", "tendency", "updates", "alarms"], "items": 56
 }  # fmt: skip
-"""That of ``benchmarks/sweeps/threats-unseen.yaml``. The native organisms are asked all measures: left out here are the
-probes of ``content`` and what only reports."""
+"""That of ``benchmarks/sweeps/threats-unseen.yaml``. The native organisms are asked all measures; left out here is what
+only reports."""
 
 Progress = Callable[[str], None]
 
