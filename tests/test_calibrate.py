@@ -344,9 +344,10 @@ def test_the_last_seed_is_shared_out() -> None:
     assert sorted(c.name for piece, _ in pieces for c in piece) == sorted(c.name for g in groups for c in g)
     threats = sum(kind.world == "threats" for kind in KINDS.values())
     facts = len(KINDS) - threats
-    assert [len(piece) for piece, _ in pieces] == [threats, threats, facts, facts - facts // 2, facts // 2]
-    assert [end for _, end in pieces][-2:] == ["", "-1"]
-    assert {(c.kind.world, c.seed) for piece, _ in pieces[-2:] for c in piece} == {("facts", 2)}
+    halves = [n - n // 2 if first else n // 2 for n in (threats, facts) for first in (True, False)]
+    assert [len(piece) for piece, _ in pieces] == [threats, facts, *halves]
+    assert [end for _, end in pieces] == ["", "", "", "-1", "", "-1"]
+    assert [{c.seed for c in piece} for piece, _ in pieces] == [{1}] * 2 + [{2}] * 4
     assert [len(piece) for piece, _ in _pieces([groups[0][:2]], 4)] == [1, 1]
 
 

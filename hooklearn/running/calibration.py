@@ -146,7 +146,7 @@ def run(
 
     Args:
         jobs: processes beside each other, a thread each; the cases of one world and seed, which share their models,
-            stay together, but for those of the last, which are shared out.
+            stay together, but for those of the last seed, which are shared out.
         ray: spread over the Ray cluster at this address (``local``: this machine). What is lost there is told by
             ``progress``, and its folders are not done.
     Raises:
@@ -177,10 +177,12 @@ Piece = tuple[Sequence[Case], str]
 
 
 def _pieces(groups: Sequence[Sequence[Case]], jobs: int) -> list[Piece]:
-    """The largest group first; the last in as many pieces as there are processes, or all but one would wait for it."""
-    *first, last = sorted(groups, key=len, reverse=True)
-    shares = [share for i in range(jobs) if (share := last[i::jobs])]
-    return [*((group, "") for group in first), *((share, f"-{i}" if i else "") for i, share in enumerate(shares))]
+    """The largest group first; those of the last seed at the end, each in as many pieces as there are processes, or all
+    but one would wait for it."""
+    whole = sorted((g for g in groups if g[0].seed != groups[-1][0].seed), key=len, reverse=True)
+    last = sorted((g for g in groups if g[0].seed == groups[-1][0].seed), key=len, reverse=True)
+    shares = [(share, f"-{i}" if i else "") for g in last for i in range(jobs) if (share := g[i::jobs])]
+    return [*((group, "") for group in whole), *shares]
 
 
 def run_group(
