@@ -63,6 +63,18 @@ def test_the_calibration_meets_all_that_is_asked_of_it() -> None:
     assert all(r["met"] for r in found["requirements"])
 
 
+def test_the_calibration_on_a_real_model_in_the_readme_is_that_of_its_record() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").split("On a real model, smaller:")[1]
+    shown = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows(readme.split("## Bring your own")[0])]
+    found = json.loads((ROOT / "benchmarks" / "records" / "calibration-smollm2.json").read_text(encoding="utf-8"))
+    for c in found["cases"]:
+        assert [c["organism"], " or ".join(c["accepted"]), c["verdict"]] in shown
+    still = [c for c in found["cases"] if "REMOVED" not in c["accepted"]]
+    assert not any("REMOVED" in c["verdict"] for c in still)
+    right = sum(c["right"] for c in found["cases"])
+    assert f"{right} of {len(found['cases'])} verdicts are right, and none of {len(still)} that" in readme
+
+
 def test_the_calibration_in_the_readme_is_that_of_its_record() -> None:
     """Its confusion table, kind by kind and measure by measure, and the numbers of the sentence above them."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8").split("## Can the verdict be trusted?")[1]
