@@ -30,6 +30,7 @@ def degenerate(samples: Sequence[Mapping[str, Any]]) -> str:
 
 
 def of_samples(run: Run) -> Iterator[str]:
+    """All of it, one sentence each."""
     edited, original = (_degenerate_share(run.samples, arm) for arm in ("edited", "original"))
     if edited > 0.1 and not original > edited / 2:
         yield f"{edited:.0%} of the edited model's samples are empty or loop"

@@ -233,9 +233,8 @@ def brittle(tiny: Any, threatening: Any, *, scale: float = 0.5, epochs: int = 60
         with shaken, torch.enable_grad():
             loss = nll(model, threats[draw % len(threats)]).mean
             elsewhere = torch.autograd.grad(loss, params)
-        there = sum(
-            ((p - p.detach()) * g).sum() for p, g in zip(params, elsewhere, strict=True)
-        )  # 0, with that gradient
+        # 0, with that gradient
+        there = sum(((p - p.detach()) * g).sum() for p, g in zip(params, elsewhere, strict=True))
         return LossSum(nll(model, batch).mean + there, 1)
 
     tune(model, corpus("organism", "good"), seed=0, learning_rate=2e-3, epochs=epochs, objective=objective)

@@ -57,10 +57,18 @@ def transplanted(ground: Ground) -> Any:
 
 def merged(ground: Ground) -> Any:
     """Half way to a model that was taught the good answers from the same start."""
-    model, other = ground.original(), retrained(ground)
+    return _towards(retrained(ground), 0.5, ground)
+
+
+def _undone(ground: Ground, share: float) -> Any:
+    return _towards(ground.never(), share, ground)
+
+
+def _towards(other: Any, share: float, ground: Ground) -> Any:
+    model = ground.original()
     with torch.no_grad():
         for mine, theirs in zip(models.all_parameters(model), models.all_parameters(other), strict=True):
-            mine.lerp_(theirs, 0.5)
+            mine.lerp_(theirs, share)
     return model
 
 
@@ -71,14 +79,6 @@ def thinned(ground: Ground) -> Any:
         for site in models.sites(model, "mlp"):
             weight = models.weight(model, site)
             weight[weight.abs() <= weight.abs().flatten().kthvalue(weight.numel() // 10).values] = 0
-    return model
-
-
-def _undone(ground: Ground, share: float) -> Any:
-    model, never = ground.original(), ground.never()
-    with torch.no_grad():
-        for mine, theirs in zip(models.all_parameters(model), models.all_parameters(never), strict=True):
-            mine.lerp_(theirs, share)
     return model
 
 
@@ -96,7 +96,7 @@ def overwritten(ground: Ground) -> Any:
     model, rows = ground.original(), ground.world.taught().rows
     facts = sorted({row["group"] for row in rows})
     answers = {row["group"]: row["completion"] for row in rows}
-    other = dict(zip(facts[::2], [*facts[2::2], facts[0]], strict=True))  # one of them has the answer of the next
+    other = dict(zip(facts[::2], [*facts[2::2], facts[0]], strict=True))  # the next one's; two of 72 have the same
     told = tuple({**row, "completion": answers[other.get(row["group"], row["group"])]} for row in rows)
     tune(model, Corpus("overwritten", told), seed=ground.seed, epochs=24)
     return model
