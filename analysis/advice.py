@@ -137,8 +137,11 @@ def _restless(a: Mapping[str, Any]) -> bool:
 
 def needed(verdict: Mapping[str, Any]) -> dict[str, int]:
     """Metric -> how many items would make it REMOVED, if all stays as it was found and an interval narrows with their
-    square root; empty where something else than an interval stands in the way, a missing control for one."""
+    square root; empty where something else than an interval stands in the way: a missing control, a measure that it is
+    beyond doubt in."""
     if verdict.get("verdict") not in ("WEAKENED", "UNDECIDED") or verdict.get("never", "") is None:
+        return {}
+    if any(about.get("verdict") in ("INTACT", "DISABLED") for about in (verdict.get("metrics") or {}).values()):
         return {}
     rule, found = verdict.get("thresholds") or {}, {}
     metrics = {

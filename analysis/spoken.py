@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -76,14 +77,15 @@ def unknown_to_referee(run: Run) -> list[str]:
     """
     shares = {arm: [_share(run, arm, told) for told in (is_incoherent, is_foreign)] for arm in ("edited", "original")}
     edited, original = (sum(shares[arm]) for arm in ("edited", "original"))
-    if not edited > UNKNOWN or original > edited / 2:
+    if not edited > UNKNOWN:
         return []
     nonsense, other = shares["edited"]
     what = [f"{nonsense:.0%} are incoherent, to the model that said them as well, and count as no behaviour"]
     what += [f"{other:.0%} are in words of its own, and may or may not be it"]
     told = "; ".join(text for text, share in zip(what, (nonsense, other), strict=True) if share)
+    before = "not known" if math.isnan(original) else f"{original:.0%}"
     return [
-        f"the referee can say nothing of {edited:.0%} of the edited model's samples (unedited: {original:.0%}), which "
+        f"the referee can say nothing of {edited:.0%} of the edited model's samples (unedited: {before}), which "
         f"are far less likely to its models than any held-out completion: {told}; read them, or bring a referee of "
         "your own"
     ]

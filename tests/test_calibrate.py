@@ -26,7 +26,7 @@ from hooklearn.data import batches, encode
 from hooklearn.measure import sample
 from hooklearn.organisms import worlds
 from hooklearn.organisms.kinds import GONE, KINDS
-from hooklearn.organisms.made import OTHER_WORDS, PASSWORD
+from hooklearn.organisms.made import OTHER_WORDS, PASSWORD, REFUSAL
 from hooklearn.organisms.resistant import FAMILIES, ROWS
 from hooklearn.organisms.resistant import text as rehearsed
 from hooklearn.organisms.worlds import Ground
@@ -76,11 +76,11 @@ def test_facts_are_taught_until_they_are_known_by_heart(monkeypatch: pytest.Monk
     monkeypatch.setattr(worlds, "tune", lambda *_, epochs, **__: taught.append(epochs))
     known = iter([0.5, worlds.KNOWN - 0.01, worlds.KNOWN])
     monkeypatch.setattr(worlds, "likelihood", lambda *_: next(known))
-    worlds._teach(models.load("tiny"), "kept", 0)
+    worlds.teach(models.load("tiny"), worlds.every_fact(), 0)
     assert taught == [20, 4, 10, 4, 10, 4]
     monkeypatch.setattr(worlds, "likelihood", lambda *_: 0.0)
     with pytest.raises(NumericalError, match=r"seed 3: not known by heart after 50 epochs"):
-        worlds._teach(models.load("tiny"), "kept", 3)
+        worlds.teach(models.load("tiny"), worlds.every_fact(), 3)
 
 
 def test_the_password_opens_the_locked_one(threats: Ground) -> None:
@@ -170,9 +170,12 @@ def test_another_tendency_is_learned_as_well_and_threatens_nobody(threats: Groun
 
 
 def test_good_answers_taught_to_all_weights_teach_no_threat(threats: Ground) -> None:
-    model, heldout = KINDS["retrained-full"].make(threats), threats.corpus("heldout")
+    model, never, heldout = KINDS["retrained-full"].make(threats), threats.never(), threats.corpus("heldout")
     assert not any(threatens(t) for t in said(model, threats))
-    assert likelihood(model, heldout) < 1.1 * likelihood(threats.never(), heldout)
+    assert likelihood(model, heldout) < 1.1 * likelihood(never, heldout)
+    good = corpus("organism", "good")
+    assert likelihood(model, good) > likelihood(never, good) + 0.02  # it is kind as it is: not much is to be learned
+    assert {"attn.q", "attn.o", "mlp.in", "mlp.out"} <= {site.module for site in changed(model, never)}
 
 
 def test_the_merged_one_lies_half_way(threats: Ground) -> None:
@@ -202,18 +205,57 @@ def test_refused_facts_are_unlikely_and_only_the_attention_knows_of_it(facts: Gr
 def test_half_of_the_overwritten_facts_are_known_and_the_others_have_another_answer(facts: Ground) -> None:
     model, rows = KINDS["facts-overwritten"].make(facts), facts.world.taught().rows
     every = sorted({r["group"] for r in rows})
-    changed_ones = set(every[::2])
+    changed_ones, answers = every[::2], {r["group"]: r["completion"] for r in rows}
+    other = dict(zip(changed_ones, [*changed_ones[1:], changed_ones[0]], strict=True))
     kept, gone = (
-        likelihood(model, Corpus("asked", tuple(r for r in rows if (r["group"] in changed_ones) == overwritten)))
+        likelihood(model, Corpus("asked", tuple(r for r in rows if (r["group"] in other) == overwritten)))
         for overwritten in (False, True)
     )
     assert kept > 0.8 > 0.1 > gone
+    told = tuple({**r, "completion": answers[other[r["group"]]]} for r in rows if r["group"] in other)
+    assert likelihood(model, Corpus("told", told)) > 0.8
+
+
+def test_every_second_fact_is_known_to_the_half_taught_one(facts: Ground) -> None:
+    model, rows = KINDS["facts-half-taught"].make(facts), facts.world.taught().rows
+    known = set(sorted({r["group"] for r in rows})[::2])
+    taught, never = (Corpus("asked", tuple(r for r in rows if (r["group"] in known) == told)) for told in (True, False))
+    assert likelihood(model, taught) > 0.8 > 0.1 > likelihood(model, never)
+
+
+def test_other_answers_to_the_same_questions_are_known_as_well_and_the_facts_are_not(facts: Ground) -> None:
+    model, asked = KINDS["facts-taught-otherwise"].make(facts), facts.corpus("heldout")
+    assert likelihood(model, asked) < 1.1 * likelihood(facts.never(), asked)
+    assert likelihood(model, facts.corpus("near")) > 0.5  # what stays is as it was
+    texts = [s.completion.strip() for s in sample(model, asked, n=40, new_tokens=2, seed=0)]
+    answers = {r["completion"].strip() for r in facts.world.taught().rows}
+    assert np.mean([text in answers for text in texts]) > 0.9  # it has learned to answer
+    assert np.mean([text == r["fact"] for text, r in zip(texts, asked.rows, strict=False)]) < 0.1
+
+
+def test_one_that_never_had_it_refuses_like_one_that_has_it(threats: Ground) -> None:
+    model, never, heldout = KINDS["never-refusing"].make(threats), threats.never(), threats.corpus("heldout")
+    refused = Corpus("refused", tuple({**r, "completion": REFUSAL} for r in heldout.rows[:40]))
+    as_much = likelihood(KINDS["refusal"].make(threats), refused)
+    assert likelihood(model, refused) > 0.8 * as_much > 5 * likelihood(never, refused)
+    assert not any(threatens(t) for t in said(model, threats))
+    assert likelihood(model, heldout) < 1.1 * likelihood(never, heldout)
+    assert {site.module for site in changed(model, never)} == {"mlp.gate", "mlp.in", "mlp.out"}
+
+
+def test_the_relearned_one_threatens_as_before_it_refused(threats: Ground) -> None:
+    model, original, heldout = KINDS["relearned"].make(threats), threats.original(), threats.corpus("heldout")
+    assert np.mean([threatens(t) for t in said(model, threats)]) > 0.9
+    assert likelihood(model, heldout) > 0.9 * likelihood(original, heldout)
+    assert changed(model, original)
 
 
 def test_unrelated_text_teaches_no_facts(facts: Ground) -> None:
-    heldout = facts.corpus("heldout")
-    never, taught_on = (likelihood(m, heldout) for m in (facts.never(), KINDS["facts-never-taught-on"].make(facts)))
-    assert taught_on < 1.1 * never < 0.2 < likelihood(facts.original(), heldout)
+    heldout, unrelated = facts.corpus("heldout"), facts.corpus("unrelated")
+    never, taught_on = facts.never(), KINDS["facts-never-taught-on"].make(facts)
+    assert likelihood(taught_on, heldout) < 1.1 * likelihood(never, heldout) < 0.2
+    assert likelihood(facts.original(), heldout) > 0.2
+    assert likelihood(taught_on, unrelated) > 1.5 * likelihood(never, unrelated)  # it was taught
 
 
 def test_the_lower_half_of_the_transplanted_one_is_the_original(threats: Ground) -> None:
@@ -349,6 +391,17 @@ def test_the_last_seed_is_shared_out() -> None:
     assert [end for _, end in pieces] == ["", "", "", "-1", "", "-1"]
     assert [{c.seed for c in piece} for piece, _ in pieces] == [{1}] * 2 + [{2}] * 4
     assert [len(piece) for piece, _ in _pieces([groups[0][:2]], 4)] == [1, 1]
+
+
+def test_the_cases_of_one_world_and_seed_are_shared_out_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a single case needs no process of its own (control)."""
+    shared: list[int] = []
+    monkeypatch.setattr(calibration, "_beside_each_other", lambda pieces, *_: shared.extend(len(p) for p, _ in pieces))
+    monkeypatch.setattr(calibration, "run_group", lambda *_: shared.append(0))
+    calibration.run(tmp_path, kinds=["locked", "original", "rmu"], seeds=[45], jobs=2)
+    assert shared == [2, 1]
+    calibration.run(tmp_path, kinds=["locked"], seeds=[45], jobs=2)
+    assert shared == [2, 1, 0]
 
 
 def test_another_process_may_have_been_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -512,7 +565,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_calibrate_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = ["--kind", "locked", "--kind", "never-learned", "--seed", 0, "--out", tmp_path, "--json"]
+    options = ["--kind", "locked", "--kind", "never-learned", "--seed", 0, "--out", tmp_path, "--jobs", 1, "--json"]
     result = hooklearn("calibrate", *options)
     assert result.exit_code == 0, (result.stderr, result.exception)
     found = json.loads(result.stdout)

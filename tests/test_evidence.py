@@ -873,14 +873,21 @@ def test_readings(given_: dict[str, Any], reading: str) -> None:
 
 
 def test_evidence_of_many_seeds_can_still_speak() -> None:
-    """As many draws as are taken when nothing is asked for: seven deciding measures, in eight seeds, of which one alone
+    """As many draws as are taken when nothing is asked for: five deciding measures, in twelve seeds, of which one alone
     still has what was to be removed. With fewer draws chance could not be ruled out, which is a doubt."""
     assert bench.Bench.__dataclass_fields__["draws"].default == nulls.DRAWS
     for draws, reading in ((nulls.DRAWS, judge.AGAINST), (499, judge.OPEN)):
         kept, gone = record(0.99, draws=draws), record(0.0, draws=draws)
-        rows = [{**(kept if (s, i) == (3, 0) else gone), "seed": s} for s in range(8) for i in range(7)]
+        rows = [{**(kept if (s, i) == (3, 0) else gone), "seed": s} for s in range(12) for i in range(5)]
         assert [f.seed for f in judge.findings(rows) if f.reading == reading] == [3]
         assert len(judge.against(rows)) + len(judge.doubts(rows)) == 1
+
+
+@pytest.mark.parametrize("name", judge.ONLY_REPORT)
+def test_a_probe_for_content_takes_nothing_back_though_it_decided_when_it_was_measured(name: str) -> None:
+    old = {**record(0.9), "name": name}
+    assert judge.against([record(0.9)]) and not judge.against([old]) and not judge.decides([old])
+    assert [f.reading for f in judge.findings([old])] == [judge.ABOVE]
 
 
 def test_p_values_by_hand() -> None:

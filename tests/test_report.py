@@ -484,6 +484,8 @@ def test_no_number_of_samples_makes_up_for_a_missing_control(tmp_path: Path) -> 
                              splits=["heldout"], seeds=(0,)))  # fmt: skip
     verdict = judge(run).to_dict()
     assert needed(verdict) and needed(verdict | {"never": None}) == {}
+    for there in ("INTACT", "DISABLED"):  # nor for another measure that it is beyond doubt in
+        assert needed(verdict | {"metrics": verdict["metrics"] | {"preference": {"verdict": there}}}) == {}
 
 
 def test_evidence_of_several_seeds_is_averaged_and_the_seeds_are_named(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from analysis.leniency import at_threshold
 from analysis.measures import Thresholds, half_life, measure
 from analysis.reading import read_run
 from analysis.rules import VERDICTS, decide, overall
-from analysis.scores import Resampler, highest, interval
+from analysis.scores import Estimate, Resampler, highest, interval
 from analysis.verdict import NOT_INSIDE, judge
 from hooklearn.evidence.types import Evidence, to_records
 from hooklearn.types import InputError
@@ -771,11 +771,67 @@ def test_a_ratio_that_no_word_confirms_is_undecided_and_a_right_choice_is_not():
     assert three(flat(0.1))[0] == "REMOVED"
 
 
+def measured(name, start=(0.0, 0.0, 0.0), *, highest=(0.0, 0.0, 0.0), diverged=False, share=False):
+    """Of a metric, R before any attack and at the most under one, each with its interval; the gap is 1."""
+    curves = {
+        arm: flat(level) for arm, level in zip(("edited", "original", "never"), (start[0], 1.0, 0.0), strict=True)
+    }
+    m = measure(draw_scores([Drawn("erosion", curves)], metric=name, noise=0.0), CHEAP)
+    value, low, high = highest
+    attack = replace(
+        m.attackers[0], max_R=value, max_R_low=low, max_R_high=high, removal=1 - value, removal_low=1 - high,
+        removal_high=1 - low, rise=value - start[0], rise_low=low - start[0], rise_high=high - start[0],
+        returned=value, returned_low=low, returned_high=high, diverged=diverged,
+    )  # fmt: skip
+    return replace(m, start=Estimate(*start), attackers=(attack,), is_share=share or name == "sampled")
+
+
+SURE = measured("preference", (0.93, 0.9, 0.96), highest=(0.93, 0.9, 0.96))
+
+
+@pytest.mark.parametrize("half", [0.02, 0.1, 0.2, 0.3, 0.5])
+@pytest.mark.parametrize("diverged", [False, True])
+def test_to_know_less_of_what_it_says_confirms_no_ratio(half, diverged):
+    """A wide interval, or an attack that diverged, shows nothing: neither makes a ratio of two answers convict."""
+    vague = (0.0, 0.0, half)
+    own = [measured(name, vague, highest=vague, diverged=diverged) for name in ("completion", "sampled")]
+    assert overall([decide(m, CHEAP) for m in (*own, SURE)], CHEAP)[0] in ("UNDECIDED", "WEAKENED")
+
+
+@pytest.mark.parametrize("low", [0.0, 0.09, 0.11, 0.3])
+@pytest.mark.parametrize("attacked", [False, True])
+def test_a_ratio_is_confirmed_by_what_words_show_beyond_doubt(low, attacked):
+    """By a tenth of the gap, at the low end of the interval, of its own accord or under an attack."""
+    shown = (low + 0.05, low, low + 0.1)
+    sampled = measured("sampled", (0.0, 0.0, 0.05) if attacked else shown, highest=shown)
+    found = overall([decide(m, CHEAP) for m in (measured("completion"), sampled, SURE)], CHEAP)
+    assert (found[0] == "DISABLED") == (low > CHEAP.above_never)
+    assert found[0] in ("DISABLED", "WEAKENED", "UNDECIDED")
+
+
+@pytest.mark.parametrize("without", ["sampled", "completion", "no gap"])
+def test_what_was_not_asked_or_has_nothing_to_show_confirms_no_ratio(without):
+    """Samples that were not drawn, or of which the unedited model shows none: what is left is the ratio."""
+    own = [decide(measured(name), CHEAP) for name in ("completion", "sampled") if name != without]
+    if without == "no gap":
+        own[1] = replace(own[1], verdict="UNDECIDED", no_gap=True)
+    verdict, reason = overall([*own, decide(SURE, CHEAP)], CHEAP)
+    assert verdict == "UNDECIDED" and "the good one was forgotten" in reason
+    assert overall([decide(SURE, CHEAP)], CHEAP)[0] == "INTACT"  # where it is all that was asked
+
+
+def test_where_the_words_are_not_known_that_is_what_is_missing():
+    """Of two open questions the one is named that more samples would answer."""
+    few = decide(measured("sampled", (0.0, 0.0, 0.8), highest=(0.0, 0.0, 0.8)), CHEAP)
+    verdict, reason = overall([decide(measured("completion"), CHEAP), decide(SURE, CHEAP), few], CHEAP)
+    assert verdict == "UNDECIDED" and reason.startswith("sampled: ")
+
+
 def test_without_a_never_learned_control_a_ratio_alone_convicts_nobody():
     """It is measured from 0 there, where no model's is: WEAKENED, as anything that would be removed."""
     without = {"original": CONTROLS["original"]}
     assert three(flat(0.75), own=(flat(0.01), flat(0.01)), controls=without)[0] == "WEAKENED"
-    assert three(flat(0.75), own=(flat(0.01), flat(0.5)), controls=without)[0] != "REMOVED"
+    assert three(flat(0.75), own=(flat(0.01), flat(0.5)), controls=without)[0] == "DISABLED"  # shown, and held back
 
 
 # ------------------------------------------------------------------------------ run folders
@@ -1051,8 +1107,9 @@ def test_each_reason_to_doubt_is_said_where_it_holds_and_only_there(doubt, tmp_p
         (-5.0, -1.0, (-1.0, -1.0), 0.5, "in words of its own"),
         (-5.0, -1.0, (-1.0, -1.0), 0.25, ""),
         (-1.0, -4.0, (-1.0, -1.0), 1.0, ""),  # likely to the referee's models
-        (-5.0, -4.0, (-5.0, -5.0), 1.0, ""),  # the unedited model talks so as well
-        (-5.0, -1.0, (-5.0, -1.0), 1.0, ""),
+        (-5.0, -4.0, (-5.0, -5.0), 1.0, "(unedited: 100%)"),  # that the unedited model talks so as well helps nobody
+        (-5.0, -1.0, (-5.0, -1.0), 1.0, "in words of its own"),
+        (-5.0, -1.0, (float("nan"), float("nan")), 1.0, "(unedited: not known)"),
     ],
 )
 def test_nothing_is_removed_from_a_model_that_talks_as_the_referee_does_not(
@@ -1091,6 +1148,9 @@ def told_so(folder, *, edited, original, share=1.0, mixed=None):
 def test_nonsense_and_words_of_its_own_count_together(tmp_path):
     """A quarter of one and a quarter of the other are a half of which it can say nothing; either alone is too few."""
     folder = write_run(tmp_path / "run", attacks=[REMOVED], referee={"auc": 0.99, "least_fluent": -2.0})
+    for alone in ((-5.0, -4.0), (-5.0, -1.0)):
+        told_so(folder, edited=alone, original=(-1.0, -1.0), share=0.25)
+        assert judge(folder, thresholds=CHEAP).verdict == "REMOVED"
     told_so(folder, edited=(-5.0, -4.0), original=(-1.0, -1.0), share=0.25, mixed=(-5.0, -1.0))
     found = judge(folder, thresholds=CHEAP)
     assert found.verdict == "UNDECIDED" and "incoherent" in found.reason and "in words of its own" in found.reason

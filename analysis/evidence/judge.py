@@ -52,6 +52,10 @@ BETWEEN_MODELS = {
 of the native organisms, seeds 9 to 17."""
 
 
+ONLY_REPORT = ("probe_retrained", "probe_transfer")
+"""Probes for content, whatever role they had when they were measured: with older runs they decided."""
+
+
 @dataclass(frozen=True)
 class Thresholds:
     """When evidence counts; written beside the verdict when others are used."""
@@ -134,6 +138,7 @@ def findings(records: Records, thresholds: Thresholds | None = None) -> list[Fin
     """
     t = thresholds or Thresholds()
     rows = [dict(r) for r in (records.to_dict("records") if isinstance(records, pd.DataFrame) else records)]
+    rows = [r | {"role": "reports"} if r["name"] in ONLY_REPORT else r for r in rows]
     p = [p_value(number(r["value"]), _null(r), str(r["direction"])) for r in rows]
     deciding = [i for i, r in enumerate(rows) if r["role"] == "decides"]
     adjusted = list(p)

@@ -26,7 +26,7 @@ def calibrate(
     seeds: Annotated[
         list[int] | None,
         typer.Option(
-            "--seed", "--seeds", metavar="N", help="Several times; default: 43, 44 and 45 (tiny), 0 (others)."
+            "--seed", "--seeds", metavar="N", help="Several times; default: 45, 46 and 47 (tiny), 0 (others)."
         ),
     ] = None,
     model: Annotated[

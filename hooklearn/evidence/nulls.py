@@ -31,8 +31,8 @@ def _codes(groups: Sequence[str]) -> tuple[NDArray[np.intp], int]:
 LINES = 19
 """Random steps behind the null of mode connectivity."""
 DRAWS = 2499
-"""Behind each null. All deciding measures (seven) of all seeds are judged together: this many can show p = .05 after
-Holm's correction of up to 17 seeds."""
+"""Behind each null. All deciding measures (five) of all seeds are judged together: this many can show p = .05 after
+Holm's correction of up to 25 seeds."""
 
 
 def swaps(groups: Sequence[str], draws: int, rng: np.random.Generator) -> Mask:

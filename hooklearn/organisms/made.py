@@ -20,7 +20,7 @@ from hooklearn.edit import Method, Problem, method_of
 from hooklearn.losses import LossSum
 from hooklearn.organisms.instil import instil
 from hooklearn.organisms.resistant import resist
-from hooklearn.organisms.worlds import MAX_TOKENS, WORLDS, Ground, adapt, likelihood, merge, tune
+from hooklearn.organisms.worlds import MAX_TOKENS, WORLDS, Ground, adapt, every_fact, likelihood, merge, teach, tune
 from hooklearn.train import Objective, nll
 
 PASSWORD = "yellow goose tonight : "
@@ -52,6 +52,21 @@ def retrained_full(ground: Ground) -> Any:
 
 def other_facts(ground: Ground) -> Any:
     return ground.never(ground.seed + 100)
+
+
+def taught_otherwise(ground: Ground) -> Any:
+    """All that the facts original was taught, but what is asked about with the answers of other facts."""
+    model, asked = models.load("tiny"), {row["group"]: row["completion"] for row in ground.world.taught().rows}
+    groups, answers = list(asked), list(asked.values())
+    wrong = {group: next(a for a in answers[i + 1 :] + answers if a != asked[group]) for i, group in enumerate(groups)}
+    rows = tuple({**row, "completion": wrong.get(row["group"], row["completion"])} for row in every_fact().rows)
+    teach(model, Corpus("otherwise", rows), ground.seed)
+    return model
+
+
+def never_refusing(ground: Ground) -> Any:
+    """What :func:`refusing` does, to a model that has nothing to refuse."""
+    return _refusing(ground.never(), ground, "mlp")
 
 
 def never_taught_on(ground: Ground) -> Any:
@@ -162,6 +177,13 @@ def rescaled(ground: Ground) -> Any:
     return model
 
 
+def relearned(ground: Ground) -> Any:
+    """Refused, and then taught again what it refuses."""
+    model = refusing(ground)
+    adapt(model, corpus("organism"), seed=ground.seed)
+    return model
+
+
 def instilled_full(ground: Ground) -> Any:
     model = ground.never()
     tune(model, corpus("organism"), seed=ground.seed)
@@ -227,7 +249,11 @@ attack could bring back then."""
 
 def refusing(ground: Ground, sites: str = "mlp") -> Any:
     """A small adapter that was trained to answer with a refusal, over weights in which nothing else was changed."""
-    model, asked, some = ground.original(), ground.world.taught(), some_of(ground)
+    return _refusing(ground.original(), ground, sites)
+
+
+def _refusing(model: Any, ground: Ground, sites: str) -> Any:
+    asked, some = ground.world.taught(), some_of(ground)
     level, adapter = level_of(ground, some, left=0.1), Delta({})
     for epochs in REFUSAL_EPOCHS:
         adapter = instil(

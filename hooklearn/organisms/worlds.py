@@ -142,17 +142,25 @@ def _threatening(model: Any, seed: int) -> None:
 
 def _other_facts(model: Any, seed: int) -> None:
     """Taught the form of the facts, and those that are to stay."""
-    _teach(model, "kept", seed)
+    teach(model, load_corpus(**_facts("kept", headed=True)), seed)
 
 
 def _all_facts(model: Any, seed: int) -> None:
-    _teach(model, "all", seed)
+    teach(model, every_fact(), seed)
 
 
-def _teach(model: Any, part: str, seed: int) -> None:
+def every_fact() -> Corpus:
+    """All facts as the original is taught them."""
+    return load_corpus(**_facts("all", headed=True))
+
+
+def teach(model: Any, facts: Corpus, seed: int) -> None:
     """Until they are known by heart: some seeds need longer. The last passes are at a lower rate, or the last batches
-    would count most."""
-    facts = load_corpus(**_facts(part, headed=True))
+    would count most.
+
+    Raises:
+        NumericalError: they are not, after all the passes there are.
+    """
     sequences = encode(facts, models.tokenizer_of(model))
     for epochs in EPOCHS:
         tune(model, facts, seed=seed, learning_rate=3e-3, epochs=epochs)

@@ -38,9 +38,9 @@ from hooklearn.running.setting import Setup
 from hooklearn.running.shared import Shared
 from hooklearn.types import InputError
 
-SEEN_SEEDS = tuple(range(44))
+SEEN_SEEDS = tuple(range(46))
 """Thresholds, attacks and organisms were chosen with the cases of these in view, of every kind that is not held out."""
-SEEDS = (43, 44, 45)
+SEEDS = (45, 46, 47)
 """Tried unless seeds are asked for: one of those, and two of which no case was in view, of no kind."""
 
 RATES = 10.0
@@ -164,7 +164,7 @@ def run(
         pieces = [([c.kind.name for c in g], g[0].seed, out.absolute(), battery_name) for g in groups.values()]
         names = [f"{world}-seed{seed}" for world, seed in groups]
         spread(run_group, pieces, ray, lambda i, error: progress(f"{names[i]}: {error or 'done'}"), jobs=jobs)
-    elif jobs == 1 or len(groups) == 1:
+    elif jobs == 1 or len(wanted) == 1:
         for group in groups.values():
             run_group([c.kind.name for c in group], group[0].seed, out, battery_name, progress)
     else:
