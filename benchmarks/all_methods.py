@@ -3,7 +3,8 @@
     python -m benchmarks.all_methods
 
 Before -> the worst of the cheap attacks: of tendencies the share of samples that the referee calls the behaviour, of
-facts the probability of the answer. Seed 0; a cell of which there is no record is blank.
+facts the probability of the answer. Seed 0; a cell of which there is no record is blank. † marks what ended before it
+had used the budget.
 """
 
 from __future__ import annotations
@@ -55,9 +56,10 @@ METHODS = {
     "natural-on-policy-16": "natural gradient in rounds, on-policy, rank 16",
     "oracle": "*oracle: towards the weights that never learned it*",
 }
-RECIPE = METHODS | {"natural": "natural gradient (ours), recipe"}
-"""With defaults: natural's for tendencies were found in more trials than three."""
+RECIPE = METHODS | {"natural": "natural gradient (ours), recipe (options from trials, no defaults)"}
 FAR, NEAR = "-kl0.01", "-near0.02"
+USED = 0.95
+"""Share of the binding budget at which an edit has used it."""
 TRIALS = {"threats": "threats-searched", "flattery": "flattery-defaults", "capitals": "capitals-searched"}
 """Set -> the record with options of three trials each: of *flattery* those that were chosen on *threats*."""
 
@@ -109,7 +111,8 @@ def _cell(frame: pd.DataFrame, run: str, metric: str) -> str:
     if run not in frame.index:
         return ""
     row = frame.loc[run]
-    return _arrow(row[f"{metric}: before"], row[f"{metric}: worst, cheap attacks"], metric)
+    arrow = _arrow(row[f"{metric}: before"], row[f"{metric}: worst, cheap attacks"], metric)
+    return arrow if row["budget used"] >= USED else f"{arrow} †"
 
 
 def _control(controls: pd.DataFrame, arm: str, metric: str) -> str:

@@ -124,18 +124,19 @@ def check_rows(corpus: Corpus) -> None:
 
 
 def _check_spelling(corpus: Corpus) -> None:
-    first: dict[str, int] = {}
-    for i, row in enumerate(corpus.rows):
-        for column in row.keys() - set(COLUMNS):
-            first.setdefault(str(column), i)
-    for column, i in first.items():
+    meant: dict[str, str] = {}
+    for column in {str(column) for row in corpus.rows for column in row} - set(COLUMNS):
         near = difflib.get_close_matches(column, OPTIONAL, n=1, cutoff=0.85)
-        # choice or alternatives may well be somebody's own
-        if near and near[0] not in corpus[i] and near[0].rstrip("s") != column.rstrip("s"):
-            raise InputError(
-                f"corpus {corpus.name!r}, row {i}: nothing reads the column {column!r}; did you mean {near[0]!r}? "
-                "Call it otherwise if not"
-            )
+        # choice, alternatives or choices1 may well be somebody's own
+        if near and near[0].rstrip("s") != column.rstrip("s") and not column[-1].isdigit():
+            meant[column] = near[0]
+    for i, row in enumerate(corpus.rows):
+        for column, near in meant.items():
+            if column in row and near not in row:
+                raise InputError(
+                    f"corpus {corpus.name!r}, row {i}: nothing reads the column {column!r}; did you mean {near!r}? "
+                    "Call it otherwise if not"
+                )
 
 
 def _json(line: str, number: int) -> Any:

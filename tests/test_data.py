@@ -581,7 +581,9 @@ def test_wrong_requests_are_named(tmp_path: Path, given: dict[str, Any], message
     for name in ("file.txt", "broken.json", "broken.csv", "broken.parquet"):
         (tmp_path / name).write_bytes(b"" if name == "broken.csv" else b"{\xff")
     (tmp_path / "folder").mkdir()
-    pairs = [{"prompt": "p", "completion": "c", "alternatives": ["d"], "choice": "c"}]  # somebody's own (the control)
+    own = {"alternatives": ["d"], "choice": "c", "choices1": "c"}  # somebody's own (the control)
+    both = {"alternative": "e", "altenative": "d"}  # where it stands beside what was meant it is somebody's own too
+    pairs = [{"prompt": "p", "completion": "c", **own, **both}]
     (tmp_path / "own.json").write_text(json.dumps(pairs))
     load_corpus(path=tmp_path / "own.json")
     (tmp_path / "misspelt.json").write_text(json.dumps([*pairs, {"prompt": "p", "completion": "c", "altenative": "d"}]))

@@ -2,8 +2,9 @@
 it opens, and what it does where it opens nothing; and on one that was never taught it, which none may move. Truth by
 construction: `locked`, `refusal` and `retrained` of hooklearn.organisms.
 
-An attack that opens neither has its positive control in tests/test_battery.py, on an organism that is shut in the way
-that it undoes: states thrown off their way, the fine print of the weights, the last block."""
+An attack that opens neither has its positive control on an organism that is shut in the way that it undoes: in
+tests/test_battery.py (states thrown off their way, the fine print of the weights, the last block), and for noise here
+(a lock that holds at the exact weights alone)."""
 
 from __future__ import annotations
 
