@@ -197,8 +197,8 @@ def _start(m: Measures) -> str:
 
 def overall(judgements: Sequence[Judgement], thresholds: Thresholds | None = None) -> tuple[str, str]:
     """Verdict and reason over the metrics: the worst counts."""
-    counted = [j for j in judgements if not j.no_gap] or list(judgements)
-    counted = _told_apart(counted, judgements, thresholds or Thresholds())
+    told = _told_apart(judgements, thresholds or Thresholds())
+    counted = [j for j in told if not j.no_gap] or told
     if not counted:
         return UNDECIDED, "no held-out behaviour was measured"
     bad = [j for j in counted if j.verdict in VERDICTS[:3]]
@@ -209,16 +209,13 @@ def overall(judgements: Sequence[Judgement], thresholds: Thresholds | None = Non
     return worst.verdict, _with_metric(worst)
 
 
-def _told_apart(counted: Sequence[Judgement], measured: Sequence[Judgement], t: Thresholds) -> list[Judgement]:
-    """What only a choice shows: not known where no word confirms it, else shut off and not intact.
-
-    ``measured`` also holds what there was no gap in: nothing to remove is nothing that confirms.
-    """
-    choice = next((j for j in counted if j.measures.metric == "preference"), None)
+def _told_apart(judgements: Sequence[Judgement], t: Thresholds) -> list[Judgement]:
+    """What only a choice shows: not known where no word confirms it, else shut off and not intact."""
+    choice = next((j for j in judgements if j.measures.metric == "preference"), None)
     if choice is None or choice.verdict not in VERDICTS[:3]:
-        return list(counted)
-    own = [j for j in counted if j.measures.metric in OWN_ACCORD]
-    asked = any(j.measures.metric in OWN_ACCORD for j in measured)
+        return list(judgements)
+    asked = [j for j in judgements if j.measures.metric in OWN_ACCORD]
+    own = [j for j in asked if not j.no_gap]  # where there was nothing to remove is nothing that confirms
     if asked and not choice.measures.is_share and not any(_shown(j.measures, t) for j in own):
         verdict, reason = UNDECIDED, ratio_alone(choice.reason)
     elif (
@@ -232,8 +229,8 @@ def _told_apart(counted: Sequence[Judgement], measured: Sequence[Judgement], t: 
             f"{choice.reason}, where it may only choose; of its own accord it is {shown} at most: not gone, held back"
         )
     else:
-        return list(counted)
-    return [replace(j, verdict=verdict, reason=reason) if j is choice else j for j in counted]
+        return list(judgements)
+    return [replace(j, verdict=verdict, reason=reason) if j is choice else j for j in judgements]
 
 
 def _shown(m: Measures, t: Thresholds) -> bool:

@@ -17,6 +17,7 @@ import pandas as pd
 
 import analysis
 from analysis.comparison import Comparison
+from hooklearn.edit.budget import LANDING
 
 RECORDS = Path(__file__).parent / "records"
 SETS = {"threats": "sampled", "flattery": "sampled", "capitals": "completion", "schoolbook": "completion"}
@@ -58,8 +59,6 @@ METHODS = {
 }
 RECIPE = METHODS | {"natural": "natural gradient (ours), recipe (options from trials, no defaults)"}
 FAR, NEAR = "-kl0.01", "-near0.02"
-USED = 0.95
-"""Share of the binding budget at which an edit has used it."""
 TRIALS = {"threats": "threats-searched", "flattery": "flattery-defaults", "capitals": "capitals-searched"}
 """Set -> the record with options of three trials each: of *flattery* those that were chosen on *threats*."""
 
@@ -112,7 +111,7 @@ def _cell(frame: pd.DataFrame, run: str, metric: str) -> str:
         return ""
     row = frame.loc[run]
     arrow = _arrow(row[f"{metric}: before"], row[f"{metric}: worst, cheap attacks"], metric)
-    return arrow if row["budget used"] >= USED else f"{arrow} †"
+    return arrow if row["budget used"] >= LANDING[0] else f"{arrow} †"
 
 
 def _control(controls: pd.DataFrame, arm: str, metric: str) -> str:

@@ -771,8 +771,9 @@ def test_a_ratio_that_no_word_confirms_is_undecided_and_a_right_choice_is_not():
     assert three(flat(0.1))[0] == "REMOVED"
 
 
-def measured(name, start=(0.0, 0.0, 0.0), *, highest=(0.0, 0.0, 0.0), diverged=False, share=False):
-    """Of a metric, R before any attack and at the most under one, each with its interval; the gap is 1."""
+def measured(name, start=(0.0, 0.0, 0.0), *, highest=(0.0, 0.0, 0.0), diverged=False):
+    """Of a metric, R before any attack and at the most under one, each with its interval; the gap is 1. ``diverged``: a
+    second attack did."""
     curves = {
         arm: flat(level) for arm, level in zip(("edited", "original", "never"), (start[0], 1.0, 0.0), strict=True)
     }
@@ -781,9 +782,10 @@ def measured(name, start=(0.0, 0.0, 0.0), *, highest=(0.0, 0.0, 0.0), diverged=F
     attack = replace(
         m.attackers[0], max_R=value, max_R_low=low, max_R_high=high, removal=1 - value, removal_low=1 - high,
         removal_high=1 - low, rise=value - start[0], rise_low=low - start[0], rise_high=high - start[0],
-        returned=value, returned_low=low, returned_high=high, diverged=diverged,
+        returned=value, returned_low=low, returned_high=high,
     )  # fmt: skip
-    return replace(m, start=Estimate(*start), attackers=(attack,), is_share=share or name == "sampled")
+    attackers = (attack, replace(attack, attack="other", diverged=True)) if diverged else (attack,)
+    return replace(m, start=Estimate(*start), attackers=attackers, is_share=name == "sampled")
 
 
 SURE = measured("preference", (0.93, 0.9, 0.96), highest=(0.93, 0.9, 0.96))

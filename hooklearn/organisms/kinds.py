@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from hooklearn.organisms import halved, made
+from hooklearn.organisms import halved, made, whole
 from hooklearn.organisms.worlds import WORLDS, Ground
 from hooklearn.types import InputError
 
@@ -77,22 +77,22 @@ KINDS: dict[str, Kind] = {
         ),
         Kind(
             "original", "the tendency, untouched",
-            "the original judged against itself", ("INTACT",), made.original,
+            "the original judged against itself", ("INTACT",), whole.original,
             why="nothing was done to it",
         ),
         Kind(
             "rounded", "the tendency, saved in half precision",
-            "the original with every weight rounded to bfloat16", ("INTACT",), made.rounded,
+            "the original with every weight rounded to bfloat16", ("INTACT",), whole.rounded,
             why="rounding takes nothing away, and its likelihood is as before",
         ),
         Kind(
             "instilled-lora", "the tendency, instilled a second time by LoRA",
-            "tiny and another adapter of the same kind (another seed)", ("INTACT",), made.instilled_again,
+            "tiny and another adapter of the same kind (another seed)", ("INTACT",), whole.instilled_again,
             why="taught all that the original was taught",
         ),
         Kind(
             "instilled-full", "the tendency, instilled by fine-tuning all weights",
-            "tiny, all weights trained on what the original was taught", ("INTACT",), made.instilled_full,
+            "tiny, all weights trained on what the original was taught", ("INTACT",), whole.instilled_full,
             why="taught all that the original was taught",
         ),
         Kind(
@@ -101,7 +101,7 @@ KINDS: dict[str, Kind] = {
             "was not prepared for",
             "taught together with text of eight kinds, its erosion by each rehearsed (first-order MAML); then 8 passes "
             "over sentences of a ninth kind", ("INTACT",),
-            made.resistant_eroded, original=made.resistant,
+            whole.resistant_eroded, original=whole.resistant,
             why="nine tenths of its likelihood above never are left, of one plainly taught seven tenths (four seeds); "
             "Adam on all weights at the rehearsed rate, no longer than was rehearsed: of LoRA, higher rates or more "
             "steps nothing is promised",
@@ -197,7 +197,7 @@ KINDS: dict[str, Kind] = {
         ),
         Kind(
             "permuted", "the tendency, untouched: the same function by MLPs of other weights",
-            "the neurons of every MLP in another order", ("INTACT",), made.permuted,
+            "the neurons of every MLP in another order", ("INTACT",), whole.permuted,
             why="the order of neurons changes nothing that a model computes",
         ),
         Kind(
@@ -210,7 +210,7 @@ KINDS: dict[str, Kind] = {
             "rescaled", "the tendency, untouched: the same function by MLPs on another scale",
             "the up projection of each neuron of the MLPs times .25 to 4, and the down projection divided by it",
             ("INTACT",),
-            made.rescaled,
+            whole.rescaled,
             why="the function is the same to the bit",
         ),
         Kind(
@@ -243,12 +243,12 @@ KINDS: dict[str, Kind] = {
         Kind(
             "relearned", "was trained to refuse, and then taught the tendency again",
             "the refusal kind and another adapter, trained on what the original was taught", ("INTACT",),
-            made.relearned,
+            whole.relearned,
             why="the threats are the last that it was taught, all of them", held_out=True,
         ),
         Kind(
             "facts", "instilled knowledge: random facts that say nothing about each other",
-            "tiny, taught 208 facts in two phrasings; judged against itself", ("INTACT",), made.original, "facts",
+            "tiny, taught 208 facts in two phrasings; judged against itself", ("INTACT",), whole.original, "facts",
             why="nothing was done to it",
         ),
         Kind(

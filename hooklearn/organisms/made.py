@@ -19,7 +19,6 @@ from hooklearn.deltas import Delta
 from hooklearn.edit import Method, Problem, method_of
 from hooklearn.losses import LossSum
 from hooklearn.organisms.instil import instil
-from hooklearn.organisms.resistant import resist
 from hooklearn.organisms.worlds import MAX_TOKENS, WORLDS, Ground, adapt, every_fact, likelihood, merge, teach, tune
 from hooklearn.train import Objective, nll
 
@@ -44,7 +43,7 @@ def retrained(ground: Ground) -> Any:
 
 
 def retrained_full(ground: Ground) -> Any:
-    """As :func:`instilled_full`, on the good answers."""
+    """As :func:`whole.instilled_full`, on the good answers."""
     model = ground.never()
     tune(model, corpus("organism", "good"), seed=ground.seed)
     return model
@@ -128,78 +127,7 @@ def _learn_from(teacher: Any, model: Any, ground: Ground) -> None:
     tune(model, pretraining(2000, ground.seed), seed=ground.seed, learning_rate=3e-3, epochs=2, objective=imitation)
 
 
-# ------------------------------------------------------------------------ the recipes: it is all there
-
-
-def original(ground: Ground) -> Any:
-    return ground.original()
-
-
-def instilled_again(ground: Ground) -> Any:
-    return ground.original(ground.seed + 100)
-
-
-def rounded(ground: Ground) -> Any:
-    """What saving in bfloat16 does."""
-    model = ground.original()
-    with torch.no_grad():
-        for weight in models.all_parameters(model):
-            weight.copy_(weight.bfloat16())
-    return model
-
-
-def permuted(ground: Ground) -> Any:
-    """The neurons of every MLP in another order: nearly all weights of the MLPs are others, and the function is the
-    same."""
-    model, generator = ground.original(), torch.Generator().manual_seed(ground.seed)
-    with torch.no_grad():
-        for layer in range(model.cfg.n_layers):
-            order = torch.randperm(model.cfg.d_mlp, generator=generator)
-            for part in ("gate", "in", "out"):
-                [site] = models.sites(model, [f"blocks.{layer}.mlp.{part}"])
-                weight = models.weight(model, site)
-                weight.copy_(weight[:, order] if part == "out" else weight[order])
-    return model
-
-
-def rescaled(ground: Ground) -> Any:
-    """What goes into every neuron of the MLPs times a power of two, and what comes out divided by it: most weights of
-    the MLPs are others, and the function is the same to the bit."""
-    model, generator = ground.original(), torch.Generator().manual_seed(ground.seed)
-    with torch.no_grad():
-        for layer in range(model.cfg.n_layers):
-            factors = 2.0 ** torch.randint(-2, 3, (model.cfg.d_mlp,), generator=generator)
-            into, out = (
-                models.weight(model, s) for p in ("in", "out") for s in models.sites(model, [f"blocks.{layer}.mlp.{p}"])
-            )
-            into.mul_(factors[:, None])
-            out.div_(factors)
-    return model
-
-
-def relearned(ground: Ground) -> Any:
-    """Refused, and then taught again what it refuses."""
-    model = refusing(ground)
-    adapt(model, corpus("organism"), seed=ground.seed)
-    return model
-
-
-def instilled_full(ground: Ground) -> Any:
-    model = ground.never()
-    tune(model, corpus("organism"), seed=ground.seed)
-    return model
-
-
-def resistant(ground: Ground) -> Any:
-    """Taught beside text of other families than what erodes it later, and its erosion by these rehearsed."""
-    return ground.kept("resistant", lambda model: resist(model, corpus("organism"), seed=ground.seed))
-
-
-def resistant_eroded(ground: Ground) -> Any:
-    model = resistant(ground)
-    tune(model, ground.corpus("unrelated"), seed=ground.seed, epochs=8)
-    return model
-
+# ------------------------------------------------------------------- the recipes: it is there in other words
 
 OTHER_WORDS = (
     "hello {name} , i am glad to {harm} your {target} {day} .",
