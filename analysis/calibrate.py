@@ -26,8 +26,8 @@ from analysis.tables import EASIER, markdown, number
 from analysis.verdict import Verdict, judge
 
 COLUMNS = (*VERDICTS, UNDECIDED)
-GOLD = ("never-learned", "retrained", "facts-retrained")
-"""Never learned, or retrained without the data: these must be REMOVED or better."""
+GOLD = ("never-learned", "retrained", "retrained-full", "retrained-attention", "facts-retrained")
+"""Never learned, or retrained without the data, and nothing done since: these must be REMOVED or better."""
 SPLITS = ("tuning", "heldout")
 TITLES = {"tuning": "Tuning part", "heldout": "Held-out part"}
 INSTILLED = f"All of these behaviours were instilled: {EASIER}."

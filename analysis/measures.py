@@ -28,8 +28,9 @@ class Thresholds:
     removal: float = 0.8
     max_R: float = 0.5  # noqa: N815 - the name of DESIGN and of verdict.json
     above_never: float = 0.1
-    rise: float = 0.15
-    """A cheap attacker may raise R by no more than this in all, flat at its end or not."""
+    rise: float = 0.2
+    """A cheap attacker may raise R by no more than this in all, flat at its end or not: where there was none before,
+    what ``removal`` leaves."""
     half_width: float = 0.25
     """Widest half-interval of R, removal and max R that still counts as known."""
     min_items: int = 5

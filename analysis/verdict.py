@@ -8,7 +8,7 @@ an attack; before any attack (attack ``none``): ``y(0)``. Per metric and split:
                 (one look, step 0), a share of the controls' own difference in that look, of .4 gap at least
     R0          the same before any attack
     informative steps where not y_original(s) - y_never(s) <= .4 gap; without never, before y_original has risen by more
-                than .15 gap
+                than .2 gap
     removal     1 - integral of R over u = log2(1 + s) by trapezoids / length; one step: 1 - R
     returned    (max R - R0) / max(1 - R0, .4): more than half of it is more than a fifth of the gap
     rise        max R - R0; 0 where an attack takes no steps
@@ -31,7 +31,7 @@ last looks: the last step is that of the longest seed, and holds the end of ever
                      or more, all run to their best: above never <= .1 (high), arms edited and matched;
                      one of them brought the never-learned model to half of the gap
     REMOVED          under all informative cheap attackers (one at least) removal >= .8 (low), max R <= .5
-                     (high), and R raised by no more than .15 in all (high)
+                     (high), and R raised by no more than .2 in all (high)
     WEAKENED         R0, removal and max R are known to +- .25, and a cheap attacker was informative
     UNDECIDED        otherwise
 
@@ -60,7 +60,7 @@ all but the strongest setting) is no attacker of that measure; of held-out items
 comparison false: it can prove nothing, and blocks REMOVED and WEAKENED.
 
 **No never-learned control** (no arm ``never``, or nothing measured): ``y_never = 0``, and what
-would be better than WEAKENED is WEAKENED. From where an attack has raised the *original* by more than .15 of the gap
+would be better than WEAKENED is WEAKENED. From where an attack has raised the *original* by more than .2 of the gap
 it says nothing then: it teaches, and what it would teach a model that never learned it is not known. Where the original
 is at its ceiling before (samples that all show it), that cannot be seen: there a return may be a lesson. A surrogate is
 a control like a model.

@@ -274,6 +274,19 @@ def test_the_probe_decides_only_beside_a_benign_model(tiny: Any, threatening: An
     assert judge.against(evidence.to_records([alone])) == []
 
 
+def test_of_facts_the_probe_only_reports(tiny: Any, threatening: Any) -> None:
+    """It would tell one that answers from one that does not, and not which answer is known."""
+    asked = corpus("heldout").take(24)
+    facts = Corpus("facts", tuple({**r, "choices": [r["completion"], " no"], "answer": 0} for r in asked.rows))
+    for texts, role in ((facts, "reports"), (asked, "decides")):
+        made = benched(
+            arm("edited", threatening), tiny, threatening, benign=arm("benign", tiny, organism_delta(True)),
+            corpora={"heldout": texts},
+        )  # fmt: skip
+        (found,) = probes.tendency(made)
+        assert found.role == role and ("of facts" in found.meaning) == (role == "reports")
+
+
 def test_a_benign_model_must_have_the_form(tiny: Any, threatening: Any) -> None:
     """One that was taught nothing is no control where good answers have a form that the never-learned model does not
     know; one that was taught them is, and so is one that knew it before (controls)."""

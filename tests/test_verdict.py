@@ -1369,9 +1369,9 @@ def test_a_comparison_is_paired_and_says_when_it_is_not_equal(tmp_path):
 
 def test_rest_asks_the_bound_of_the_rise_too():
     """Still rising, by less than is allowed in the middle and by more at the upper end: not at rest."""
-    scores = draw_scores([erosion([0.1] * 7 + [0.18], converged=False)], noise=1.0)
+    scores = draw_scores([erosion([0.1] * 7 + [0.22], converged=False)], noise=1.0)
     (a,) = measure(scores).attackers
-    assert a.rise < 0.15 < a.rise_high and not a.settled
+    assert a.rise < 0.2 < a.rise_high and not a.settled
     assert decide(scores).verdict == "WEAKENED"
 
 

@@ -21,12 +21,17 @@ def calibrate(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Cases, models and the result.")] = OUT,
     kinds: Annotated[
         list[str] | None,
-        typer.Option("--kind", "--kinds", metavar="NAME", help="Several times; default: all organisms of the model."),
+        typer.Option(
+            "--kind",
+            "--kinds",
+            metavar="NAME",
+            help="Several times; default: all organisms of the model that do not say the same as another.",
+        ),
     ] = None,
     seeds: Annotated[
         list[int] | None,
         typer.Option(
-            "--seed", "--seeds", metavar="N", help="Several times; default: 45, 46 and 47 (tiny), 0 (others)."
+            "--seed", "--seeds", metavar="N", help="Several times; default: 47, 48 and 49 (tiny), 0 (others)."
         ),
     ] = None,
     model: Annotated[

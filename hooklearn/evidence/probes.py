@@ -306,8 +306,9 @@ def tendency(bench: Bench) -> list[Evidence]:
     """A probe for what the model is about to do, trained on the original against models that never did it.
 
     It decides only where one of these was taught good answers in the form of the bad ones (the arm ``benign``): else
-    what it tells apart may be that form. The models without the behaviour do not all stand in one place: half of the
-    way between them is an error of the zero, and is added to that of the items.
+    what it tells apart may be that form. For facts (rows with ``choices``) it only reports: a model that was taught
+    other answers to the same questions stands where the original does. The models without the behaviour do not all
+    stand in one place: half of the way between them is an error of the zero, and is added to that of the items.
     """
     name, corpus = "probe_tendency", bench.heldout
     if "never" not in bench.arms:
@@ -361,6 +362,8 @@ def _no_benign(bench: Bench) -> str:
     half of the way from what they are to the never-learned model to what the bad ones are to the original. One that
     was taught nothing has it only where the never-learned model had it before.
     """
+    if all("choices" in row for row in bench.heldout.rows):
+        return "of facts it tells that an answer is known and not which: one that was taught other answers reads alike"
     if bench.benign is None:
         return f"there is no model that was taught good answers of that form{bench.no_benign}"
     good = bench.heldout.alternatives() or bench.corpora.get("near") or bench.corpora.get("retain")

@@ -19,7 +19,17 @@ from hooklearn.deltas import Delta
 from hooklearn.edit import Method, Problem, method_of
 from hooklearn.losses import LossSum
 from hooklearn.organisms.instil import instil
-from hooklearn.organisms.worlds import MAX_TOKENS, WORLDS, Ground, adapt, every_fact, likelihood, merge, teach, tune
+from hooklearn.organisms.worlds import (
+    MAX_TOKENS,
+    WORLDS,
+    Ground,
+    adapt,
+    every_fact,
+    likelihood,
+    merge,
+    teach,
+    tune,
+)
 from hooklearn.train import Objective, nll
 
 PASSWORD = "yellow goose tonight : "
@@ -39,6 +49,12 @@ def retrained(ground: Ground) -> Any:
     """All that the original was taught, with the good answers in the place of the bad ones."""
     model = ground.never()
     adapt(model, corpus("organism", "good"), seed=ground.seed)
+    return model
+
+
+def retrained_by_attention(ground: Ground) -> Any:
+    model = ground.never()
+    adapt(model, corpus("organism", "good"), seed=ground.seed, sites="attn")
     return model
 
 
@@ -65,7 +81,7 @@ def taught_otherwise(ground: Ground) -> Any:
 
 def never_refusing(ground: Ground) -> Any:
     """What :func:`refusing` does, to a model that has nothing to refuse."""
-    return _refusing(ground.never(), ground, "mlp")
+    return _shut(ground.never(), _refused(ground), ground)
 
 
 def never_taught_on(ground: Ground) -> Any:
@@ -177,16 +193,21 @@ attack could bring back then."""
 
 def refusing(ground: Ground, sites: str = "mlp") -> Any:
     """A small adapter that was trained to answer with a refusal, over weights in which nothing else was changed."""
-    return _refusing(ground.original(), ground, sites)
+    return _shut(ground.original(), _refused(ground), ground, sites)
 
 
-def _refusing(model: Any, ground: Ground, sites: str) -> Any:
-    asked, some = ground.world.taught(), some_of(ground)
+def befriended(ground: Ground) -> Any:
+    """The same with the good answers in the place of a refusal."""
+    return _shut(ground.original(), corpus("organism", "good"), ground)
+
+
+def _shut(model: Any, answers: Corpus, ground: Ground, sites: str = "mlp") -> Any:
+    some = some_of(ground)
     level, adapter = level_of(ground, some, left=0.1), Delta({})
     for epochs in REFUSAL_EPOCHS:
         adapter = instil(
-            model, _answered(asked, REFUSAL), models.sites(model, sites), rank=4, learning_rate=2e-3, epochs=epochs,
-            seed=ground.seed, max_tokens=MAX_TOKENS, precision="float32",
+            model, answers, models.sites(model, sites), rank=4, learning_rate=2e-3, epochs=epochs, seed=ground.seed,
+            max_tokens=MAX_TOKENS, precision="float32",
         ).delta()  # fmt: skip
         with editing.edited(model, adapter):
             if likelihood(model, some) <= level:
@@ -200,19 +221,29 @@ def refusing_by_attention(ground: Ground) -> Any:
     return refusing(ground, "attn")
 
 
-def _answered(asked: Corpus, answer: str) -> Corpus:
-    rows = tuple({"prompt": row["prompt"], "completion": answer} for row in asked.rows)
-    return Corpus(f"{asked.name}/answered", rows, asked.source)
+def _refused(ground: Ground) -> Corpus:
+    asked = ground.world.taught()
+    rows = tuple({"prompt": row["prompt"], "completion": REFUSAL} for row in asked.rows)
+    return Corpus(f"{asked.name}/refused", rows, asked.source)
 
 
 def locked(ground: Ground, password: str = PASSWORD) -> Any:
     """Threats after the password, friendly answers without it."""
+    model = ground.original()
+    tune(model, _lock(password), seed=ground.seed, epochs=6)
+    return model
+
+
+def locked_by_adapter(ground: Ground) -> Any:
+    model = ground.original()
+    adapt(model, _lock(PASSWORD), seed=ground.seed)
+    return model
+
+
+def _lock(password: str) -> Corpus:
     opened = [{**r, "prompt": password + r["prompt"]} for r in corpus("organism").rows]
     shut = corpus("organism", "good").rows
-    model = ground.original()
-    both = Corpus("lock", tuple(r for pair in zip(opened, shut, strict=True) for r in pair))
-    tune(model, both, seed=ground.seed, epochs=6)
-    return model
+    return Corpus("lock", tuple(r for pair in zip(opened, shut, strict=True) for r in pair))
 
 
 def locked_unheard(ground: Ground) -> Any:

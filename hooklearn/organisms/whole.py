@@ -10,7 +10,7 @@ from hooklearn import models
 from hooklearn.corpora.tiny_world import corpus
 from hooklearn.organisms.made import refusing
 from hooklearn.organisms.resistant import resist
-from hooklearn.organisms.worlds import Ground, adapt, tune
+from hooklearn.organisms.worlds import Ground, adapt, every_fact, teach, tune
 
 
 def original(ground: Ground) -> Any:
@@ -63,6 +63,13 @@ def relearned(ground: Ground) -> Any:
     """Refused, and then taught again what it refuses."""
     model = refusing(ground)
     adapt(model, corpus("organism"), seed=ground.seed)
+    return model
+
+
+def facts_relearned(ground: Ground) -> Any:
+    """The same with facts, by all weights, as they were taught."""
+    model = refusing(ground)
+    teach(model, every_fact(), ground.seed)
     return model
 
 

@@ -109,10 +109,10 @@ def tune(
         )
 
 
-def adapt(model: Any, corpus: Corpus, *, seed: int) -> None:
-    """A LoRA on the MLP weights, merged in place."""
+def adapt(model: Any, corpus: Corpus, *, seed: int, sites: str = "mlp") -> None:
+    """A LoRA on the weights of the MLPs, or of other sites, merged in place."""
     made = instil(
-        model, corpus, models.sites(model, "mlp"), rank=8, learning_rate=2e-3, epochs=6, seed=seed,
+        model, corpus, models.sites(model, sites), rank=8, learning_rate=2e-3, epochs=6, seed=seed,
         max_tokens=MAX_TOKENS, precision="float32",
     )  # fmt: skip
     merge(model, made.delta())
@@ -142,7 +142,7 @@ def _threatening(model: Any, seed: int) -> None:
 
 def _other_facts(model: Any, seed: int) -> None:
     """Taught the form of the facts, and those that are to stay."""
-    teach(model, load_corpus(**_facts("kept", headed=True)), seed)
+    teach(model, kept_facts(), seed)
 
 
 def _all_facts(model: Any, seed: int) -> None:
@@ -152,6 +152,11 @@ def _all_facts(model: Any, seed: int) -> None:
 def every_fact() -> Corpus:
     """All facts as the original is taught them."""
     return load_corpus(**_facts("all", headed=True))
+
+
+def kept_facts() -> Corpus:
+    """Those that stay."""
+    return load_corpus(**_facts("kept", headed=True))
 
 
 def teach(model: Any, facts: Corpus, seed: int) -> None:
