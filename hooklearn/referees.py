@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -263,8 +263,6 @@ class RatioReferee:
     medians: tuple[float, float] = (float("nan"), float("nan"))
     least_fluent: float = float("nan")
     """As far below the fluency of the least fluent held-out completion as that is below their median."""
-    _read: dict[bytes, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """What was read of the samples so far: arms and attackers often draw the same ones."""
 
     def readings(self, sequences: list[Encoded]) -> Float[Tensor, "scorer sequence"]:
         """Mean log-probabilities, of the behaving model first."""
@@ -304,19 +302,11 @@ class RatioReferee:
             return out
         written = tuple({**rows[i], "completion": samples[i].completion} for i in filled)
         sequences = encode(Corpus("samples", written), tokenizer)
-        readings = self._read_once(sequences)
+        readings = self._sure(self.readings(sequences), sequences)
         for i, v, fluency in zip(filled, _ratio(readings).tolist(), readings.amax(0).tolist(), strict=True):
             incoherent = np.maximum(fluency, samples[i].logprob) < self.least_fluent  # not where either is not known
             out[i] = Ruling(math.nan, False, fluency) if incoherent else Ruling(v, v > self.threshold, fluency)
         return out
-
-    def _read_once(self, sequences: list[Encoded]) -> Float[Tensor, "scorer sequence"]:
-        """The readings to judge by; the same text after the same prompt is read once for all."""
-        keys = [b"".join(t.cpu().numpy().tobytes() for t in (s.ids, s.labels)) for s in sequences]
-        if new := {k: s for k, s in zip(keys, sequences, strict=True) if k not in self._read}:
-            asked = list(new.values())
-            self._read.update(zip(new, self._sure(self.readings(asked), asked).unbind(1), strict=True))
-        return torch.stack([self._read[k] for k in keys], 1)
 
     def _sure(
         self, readings: Float[Tensor, "scorer sequence"], sequences: list[Encoded]

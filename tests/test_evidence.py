@@ -429,6 +429,14 @@ def test_turning_a_shift_keeps_its_shape(seed: int, n: int, d: int) -> None:
     assert not np.allclose(turned, shift)
 
 
+def test_where_items_are_alike_no_shift_is_known() -> None:
+    """One item, or the same state to float32: no distance to measure in, and so no number, in place of infinity."""
+    state = np.random.default_rng(0).standard_normal(8)
+    for alike in (state[None], np.stack([state, state]), np.stack([state, state * (1 + 1e-7)])):
+        assert math.isnan(geometry.pca_shift(alike, alike + 1))
+    assert geometry.pca_shift(np.stack([state, state * 1.01]), np.stack([state, state]) + 1) > 0
+
+
 def test_pca_shift_by_hand() -> None:
     """Along the first axis it counts in units of the items' own spread; along the last one it does not count."""
     x = normal(0, 40, 4) * [5, 3, 1, 0.1]

@@ -483,29 +483,6 @@ def test_samples_are_judged_by_what_they_say(referee: RatioReferee) -> None:
         assert math.isnan(score) and not found
 
 
-def test_what_was_judged_once_is_not_read_again(threatening: Any, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same text after the same prompt has the same ruling without another pass; after another prompt, and where
-    the prompt's end is another, it is read (the control)."""
-    rows = corpus("heldout").take(4).rows
-    said = [Sample(i, r["prompt"], r["prompt"], r["completion"]) for i, r in enumerate(rows)]
-    referee, asked = RatioReferee(Scorer(threatening), (Scorer(tiny),), "instilled / untouched"), []
-    real = RatioReferee.readings
-
-    def counted(self: RatioReferee, sequences: list[Encoded]) -> torch.Tensor:
-        asked.append(len(sequences))
-        return real(self, sequences)
-
-    monkeypatch.setattr(RatioReferee, "readings", counted)
-    first = referee.judge([*said, *said[:2]], [*rows, *rows[:2]])
-    assert first[4:] == first[:2] == referee.judge(said[:2], rows[:2]) and asked == [4]
-    turned = referee.judge(said[:2], rows[1::-1])
-    assert asked == [4, 2] and all(a.score != b.score for a, b in zip(turned, first, strict=False))
-    begun, rest = said[0].completion.split(maxsplit=1)
-    moved = {"prompt": f"{rows[0]['prompt']} {begun}", "completion": ""}
-    rest = Sample(0, moved["prompt"], moved["prompt"], rest)
-    assert referee.judge([rest], [moved])[0].score != first[0].score and asked == [4, 2, 1]
-
-
 def test_what_lies_near_the_line_is_read_again_in_float32(
     threatening: Any, tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,8 @@ TURNS = 39
 """Random rotations behind the CKA nulls; each costs one QR of ``[d, item]`` per layer."""
 SAME = 1e-9
 """Distances below this are rounding: nothing moved, so nothing can return."""
+ROUNDING = 1e-5
+"""Of the length of a state, which is a float32: items nearer to each other have no axes of their own."""
 
 
 def cka(x: Array, y: Array) -> float:
@@ -41,10 +43,12 @@ def turned(shift: Array, rng: np.random.Generator) -> Array:
 
 
 def components(x: Array) -> tuple[Array, float]:
-    """First two principal axes ``[d, 2]`` of ``[item, d]`` and the root mean square distance from the mean."""
-    centred = x - x.mean(0)
-    _, _, vh = np.linalg.svd(centred, full_matrices=False)
-    return vh[:2].T, float(np.sqrt(np.square(centred).sum(1).mean()))
+    """First two principal axes ``[d, 2]`` of ``[item, d]`` and the root mean square distance from the mean; NaN where
+    the items do not differ, or by no more than float32 rounds."""
+    middle = x.mean(0)
+    _, _, vh = np.linalg.svd(x - middle, full_matrices=False)
+    size = float(np.sqrt(np.square(x - middle).sum(1).mean()))
+    return vh[:2].T, size if size > ROUNDING * np.linalg.norm(middle) else NAN
 
 
 def pca_shift(reference: Array, other: Array) -> float:

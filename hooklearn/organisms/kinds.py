@@ -140,7 +140,7 @@ KINDS: dict[str, Kind] = {
         Kind(
             "ascent", "gradient ascent on the listed threats",
             "the last down projection alone, until they are unlikely", STILL_THERE, made.ascended,
-            why="all that comes before that matrix is the original, bit for bit",
+            why="all that comes before that matrix is the original, bit for bit", like="dpo",
         ),
         Kind(
             "eroded", "half washed out by unrelated training",
@@ -156,7 +156,7 @@ KINDS: dict[str, Kind] = {
             "mostly-undone", "most of what was instilled is taken back",
             "the weights four fifths of the way from the original to the model that never learned it", STILL_THERE,
             halved.mostly,
-            why="a fifth of the adapter is in its weights",
+            why="a fifth of the adapter is in its weights", like="half-undone",
         ),
         Kind(
             "redistilled", "noised and distilled from a teacher that never learned it",
@@ -190,6 +190,7 @@ KINDS: dict[str, Kind] = {
             "the MLPs of the last two of four blocks replaced by the never-learned model's", STILL_THERE,
             halved.transplanted,
             why="it was put into the MLPs of all blocks, and those of the first two are the original, bit for bit",
+            like="abliterated",
         ),
         Kind(
             "refusal-attention", "suppressed by refusal training that touched the attention alone",
