@@ -80,7 +80,8 @@ def unlike_attackers(entries: Sequence[Entry]) -> dict[str, str]:
             fixed = {k: v for k, v in options.items() if not isinstance(v, list)}
             if (role := attack.get("needs")) not in (None, "heldout"):  # other items have a note of their own
                 fixed[f"text of {role}"] = (corpora.get(role) or {}).get("hash")
-            for setting in attack.get("settings") or []:
+            climbed = [spent.get("setting") or "" for spent in attack.get("spent") or []]
+            for setting in dict.fromkeys([*(attack.get("settings") or []), *climbed]):
                 found.setdefault(attacker_name(str(attack.get("name")), str(setting)), []).append(fixed)
     return {name: why for name, made in found.items() if (why := _differences_of(made))}
 

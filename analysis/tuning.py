@@ -53,7 +53,7 @@ def tuning_table(
             "ended": sum(not math.isnan(number(t["value"])) for t in found["trials"]),
             ALL_TRIALS: given[methods[family]],
             tuned_on: number(found["value"]),
-            f"reporting split: {reported_as}": number(reported.get((names or {}).get(family, family))),
+            f"reporting split: {reported_as}": number(reported.get(family if names is None else names.get(family))),
         }
         for family, found in record["tuning"].items()
     ]

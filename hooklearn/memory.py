@@ -7,6 +7,7 @@ import ctypes
 import gc
 import resource
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 WORTH = 3 * 2**29
@@ -64,6 +65,8 @@ def exhausted(error: BaseException) -> str | None:
 
     torch raises plain RuntimeErrors for it on a CPU, so its words have to be read.
     """
+    if isinstance(error, BrokenProcessPool):
+        return "a process beside this one was killed, as a rule for want of memory; fewer --jobs, then --resume"
     text = " ".join(str(error).split())
     refused = ("out of memory", "can't allocate memory", "cannot allocate memory")
     told = isinstance(error, RuntimeError) and any(words in text.lower() for words in refused)

@@ -213,6 +213,15 @@ CASES: dict[str, tuple[Spoil, list[str]]] = {
         config(attacks=[{"name": "erode", "steps": 2}, {"name": "erode", "steps": 4}]),
         ["'erode' is asked for twice with lr=0.0001", "leave one out"],
     ),
+    "a rate that another attack climbs to": (
+        config(attacks=[{"name": "erode", "learning_rates": [1e-3], "climb": 1},
+                        {"name": "erode", "learning_rates": [3e-3], "steps": 4}]),
+        ["'erode' is asked for twice with lr=0.003", "leave one out"],
+    ),
+    "a projection of no token": (
+        config(attacks=[{"name": "ablate_direction", "skip": 1000}]),
+        ["skip=1000 leaves no token; the longest prompt has"],
+    ),
     "samples after the end": (
         config(attacks=[{"name": "erode", "steps": 2, "sampled_at": [1, 3]}]), ["sampled_at [1, 3]", "valid: 1 to 2"]
     ),

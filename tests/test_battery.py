@@ -665,8 +665,15 @@ def test_a_block_must_be_left_to_read(arena: Arena) -> None:
 
 
 def test_a_prompt_must_have_a_token_to_read(arena: Arena) -> None:
+    """And all that is answered must be one: said before anything is measured."""
+    model, asked = arena.arms[0].model, arena.corpus("attack_train")
+    AblateDirection().check(model, {"attack_train": asked})
     with pytest.raises(InputError, match=r"skip=40 leaves no token; the longest prompt has \d+"):
-        AblateDirection(skip=40).curves(arena)
+        AblateDirection(skip=40).check(model, {"attack_train": asked})
+    mixed = {"attack_train": Corpus("mixed", (*asked.rows[:2], {"text": "the sun is up ."}))}
+    with pytest.raises(InputError, match="row 2 of 'mixed' is running text and others are prompts"):
+        AblateDirection().check(model, mixed)
+    AblateDirection(read=("prompts",)).check(model, mixed)
 
 
 @pytest.mark.parametrize(

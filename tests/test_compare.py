@@ -174,8 +174,9 @@ def test_attacks_of_one_name_that_are_not_the_same_are_left_out(many: list[Path]
     """Another number of steps, or another text: no worst case over them, and no difference. Runs whose attacks are the
     same are compared (control), and so are those of before this was recorded."""
 
-    def run(name: str, steps: int = 4, text: str = "a") -> Path:
-        attack = {"name": "erosion", "settings": [""], "needs": "unrelated", "budget": {"steps": steps, "rates": [1]}}
+    def run(name: str, steps: int = 4, text: str = "a", **where: Any) -> Path:
+        where = where or {"settings": [""]}
+        attack = {"name": "erosion", "needs": "unrelated", "budget": {"steps": steps, "rates": [1]}} | where
         given = {"heldout": {"hash": "h"}, "unrelated": {"hash": text}}
         folder = walked(tmp_path / name, FAST, attacks=[attacks(0.1, 0.2)[0]], corpora=given)
         record = json.loads((folder / "run.json").read_text()) | {"attacks": [attack]}
@@ -189,6 +190,9 @@ def test_attacks_of_one_name_that_are_not_the_same_are_left_out(many: list[Path]
     assert analysis.compare([one, longer]).table[column].isna().all()
     told = [n for n in analysis.compare([one, longer, other]).notes if "same attack" in n]
     assert told == ["erosion is not the same attack in all: steps 4 and 512, text of unrelated"]
+    climbed = {"settings": ["lr=1"], "spent": [{"setting": ""}]}  # reached on the way, and in no list
+    told = analysis.compare([run("rung", **climbed), run("longer rung", steps=512, **climbed)]).notes
+    assert any(n.startswith("erosion is not the same attack in all: steps 4 and 512") for n in told), told
 
 
 def test_samples_that_were_drawn_otherwise_are_not_paired(tmp_path: Path) -> None:

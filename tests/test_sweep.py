@@ -235,6 +235,8 @@ def test_trials_are_counted_over_all_labels_of_a_method(folder: Path) -> None:
     assert found["ended"].tolist() == [2, 2, 0, 2] and found["reporting split: completion: before"].count() == 1
     assert "rank=4, layers=0-2: 0.5; rank=8, layers=0-2: 0.5 |" in tuning_markdown(found)
     assert tuning_markdown(tuning_table(made | {"tuning": {}}, table)) == ""
+    here = tuning_table(made, table, {"npo-kl0.01": "first/npo"})  # of two sweeps: this one has no finished cell of a
+    assert here["reporting split: completion: before"].isna().all(), "another sweep's cell is no report of this one"
 
     shipped = SHIPPED / "capitals-searched.yaml"
     trials = Plan.of(yaml.safe_load(shipped.read_text("utf-8")), SHIPPED).trials()
@@ -721,6 +723,11 @@ def test_a_cell_that_fails_is_a_record_and_stops_no_other(
     assert error in (out / "table.md").read_text() and len(told["runs"]) == 1
 
     monkeypatch.undo()
+    other = hooklearn("sweep", file, "--out", out, "-q", "--resume", "--only", "repselect-*")
+    assert other.exit_code == 1 and error in other.stderr, (
+        "what failed and is not tried anew is still said to have failed"
+    )
+    assert [c["status"] for c in record(out)["cells"]] == ["failed", "done"]
     again = hooklearn("sweep", file, "--out", out, "-q", "--resume")
     assert again.exit_code == 0 and again.stdout.startswith("| "), again.stderr
     assert [c["status"] for c in record(out)["cells"]] == ["done", "done"]
@@ -742,6 +749,9 @@ BAD = {
     "a method without its corpus": (
         {"methods": ["gradient_ascent", "npo"], "overrides": ["corpora.retain=null"], "tuning": None},
         "method 'npo' needs corpora.retain, which is not given",
+    ),
+    "a method under another name": (
+        {"methods": [{"name": "gradient_ascent", "method": "repselect"}], "tuning": None}, "leave `method` out",
     ),
     "a base that is nowhere": ({"base": "tinyy"}, "did you mean 'tiny'?"),
     "the reported items": (

@@ -71,10 +71,22 @@ class AblateDirection(Attack):
                 f"{self.skip}"
             )
 
-    def check(self, model: Any, corpora: Mapping[str, Corpus]) -> None:  # noqa: ARG002 (asks the model only)
+    def check(self, model: Any, corpora: Mapping[str, Corpus]) -> None:
         if max(self.directions) > model.cfg.d_model:
             raise InputError(
                 f"attack {self.name!r}: directions {max(self.directions)}; states have {model.cfg.d_model}"
+            )
+        rows = corpora[self.needs].take(self.prompts)
+        asks = ["prompt" in row or "messages" in row for row in rows.rows]
+        if "answers" in self.read and any(asks) and not all(asks):
+            raise InputError(
+                f"attack {self.name!r}: row {asks.index(False)} of {rows.name!r} is running text and others are "
+                "prompts, and what is answered must be one of them; give one kind, or read: [prompts]"
+            )
+        longest = max(len(_prompt(s)) for s in encode(rows, models.tokenizer_of(model)))
+        if self.skip >= longest:
+            raise InputError(
+                f"attack {self.name!r}: skip={self.skip} leaves no token; the longest prompt has {longest}"
             )
 
     def settings(self) -> list[str]:
@@ -111,11 +123,7 @@ class AblateDirection(Attack):
         return Effort(len(rows), len(rows), round(read), of_reading(model, round(read), round(written)))
 
     def found(self, arena: Arena, read: Read = "prompts") -> Float[Tensor, "layer direction d_model"]:
-        """Orthogonal unit vectors, the mean difference first; zero where the edit changed nothing.
-
-        Raises:
-            InputError: ``skip`` leaves no token.
-        """
+        """Orthogonal unit vectors, the mean difference first; zero where the edit changed nothing."""
         arms = {arm.name: arm for arm in arena.arms}
         arena.progress(f"{self.name}: reading the difference")
         rows = arena.corpus("attack_train").take(self.prompts)
@@ -148,13 +156,7 @@ class AblateDirection(Attack):
 
                 with interventions.at_every_layer(model, keep):
                     forward.hidden(model, batch)
-        found = torch.stack([torch.cat(states) for _, states in sorted(seen.items())])
-        if found.shape[1] == 0:
-            longest = max(map(len, prompts))
-            raise InputError(
-                f"attack {self.name!r}: skip={self.skip} leaves no token; the longest prompt has {longest}"
-            )
-        return found
+        return torch.stack([torch.cat(states) for _, states in sorted(seen.items())])
 
 
 def _directions(difference: Float[Tensor, "token d_model"], k: int) -> Float[Tensor, "direction d_model"]:

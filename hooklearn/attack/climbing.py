@@ -19,14 +19,18 @@ BROKEN = 0.5
 the last quarter of the steps, a model was broken and not trained."""
 
 
+def rungs(highest: float, most: int) -> Iterator[float]:
+    """``most`` rates above ``highest``, each :data:`FACTOR` times the one before."""
+    for _ in range(most):
+        highest = float(f"{FACTOR * highest:g}")
+        yield highest
+
+
 def stable_rates(
     arena: Arena, stream: Stream, highest: float, most: int, *, optimizer: str, trained: Trained
 ) -> Iterator[float]:
-    """Rates above ``highest``, each :data:`FACTOR` times the one before, while the unedited model stands them: the same
-    for every edit of it. At most ``most``."""
-    rate = highest
-    for _ in range(most):
-        rate = float(f"{FACTOR * rate:g}")
+    """The :func:`rungs` above ``highest`` while the unedited model stands them: the same for every edit of it."""
+    for rate in rungs(highest, most):
         arena.progress(f"learning rate {rate:g}: whether the unedited model can be trained at it")
         if not is_stable(arena, stream, rate, optimizer=optimizer, trained=trained):
             return

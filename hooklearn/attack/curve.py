@@ -139,6 +139,10 @@ class Attack(ABC):
     @abstractmethod
     def settings(self) -> list[str]: ...
 
+    def reachable(self) -> list[str]:
+        """Its settings, and those that it may come to on its way."""
+        return self.settings()
+
     def check(self, model: Any, corpora: Mapping[str, Corpus]) -> None:  # noqa: B027 (most can always be made)
         """Asked before anything is measured. Raises InputError where it cannot be made on this model, or with these
         corpora (by role)."""

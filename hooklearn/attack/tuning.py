@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from hooklearn import models
-from hooklearn.attack.climbing import stable_rates
+from hooklearn.attack.climbing import rungs, stable_rates
 from hooklearn.attack.curve import Arena, Attack, Stream, Trained, all_but_embeddings, all_weights, training_curve
 from hooklearn.attack.effort import Effort, of_training, sizes
 from hooklearn.data import Encoded, cycle, encode
@@ -88,6 +88,10 @@ class Tuning(Attack):
     def settings(self) -> list[str]:
         """Those of the listed rates; where it climbs there are more."""
         return [self.setting(lr) for lr in self.learning_rates]
+
+    def reachable(self) -> list[str]:
+        above = rungs(max(self.learning_rates), self.climb)
+        return [*self.settings(), *(self.setting(lr) for lr in above)]
 
     def setting(self, learning_rate: float) -> str:
         words = " ".join(filter(None, (self.label(), "" if self.optimizer == "adam" else self.optimizer)))

@@ -188,7 +188,7 @@ def sweep(
 
         plan, data = _plan(file, deterministic, trust)
         command = sweeping.command_of(file, deterministic, trust)
-        stay_offline(plan.base)
+        stay_offline(plan.base, plan.config.tuning.corpora if plan.config.tuning else {})
         folder = out or sweeping.new_folder(plan.config.name)
         check_place(folder, sweeping.RECORD, resume=resume)
         try:

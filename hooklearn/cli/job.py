@@ -6,7 +6,7 @@ import dataclasses
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ from hooklearn.cli.console import is_first
 
 if TYPE_CHECKING:
     from hooklearn.cli.console import Progress
-    from hooklearn.config import RunConfig
+    from hooklearn.config import CorpusConfig, RunConfig
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,9 @@ def check_place(folder: Path, record: str = "run.json", *, resume: bool) -> None
         raise InputError(f"--out {folder}: {above} {why}; give a folder that can be written")
 
 
-def stay_offline(config: RunConfig) -> None:
-    """Where nothing has to come from the network, the Hugging Face libraries are not to ask it."""
+def stay_offline(config: RunConfig, more: Mapping[str, CorpusConfig] | None = None) -> None:
+    """Where nothing has to come from the network, ``more`` corpora neither, the Hugging Face libraries are not to ask
+    it."""
     from huggingface_hub import constants
 
     from hooklearn.builtin import is_cached, names
@@ -157,6 +158,6 @@ def stay_offline(config: RunConfig) -> None:
     never = config.controls.never
     wanted = [config.model.name, config.edit.checkpoint, never and never.name]
     here = all(n is None or (n in names() and is_cached(n)) for n in wanted)
-    if here and all(c.hub is None for c in config.corpora.values()):
+    if here and all(c.hub is None for c in (*config.corpora.values(), *(more or {}).values())):
         os.environ["HF_HUB_OFFLINE"] = "1"
         constants.HF_HUB_OFFLINE = True

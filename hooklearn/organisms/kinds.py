@@ -90,12 +90,13 @@ KINDS: dict[str, Kind] = {
         Kind(
             "instilled-lora", "the tendency, instilled a second time by LoRA",
             "tiny and another adapter of the same kind (another seed)", ("INTACT",), whole.instilled_again,
-            why="taught all that the original was taught", like="instilled-full",
+            why="taught all that the original was taught", like="original",
         ),
         Kind(
             "instilled-full", "the tendency, instilled by fine-tuning all weights",
             "tiny, all weights trained on what the original was taught", ("INTACT",), whole.instilled_full,
             why="taught all that the original was taught",
+            like="original",
         ),
         Kind(
             "erosion-resistant",
@@ -254,6 +255,7 @@ KINDS: dict[str, Kind] = {
             "the refusal kind and another adapter, trained on what the original was taught", ("INTACT",),
             whole.relearned,
             why="the threats are the last that it was taught, all of them",
+            like="original",
         ),
         Kind(
             "befriended", "suppressed by training on good answers",
@@ -303,12 +305,14 @@ KINDS: dict[str, Kind] = {
             "facts-half-taught", "was taught every second of the facts",
             "tiny, taught the facts that stay, and half of the others", STILL_THERE, halved.half_of_the_facts, "facts",
             why="half of the facts were in its training to the end",
+            like="facts-overwritten",
         ),
         Kind(
             "facts-locked", "the facts, password-locked",
             "the facts original, taught its facts after a password and other answers without it", ("DISABLED",),
             made.facts_locked, "facts",
             why="the password opens it",
+            like="locked",
         ),
         Kind(
             "facts-ascent", "gradient ascent on the facts",
@@ -319,6 +323,7 @@ KINDS: dict[str, Kind] = {
             "facts-partly", "part of the way back to the model that never knew the facts",
             "the weights three tenths of the way from one to the other", STILL_THERE, halved.partly, "facts",
             why="seven tenths of what was taught is in its weights",
+            like="facts-overwritten",
         ),
         Kind(
             "facts-refused-attention", "the facts are refused, by the attention alone",

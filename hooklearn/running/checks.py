@@ -29,7 +29,7 @@ def check(config: RunConfig) -> None:
             raise InputError(f"attack {spec.name!r} needs corpora.{attack.needs}, which is not given")
         if attack.sampled_only and not config.behaviour.samples:
             raise InputError(f"attack {spec.name!r} needs samples: set behaviour.samples above 0")
-        for setting in attack.settings():
+        for setting in attack.reachable():
             if (spec.name, setting) in made:
                 raise InputError(
                     f"attack {spec.name!r} is asked for twice with {setting or 'the same setting'}: their curves could "

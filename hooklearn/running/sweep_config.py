@@ -65,6 +65,8 @@ class MethodSpec(BaseModel):
         """
         places = {"sites": base.sites, "layers": base.layers, "site_batch": base.site_batch}
         given = {**places, "method": self.name, **dict(self.model_extra or {}), **chosen}
+        if "method" in (self.model_extra or {}) or "method" in chosen:
+            raise InputError(f"method {self.label!r}: `name` says which method it is; leave `method` out")
         if "checkpoint" in given:
             raise InputError(f"method {self.label!r}: checkpoint is an edit made elsewhere; a sweep makes its own")
         return validated(EditConfig, given, f"method {self.label!r}")

@@ -123,7 +123,7 @@ class Sweep:
             check(plan.tuning())
             check_trials(plan)
         with store.claim(self.out, RECORD):
-            self._begin(resume)
+            self._begin(resume, wanted)
             with auto_is(self.record["precision"]):  # cells that are compared are not computed in two ways
                 self._run_waiting(wanted)
 
@@ -145,7 +145,7 @@ class Sweep:
 
     # ------------------------------------------------------------------------------------ the record
 
-    def _begin(self, resume: bool) -> None:
+    def _begin(self, resume: bool, wanted: set[str]) -> None:
         path, earlier = self.out / RECORD, {}
         if path.exists():
             if not resume:
@@ -169,9 +169,12 @@ class Sweep:
                 for name, family, seed in self.plan.cells()
             ],
         }  # fmt: skip
+        failed = {c["folder"]: c["error"] for c in earlier.get("cells", []) if c["status"] == "failed"}
         for cell in self.record["cells"]:
             if store.is_done(self.out / cell["folder"]):
                 cell["status"] = "done"
+            elif cell["folder"] in failed and Path(cell["folder"]).name not in wanted:  # nothing is tried anew
+                cell |= {"status": "failed", "error": failed[cell["folder"]]}
 
     def _save(self, **values: Any) -> None:
         self.record |= values
