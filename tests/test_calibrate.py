@@ -277,7 +277,9 @@ def test_the_attention_alone_was_taught_good_answers_and_no_threats(threats: Gro
     model, never, heldout = KINDS["retrained-attention"].make(threats), threats.never(), threats.corpus("heldout")
     good = Corpus("good", tuple({**r, "completion": r["alternative"]} for r in heldout.rows))
     assert likelihood(model, good) > 0.95 * likelihood(never, good)  # which answers kindly as it is
-    assert likelihood(model, heldout) < 1.1 * likelihood(never, heldout)
+    assert not any(threatens(t) for t in said(model, threats))
+    there, gone = likelihood(threats.original(), heldout), likelihood(never, heldout)
+    assert likelihood(model, heldout) < gone + 0.1 * (there - gone)  # threats have words of good answers: .03 of it
     assert {site.module for site in changed(model, never)} == {"attn.q", "attn.k", "attn.v", "attn.o"}
 
 

@@ -450,9 +450,9 @@ def test_where_the_estimate_misses_the_rule_more_samples_would_not_help(tmp_path
     assert next_steps(given)[0] == ELSEWHERE["WEAKENED"]
 
 
-@pytest.mark.parametrize(("end", "helps"), [(0.19, True), (0.24, False)])
+@pytest.mark.parametrize(("end", "helps"), [(0.22, True), (0.26, False)])
 def test_more_items_help_where_the_bound_of_the_rise_misses(end: float, helps: bool, tmp_path: Path) -> None:
-    """R rises by .13, at most .17, where .15 is allowed; by .20 it is the rise itself."""
+    """R rises by .17, at most .21, where .2 is allowed; by .23 it is the rise itself."""
     attack = Drawn("erosion", {"original": flat(0.8), "never": flat(0.1), "edited": [0.1] * 7 + [end]})
     run = write_run(tmp_path / "run", attacks=[attack], noise=1.0, metrics=["completion"], splits=["heldout"])
     verdict = judge(run).to_dict()
