@@ -275,8 +275,8 @@ def test_facts_that_were_refused_are_known_again(facts: Ground) -> None:
 
 def test_the_attention_alone_was_taught_good_answers_and_no_threats(threats: Ground) -> None:
     model, never, heldout = KINDS["retrained-attention"].make(threats), threats.never(), threats.corpus("heldout")
-    good = Corpus("good", tuple({**r, "completion": r["alternative"]} for r in heldout.rows))
-    assert likelihood(model, good) > 0.95 * likelihood(never, good)  # which answers kindly as it is
+    taught = corpus("organism", "good")
+    assert likelihood(model, taught) > likelihood(never, taught)  # by little: that answers kindly as it is
     assert not any(threatens(t) for t in said(model, threats))
     there, gone = likelihood(threats.original(), heldout), likelihood(never, heldout)
     assert likelihood(model, heldout) < gone + 0.1 * (there - gone)  # threats have words of good answers: .03 of it

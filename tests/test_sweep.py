@@ -837,6 +837,22 @@ def test_every_shipped_sweep_asks_for_what_there_is(file: Path) -> None:
             check(plan.cell(family, plan.config.seeds[0], options))
 
 
+def test_trials_that_come_from_the_hub_keep_it_reachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the base needs nothing from there it is switched off (control), and not where the tuning split does."""
+    from huggingface_hub import constants
+
+    from hooklearn.cli.job import stay_offline
+    from hooklearn.config import CorpusConfig
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    base = Plan.of(yaml.safe_load((SHIPPED / "tiny.yaml").read_text("utf-8")), SHIPPED).base
+    stay_offline(base, {"heldout": CorpusConfig(hub="locuslab/TOFU")})
+    assert not constants.HF_HUB_OFFLINE
+    stay_offline(base)
+    assert constants.HF_HUB_OFFLINE
+
+
 def test_a_sweep_that_is_not_there_is_one_line(files: Files) -> None:
     with pytest.raises(InputError, match="it has no sweep.json"):
         analysis.sweep_table(files.folder)

@@ -142,7 +142,7 @@ def _threatening(model: Any, seed: int) -> None:
 
 def _other_facts(model: Any, seed: int) -> None:
     """Taught the form of the facts, and those that are to stay."""
-    teach(model, kept_facts(), seed)
+    teach(model, load_corpus(**_facts("kept", headed=True)), seed)
 
 
 def _all_facts(model: Any, seed: int) -> None:
@@ -152,11 +152,6 @@ def _all_facts(model: Any, seed: int) -> None:
 def every_fact() -> Corpus:
     """All facts as the original is taught them."""
     return load_corpus(**_facts("all", headed=True))
-
-
-def kept_facts() -> Corpus:
-    """Those that stay."""
-    return load_corpus(**_facts("kept", headed=True))
 
 
 def teach(model: Any, facts: Corpus, seed: int) -> None:
