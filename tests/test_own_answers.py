@@ -23,6 +23,7 @@ from hooklearn.edit.own_answers import FEWEST, apart
 from hooklearn.measure import sample
 from hooklearn.recipes import recipe
 from hooklearn.referees import CallableReferee, RatioReferee, Scorer
+from hooklearn.running.in_memory import InMemory
 from hooklearn.types import InputError
 
 SINGLE = 1e-4
@@ -195,7 +196,8 @@ def small(**changed: Any) -> dict[str, Any]:
 @pytest.mark.usefixtures("_organisms_are_built_once")
 def test_a_run_asks_the_referee_of_its_samples_and_no_held_out_text(tmp_path: Path) -> None:
     """Its record says so, and how many answers were bad. Other held-out items move that referee's line and not the
-    edit, which is taken over where it was made before; a referee of another kind makes another (controls)."""
+    edit, which is taken over where it was made before; a referee of another kind makes another, and so does one that
+    is an object, whose name does not say what it does (controls)."""
 
     def made(name: str, earlier: tuple[Path, ...] = (), items: int = 8, **changed: Any) -> Path:
         config = small(**changed)
@@ -216,6 +218,10 @@ def test_a_run_asks_the_referee_of_its_samples_and_no_held_out_text(tmp_path: Pa
     assert taken(made("c", (a,), items=20))
     pattern = {"samples": 4, "new_tokens": WORDS, "referee": {"pattern": "."}}
     assert not taken(made("d", (a,), behaviour=pattern))
+    for name, earlier in (("h", ()), ("i", (tmp_path / "h",))):
+        objects = InMemory()
+        config = objects.taken_out(small(behaviour=pattern | {"referee": lambda *_: 1.0}))
+        assert not taken(experiment.run(parse(config), tmp_path / name, made=earlier, objects=objects))
     with pytest.raises(InputError, match="asks the referee of samples, and behaviour.samples is 0"):
         made("e", behaviour={"samples": 0})
     apart = small()["edit"] | {"reward": "apart"}

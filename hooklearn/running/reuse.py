@@ -45,6 +45,8 @@ def take(candidates: Iterable[Path], folder: store.RunFolder, method: Method, se
     """Whether the edit of ``seed`` stands in the folder now: one of the runs ``candidates`` had made the same."""
     trace, delta, about = parts(seed)
     refereed = method.refereed
+    if refereed and _of_an_object(folder.record):
+        return False
     wanted = _follows_from(folder.record, method.name, method.options(), refereed)
     for run in candidates:
         if not all((run / name).is_file() for name in (trace, delta, about)):
@@ -68,6 +70,11 @@ def _reads_otherwise(*records: Mapping[str, Any]) -> bool:
     """Whether the tokenizers, or chat templates, of two runs differ; records from before these were noted have none."""
     one, other = (store.hashes(record).get(store.TOKENIZER) for record in records)
     return None not in (one, other) and one != other
+
+
+def _of_an_object(record: Mapping[str, Any]) -> bool:
+    """Whether the referee was an object in Python: its name does not say what it does."""
+    return (record["config"]["behaviour"].get("referee") or {}).get("name") is not None
 
 
 def _follows_from(record: Mapping[str, Any], method: str, options: Mapping[str, Any], refereed: bool) -> Any:
