@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import platform
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
+
+from hooklearn import memory
 
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a habit of the GNU C library")
 
@@ -74,3 +80,12 @@ def test_the_peak_counts_anew_for_a_run() -> None:
     first, again = map(int, done.stdout.split())
     assert first > 256 - 32
     assert again < 32
+
+
+def test_a_process_that_was_killed_is_said_in_a_line_and_what_it_raises_itself_is_not_taken_for_it() -> None:
+    """The system kills what uses the most memory, and the pool can only say that a process is gone."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool, pytest.raises(BrokenProcessPool) as gone:
+        pool.submit(os._exit, 1).result()
+    assert (memory.exhausted(gone.value) or "").endswith("fewer --jobs, then --resume")
+    assert memory.exhausted(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None  # the control
