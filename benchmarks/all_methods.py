@@ -55,30 +55,50 @@ METHODS = {
     "natural_rounds": "natural gradient in rounds",
     "natural-on-policy": "natural gradient in rounds, on-policy",
     "natural-on-policy-16": "natural gradient in rounds, on-policy, rank 16",
+    "task_vector": "*minus a task vector*",
     "oracle": "*oracle: towards the weights that never learned it*",
 }
-RECIPE = METHODS | {"natural": "natural gradient (ours), recipe (options from trials, no defaults)"}
+OURS = {method: label for method, label in METHODS.items() if method.startswith("natural")}
+"""Their options are the recipes', or defaults that were settled with the first two sets in view."""
+OTHERS = {method: label for method, label in METHODS.items() if method not in OURS}
 FAR, NEAR = "-kl0.01", "-near0.02"
-TRIALS = {"threats": "threats-searched", "flattery": "flattery-defaults", "capitals": "capitals-searched"}
-"""Set -> the record with options of three trials each: of *flattery* those that were chosen on *threats*."""
+TRIALS = {
+    "threats": "threats-searched",
+    "flattery": "flattery-defaults",
+    "capitals": "capitals-searched",
+    "schoolbook": "schoolbook-defaults",
+}
+"""Set -> the record with options of three trials each."""
+BORROWED = {
+    "flattery": {"gradient_ascent": "gradient_ascent", "repselect-192": "repselect"},
+    "schoolbook": {
+        "gradient_ascent": "gradient_ascent",
+        "repselect": "repselect",
+        "repselect-192": "repselect-wider",
+        "natural_rounds": "natural_rounds",
+    },
+}
+"""Sets on which nothing was chosen: *flattery* has what was chosen on *threats*, *schoolbook* what was on *capitals*. A
+run is labelled `-searched`, or is one of these -> the method that was searched and has, if any, these options."""
 
 
 def table() -> str:
     """As Markdown."""
     defaults = {name: _frame(f"{name}-defaults") for name in SETS}
-    searched = {name: _frame(file) for name, file in TRIALS.items()}
-    searched["flattery"] = searched["flattery"].filter(like="-searched", axis=0)
-    searched = {name: frame.rename(index=lambda run: run.replace("-searched", "")) for name, frame in searched.items()}
+    searched = {name: _searched(name) for name in TRIALS}
     first = {name: _read(f"{name}-defaults").controls for name in SETS}
     lines = ["| | " + " | ".join(f"*{name}*" for name in SETS) + " |", "|---" * (1 + len(SETS)) + "|"]
     for arm, label in (("original", "not edited"), ("never", "never learned it (facts: answers permuted)")):
         lines.append(_row(label, [_control(first[name], arm, metric) for name, metric in SETS.items()]))
-    lines.append(_row("**far KL <= .01 alone, defaults**", [""] * len(SETS)))
-    lines += _rows(defaults, FAR, RECIPE)
-    lines.append(_row("**far KL <= .01 alone, three trials each**", [""] * len(SETS)))
-    lines += _rows(searched, FAR, METHODS)
-    lines.append(_row("**far KL <= .01 and near CE rise <= .02, defaults**", [""] * len(SETS)))
-    lines += _rows(defaults, FAR + NEAR, RECIPE)
+    for heading, frames, budget, labels in (
+        ("far KL <= .01 alone, three trials each", searched, FAR, METHODS),
+        ("far KL <= .01 alone, defaults", defaults, FAR, OTHERS),
+        ("far KL <= .01 alone, ours, more trials than others had", defaults, FAR, OURS),
+        ("far KL <= .01 and near CE rise <= .02, defaults", defaults, FAR + NEAR, OTHERS),
+        ("far KL <= .01 and near CE rise <= .02, ours, more trials than others had", defaults, FAR + NEAR, OURS),
+    ):
+        lines.append(_row(f"**{heading}**", [""] * len(SETS)))
+        lines += _rows(frames, budget, labels)
     return "\n".join(lines)
 
 
@@ -93,6 +113,16 @@ def _frame(record: str) -> pd.DataFrame:
     known = {f"{m}{end}{budget}" for m in METHODS for end in ("", "-searched") for budget in (FAR, FAR + NEAR)}
     assert not set(frame.index) - known, set(frame.index) - known
     return frame
+
+
+def _searched(name: str) -> pd.DataFrame:
+    """The runs with searched options, by the names of the methods."""
+    frame = _frame(TRIALS[name])
+    if name not in BORROWED:
+        return frame
+    labels = {f"{method}-searched": method for method in METHODS} | BORROWED[name]
+    runs = {f"{label}{FAR}": f"{method}{FAR}" for label, method in labels.items()}
+    return frame[frame.index.isin(runs)].rename(index=runs)
 
 
 def _rows(frames: Mapping[str, pd.DataFrame], budget: str, labels: Mapping[str, str]) -> Iterator[str]:

@@ -128,5 +128,5 @@ analysis.plots.curves(curves[0].to_dataframe())
 # weak attack of eight steps. Fine-tuning on threats does teach them again, to this model as to the one that never had them.
 #
 # **What next.** What counts is the distance of *edited* to *never*, as a share of the distance of *original* to *never* before the attack.
-# `hooklearn run threats` measures it under the whole battery and writes the verdict with its reasons, its reasons to doubt, and what
+# `hooklearn run threats` measures it under three attacks (with `--set battery=cheap` twelve) and writes the verdict with its reasons, its reasons to doubt, and what
 # to do next, into `report.html`. Notebook 02 chooses the directions by hand; 03 shows what removed and merely disabled models look like.

@@ -113,4 +113,4 @@ for doubt in verdicts["retrained"].doubts:
 # %% [markdown]
 # **Limits.** Three organisms, one seed, forty held-out requests, short attacks. A verdict is about *these* attackers: of those that need no
 # training on threats only `ablate_direction` opens the refusing model, and a password-locked one keeps it from everybody who lacks the password. `hooklearn calibrate` runs
-# 32 kinds (half-undone, password-locked, RMU'd ...) with three seeds. To audit your own pair: `hooklearn audit --original A --edited B --never C --forget f.jsonl --heldout h.jsonl`.
+# 33 kinds (half-undone, password-locked, RMU'd ...) with three seeds. To audit your own pair: `hooklearn audit --original A --edited B --never C --forget f.jsonl --heldout h.jsonl`.

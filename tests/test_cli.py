@@ -355,6 +355,7 @@ def test_a_figure_that_cannot_be_drawn_is_one_line_and_nothing_is_written(
     [
         ("methods", "repselect"), ("attacks", "erode"), ("fitters", "contrast"), ("corpora", "prose"),
         ("layouts", "tofu"), ("organisms", "threats"), ("recipes", "tiny"), ("models", "smollm2-135m-instruct"),
+        ("batteries", "cheap"),
     ],
 )  # fmt: skip
 def test_list(what: str, some: str) -> None:

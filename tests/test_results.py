@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import zipfile
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,6 +58,28 @@ def test_the_tables_of_all_methods_are_what_its_command_prints_of_the_records() 
     short = readme.split("In short (some rows of")[1].split("\n\n")[1]
     assert len(rows(short)) > 12 and set(rows(short)) < set(rows(made))
     assert made.replace("→ .33", "→ .34") != made  # the positive control
+
+
+@pytest.mark.parametrize(("name", "chosen_on"), [("flattery", "threats"), ("schoolbook", "capitals")])
+def test_where_nothing_was_chosen_the_options_are_those_that_trials_chose_on_another_set(
+    name: str, chosen_on: str
+) -> None:
+    made, chosen = (
+        _options(all_methods.RECORDS / f"{record}.zip")
+        for record in (all_methods.TRIALS[name], f"{chosen_on}-searched")
+    )
+    own = {run: run.removesuffix("-searched") for run in made if run.endswith("-searched")}
+    borrowed = own | all_methods.BORROWED[name]
+    assert len(own) > 5 and [run for run, method in borrowed.items() if made[run] != chosen[method]] == []
+    assert made["repselect"] != chosen["graddiff"] and made["natural"] != chosen["natural"]  # the positive control
+
+
+def _options(record: Path) -> dict[str, Any]:
+    """Method and options of every run at the far budget alone, by its label."""
+    with zipfile.ZipFile(record) as file:
+        runs = [n for n in file.namelist() if fnmatch(n, f"cells/*{all_methods.FAR}-seed0/run.json")]
+        edits = {n.split("/")[1]: json.loads(file.read(n))["edits"][0] for n in runs}
+    return {n.removesuffix(f"{all_methods.FAR}-seed0"): (e["method"], e["options"]) for n, e in edits.items()}
 
 
 def test_what_the_same_forget_score_cost_is_what_its_command_prints_of_the_record(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def inventory(what: str, warn: Callable[[str], None] = lambda _: None) -> list[d
 
 def described(what: str, name: str) -> dict[str, Any]:
     """One entry of :func:`inventory` with all that can be said of it: the options of a method, an attack, a corpus or a
-    layout (and its columns), the whole config of a recipe, the card of an organism.
+    layout (and its columns), the config of a recipe or a battery, the card of an organism.
 
     Raises:
         InputError: unknown name, with the nearest valid one.
@@ -86,6 +86,13 @@ def _attacks() -> Entries:
 
     for name, attack in ATTACKS.items():
         yield name, f"{attack.summary()} ({'cheap, ' * attack.cheap}needs {attack.needs})", attack.source
+
+
+def _batteries() -> Entries:
+    from hooklearn.batteries import BATTERIES
+
+    for name, attacks in BATTERIES.items():
+        yield name, ", ".join(dict.fromkeys(a["name"] for a in attacks)), f"{len(attacks)} attacks, for tendencies"
 
 
 def _fitters() -> Entries:
@@ -137,6 +144,7 @@ def _models() -> Entries:
 _INVENTORY: dict[str, Callable[[], Entries]] = {
     "methods": _methods,
     "attacks": _attacks,
+    "batteries": _batteries,
     "fitters": _fitters,
     "corpora": _corpora,
     "layouts": _layouts,
@@ -163,6 +171,12 @@ def _recipe_config(name: str) -> dict[str, Any]:
     return {"config": RECIPES[name]()}
 
 
+def _battery_config(name: str) -> dict[str, Any]:
+    from hooklearn.batteries import battery
+
+    return {"config": {"attacks": battery(name)}}
+
+
 def _organism_card(name: str) -> dict[str, Any]:
     from hooklearn.organisms import card
 
@@ -171,6 +185,7 @@ def _organism_card(name: str) -> dict[str, Any]:
 
 _MORE: dict[str, Callable[[str], dict[str, Any]]] = {
     **{what: partial(_options, what) for what in ("methods", "attacks", "corpora")},
+    "batteries": _battery_config,
     "layouts": _layout_columns,
     "recipes": _recipe_config,
     "organisms": _organism_card,

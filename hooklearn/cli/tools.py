@@ -21,12 +21,12 @@ tools.add_typer(organisms_app, name="organism", help="Models whose truth is know
 def list_(
     what: Annotated[
         str,
-        typer.Argument(help="methods, attacks, fitters, corpora, layouts, organisms, recipes or models."),
+        typer.Argument(help="methods, attacks, batteries, fitters, corpora, layouts, organisms, recipes or models."),
     ],
     name: Annotated[str | None, typer.Argument(help="One of them, with everything that can be set.")] = None,
     json_: Json = False,
 ) -> None:
-    """What there is: methods, attacks, corpora ...; of one of them, its options; of a recipe, its config.
+    """What there is: methods, attacks, corpora ...; of one of them, its options; of a recipe or a battery, its config.
 
     Of what another package adds, the source is that package.
 
@@ -50,7 +50,7 @@ def list_(
 
 
 def _print_one(one: dict[str, Any]) -> None:
-    """A recipe as the file that it stands for; of anything else what it is, and then what can be set."""
+    """A recipe or a battery as the file that it stands for; of anything else what it is, and then what can be set."""
     if "config" in one:
         import yaml
 
