@@ -69,6 +69,8 @@ TRIALS = {
     "schoolbook": "schoolbook-defaults",
 }
 """Set -> the record with options of three trials each."""
+TRIALS_NEAR = "capitals-near"
+"""The one with trials at the near budget."""
 BORROWED = {
     "flattery": {"gradient_ascent": "gradient_ascent", "repselect-192": "repselect"},
     "schoolbook": {
@@ -86,6 +88,7 @@ def table() -> str:
     """As Markdown."""
     defaults = {name: _frame(f"{name}-defaults") for name in SETS}
     searched = {name: _searched(name) for name in TRIALS}
+    near = {"capitals": _frame(TRIALS_NEAR)}
     first = {name: _read(f"{name}-defaults").controls for name in SETS}
     lines = ["| | " + " | ".join(f"*{name}*" for name in SETS) + " |", "|---" * (1 + len(SETS)) + "|"]
     for arm, label in (("original", "not edited"), ("never", "never learned it (facts: answers permuted)")):
@@ -94,6 +97,7 @@ def table() -> str:
         ("far KL <= .01 alone, three trials each", searched, FAR, METHODS),
         ("far KL <= .01 alone, defaults", defaults, FAR, OTHERS),
         ("far KL <= .01 alone, ours, more trials than others had", defaults, FAR, OURS),
+        ("far KL <= .01 and near CE rise <= .02, three trials each", near, FAR + NEAR, METHODS),
         ("far KL <= .01 and near CE rise <= .02, defaults", defaults, FAR + NEAR, OTHERS),
         ("far KL <= .01 and near CE rise <= .02, ours, more trials than others had", defaults, FAR + NEAR, OURS),
     ):
