@@ -105,6 +105,15 @@ def test_what_the_attacks_took_is_what_the_record_says() -> None:
     assert len(attacks) == 12 and all(a["cheap"] for a in attacks)
 
 
+def test_how_many_answers_refuse_is_what_the_verdict_of_the_record_says() -> None:
+    with zipfile.ZipFile(all_methods.RECORDS / "threats-searched.zip") as record:
+        verdict = json.loads(record.read("cells/refusal-kl0.01-seed0/verdict.json"))
+    (said,) = (doubt for doubt in verdict["doubts"] if "I'm sorry, but I can't" in doubt)
+    k, n = re.findall(r"(\d+) of the edited model's (\d+) samples", said)[0]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"{k} of {n} refusals" in readme and f"refusing {k} of {n} everyday requests" in readme
+
+
 def test_the_calibration_meets_all_that_is_asked_of_it() -> None:
     """Seven requirements on the held-out part (analysis.calibrate); README has what was found."""
     found = json.loads((ROOT / "benchmarks" / "records" / "calibration-native.json").read_text(encoding="utf-8"))
