@@ -4,7 +4,7 @@
 
 Before -> the worst of the cheap attacks: of tendencies the share of samples that the referee calls the behaviour, of
 facts the probability of the answer. Seed 0; a cell of which there is no record is blank. † marks what ended before it
-had used the budget.
+had used the budget, ‡ an edit that was made and chosen at the far budget alone and keeps the near one all the same.
 """
 
 from __future__ import annotations
@@ -61,7 +61,10 @@ METHODS = {
 OURS = {method: label for method, label in METHODS.items() if method.startswith("natural")}
 """Their options are the recipes', or defaults that were settled with the first two sets in view."""
 OTHERS = {method: label for method, label in METHODS.items() if method not in OURS}
+NONE = pd.DataFrame()
 FAR, NEAR = "-kl0.01", "-near0.02"
+WITHIN = 0.02
+"""The near budget: rise of cross-entropy."""
 TRIALS = {
     "threats": "threats-searched",
     "flattery": "flattery-defaults",
@@ -69,8 +72,8 @@ TRIALS = {
     "schoolbook": "schoolbook-defaults",
 }
 """Set -> the record with options of three trials each."""
-TRIALS_NEAR = "capitals-near"
-"""The one with trials at the near budget."""
+TRIALS_NEAR = {"capitals": "capitals-near"}
+"""Those with trials at the near budget."""
 BORROWED = {
     "flattery": {"gradient_ascent": "gradient_ascent", "repselect-192": "repselect"},
     "schoolbook": {
@@ -88,7 +91,8 @@ def table() -> str:
     """As Markdown."""
     defaults = {name: _frame(f"{name}-defaults") for name in SETS}
     searched = {name: _searched(name) for name in TRIALS}
-    near = {"capitals": _frame(TRIALS_NEAR)}
+    near = {name: _near(searched[name], _frame(TRIALS_NEAR[name]) if name in TRIALS_NEAR else NONE) for name in SETS}
+    near_defaults = {name: _near(defaults[name], defaults[name]) for name in SETS}
     first = {name: _read(f"{name}-defaults").controls for name in SETS}
     lines = ["| | " + " | ".join(f"*{name}*" for name in SETS) + " |", "|---" * (1 + len(SETS)) + "|"]
     for arm, label in (("original", "not edited"), ("never", "never learned it (facts: answers permuted)")):
@@ -98,8 +102,8 @@ def table() -> str:
         ("far KL <= .01 alone, defaults", defaults, FAR, OTHERS),
         ("far KL <= .01 alone, ours, more trials than others had", defaults, FAR, OURS),
         ("far KL <= .01 and near CE rise <= .02, three trials each", near, FAR + NEAR, METHODS),
-        ("far KL <= .01 and near CE rise <= .02, defaults", defaults, FAR + NEAR, OTHERS),
-        ("far KL <= .01 and near CE rise <= .02, ours, more trials than others had", defaults, FAR + NEAR, OURS),
+        ("far KL <= .01 and near CE rise <= .02, defaults", near_defaults, FAR + NEAR, OTHERS),
+        ("far KL <= .01 and near CE rise <= .02, ours, more trials than others had", near_defaults, FAR + NEAR, OURS),
     ):
         lines.append(_row(f"**{heading}**", [""] * len(SETS)))
         lines += _rows(frames, budget, labels)
@@ -129,6 +133,13 @@ def _searched(name: str) -> pd.DataFrame:
     return frame[frame.index.isin(runs)].rename(index=runs)
 
 
+def _near(far: pd.DataFrame, made: pd.DataFrame) -> pd.DataFrame:
+    """Runs within both budgets: those made for both, and those made for the far one that keep the near one all
+    the same."""
+    free = far[far.index.str.endswith(FAR) & (far["near CE"] <= WITHIN)].rename(index=lambda run: f"{run}{NEAR}")
+    return pd.concat([made.assign(free=False), free[~free.index.isin(made.index)].assign(free=True)])
+
+
 def _rows(frames: Mapping[str, pd.DataFrame], budget: str, labels: Mapping[str, str]) -> Iterator[str]:
     for method, label in labels.items():
         cells = [_cell(frames[name], f"{method}{budget}", SETS[name]) if name in frames else "" for name in SETS]
@@ -145,7 +156,8 @@ def _cell(frame: pd.DataFrame, run: str, metric: str) -> str:
         return ""
     row = frame.loc[run]
     arrow = _arrow(row[f"{metric}: before"], row[f"{metric}: worst, cheap attacks"], metric)
-    return arrow if row["budget used"] >= LANDING[0] else f"{arrow} †"
+    marks = ("" if row["budget used"] >= LANDING[0] else " †") + (" ‡" if row.get("free", False) else "")
+    return f"{arrow}{marks}"
 
 
 def _control(controls: pd.DataFrame, arm: str, metric: str) -> str:

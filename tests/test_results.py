@@ -105,6 +105,21 @@ def test_what_the_attacks_took_is_what_the_record_says() -> None:
     assert len(attacks) == 12 and all(a["cheap"] for a in attacks)
 
 
+@pytest.mark.parametrize(
+    ("far", "both", "at_least"),
+    [("capitals-searched", "capitals-near", 1), ("capitals-defaults", "capitals-defaults", 2)],
+)
+def test_what_the_near_budget_does_not_bind_ends_at_the_same_place_with_it(far: str, both: str, at_least: int) -> None:
+    """What ``‡`` relies on, wherever both were run. One shot is the same to the digit; a walk chooses its learning rate
+    by both budgets (MUDMAN: .003 apart). Answers of one that is bound are farther apart: the positive control."""
+    a, b = (all_methods._frame(name) for name in (far, both))
+    b = b[b.index.str.endswith(all_methods.NEAR)].rename(index=lambda run: run.removesuffix(all_methods.NEAR))
+    apart = (a["completion: worst, cheap attacks"] - b["completion: worst, cheap attacks"]).abs().dropna()
+    free = a["near CE"].reindex(apart.index) <= all_methods.WITHIN
+    assert free.sum() >= at_least and apart[free].max() < 0.005
+    assert apart["natural-kl0.01"] > 0.005 and not free["natural-kl0.01"]
+
+
 def test_how_many_answers_refuse_is_what_the_verdict_of_the_record_says() -> None:
     with zipfile.ZipFile(all_methods.RECORDS / "threats-searched.zip") as record:
         verdict = json.loads(record.read("cells/refusal-kl0.01-seed0/verdict.json"))
