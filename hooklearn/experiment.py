@@ -29,6 +29,7 @@ from hooklearn.running.attacking import (
     arena_of,
     attack_records,
     attack_stages,
+    check_attackers,
     collect_parts,
     spent_by,
 )  # fmt: skip
@@ -110,6 +111,7 @@ def _run_stages(
     folder.path("parts").mkdir(exist_ok=True)
     watcher = shared.watcher
     check_watched(config, watcher)
+    check_attackers(config, setup, watcher)
     if watcher.referee is not None:
         folder.update(referee=watcher.referee.describe())
     if shared.yardstick is not None:

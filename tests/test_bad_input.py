@@ -225,6 +225,10 @@ CASES: dict[str, tuple[Spoil, list[str]]] = {
     "samples after the end": (
         config(attacks=[{"name": "erode", "steps": 2, "sampled_at": [1, 3]}]), ["sampled_at [1, 3]", "valid: 1 to 2"]
     ),
+    "samples after what the epochs give": (
+        config(attacks=[{"name": "relearn", "epochs": 1, "sampled_at": [1, 999]}]),
+        ["sampled_at [1, 999], and it ends after", "valid: 1 to"],
+    ),
     "a look before the first step": (
         config(attacks=[{"name": "erode", "first_look": 0}]), ["first_look must be 1 or more, got 0"]
     ),

@@ -257,6 +257,22 @@ class Killed(Exception):
     """What the operating system does, as far as a run can tell."""
 
 
+@pytest.mark.parametrize("facts", [False, True])
+def test_samples_after_the_end_of_an_attack_are_refused_before_the_edit(tmp_path: Path, facts: bool) -> None:
+    """Where only the attacker's batches tell when that is; the same attack without them is made (control)."""
+    config = small() | {"seeds": [0], "controls": {}}
+    attack = {"name": "relearn", "learning_rates": [1e-3], "epochs": 1, "sampled_at": [1, 99]}
+    if facts:  # leave-one-out: of the fold that ends first
+        config["corpora"]["attack_train"] = config["corpora"]["heldout"]
+        attack |= {"name": "low_mi", "folds": 2}
+    said: list[str] = []
+    with pytest.raises(InputError, match=r"sampled_at \[1, 99\], and it ends after \d+ steps; valid: 1 to"):
+        run(config | {"attacks": [attack]}, tmp_path / "late", progress=said.append)
+    assert said and not any(line.startswith(("edit", "natural")) for line in said)
+    run(config | {"attacks": [attack | {"sampled_at": [1]}]}, tmp_path / "within", progress=said.append)
+    assert any(line.startswith("edit") for line in said)
+
+
 @pytest.mark.parametrize(
     "moment",
     [

@@ -147,6 +147,9 @@ class Attack(ABC):
         """Asked before anything is measured. Raises InputError where it cannot be made on this model, or with these
         corpora (by role)."""
 
+    def check_in(self, arena: Arena) -> None:  # noqa: B027 (most have nothing to ask)
+        """Asked before the edit. Raises InputError for what only the attacker's batches tell."""
+
     def effort(self, arena: Arena, steps: int) -> Effort | None:  # noqa: ARG002 (most have no data)
         """What it spends on one arm at one setting, beside looks and samples (unless samples are what it is), where its
         curve ends after ``steps``; None of an attack by training that does not say."""

@@ -94,12 +94,12 @@ class LowMutualInformation(Relearn, MaybeAdapted):
         if self.folds == 1:
             yield from super().one_by_one(arena)
             return
+        self.check_in(arena)
         folds = _folds(arena.watcher.heldout.corpus, self.folds, arena.seed)
         arena = _among_untold(arena, folds)
         arenas = [_arena_of(arena, fold) for fold in folds]
         plans = [self.plan(one) for one in arenas]
         steps = min(plan.steps for plan in plans)
-        self.samples_within(steps)
         rates = self.rates(arena, plans[0].stream)
         for lr in rates:
             if self.setting(lr) in arena.finished:
@@ -113,6 +113,13 @@ class LowMutualInformation(Relearn, MaybeAdapted):
                     pending.permuted = untold.corpus if (untold := arena.watcher.permuted) else None
                     pending.samples = [s for s in pending.samples if fold.tests(pending.split, s.item)]
             yield _joined(curves, folds)
+
+    def last(self, arena: Arena) -> int:
+        """Of the fold that ends first, as they all do then."""
+        if self.folds == 1:
+            return super().last(arena)
+        folds = _folds(arena.watcher.heldout.corpus, self.folds, arena.seed)
+        return min(self.plan(_arena_of(arena, fold)).steps for fold in folds)
 
     def effort(self, arena: Arena, steps: int) -> Effort:
         """Of all folds; the different rows are those of the one that has most."""

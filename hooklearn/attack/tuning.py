@@ -109,7 +109,7 @@ class Tuning(Attack):
 
     def one_by_one(self, arena: Arena) -> Iterator[Curve]:
         plan = self.plan(arena)
-        self.samples_within(plan.steps)
+        self.check_in(arena)
         rates = self.rates(arena, plan.stream)
         for lr in rates:
             if self.setting(lr) not in arena.finished:
@@ -124,6 +124,14 @@ class Tuning(Attack):
             also_at=plan.also_at, first_look=self.first_look, sampled_at=self.sampled_at,
         )  # fmt: skip
         return _noted(curve, plan.note)
+
+    def last(self, arena: Arena) -> int:
+        """The step after which it ends, unless the curve is flat before."""
+        return self.plan(arena).steps
+
+    def check_in(self, arena: Arena) -> None:
+        if self.sampled_at:
+            self.samples_within(self.last(arena))
 
     def samples_within(self, steps: int) -> None:
         """Raises InputError where samples are asked for after the end."""
