@@ -72,7 +72,7 @@ TRIALS = {
     "schoolbook": "schoolbook-defaults",
 }
 """Set -> the record with options of three trials each."""
-TRIALS_NEAR = {"capitals": "capitals-near"}
+TRIALS_NEAR = {"capitals": "capitals-near", "schoolbook": "schoolbook-near"}
 """Those with trials at the near budget."""
 BORROWED = {
     "flattery": {"gradient_ascent": "gradient_ascent", "repselect-192": "repselect"},
