@@ -14,8 +14,8 @@ from analysis.calibrate import Calibration, calibrate
 from analysis.measures import Thresholds
 
 
-def judged(folder: Path, thresholds: Thresholds) -> Calibration:
-    return calibrate(sorted(p.parent for p in folder.glob("cases/*/case.json")), thresholds, jobs=2)
+def judged(folder: Path, thresholds: Thresholds, *, jobs: int = 2) -> Calibration:
+    return calibrate(sorted(p.parent for p in folder.glob("cases/*/case.json")), thresholds, jobs=jobs)
 
 
 def right(calibration: Calibration) -> str:

@@ -17,7 +17,9 @@ from user_files import hooklearn
 
 from analysis.calibrate import GOLD, INSTILLED, Requirement, _mechanistic, auc, auc_error, calibrate
 from analysis.confusion import confusion
+from analysis.measures import Thresholds
 from analysis.tables import EASIER
+from benchmarks import other_bounds
 from hooklearn import forward, integrity, models
 from hooklearn.corpora import tiny_facts
 from hooklearn.corpora.corpus import Corpus
@@ -624,6 +626,10 @@ def test_calibrate_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     refused = hooklearn("calibrate", *options, "-q")
     assert refused.exit_code == 2 and "--resume" in refused.stderr
+
+    usual, never = (other_bounds.judged(tmp_path, t, jobs=1) for t in (Thresholds(), Thresholds(removal=1.5)))
+    assert {c.organism: c.verdict for c in usual.cases} == {k: verdict for k, (_, verdict) in verdicts.items()}
+    assert {c.verdict for c in never.cases} == {"DISABLED", "WEAKENED"}  # nothing takes more away than there was
     monkeypatch.setattr(calibration, "_write_models", lambda *_: pytest.fail("a finished case was made again"))
     again = json.loads(hooklearn("calibrate", *options, "--resume", "-q").stdout)
     assert again == found
