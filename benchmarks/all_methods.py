@@ -61,7 +61,6 @@ METHODS = {
 OURS = {method: label for method, label in METHODS.items() if method.startswith("natural")}
 """Their options are the recipes', or defaults that were settled with the first two sets in view."""
 OTHERS = {method: label for method, label in METHODS.items() if method not in OURS}
-NONE = pd.DataFrame()
 FAR, NEAR = "-kl0.01", "-near0.02"
 WITHIN = 0.02
 """The near budget: rise of cross-entropy."""
@@ -89,11 +88,11 @@ run is labelled `-searched`, or is one of these -> the method that was searched 
 
 def table() -> str:
     """As Markdown."""
-    defaults = {name: _frame(f"{name}-defaults") for name in SETS}
+    defaults = {name: frame_of(f"{name}-defaults") for name in SETS}
     searched = {name: _searched(name) for name in TRIALS}
-    near = {name: _near(searched[name], _frame(TRIALS_NEAR[name]) if name in TRIALS_NEAR else NONE) for name in SETS}
+    near = {name: _near(searched[name], frame_of(TRIALS_NEAR[name]) if name in TRIALS_NEAR else None) for name in SETS}
     near_defaults = {name: _near(defaults[name], defaults[name]) for name in SETS}
-    first = {name: _read(f"{name}-defaults").controls for name in SETS}
+    first = {name: read(f"{name}-defaults").controls for name in SETS}
     lines = ["| | " + " | ".join(f"*{name}*" for name in SETS) + " |", "|---" * (1 + len(SETS)) + "|"]
     for arm, label in (("original", "not edited"), ("never", "never learned it (facts: answers permuted)")):
         lines.append(_row(label, [_control(first[name], arm, metric) for name, metric in SETS.items()]))
@@ -111,13 +110,13 @@ def table() -> str:
 
 
 @cache
-def _read(record: str) -> Comparison:
+def read(record: str) -> Comparison:
     return analysis.compare([RECORDS / f"{record}.zip"])
 
 
-def _frame(record: str) -> pd.DataFrame:
+def frame_of(record: str) -> pd.DataFrame:
     """The runs of a record; none may be left out for want of a label."""
-    frame = _read(record).to_dataframe().set_index("run")
+    frame = read(record).to_dataframe().set_index("run")
     known = {f"{m}{end}{budget}" for m in METHODS for end in ("", "-searched") for budget in (FAR, FAR + NEAR)}
     assert not set(frame.index) - known, set(frame.index) - known
     return frame
@@ -125,7 +124,7 @@ def _frame(record: str) -> pd.DataFrame:
 
 def _searched(name: str) -> pd.DataFrame:
     """The runs with searched options, by the names of the methods."""
-    frame = _frame(TRIALS[name])
+    frame = frame_of(TRIALS[name])
     if name not in BORROWED:
         return frame
     labels = {f"{method}-searched": method for method in METHODS} | BORROWED[name]
@@ -133,16 +132,17 @@ def _searched(name: str) -> pd.DataFrame:
     return frame[frame.index.isin(runs)].rename(index=runs)
 
 
-def _near(far: pd.DataFrame, made: pd.DataFrame) -> pd.DataFrame:
+def _near(far: pd.DataFrame, made: pd.DataFrame | None) -> pd.DataFrame:
     """Runs within both budgets: those made for both, and those made for the far one that keep the near one all
     the same."""
+    made = far.iloc[:0] if made is None else made
     free = far[far.index.str.endswith(FAR) & (far["near CE"] <= WITHIN)].rename(index=lambda run: f"{run}{NEAR}")
     return pd.concat([made.assign(free=False), free[~free.index.isin(made.index)].assign(free=True)])
 
 
 def _rows(frames: Mapping[str, pd.DataFrame], budget: str, labels: Mapping[str, str]) -> Iterator[str]:
     for method, label in labels.items():
-        cells = [_cell(frames[name], f"{method}{budget}", SETS[name]) if name in frames else "" for name in SETS]
+        cells = [_cell(frames[name], f"{method}{budget}", metric) for name, metric in SETS.items()]
         if any(cells):
             yield _row(label, cells)
 

@@ -17,7 +17,6 @@ from user_files import hooklearn
 
 from analysis.calibrate import GOLD, INSTILLED, Requirement, _mechanistic, auc, auc_error, calibrate
 from analysis.confusion import confusion
-from analysis.measures import Thresholds
 from analysis.tables import EASIER
 from benchmarks import other_bounds
 from hooklearn import forward, integrity, models
@@ -610,7 +609,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_calibrate_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calibrate_and_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = ["--kind", "locked", "--kind", "never-learned", "--seed", 0, "--out", tmp_path, "--jobs", 1, "--json"]
     result = hooklearn("calibrate", *options)
     assert result.exit_code == 0, (result.stderr, result.exception)
@@ -627,9 +628,12 @@ def test_calibrate_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     refused = hooklearn("calibrate", *options, "-q")
     assert refused.exit_code == 2 and "--resume" in refused.stderr
 
-    usual, never = (other_bounds.judged(tmp_path, t, jobs=1) for t in (Thresholds(), Thresholds(removal=1.5)))
-    assert {c.organism: c.verdict for c in usual.cases} == {k: verdict for k, (_, verdict) in verdicts.items()}
-    assert {c.verdict for c in never.cases} == {"DISABLED", "WEAKENED"}  # nothing takes more away than there was
+    capsys.readouterr()
+    other_bounds.main([str(tmp_path), "removal=1.5", "--jobs", "1"])  # nothing takes more away than there was
+    said = capsys.readouterr().out
+    assert said.startswith("- never-learned (seed 0, tuning): REMOVED -> WEAKENED: ") and said.count(" -> ") == 1
+    other_bounds.main([str(tmp_path), "removal=0.8", "--jobs", "1"])  # as it is: the control
+    assert " -> " not in capsys.readouterr().out
     monkeypatch.setattr(calibration, "_write_models", lambda *_: pytest.fail("a finished case was made again"))
     again = json.loads(hooklearn("calibrate", *options, "--resume", "-q").stdout)
     assert again == found
@@ -639,6 +643,22 @@ def test_calibrate_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(calibration, "native", lambda _: [])
     other = hooklearn("calibrate", *options, "--resume", "-q")
     assert other.exit_code == 2 and "another battery" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["rsie=0.1"], "no threshold 'rsie'; valid: "),
+        (["rise=x"], "rise must be a number such as 0.2, got 'x'"),
+        (["rise=0.1"], "no case in "),
+    ],
+)
+def test_another_bound_that_cannot_be_judged_with_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], args: list[str], said: str
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        other_bounds.main([str(tmp_path), *args])
+    assert said in capsys.readouterr().err
 
 
 def test_bad_input_is_one_line(tmp_path: Path) -> None:

@@ -19,10 +19,6 @@ PAGE = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
 RECORDS = sorted((ROOT / "benchmarks" / "records").glob("*.zip"))
 
 
-compared = all_methods._read
-"""A record by its name; each is read and compared once, which takes seconds."""
-
-
 def rows(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| --- ")]
 
@@ -30,7 +26,7 @@ def rows(text: str) -> list[str]:
 @pytest.mark.parametrize("file", RECORDS, ids=lambda p: p.stem)
 def test_the_table_of_a_record_stands_in_the_results_to_the_digit(file: Path) -> None:
     """Every row that ``hooklearn compare FILE --brief`` prints, and that command; another number would be missed."""
-    made = rows(compared(file.stem).brief_markdown())
+    made = rows(all_methods.read(file.stem).brief_markdown())
     assert f"hooklearn compare benchmarks/records/{file.name} --brief" in PAGE
     assert len(made) >= 4, "a heading, a method and two controls"
     assert [row for row in made if row not in PAGE] == []
@@ -40,7 +36,7 @@ def test_the_table_of_a_record_stands_in_the_results_to_the_digit(file: Path) ->
 def test_the_tables_by_attack_stand_in_the_results_to_the_digit() -> None:
     """Of every record whose page names that command."""
     named = re.findall(r"hooklearn compare (benchmarks/records/\S+\.zip) --attacks(?: --metric (\w+))?", PAGE)
-    made = {(file, m): rows(compared(Path(file).stem).attacks_markdown(m or None)) for file, m in named}
+    made = {(file, m): rows(all_methods.read(Path(file).stem).attacks_markdown(m or None)) for file, m in named}
     assert made and all(len(of) > 4 for of in made.values())
     assert [row for of in made.values() for row in of if row not in PAGE] == []
     assert next(iter(made.values()))[1].replace("0.", "9.") not in PAGE  # the positive control
@@ -116,7 +112,7 @@ def test_what_the_attacks_took_is_what_the_record_says() -> None:
 def test_what_the_near_budget_does_not_bind_ends_at_the_same_place_with_it(far: str, both: str, at_least: int) -> None:
     """What ``‡`` relies on, wherever both were run. One shot is the same to the digit; a walk chooses its learning rate
     by both budgets (MUDMAN: .003 apart). Answers of one that is bound are farther apart: the positive control."""
-    a, b = (all_methods._frame(name) for name in (far, both))
+    a, b = (all_methods.frame_of(name) for name in (far, both))
     b = b[b.index.str.endswith(all_methods.NEAR)].rename(index=lambda run: run.removesuffix(all_methods.NEAR))
     apart = (a["completion: worst, cheap attacks"] - b["completion: worst, cheap attacks"]).abs().dropna()
     free = a["near CE"].reindex(apart.index) <= all_methods.WITHIN

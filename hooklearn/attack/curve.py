@@ -147,7 +147,7 @@ class Attack(ABC):
         """Asked before anything is measured. Raises InputError where it cannot be made on this model, or with these
         corpora (by role)."""
 
-    def check_in(self, arena: Arena) -> None:  # noqa: B027 (most have nothing to ask)
+    def check_batches(self, arena: Arena) -> None:  # noqa: B027 (most have nothing to ask)
         """Asked before the edit. Raises InputError for what only the attacker's batches tell."""
 
     def effort(self, arena: Arena, steps: int) -> Effort | None:  # noqa: ARG002 (most have no data)

@@ -94,7 +94,7 @@ class LowMutualInformation(Relearn, MaybeAdapted):
         if self.folds == 1:
             yield from super().one_by_one(arena)
             return
-        self.check_in(arena)
+        self.check_batches(arena)
         folds = _folds(arena.watcher.heldout.corpus, self.folds, arena.seed)
         arena = _among_untold(arena, folds)
         arenas = [_arena_of(arena, fold) for fold in folds]

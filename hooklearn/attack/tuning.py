@@ -109,7 +109,7 @@ class Tuning(Attack):
 
     def one_by_one(self, arena: Arena) -> Iterator[Curve]:
         plan = self.plan(arena)
-        self.check_in(arena)
+        self.check_batches(arena)
         rates = self.rates(arena, plan.stream)
         for lr in rates:
             if self.setting(lr) not in arena.finished:
@@ -129,7 +129,7 @@ class Tuning(Attack):
         """The step after which it ends, unless the curve is flat before."""
         return self.plan(arena).steps
 
-    def check_in(self, arena: Arena) -> None:
+    def check_batches(self, arena: Arena) -> None:
         if self.sampled_at:
             self.samples_within(self.last(arena))
 

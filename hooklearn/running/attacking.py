@@ -45,14 +45,11 @@ def arena_of(
 
 
 def check_attackers(config: RunConfig, setup: Setup, watcher: Watcher) -> None:
-    """Raises InputError, before an edit is made, for what only the attackers' batches tell."""
+    """Raises InputError, before anything is edited or attacked, for what only the attackers' batches tell."""
     for seed in config.seeds:
-        _check_in(config, arena_of(setup, watcher, [ArmState("original", setup.original)], seed))
-
-
-def _check_in(config: RunConfig, arena: Arena) -> None:
-    for spec in config.attacks:
-        attack_of(spec.name, spec.options).check_in(arena)
+        arena = arena_of(setup, watcher, [ArmState("original", setup.original)], seed)
+        for spec in config.attacks:
+            attack_of(spec.name, spec.options).check_batches(arena)
 
 
 def attack_stages(
@@ -64,7 +61,6 @@ def attack_stages(
     alone by attacks that follow the edit. ``before_done`` writes what else a setting left behind: one that is there is
     not made again.
     """
-    _check_in(config, arena)
     edited = any(arm.name == "edited" for arm in arena.arms)
     stages: list[tuple[str, Callable[[Arena], Iterable[Curve]]]] = [
         ("none", lambda arena: [] if "" in arena.finished else [before(arena)])

@@ -13,7 +13,7 @@ from typing import Any
 from hooklearn import disk, store
 from hooklearn.attack import ArmState, Measured
 from hooklearn.config import RunConfig, same_config, without_panel
-from hooklearn.running.attacking import arena_of, attack_records, attack_stages, collect_parts
+from hooklearn.running.attacking import arena_of, attack_records, attack_stages, check_attackers, collect_parts
 from hooklearn.running.setting import Progress
 from hooklearn.running.shared import Shared
 from hooklearn.types import ArmCurve, CurvePoint
@@ -37,6 +37,7 @@ def measure(
             arms.append(ArmState("never", setup.never))
         with store.RunFolder.create(out, setup.record(None, command), resume=True, same=_same) as folder:
             folder.path("parts").mkdir(exist_ok=True)
+            check_attackers(config, setup, shared.watcher)
             if shared.watcher.referee is not None:
                 folder.update(referee=shared.watcher.referee.describe())
             attack_stages(config, arena_of(setup, shared.watcher, arms, seed, progress=progress), folder)
