@@ -38,6 +38,7 @@ class DisruptionMeter:
         """
         tokenizer = models.tokenizer_of(model)
         self.model = model
+        self._read = 0
         self.corpora = {"far": far} | ({"near": near} if near is not None else {})
         self._far = batches(encode(far, tokenizer, max_length=max_length), max_tokens=max_tokens)
         self._near = (
@@ -78,6 +79,11 @@ class DisruptionMeter:
         return forward.count_tokens([*self._far, *self._near])
 
     @property
+    def tokens_read(self) -> int:
+        """Of all readings so far, with those of :attr:`rough`; that of the unedited model is no part of any edit."""
+        return self._read + (self.rough.tokens_read if self.rough is not None else 0)
+
+    @property
     def has_near(self) -> bool:
         return bool(self._near)
 
@@ -85,6 +91,8 @@ class DisruptionMeter:
     def measure(self, *, near: bool = True, model: Any = None) -> Disruption:
         """Disruption of the state the model is in now (or of another ``model``); errors are over texts."""
         subject = self.model if model is None else model
+        with_near = near and self._near_ce is not None
+        self._read += self.tokens if with_near else forward.count_tokens(self._far)
         kl, ce = [], []
         with forward.reader(subject) as read:
             for batch, before in self._hidden:
@@ -94,7 +102,7 @@ class DisruptionMeter:
         rise = self._gathered(ce, self._far)
         rise[:, 0] -= self._far_ce[:, 0]
         near_rise = None
-        if near and self._near_ce is not None:
+        if with_near:
             now_near = self._near_now(subject)
             now_near[:, 0] -= self._near_ce[:, 0]
             near_rise = _per_token(now_near)

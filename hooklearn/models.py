@@ -267,6 +267,11 @@ def sites(
         ['blocks.0.mlp.gate', 'blocks.0.mlp.in', 'blocks.0.mlp.out']
     """
     every = _every_site(checked(model))
+    if (times := getattr(model.cfg, "total_ut_steps", None) or 1) > 1:
+        raise InputError(
+            f"model {model.cfg.model_name!r} runs its blocks {times} times a pass, and TransformerLens' hook points "
+            "keep the last of them alone; a site must be one use of a weight"
+        )
     if not every:
         raise InputError(
             f"model {model.cfg.model_name!r} has no linear weight with hook points on both sides in TransformerLens, "

@@ -738,7 +738,17 @@ def test_a_method_is_a_name_or_an_object_and_options_go_with_the_name(threatenin
     ("method", "options", "message"),
     [
         ("confined", {"rank": 4}, "confined: rank 4 would change nothing: they say how to locate subspaces"),
+        (
+            "confined",
+            {"fitter": "leace", "rank": 4},
+            "confined: rank 4 would change nothing: leace finds one direction",
+        ),
         ("sspu", {"forget_rank": 4}, "sspu: forget_rank 4 would change nothing"),
+        (
+            "natural_rounds",
+            {"forget_weight": 0, "on_policy": 2},
+            "on_policy 2 would change nothing: with forget_weight",
+        ),
         ("natural", {"truncation": "svd"}, "truncation 'svd' would change nothing: .* none is given"),
         ("natural", {"contrast": "fisher", "forget_weight": 0.5}, "forget_weight 0.5 would change nothing"),
         (
@@ -949,15 +959,16 @@ def test_every_method_says_what_it_is() -> None:
 # ------------------------------------------------------------------------------------- site batches
 
 
-@pytest.mark.parametrize("name", ["natural", "kfac"])
+@pytest.mark.parametrize("name", ["natural", "kfac", "sspu"])
 @pytest.mark.parametrize("sites", [1, 4])
 def test_fewer_sites_at_a_time_are_the_same_edit(threatening: Any, problem: Problem, name: str, sites: int) -> None:
     """Labels are drawn alike in every pass, so the curvature is the same bit for bit, and so is the update."""
-    whole = first_update(method_of(name), problem)
+    method = method_of(name, OPTIONS.get(name, {}))
+    whole = first_update(method, problem)
     parts = problem_of(threatening)
     parts.site_batch = sites
     tokens = parts.tokens
-    found = first_update(method_of(name), parts)
+    found = first_update(method, parts)
     assert found.keys() == whole.keys() and all(torch.equal(u, whole[n]) for n, u in found.items())
     assert "retain_moments" not in parts.__dict__ and parts.tokens > tokens
 
@@ -1010,6 +1021,31 @@ def test_rounds_take_gradients_anew_and_pull_the_good_up(threatening: Any) -> No
     for n, there in enumerate((first, second), 1):
         with editing.edited(threatening, Delta(there)):
             assert 0.69 < meter.measure().kl.value / (n**2 * method.step_kl) < 1.01
+
+
+def test_every_reading_of_disruption_is_paid_for(threatening: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a round's length by the method, those of the budget by the edit, the few texts of a first guess too."""
+    seen: list[int] = []
+    made, measure = problem_of(threatening, "mlp.out"), DisruptionMeter.measure
+
+    def measured(meter: DisruptionMeter, **options: Any) -> Any:
+        seen.append(made.tokens)
+        return measure(meter, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DisruptionMeter, "measure", measured)
+        list(method_of("natural_rounds", {"rounds": 2}).path(made))
+    few = DisruptionMeter(threatening, corpus("text").take(4), rough=0)
+    paid = [after - before for before, after in itertools.pairwise(seen)]
+    assert paid.count(few.tokens) == len(paid) - 1 > 0, "but for the second round's gradients"
+    meter = DisruptionMeter(threatening, corpus("text").take(12), corpus("near").take(8), rough=4)
+    assert meter.rough is not None and meter.tokens_read == 0
+    meter.measure()
+    meter.measure(near=False)
+    far = DisruptionMeter(threatening, corpus("text").take(12), rough=0).tokens
+    assert meter.tokens_read == meter.tokens + far and far < meter.tokens
+    meter.rough.measure()
+    assert meter.tokens_read == meter.tokens + far + meter.rough.tokens
 
 
 def test_a_round_is_cut_to_a_rank_as_one_shot_is(threatening: Any) -> None:

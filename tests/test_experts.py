@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from test_models import GROUPED, LLAMA_LIKE, copies, prompts, random_delta, same_weights, tiny_tokenizer
 
 import hooklearn as hl
-from hooklearn import editing, forward, integrity, models
+from hooklearn import editing, forward, integrity, linalg, models
 from hooklearn.corpora.corpus import Corpus
 from hooklearn.data import batches, encode
 from hooklearn.deltas import Delta
@@ -303,6 +303,12 @@ def test_an_expert_that_no_forget_token_reaches_is_left_alone() -> None:
             update = next(method.path(problem))
         alone, other = (float(update[f"blocks.1.mlp.experts.{e}.out"].abs().max()) for e in (3, 0))
         assert alone == 0 < other, name
+    confined = hl.edit.method_of("confined", {"rank": 4})  # type: ignore[attr-defined]
+    with model.hooks(fwd_hooks=rarely(model, 1, 3, "w40")), pytest.warns(UserWarning, match="few tokens or none"):
+        update = next(confined.path(problem))
+    assert "blocks.1.mlp.experts.0.out" in update and "blocks.1.mlp.experts.3.out" not in update
+    spaces = confined.promise(problem)
+    assert max(linalg.escape(u, *spaces.bases(name)) for name, u in update.items()) < 1e-5
 
 
 @pytest.mark.parametrize("loss", ["mlp_confuse", "ascent"])

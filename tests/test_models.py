@@ -980,6 +980,10 @@ def test_a_model_without_sites_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("llama")
     with pytest.raises(InputError, match="no site 'mlp.gaet'; did you mean 'mlp.gate'"):
         sites(model, "mlp.gaet")
+    with monkeypatch.context() as looped:
+        looped.setattr(model.cfg, "total_ut_steps", 4, raising=False)
+        with pytest.raises(InputError, match="runs its blocks 4 times a pass"):
+            sites(model, "all")
     monkeypatch.setattr("hooklearn.models._every_site", lambda _: [])
     with pytest.raises(InputError, match="no linear weight with hook points"):
         sites(model, "all")

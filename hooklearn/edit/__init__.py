@@ -213,7 +213,7 @@ def run_edit(
             f"the budget allows near CE {budget.near_ce:g}, and there is no near corpus to measure it on: give "
             "near= (good answers that are not trained on)"
         )
-    started, tokens_before = time.perf_counter(), problem.tokens
+    started, tokens_before = time.perf_counter(), problem.tokens + meter.tokens_read
     problem.found.clear()
     model, evaluations = problem.model, 0
     base = integrity.weights_hash(model)
@@ -232,7 +232,7 @@ def run_edit(
 
     walk = Walk(
         model, meter, budget, read,
-        lambda: problem.tokens - tokens_before + evaluations * meter.tokens,
+        lambda: problem.tokens + meter.tokens_read - tokens_before,
         passing=lambda step, share: told(f"point {step}, about {share:.0%} of the budget"),
     )  # fmt: skip
     walk.begin(forget_score())

@@ -243,8 +243,15 @@ class SSPU(Method):
         cache = problem.__dict__.setdefault("_sspu", {})
         key = (self.forget_rank, self.retain_rank, self.sides)
         if key not in cache:
+            places: dict[str, list[tuple[Site, Side]]] = {}
+            for site, side in self._places(problem):
+                places.setdefault(site.name, []).append((site, side))
             cache[key] = Subspaces(
-                {(site.name, side): self._space(problem, site, side) for site, side in self._places(problem)}
+                {
+                    (name, side): self._space(problem, site, side, retain.side(side))
+                    for name, retain in problem.retain_moments_in_turn()
+                    for site, side in places.get(name, ())
+                }
             )
         return cache[key]
 
@@ -255,8 +262,8 @@ class SSPU(Method):
         sides: tuple[Side, ...] = ("x", "g") if self.sides == "both" else (self.sides,)
         return [(site, side) for site in problem.sites for side in sides]
 
-    def _space(self, problem: Problem, site: Site, side: Side) -> Subspace:
-        forget, retain = (m[site.name].side(side) for m in (problem.forget_moments, problem.retain_moments))
+    def _space(self, problem: Problem, site: Site, side: Side, retain: Moments) -> Subspace:
+        forget = problem.forget_moments[site.name].side(side)
         if problem.subspaces is not None:
             relevant = problem.subspaces[site.name, side].basis
         else:

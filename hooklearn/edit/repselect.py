@@ -129,6 +129,10 @@ class Confined(Method):
     contrast_gradient: bool = False
     """Start from the contrast gradient instead of the forget gradient."""
 
+    def __post_init__(self) -> None:
+        if self.fitter in ("mean_diff", "leace"):
+            self.refuse("rank", why=f"{self.fitter} finds one direction")
+
     @property
     def needs(self) -> tuple[str, ...]:
         return ("retain",)
@@ -158,6 +162,9 @@ class Confined(Method):
     def path(self, problem: Problem) -> Iterator[Updates]:
         spaces = self._spaces(problem)
         update = problem.gradient("forget")
+        if problem.subspaces is None:  # of a mixture: an expert that a class never reaches has none, and is left alone
+            located = {site.name for site in spaces.sites}
+            update = {name: matrix for name, matrix in update.items() if name in located}
         if self.contrast_gradient:
             update = contrast(update, problem.gradient("retain"))
         out = {}

@@ -71,6 +71,8 @@ class NaturalRounds(Method):
                 "natural_rounds: on_policy must be 0 or more, new_tokens and temperature positive, got "
                 f"{self.on_policy}, {self.new_tokens} and {self.temperature}"
             )
+        if self.forget_weight == 0:
+            self.refuse("on_policy", why="with forget_weight 0 nothing goes down")
         if not self.on_policy:
             self.refuse("new_tokens", "temperature", "reward", why="nothing is sampled with on_policy 0")
 
@@ -86,6 +88,7 @@ class NaturalRounds(Method):
         own = self._own_answers(problem)
         metric = Metric(problem, self.damping)
         meter = DisruptionMeter(problem.model, problem.corpus("reference").take(TEXTS), rough=0)
+        problem.tokens += meter.tokens
         there: Updates = nowhere(problem)
         length = (
             1e-3 * sum(float(models.weight(problem.model, s).detach().square().sum()) for s in problem.sites) ** 0.5
@@ -100,6 +103,7 @@ class NaturalRounds(Method):
 
             def share(scale: float, there: Updates = there, step: Updates = step, n: int = n) -> float:
                 model = problem.model
+                problem.tokens += meter.tokens
                 with editing.edited(model, delta_of(there)), editing.edited(model, delta_of(step), scale):
                     return meter.measure().kl.value / (n**2 * self.step_kl)
 

@@ -85,10 +85,10 @@ class Tar(Method):
                 "tar: learning_rate and adversary_rates must be positive, got "
                 f"{self.learning_rate} and {list(self.adversary_rates)}"
             )
-        if min(self.resistance_weight, self.retain_weight) < 0:
+        if min(self.resistance_weight, self.retain_weight, self.growth) < 0:
             raise InputError(
-                "tar: resistance_weight and retain_weight must be 0 or more, got "
-                f"{self.resistance_weight} and {self.retain_weight}"
+                "tar: resistance_weight, retain_weight and growth must be 0 or more, got "
+                f"{self.resistance_weight}, {self.retain_weight} and {self.growth}"
             )
         if self.resistance_weight == 0:
             attack = ("inner_steps", "look_every", "adversary_rates", "adversary", "growth")

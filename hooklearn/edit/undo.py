@@ -21,12 +21,13 @@ who is only half mended. The solver therefore asks *how much of the finished stu
     original + s (theta_S - original),      s < 1 is close to a smaller alpha and a weaker teacher at once,
                                             s > 1 goes on past the student, where it is well inside the budget.
 
-So a budget far below the finished student's own disruption buys a small share ``s`` of it (read the ``scale`` of the
-last trace point), and with it little of the method's robustness: that is the honest price of a large alpha and not
-UNDO at its best. Take a gentler teacher, a smaller alpha or a longer distillation until s is near 1. Half a student is
-also worse than half as much of a gradient: noise is mended at s = 1 and not on the way there, so KL grows more like s
-than like its square. It need not even be monotone (the student may sit in another basin, behind a barrier); the solver
-takes a crossing that it finds coming from zero, and where the disruption jumps there it says ``budget not reached``.
+So a budget far below the finished student's own disruption buys a small share ``s`` of it (the ``scale`` of the trace
+point that has the edit's ``kl``), and with it little of the method's robustness: that is the honest price of a large
+alpha and not UNDO at its best. Take a gentler teacher, a smaller alpha or a longer distillation until s is near 1. Half
+a student is also worse than half as much of a gradient: noise is mended at s = 1 and not on the way there, so KL grows
+more like s than like its square. It need not even be monotone (the student may sit in another basin, behind a barrier);
+the solver takes a crossing that it finds coming from zero, and where the disruption jumps there it says ``budget not
+reached``.
 
 Memory: the updates of teacher and student, Adam's state, and the teacher's final hidden states where a token is
 predicted (logits are made from them when they are needed). No second model.
