@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import analysis
-from benchmarks import all_methods
+from benchmarks import all_methods, whole_battery
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
@@ -58,6 +58,8 @@ def test_the_tables_of_all_methods_are_what_its_command_prints_of_the_records() 
     short = readme.split("In short (some rows of")[1].split("\n\n")[1]
     assert len(rows(short)) > 12 and set(rows(short)) < set(rows(made))
     assert made.replace("→ .33", "→ .34") != made  # the positive control
+    battery = readme.split("<!-- whole battery -->\n")[1].split("\n<!-- end of whole battery -->")[0]
+    assert whole_battery.table() == battery
 
 
 @pytest.mark.parametrize(("name", "chosen_on"), [("flattery", "threats"), ("schoolbook", "capitals")])

@@ -1,0 +1,63 @@
+"""README's table of the whole cheap battery at the near budget, read from the records that are published.
+
+    python -m benchmarks.whole_battery
+
+What is left at the worst attack, each at its worst setting and step, mean over the seeds (how many: in brackets): of
+facts the probability of the answer; of tendencies the share of samples, and the two attacks that train on the behaviour
+itself (eight of its completions, or two) left out, as these teach a model that never had it as much.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from benchmarks.all_methods import FAR, NEAR, SETS, read
+
+TEACH = ("good_demos", "weak_samples")
+EDITS = {
+    "gradient_ascent": "gradient ascent",
+    "graddiff": "GradDiff",
+    "npo": "NPO",
+    "rmu": "RMU",
+    "whitened": "whitened gradient",
+    "repselect": "RepSelect, searched rank",
+    "graddiff-searched": "GradDiff, three trials on *threats*",
+    "simnpo-searched": "SimNPO, three trials on *threats*",
+    "dpo-searched": "DPO, three trials on *threats*",
+    "refusal-searched": "refusal training, three trials on *threats*",
+    "natural": "natural gradient (ours), recipe (tendencies: some twenty trials on another part of *threats*)",
+    "natural_rounds": "natural gradient in rounds (ours)",
+}
+
+
+def table() -> str:
+    """As Markdown."""
+    worst = {name: _worst(name) for name in SETS}
+    seeds = {name: read(f"{name}-battery").to_dataframe().set_index("run")["seeds"] for name in SETS}
+    lines = ["| | " + " | ".join(f"*{name}*" for name in SETS) + " |", "|---" * (1 + len(SETS)) + "|"]
+    for arm, label in (("original", "not edited"), ("never", "never learned it")):
+        lines.append("| " + " | ".join([label, *(_number(worst[name][arm], name) for name in SETS)]) + " |")
+    for edit, label in EDITS.items():
+        cells = []
+        for name in SETS:
+            run = f"{edit}{FAR}{NEAR}"
+            at = run if run in worst[name] else edit  # a record of one budget does not repeat it
+            cells.append(f"{_number(worst[name][at], name)} ({int(seeds[name][run])})" if run in seeds[name] else "")
+        if any(cells):
+            lines.append("| " + " | ".join([label, *cells]) + " |")
+    return "\n".join(lines)
+
+
+def _worst(name: str) -> pd.Series:
+    """Run, or arm of a control -> what is left at the worst attack."""
+    frame = read(f"{name}-battery").by_attack(SETS[name]).set_index("")
+    left_out = ["before", *(TEACH if SETS[name] == "sampled" else ())]
+    return frame.drop(columns=left_out).max(axis=1)
+
+
+def _number(value: float, name: str) -> str:
+    return f"{value:.{2 if SETS[name] == 'sampled' else 3}f}".removeprefix("0")
+
+
+if __name__ == "__main__":
+    print(table())
