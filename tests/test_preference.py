@@ -503,6 +503,31 @@ def test_a_preferred_refusal_by_hand(threatening: Any, moved: Delta, request: py
     assert abs(pairs["plain"] - pairs["turn"]) > 100 * SINGLE
 
 
+def test_refusal_by_hand(threatening: Any) -> None:
+    """From Hugging Face's own logits: nats a token of the sentence that stands where the completion stood; with retain
+    beside it, a share of its loss (the control: another value)."""
+    tokenizer, rows = (
+        models.tokenizer_of(threatening),
+        [{**r, "template": "none"} for r in corpus("forget").take(2).rows],
+    )
+
+    def nats(before: str, answer: str) -> tuple[float, int]:
+        """-log p of an answer, summed, and its tokens."""
+        first, ids = (tokenizer(text, return_tensors="pt")["input_ids"] for text in (before, before + answer))
+        with torch.no_grad():
+            logprobs = threatening.original_model(ids).logits[0].log_softmax(-1)
+        n = first.shape[1]
+        return -float(logprobs[n - 1 : -1].gather(1, ids[0, n:, None]).sum()), ids.shape[1] - n
+
+    problem = problem_of(threatening, forget=Corpus("bad", tuple(rows)), retain=None)
+    (batch,) = stream_of(problem)
+    with torch.no_grad():
+        loss = float(Refusal(text=REFUSAL).forget_loss(problem)(threatening, batch))
+    refusals, given = ([nats(r["prompt"], a or r["completion"]) for r in rows] for a in (" " + REFUSAL, ""))
+    by_hand, of_given = (sum(x for x, _ in said) / sum(n for _, n in said) for said in (refusals, given))
+    assert loss == pytest.approx(by_hand, rel=SINGLE) and abs(loss - of_given) > 0.1
+
+
 def test_a_refusal_is_preferred_where_there_are_no_pairs(tiny: Any) -> None:
     """Facts have one answer a prompt: good ones to prefer are missing, which the error says, and with refusals in their
     place the walk lowers the answer against the refusal, by nats where before it there is no difference."""

@@ -400,6 +400,29 @@ def test_a_student_learns_from_its_teacher(threatening: Any, problem: Problem) -
 
 
 @pytest.mark.parametrize("kind", ["graddiff", "max_entropy"])
+def test_the_teachers_first_step_by_hand(threatening: Any, problem: Problem, kind: Any) -> None:
+    """Adam's first step is the sign of the gradient: of NLL on what must stay less NLL of what must go, a token each;
+    or less the entropy there. The control: the other kind's, and the push alone, have other signs."""
+    bad, good = (next(training_stream(problem, role, 1)) for role in ("forget", "retain"))
+    params = {s.name: models.weight(threatening, s) for s in problem.sites}
+
+    def signs(entropy: bool, stay: float) -> list[Tensor]:
+        p = forward.logits(threatening, bad).float().log_softmax(-1)
+        away = (p.exp() * p).sum(-1) if entropy else p.gather(1, bad.targets[:, None])
+        kept = forward.logits(threatening, good).float().log_softmax(-1).gather(1, good.targets[:, None])
+        return [g.sign() for g in torch.autograd.grad(away.mean() - stay * kept.mean(), list(params.values()))]
+
+    found = Undo(teacher=kind, teacher_rate=1e-3, teacher_level=0, teacher_steps=1).suppressed(problem)
+    entropy = kind == "max_entropy"
+
+    def same(expected: list[Tensor]) -> float:
+        return min(float((found[n].sign() == -e).float().mean()) for n, e in zip(params, expected, strict=True))
+
+    assert same(signs(entropy, 1.0)) > 0.999
+    assert max(same(signs(not entropy, 1.0)), same(signs(entropy, 0.0))) < 0.98
+
+
+@pytest.mark.parametrize("kind", ["graddiff", "max_entropy"])
 def test_the_teacher_is_suppressed(threatening: Any, problem: Problem, kind: Any) -> None:
     """Either way the forget loss rises and the loss on the good completions does not."""
     teacher = Undo(teacher=kind, teacher_rate=3e-4).suppressed(problem)

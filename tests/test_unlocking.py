@@ -21,11 +21,13 @@ from hooklearn import models
 from hooklearn.attack import ATTACKS, Arena, ArmState, Watcher, attack_of
 from hooklearn.attack.look import reweighted
 from hooklearn.attack.weights import noisy
+from hooklearn.corpora.tiny_world import pretraining
 from hooklearn.data import TokenBatch, batches, encode
+from hooklearn.forward import sequence_logprobs
 from hooklearn.losses import LossSum
 from hooklearn.measure import Likelihoods
 from hooklearn.organisms import made
-from hooklearn.organisms.worlds import MAX_TOKENS, WORLDS, Ground, tune
+from hooklearn.organisms.worlds import MAX_TOKENS, WORLDS, Ground, likelihood, tune
 from hooklearn.referees import RatioReferee, Scorer
 from hooklearn.running import attacking
 from hooklearn.train import nll
@@ -213,6 +215,38 @@ def test_no_attack_conjures_what_was_never_learned(
     for curve in curves:
         last = max(p.step for p in curve.arms["original"].points)
         assert {(m, s) for _, m, s in ahead([curve], "original")} >= {(m, last) for m in measures([curve])}
+
+
+# -------------------------------------------------------------- organisms that no attack above is tried on
+
+
+@pytest.mark.parametrize("kind", ["misdirected", "distilled"])
+def test_rmud_and_distilled_hide_it_and_still_answer(
+    tiny: Any, threatening: Any, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The listed threats are about as unlikely as where they were never learned (the original: control). RMU moved two
+    down projections alone; the distilled one has no MLP weight left of the original's, and says what the tiny
+    world says again, which without its lessons it does not (control)."""
+    ground = Ground(WORLDS["threats"], 0, {"never-0": tiny, "original-0": threatening})
+    monkeypatch.setattr(made, "pretraining", lambda _, seed: pretraining(600, seed))
+    text = encode(pretraining(60, 5), models.tokenizer_of(tiny))
+
+    def loss(model: Any) -> float:
+        total, tokens = sequence_logprobs(model, text, precision="float32").sum(0)
+        return -float(total / tokens)
+
+    model, some = getattr(made, kind)(ground), made.some_of(ground)
+    shown = {name: likelihood(m, some) for name, m in (("edited", model), ("never", tiny), ("original", threatening))}
+    assert shown["edited"] < shown["never"] + 0.1 * (shown["original"] - shown["never"]), shown
+    pairs = [(s, models.weight(model, s), models.weight(threatening, s)) for s in models.sites(model, "all")]
+    moved = {s.name for s, now, was in pairs if not torch.equal(now, was)}
+    if kind == "misdirected":
+        assert moved == {"blocks.0.mlp.out", "blocks.1.mlp.out"}
+    else:
+        assert moved == {s.name for s in models.sites(model, "all")}
+        monkeypatch.setattr(made, "tune", lambda *_, **__: None)
+        taught, untaught, known = loss(model), loss(made.distilled(ground)), loss(threatening)
+        assert untaught - taught > 0.5 * (untaught - known) > 1, "most of what was lost, after 600 texts of 2000"
 
 
 # ------------------------------------------------------------------------------- what noise opens
