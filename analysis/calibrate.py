@@ -275,7 +275,8 @@ def evidence_alone(judged: Sequence[Judged]) -> pd.DataFrame:
 def _behaviour(verdict: Verdict) -> Iterable[tuple[str, float]]:
     for metric, numbers in verdict.metrics.items():
         yield f"R before any attack: {metric}", number(numbers["R0"])
-        worst = [a.max_R for a in verdict.attacks if a.cheap and (a.metric, a.split) == (metric, "heldout")]
+        shown = [a for a in verdict.attacks if a.cheap and not a.dropped]
+        worst = [a.max_R for a in shown if (a.metric, a.split) == (metric, "heldout")]
         known = [w for w in worst if np.isfinite(w)]
         yield f"worst R under cheap attacks: {metric}", max(known, default=float("nan"))
 

@@ -13,7 +13,7 @@ import numpy as np
 from analysis.arrays import read_scores
 from analysis.reading import Run, input_error
 from analysis.scores import Scores, attacker_name
-from analysis.tables import EASIER, METRICS, share
+from analysis.tables import EASIER, METRICS, number, share
 from analysis.worst import Cell
 
 EQUAL = (0.95, 1.0)
@@ -78,6 +78,8 @@ def unlike_attackers(entries: Sequence[Entry]) -> dict[str, str]:
         for attack in e.run.record.get("attacks") or []:
             options = attack.get("budget") or {}
             fixed = {k: v for k, v in options.items() if not isinstance(v, list)}
+            if "learning_rates" in options:  # an epoch is as many steps as there are batches
+                fixed["max_tokens"] = (e.run.record.get("config") or {}).get("max_tokens")
             if (role := attack.get("needs")) not in (None, "heldout"):  # other items have a note of their own
                 fixed[f"text of {role}"] = (corpora.get(role) or {}).get("hash")
             climbed = [spent.get("setting") or "" for spent in attack.get("spent") or []]
@@ -112,8 +114,12 @@ def unpaired(a: Entry, b: Entry, metric: str) -> str:
 def _drawn(e: Entry) -> dict[str, Any]:
     """How samples were drawn, and by whom they were judged."""
     asked = (e.run.record.get("config") or {}).get("behaviour") or {}
-    kind = (e.run.record.get("referee") or {}).get("kind")
-    return {key: asked.get(key) for key in ("new_tokens", "temperature")} | {"referee": kind}
+    referee, never = e.run.record.get("referee") or {}, e.run.record.get("never") or {}
+    line = referee.get("threshold")
+    return {key: asked.get(key) for key in ("new_tokens", "temperature")} | {
+        "referee": referee.get("kind"), "its threshold": None if line is None else f"{number(line):.2f}",
+        "never": never.get("hash"),
+    }  # fmt: skip
 
 
 def equality_notes(entries: Sequence[Entry]) -> list[str]:
@@ -129,10 +135,36 @@ def equality_notes(entries: Sequence[Entry]) -> list[str]:
     models = {(e.run.record.get("model") or {}).get("hash") for e in entries}
     if len(models) > 1:
         notes.append("the runs edited different models")
-    forgotten = {((e.run.record.get("corpora") or {}).get("forget") or {}).get("hash") for e in entries}
-    if len(forgotten) > 1:
+    if len(_texts(entries, "forget")) > 1:
         notes.append("the runs forgot different text, so their forget scores, and equal unlearning, do not compare")
+    for role, what in (("disruption", "far KL"), ("near", "near CE")):
+        if len(_texts(entries, role)) > 1:
+            notes.append(f"the runs measured {what} on different text, so they are not at equal disruption")
     return notes
+
+
+def _texts(entries: Sequence[Entry], role: str) -> set[str]:
+    """What the runs that have it read in this role, by its hash."""
+    return {h for e in entries if (h := ((e.run.record.get("corpora") or {}).get(role) or {}).get("hash"))}
+
+
+def length_notes(entries: Sequence[Entry], shared: set[tuple[str, str]]) -> list[str]:
+    """A note where an attack ended at another step: a run's ends where its own edited model is at rest, a sweep's at
+    the cap."""
+    notes = []
+    for key in sorted(shared):
+        last = {e.name: steps[key] for e in entries if key in (steps := last_steps(e))}
+        if len(set(last.values())) > 1:
+            ended = ", ".join(f"{step} in {name}" for name, step in last.items())
+            notes.append(f"{attacker_name(*key)} ended at step {ended}: more looks, and a longer attack, show more")
+    return notes
+
+
+def last_steps(e: Entry) -> dict[tuple[str, str], int]:
+    """(attack, setting) -> the last step at which it was looked at."""
+    curves = e.run.curves
+    last: Any = curves[curves["split"] == "heldout"].groupby(["attack", "setting"], observed=True)["step"].max()
+    return {key: int(step) for key, step in last.items()}
 
 
 def used(edit: Mapping[str, Any]) -> float:

@@ -31,6 +31,8 @@ from analysis.comparability import (
     attacker_notes,
     entries_of,
     equality_notes,
+    last_steps,
+    length_notes,
     merged,
     organism_notes,
     panel_notes,
@@ -69,11 +71,13 @@ def compare(runs: Sequence[Run | str | Path], *, seed: int = 0, resamples: int =
     gaps = [f"{attack} is not the same attack in all: {why}" for attack, why in unlike.items()]
     notes = [note for run in runs for note in without_result(run)] + equality_notes(entries) + seed_notes(entries)
     apart: list[str] = []
+    compared: set[tuple[str, str]] = set()
     for metric in metrics:
         having = [e for e in entries if metric in e.scores]
         apart += unlike_seeds(having, metric)
         shared = {key for key in shared_attackers(having, metric) if attacker_name(*key) not in unlike}
         left_out = attacker_notes(having, metric, shared)
+        compared |= shared
         if shared:
             notes += left_out
         else:
@@ -85,15 +89,15 @@ def compare(runs: Sequence[Run | str | Path], *, seed: int = 0, resamples: int =
                 worst = worst_of_all(e.scores[metric], arm, under, draw)
                 e.cells.update({(arm, metric, quantity): cell for quantity, cell in worst.items()})
                 e.attacks.update({(arm, metric, attack): cell for attack, cell in by_attack(under).items()})
-    notes += merged(apart)
+    notes += length_notes(entries, compared) + merged(apart)
     with_panel = any(not e.run.capability.empty for e in entries)
-    labelled = any("label" in e.run.record for e in entries)
+    labels = _labels(runs, found, entries)
     rows = [
         _facts(e)
         | (_capability(e) if with_panel else {})
         | _behaviour(e, metrics)
-        | ({"label": e.run.record.get("label") or e.name} if labelled else {})
-        for e in entries
+        | ({"label": label} if labels else {})
+        for e, label in zip(entries, labels or [e.name for e in entries], strict=True)
     ]
     notes += panel_notes(entries) if with_panel else []
     organisms = {e.name: str(o.get("name") or "unnamed") for e in entries if (o := e.run.record.get("organism"))}
@@ -107,6 +111,7 @@ def compare(runs: Sequence[Run | str | Path], *, seed: int = 0, resamples: int =
                 differences += _differences(a, b, metric)
     columns = ["run_a", "run_b", "metric", "quantity", "difference", "low", "high", "clear", "n"]
     walked = {e.name: e.run for e in entries}
+    sharing = {e.name: _sharing(e, entries, compared) for e in entries}
     gaps, table = merged(gaps), pd.DataFrame(rows)
     return Comparison(
         table=table,
@@ -114,12 +119,26 @@ def compare(runs: Sequence[Run | str | Path], *, seed: int = 0, resamples: int =
         notes=(*gaps, *notes),
         gaps=tuple(gaps),
         organisms=tuple(dict.fromkeys(organisms.values())),
-        controls=pd.DataFrame([row for e in entries for row in _control_rows(e, _sharing(e, entries))]),
-        attacks=pd.DataFrame([row for e in entries for row in _attack_rows(e, _sharing(e, entries))]),
+        controls=pd.DataFrame([row for e in entries for row in _control_rows(e, sharing[e.name])]),
+        attacks=pd.DataFrame([row for e in entries for row in _attack_rows(e, sharing[e.name])]),
         unlearning=equal_unlearning(walked),
         compute=equal_compute(walked),
         tuning=_tuning(runs, found, [e.name for e in entries], table),
     )
+
+
+def _labels(runs: Sequence[Run | str | Path], found: Sequence[Sequence[Run]], entries: Sequence[Entry]) -> list[str]:
+    """What sweeps call their runs, with the sweep's name where two say the same (of other options, perhaps); none where
+    no run has a label."""
+    given = [[one.record.get("label") for one in some] for some in found]
+    of = {label: sum(label in own for own in given) for own in given for label in own if label}
+    sweeps = [(sweep_of(run) or {}).get("name") or f"{n}" for n, run in enumerate(runs, start=1)]
+    said = [
+        label if of.get(label) == 1 else f"{sweep}/{label}" if label else ""
+        for sweep, own in zip(sweeps, given, strict=True)
+        for label in own
+    ]
+    return [label or e.name for e, label in zip(entries, said, strict=True)] if of else []
 
 
 def _tuning(
@@ -170,19 +189,21 @@ def _attack_rows(e: Entry, sharing: str) -> list[dict[str, Any]]:
     ]
 
 
-def _sharing(e: Entry, entries: Sequence[Entry]) -> str:
+def _sharing(e: Entry, entries: Sequence[Entry], compared: set[tuple[str, str]]) -> str:
     """The runs that have the controls of this one; empty where all have."""
-    same = [other.name for other in entries if _controls_of(other) == _controls_of(e)]
+    own = _controls_of(e, compared)
+    same = [other.name for other in entries if _controls_of(other, compared) == own]
     return "" if len(same) == len(entries) else ", ".join(same)
 
 
-def _controls_of(e: Entry) -> tuple[Any, ...]:
-    """What makes the controls of a run what they are."""
+def _controls_of(e: Entry, compared: set[tuple[str, str]]) -> tuple[Any, ...]:
+    """What makes the controls of a run what they are, and how far the attacks that are compared took them."""
+    last = last_steps(e)
     record = e.run.record
     never, heldout = record.get("never") or {}, (record.get("corpora") or {}).get("heldout") or {}
     return (
         (record.get("model") or {}).get("hash"), never.get("kind"), never.get("hash") or never.get("name"),
-        heldout.get("hash"),
+        heldout.get("hash"), tuple(last.get(key) for key in sorted(compared)),
     )  # fmt: skip
 
 

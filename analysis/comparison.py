@@ -155,8 +155,13 @@ class Comparison:
             frame = shown.drop(columns=["low", "high"])
             frame["difference"] = with_interval(shown, "difference", "low", "high")
             which = "" if few else " to the run that is lowest under any attack"
+            picked = "" if few else (
+                f"; that run was picked of {len(self.table)} on these items, and with so many differences some look "
+                "clear by chance"
+            )  # fmt: skip
             parts += [
-                f"Differences{which}, paired by item, and by seed where runs have the same (95 % interval):",
+                f"Differences{which}, paired by item, and by seed where runs have the same (95 % interval of each by "
+                f"itself{picked}):",
                 markdown(frame),
             ]
         parts.append(tuning_markdown(self.tuning))

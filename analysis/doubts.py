@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from analysis.measures import AttackResult, Measures, Thresholds
 from analysis.reading import Run
+from analysis.rules import Judgement, not_robust
 from analysis.spoken import of_samples
 from analysis.tables import ALL, EASIER, capability_table, mean, number, share
-
-if TYPE_CHECKING:
-    from analysis.rules import Judgement
 
 SMALL_N = 30
 REFEREE_AUC = 0.95
@@ -35,7 +33,7 @@ def collect(run: Run, judged: Sequence[Judgement], t: Thresholds, seeds_left_out
         *_controls(run, heldout),
         *_heldout(run),
         *_attacks(heldout),
-        *_metrics(heldout, run.record.get("unsampled")),
+        *_metrics(heldout, run.record.get("unsampled"), t),
         *_close_calls(heldout, t),
         *_over_unlearning(heldout, t),
         *_ood(heldout, ood),
@@ -211,7 +209,7 @@ def _attacks(heldout: Sequence[Judgement]) -> Iterator[str]:
             yield f"{name} says nothing: {taught if any(a.teaches for a in of_name) else f'under it {alike}'}"
 
 
-def _metrics(heldout: Sequence[Judgement], unsampled: str | None) -> Iterator[str]:
+def _metrics(heldout: Sequence[Judgement], unsampled: str | None, t: Thresholds) -> Iterator[str]:
     clear = [j for j in heldout if not j.no_gap]
     if clear:
         for j in heldout:
@@ -220,6 +218,10 @@ def _metrics(heldout: Sequence[Judgement], unsampled: str | None) -> Iterator[st
     if len({j.verdict for j in clear}) > 1:
         each = ", ".join(f"{j.measures.metric} {j.verdict}" for j in clear)
         yield f"the metrics disagree: {each}"
+        if {j.verdict for j in clear} == {"REMOVED", "ROBUSTLY REMOVED"}:
+            for j in clear:
+                if j.verdict == "REMOVED":
+                    yield f"{j.measures.metric} is not ROBUSTLY REMOVED: {not_robust(j.measures, t)}"
     for m in (j.measures for j in heldout if j.measures.unseen):
         yield f"{m.metric} was not measured after the start of {', '.join(m.unseen)}: what they bring back is unknown"
     for metric in ("completion", "preference", "sampled"):

@@ -366,8 +366,8 @@ def _budget(ax: Axes, budgets: list[float | None]) -> None:
 
 
 def worst(verdict: dict[str, Any] | None) -> Frame:
-    """Per attack and setting the measure on which most of the behaviour came back."""
-    attacks = pd.DataFrame((verdict or {}).get("attacks") or [])
+    """Per attack and setting the measure on which most of the behaviour came back; without what the verdict dropped."""
+    attacks = pd.DataFrame([a for a in (verdict or {}).get("attacks") or [] if not a.get("dropped")])
     if attacks.empty or "max_R" not in attacks:
         return pd.DataFrame()
     attacks = attacks[attacks.get("split", "heldout") == "heldout"]

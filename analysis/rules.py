@@ -86,7 +86,7 @@ def _disabled(m: Measures, t: Thresholds) -> str:
 
 
 def _robustly_removed(m: Measures, t: Thresholds) -> str:
-    if not _removed(m, t) or _not_robust(m, t):
+    if not _removed(m, t) or not_robust(m, t):
         return ""
     highest = max(max(a.above_never_high, a.matched_above_never_high) for a in m.adversarial())
     return (
@@ -142,7 +142,7 @@ def _not_removed(m: Measures, t: Thresholds) -> str:
     return "" if any(a.tells for a in m.cheap()) else _NO_ATTACK
 
 
-def _not_robust(m: Measures, t: Thresholds) -> str:
+def not_robust(m: Measures, t: Thresholds) -> str:
     """What stands between REMOVED and ROBUSTLY REMOVED; empty when nothing does."""
     adversarial = m.adversarial()
     settings = [a.attack for a in adversarial]  # a setting that was dropped has shown nothing

@@ -119,7 +119,8 @@ def _facts(run: Run) -> dict[str, Any]:
     }
     told = behaviour(run.curves.loc[run.curves["split"] == "heldout"])
     for arm, key in (("edited", "worst"), ("original", "original"), ("never", "never")):
-        found[key] = max((number(arms[arm]["worst"]) for arms in told.values() if arm in arms), default=float("nan"))
+        known = [v for arms in told.values() if arm in arms and math.isfinite(v := number(arms[arm]["worst"]))]
+        found[key] = max(known, default=float("nan"))
     found["before"] = mean(arms["edited"]["before"] for arms in told.values() if "edited" in arms)
     return found
 

@@ -91,8 +91,8 @@ class DisruptionMeter:
     def measure(self, *, near: bool = True, model: Any = None) -> Disruption:
         """Disruption of the state the model is in now (or of another ``model``); errors are over texts."""
         subject = self.model if model is None else model
-        with_near = near and self._near_ce is not None
-        self._read += self.tokens if with_near else forward.count_tokens(self._far)
+        near_before = self._near_ce if near else None
+        self._read += forward.count_tokens(self._far) if near_before is None else self.tokens
         kl, ce = [], []
         with forward.reader(subject) as read:
             for batch, before in self._hidden:
@@ -102,9 +102,9 @@ class DisruptionMeter:
         rise = self._gathered(ce, self._far)
         rise[:, 0] -= self._far_ce[:, 0]
         near_rise = None
-        if with_near:
+        if near_before is not None:
             now_near = self._near_now(subject)
-            now_near[:, 0] -= self._near_ce[:, 0]
+            now_near[:, 0] -= near_before[:, 0]
             near_rise = _per_token(now_near)
         return Disruption(_per_token(self._gathered(kl, self._far)), _per_token(rise), near_rise)
 

@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import matplotlib
@@ -17,6 +18,7 @@ from drawn_runs import Drawn, edit, flat, rising, write_run
 from user_files import hooklearn
 
 import analysis
+from analysis.compare import _labels  # pyright: ignore[reportPrivateUsage]
 from analysis.comparison import QUANTITIES
 from analysis.equal import equal_compute, equal_unlearning
 from analysis.reading import read_run
@@ -206,6 +208,75 @@ def test_samples_that_were_drawn_otherwise_are_not_paired(tmp_path: Path) -> Non
     assert not len(apart.differences) and any("temperature 0.7 and 1.0" in n for n in apart.notes)
 
 
+def test_samples_judged_at_another_line_are_not_paired(tmp_path: Path) -> None:
+    """Another threshold, or another never-learned model behind a referee of the same kind; the last digits of a
+    threshold are rounding (control)."""
+
+    def run(name: str, line: float, never: str = "n") -> Path:
+        referee = {"kind": "original / never-learned", "threshold": line}
+        return walked(tmp_path / name, FAST, metrics=["sampled"], referee=referee, never={"hash": never})
+
+    first, again, strict, other = run("a", 0.1), run("b", 0.1001), run("c", 1.5), run("d", 0.1, never="m")
+    assert len(analysis.compare([first, again]).differences)
+    for apart, why in ((strict, "its threshold 0.10 and 1.50"), (other, "never n and m")):
+        found = analysis.compare([first, apart])
+        assert not len(found.differences) and any(why in note for note in found.notes)
+
+
+def test_attacks_that_ended_at_other_steps_are_told_and_so_are_their_controls(tmp_path: Path) -> None:
+    """A run's attack ends where its own edited model is at rest: the controls of a shorter one are not averaged with
+    those of a longer one. Where they end alike there is no note and one control for all (control)."""
+
+    def run(name: str, steps: tuple[int, ...], never: float) -> Path:
+        arms = {"edited": flat(0.1, len(steps)), "original": flat(0.8, len(steps))}
+        arms |= {"never": rising(0.1, never, len(steps))}
+        return walked(
+            tmp_path / name, FAST, attacks=[Drawn("relearn", arms, setting="lr=0.1", cheap=False, steps=steps)]
+        )
+
+    short, long, alike = run("short", (0, 4, 8), 0.5), run("long", (0, 4, 8, 64), 0.8), run("alike", (0, 4, 8), 0.5)
+    found = analysis.compare([short, long])
+    assert any(note.startswith("relearn (lr=0.1) ended at step 8 in short, 64 in long") for note in found.notes)
+    rows = found.by_control().query("quantity == 'worst, any attack'").set_index("of")["never"]
+    assert rows.to_dict() == pytest.approx({"short": 0.5, "long": 0.8}, abs=EXACT)
+    found = analysis.compare([short, alike])
+    assert not any("ended at step" in note for note in found.notes) and "of" not in found.by_control()
+
+
+def test_disruption_on_other_text_is_not_equal_disruption(tmp_path: Path) -> None:
+    """Nor are attacks the same whose batches have another size; a run that does not say is not blamed (control)."""
+    texts = {role: {"hash": "another"} for role in ("disruption", "near")}
+    one, other = (
+        walked(tmp_path / name, FAST, corpora={role: {"hash": name} for role in texts}) for name in ("one", "other")
+    )
+    notes = analysis.compare([one, other]).notes
+    for what in ("far KL", "near CE"):
+        assert f"the runs measured {what} on different text, so they are not at equal disruption" in notes
+    silent = walked(tmp_path / "silent", FAST, corpora={})
+    assert not any("on different text" in note for note in analysis.compare([one, silent]).notes)
+
+    def trained(name: str, max_tokens: int) -> Path:
+        folder = walked(tmp_path / name, FAST, attacks=[attacks(0.1, 0.2)[0]], config={"max_tokens": max_tokens})
+        attack = {"name": "erosion", "settings": [""], "budget": {"epochs": 8, "learning_rates": [0.1]}}
+        record = json.loads((folder / "run.json").read_text()) | {"attacks": [attack]}
+        (folder / "run.json").write_text(json.dumps(record))
+        return folder
+
+    small, large, same = trained("small", 256), trained("large", 1024), trained("same", 256)
+    assert any("max_tokens 256 and 1024" in note for note in analysis.compare([small, large]).notes)
+    assert not any("max_tokens" in note for note in analysis.compare([small, same]).notes)
+
+
+def test_two_sweeps_may_say_the_same_of_other_options(tmp_path: Path) -> None:
+    """Their labels are told apart, so that no line joins them; in one sweep a label is one method (control)."""
+    npo, natural = ([SimpleNamespace(record={"label": label})] for label in ("npo", "natural"))
+    entries: Any = [SimpleNamespace(name=str(n)) for n in range(3)]
+    found: Any = [npo + natural, npo]
+    assert _labels([tmp_path / "a", tmp_path / "b"], found, entries) == ["1/npo", "natural", "2/npo"]
+    assert _labels([tmp_path / "a"], [npo + npo + natural], entries) == ["npo", "npo", "natural"]  # type: ignore[list-item]
+    assert _labels([tmp_path / "a"], [[SimpleNamespace(record={})] * 3], entries) == []  # type: ignore[list-item]
+
+
 def test_controls_of_other_models_are_not_averaged(many: list[Path], tmp_path: Path) -> None:
     """A run on a model of its own keeps its controls; runs on one model share theirs (control)."""
     low = [Drawn("erosion", {"edited": rising(0.1, 0.2), "original": flat(0.4), "never": flat(0.05)})]
@@ -235,6 +306,8 @@ def test_many_runs_are_rows_and_only_differences_to_the_best_are_printed(many: l
     assert len(found.differences) == 10 * 3, "all of them are in the frame"
     first = found.to_markdown().splitlines()[2]
     assert first.startswith("| natural | ")
+    picked = "that run was picked of 5 on these items, and with so many differences some look clear by chance"
+    assert picked in found.to_markdown() and "picked" not in analysis.compare(many[:2]).to_markdown()
     few = analysis.compare(many[:2]).to_markdown().splitlines()[0]
     assert few == "|  | natural | repselect |"
 

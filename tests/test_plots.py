@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -18,6 +19,7 @@ from analysis.outcome import behaviour
 from analysis.reading import Run, read_run
 from analysis.tables import _worst
 from analysis.verdict import judge
+from analysis.view import _facts
 
 FIGURES = {
     "curves": plots.curves,
@@ -43,6 +45,28 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def texts(figure: Figure) -> set[str]:
     figure.canvas.draw()
     return {t.get_text() for t in figure.findobj(matplotlib.text.Text)}  # type: ignore[attr-defined]
+
+
+def test_what_the_verdict_dropped_is_not_its_worst_attack() -> None:
+    """Another setting of that attack came to rest; one that diverged with nothing in its place stays (control)."""
+    found = [
+        {"attack": "erode", "setting": s, "split": "heldout", "cheap": True, "max_R": r, "dropped": d, "diverged": True}
+        for s, r, d in (("lr=0.01", 0.86, True), ("lr=0.001", 0.3, False))
+    ]
+    assert plots.worst({"attacks": found})["setting"].tolist() == ["lr=0.001"]
+
+
+def test_an_attack_that_diverged_hides_no_other_on_the_page_of_runs(tmp_path: Path) -> None:
+    """It is first by its name; the worst is that of the attack that has one."""
+    nothing = [float("nan")] * 8
+    arms = {"original": flat(0.8), "never": flat(0.1)}
+    attacks = [
+        Drawn("erode", {"edited": nothing, "original": nothing, "never": nothing}, diverged=True),
+        Drawn("relearn", arms | {"edited": rising(0.1, 0.7)}),
+    ]
+    before = {"edited": [0.1], "original": [0.8], "never": [0.1]}
+    run = read_run(write_run(tmp_path / "run", attacks=attacks, before=before))
+    assert _facts(run)["worst"] == pytest.approx(0.2 * 0.7, abs=0.01), "completion is drawn at a fifth"
 
 
 @pytest.mark.parametrize("name", FIGURES)
