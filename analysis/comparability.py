@@ -149,21 +149,26 @@ def _texts(entries: Sequence[Entry], role: str) -> set[str]:
 
 
 def length_notes(entries: Sequence[Entry], shared: set[tuple[str, str]]) -> list[str]:
-    """A note where an attack ended at another step: a run's ends where its own edited model is at rest, a sweep's at
-    the cap."""
+    """A note where an attack ended at another step under the same seed: a run's ends where its own edited model is at
+    rest, a sweep's at the cap."""
+    last = {e.name: last_steps(e) for e in entries}
     notes = []
-    for key in sorted(shared):
-        last = {e.name: steps[key] for e in entries if key in (steps := last_steps(e))}
-        if len(set(last.values())) > 1:
-            ended = ", ".join(f"{step} in {name}" for name, step in last.items())
-            notes.append(f"{attacker_name(*key)} ended at step {ended}: more looks, and a longer attack, show more")
+    for attack, setting in sorted(shared):
+        for seed in sorted({seed for steps in last.values() for a, s, seed in steps if (a, s) == (attack, setting)}):
+            at = {name: steps[key] for name, steps in last.items() if (key := (attack, setting, seed)) in steps}
+            if len(set(at.values())) > 1:
+                ended = ", ".join(f"{step} in {name}" for name, step in at.items())
+                name = attacker_name(attack, setting)
+                notes.append(f"{name} ended at step {ended}: more looks, and a longer attack, show more")
+                break
     return notes
 
 
-def last_steps(e: Entry) -> dict[tuple[str, str], int]:
-    """(attack, setting) -> the last step at which it was looked at."""
+def last_steps(e: Entry) -> dict[tuple[str, str, int], int]:
+    """(attack, setting, seed) -> the last step at which it was looked at."""
     curves = e.run.curves
-    last: Any = curves[curves["split"] == "heldout"].groupby(["attack", "setting"], observed=True)["step"].max()
+    by = ["attack", "setting", "seed"]
+    last: Any = curves[curves["split"] == "heldout"].groupby(by, observed=True)["step"].max()
     return {key: int(step) for key, step in last.items()}
 
 

@@ -191,19 +191,24 @@ def _attack_rows(e: Entry, sharing: str) -> list[dict[str, Any]]:
 
 def _sharing(e: Entry, entries: Sequence[Entry], compared: set[tuple[str, str]]) -> str:
     """The runs that have the controls of this one; empty where all have."""
-    own = _controls_of(e, compared)
-    same = [other.name for other in entries if _controls_of(other, compared) == own]
+    same = [other.name for other in entries if _same_controls(e, other, compared)]
     return "" if len(same) == len(entries) else ", ".join(same)
 
 
-def _controls_of(e: Entry, compared: set[tuple[str, str]]) -> tuple[Any, ...]:
-    """What makes the controls of a run what they are, and how far the attacks that are compared took them."""
-    last = last_steps(e)
+def _same_controls(a: Entry, b: Entry, compared: set[tuple[str, str]]) -> bool:
+    """Of the same models and items, and taken as far by the attacks that are compared, where seeds are the same."""
+    steps, others = last_steps(a), last_steps(b)
+    as_far = all(others.get(key, step) == step for key, step in steps.items() if key[:2] in compared)
+    return as_far and _controls_of(a) == _controls_of(b)
+
+
+def _controls_of(e: Entry) -> tuple[Any, ...]:
+    """What makes the controls of a run what they are."""
     record = e.run.record
     never, heldout = record.get("never") or {}, (record.get("corpora") or {}).get("heldout") or {}
     return (
         (record.get("model") or {}).get("hash"), never.get("kind"), never.get("hash") or never.get("name"),
-        heldout.get("hash"), tuple(last.get(key) for key in sorted(compared)),
+        heldout.get("hash"),
     )  # fmt: skip
 
 
