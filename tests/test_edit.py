@@ -738,11 +738,6 @@ def test_a_method_is_a_name_or_an_object_and_options_go_with_the_name(threatenin
     ("method", "options", "message"),
     [
         ("confined", {"rank": 4}, "confined: rank 4 would change nothing: they say how to locate subspaces"),
-        (
-            "confined",
-            {"fitter": "leace", "rank": 4},
-            "confined: rank 4 would change nothing: leace finds one direction",
-        ),
         ("sspu", {"forget_rank": 4}, "sspu: forget_rank 4 would change nothing"),
         (
             "natural_rounds",

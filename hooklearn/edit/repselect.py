@@ -121,17 +121,13 @@ class Confined(Method):
     """``contrast``, ``probe``, ``mean_diff``, ``leace``, ``pca`` or ``random``; refused, as rank and sides are,
     where subspaces are given."""
     rank: int = 32
-    """Directions a side."""
+    """Directions a side; ``mean_diff`` and ``leace`` find one, whatever is asked."""
     sides: Sides = "x"
     """Project inputs, output gradients or both."""
     filter_rank: int = 0
     """Compose with RepSelect's soft filter of this rank, before the projection."""
     contrast_gradient: bool = False
     """Start from the contrast gradient instead of the forget gradient."""
-
-    def __post_init__(self) -> None:
-        if self.fitter in ("mean_diff", "leace"):
-            self.refuse("rank", why=f"{self.fitter} finds one direction")
 
     @property
     def needs(self) -> tuple[str, ...]:
