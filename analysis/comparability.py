@@ -28,6 +28,8 @@ class Entry:
     run: Run
     scores: Mapping[str, Scores]
     """metric -> scores, where some seed has them under all attackers"""
+    last_steps: Mapping[tuple[str, str, int], int]
+    """(attack, setting, seed) -> the last step at which it was looked at"""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """metric -> seeds that not all attackers and arms have"""
     cells: dict[tuple[str, str, str], Cell] = field(default_factory=dict)
@@ -48,7 +50,11 @@ def entries_of(runs: Sequence[Run]) -> list[Entry]:
 def _entry(name: str, run: Run) -> Entry:
     heldout = [s for s in read_scores(run) if s.split == "heldout"]
     left_out = {s.metric: s.seeds_left_out for s in heldout if s.seeds_left_out}
-    return Entry(name, run, {s.metric: s for s in heldout if s.shape[0]}, left_out)
+    curves = run.curves
+    by = ["attack", "setting", "seed"]
+    last: Any = curves[curves["split"] == "heldout"].groupby(by, observed=True)["step"].max()
+    steps = {key: int(step) for key, step in last.items()}
+    return Entry(name, run, {s.metric: s for s in heldout if s.shape[0]}, steps, left_out)
 
 
 def _short(folders: Sequence[Path]) -> list[str]:
@@ -151,25 +157,17 @@ def _texts(entries: Sequence[Entry], role: str) -> set[str]:
 def length_notes(entries: Sequence[Entry], shared: set[tuple[str, str]]) -> list[str]:
     """A note where an attack ended at another step under the same seed: a run's ends where its own edited model is at
     rest, a sweep's at the cap."""
-    last = {e.name: last_steps(e) for e in entries}
     notes = []
     for attack, setting in sorted(shared):
-        for seed in sorted({seed for steps in last.values() for a, s, seed in steps if (a, s) == (attack, setting)}):
-            at = {name: steps[key] for name, steps in last.items() if (key := (attack, setting, seed)) in steps}
+        for seed in sorted({seed for e in entries for _, _, seed in e.last_steps}):
+            key = (attack, setting, seed)
+            at = {e.name: e.last_steps[key] for e in entries if key in e.last_steps}
             if len(set(at.values())) > 1:
                 ended = ", ".join(f"{step} in {name}" for name, step in at.items())
                 name = attacker_name(attack, setting)
                 notes.append(f"{name} ended at step {ended}: more looks, and a longer attack, show more")
                 break
     return notes
-
-
-def last_steps(e: Entry) -> dict[tuple[str, str, int], int]:
-    """(attack, setting, seed) -> the last step at which it was looked at."""
-    curves = e.run.curves
-    by = ["attack", "setting", "seed"]
-    last: Any = curves[curves["split"] == "heldout"].groupby(by, observed=True)["step"].max()
-    return {key: int(step) for key, step in last.items()}
 
 
 def used(edit: Mapping[str, Any]) -> float:

@@ -31,7 +31,6 @@ from analysis.comparability import (
     attacker_notes,
     entries_of,
     equality_notes,
-    last_steps,
     length_notes,
     merged,
     organism_notes,
@@ -197,8 +196,7 @@ def _sharing(e: Entry, entries: Sequence[Entry], compared: set[tuple[str, str]])
 
 def _same_controls(a: Entry, b: Entry, compared: set[tuple[str, str]]) -> bool:
     """Of the same models and items, and taken as far by the attacks that are compared, where seeds are the same."""
-    steps, others = last_steps(a), last_steps(b)
-    as_far = all(others.get(key, step) == step for key, step in steps.items() if key[:2] in compared)
+    as_far = all(b.last_steps.get(key, step) == step for key, step in a.last_steps.items() if key[:2] in compared)
     return as_far and _controls_of(a) == _controls_of(b)
 
 

@@ -154,14 +154,13 @@ class Comparison:
             shown = self.differences if few else self.to_the_best()
             frame = shown.drop(columns=["low", "high"])
             frame["difference"] = with_interval(shown, "difference", "low", "high")
-            which = "" if few else " to the run that is lowest under any attack"
-            picked = "" if few else (
-                f"; that run was picked of {len(self.table)} on these items, and with so many differences some look "
-                "clear by chance"
+            which = "" if few else (
+                f" to the run that is lowest under any attack (picked of {len(self.table)} on these items, and with so "
+                "many differences some look clear by chance)"
             )  # fmt: skip
             parts += [
                 f"Differences{which}, paired by item, and by seed where runs have the same (95 % interval of each by "
-                f"itself{picked}):",
+                "itself):",
                 markdown(frame),
             ]
         parts.append(tuning_markdown(self.tuning))

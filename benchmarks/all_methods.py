@@ -95,7 +95,7 @@ def table() -> str:
     first = {name: read(f"{name}-defaults").controls for name in SETS}
     lines = ["| | " + " | ".join(f"*{name}*" for name in SETS) + " |", "|---" * (1 + len(SETS)) + "|"]
     for arm, label in (("original", "not edited"), ("never", "never learned it (facts: answers permuted)")):
-        lines.append(_row(label, [_control(first[name], arm, metric) for name, metric in SETS.items()]))
+        lines.append(row_of(label, [_control(first[name], arm, metric) for name, metric in SETS.items()]))
     for heading, frames, budget, labels in (
         ("far KL <= .01 alone, three trials each", searched, FAR, METHODS),
         ("far KL <= .01 alone, defaults", defaults, FAR, OTHERS),
@@ -104,7 +104,7 @@ def table() -> str:
         ("far KL <= .01 and near CE rise <= .02, defaults", near_defaults, FAR + NEAR, OTHERS),
         ("far KL <= .01 and near CE rise <= .02, ours, more trials than others had", near_defaults, FAR + NEAR, OURS),
     ):
-        lines.append(_row(f"**{heading}**", [""] * len(SETS)))
+        lines.append(row_of(f"**{heading}**", [""] * len(SETS)))
         lines += _rows(frames, budget, labels)
     return "\n".join(lines)
 
@@ -144,10 +144,10 @@ def _rows(frames: Mapping[str, pd.DataFrame], budget: str, labels: Mapping[str, 
     for method, label in labels.items():
         cells = [_cell(frames[name], f"{method}{budget}", metric) for name, metric in SETS.items()]
         if any(cells):
-            yield _row(label, cells)
+            yield row_of(label, cells)
 
 
-def _row(label: str, cells: list[str]) -> str:
+def row_of(label: str, cells: list[str]) -> str:
     return "| " + " | ".join([label, *cells]) + " |"
 
 
@@ -167,10 +167,10 @@ def _control(controls: pd.DataFrame, arm: str, metric: str) -> str:
 
 
 def _arrow(before: float, after: float, metric: str) -> str:
-    return f"{_number(before, metric)} → {_number(after, metric)}"
+    return f"{number(before, metric)} → {number(after, metric)}"
 
 
-def _number(value: float, metric: str) -> str:
+def number(value: float, metric: str) -> str:
     """Shares of samples with two decimals, probabilities with two digits."""
     if value == 0:
         return "0"

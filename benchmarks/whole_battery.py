@@ -11,22 +11,19 @@ from __future__ import annotations
 
 import pandas as pd
 
-from benchmarks.all_methods import FAR, NEAR, SETS, read
+from benchmarks.all_methods import FAR, METHODS, NEAR, SETS, number, read, row_of
 
 TEACH = ("good_demos", "weak_samples")
+OPTIONS = {
+    "natural": ", the recipe's options (tendencies: some twenty trials on another part of *threats*)",
+    "repselect": ", rank 192 (searched on *capitals*)",
+}
+"""Of those that were not searched for this battery and have no defaults either."""
+SEARCHED = ", with searched options"
 EDITS = {
-    "gradient_ascent": "gradient ascent",
-    "graddiff": "GradDiff",
-    "npo": "NPO",
-    "rmu": "RMU",
-    "whitened": "whitened gradient",
-    "repselect": "RepSelect, searched rank",
-    "graddiff-searched": "GradDiff, three trials on *threats*",
-    "simnpo-searched": "SimNPO, three trials on *threats*",
-    "dpo-searched": "DPO, three trials on *threats*",
-    "refusal-searched": "refusal training, three trials on *threats*",
-    "natural": "natural gradient (ours), recipe (tendencies: some twenty trials on another part of *threats*)",
-    "natural_rounds": "natural gradient in rounds (ours)",
+    f"{method}{end}": f"{label}{words}"
+    for method, label in METHODS.items()
+    for end, words in (("", OPTIONS.get(method, "")), ("-searched", SEARCHED))
 }
 
 
@@ -36,15 +33,15 @@ def table() -> str:
     seeds = {name: read(f"{name}-battery").to_dataframe().set_index("run")["seeds"] for name in SETS}
     lines = ["| | " + " | ".join(f"*{name}*" for name in SETS) + " |", "|---" * (1 + len(SETS)) + "|"]
     for arm, label in (("original", "not edited"), ("never", "never learned it")):
-        lines.append("| " + " | ".join([label, *(_number(worst[name][arm], name) for name in SETS)]) + " |")
+        lines.append(row_of(label, [number(worst[name][arm], metric) for name, metric in SETS.items()]))
     for edit, label in EDITS.items():
         cells = []
-        for name in SETS:
+        for name, metric in SETS.items():
             run = f"{edit}{FAR}{NEAR}"
             at = run if run in worst[name] else edit  # a record of one budget does not repeat it
-            cells.append(f"{_number(worst[name][at], name)} ({int(seeds[name][run])})" if run in seeds[name] else "")
+            cells.append(f"{number(worst[name][at], metric)} ({int(seeds[name][run])})" if run in seeds[name] else "")
         if any(cells):
-            lines.append("| " + " | ".join([label, *cells]) + " |")
+            lines.append(row_of(label, cells))
     return "\n".join(lines)
 
 
@@ -53,10 +50,6 @@ def _worst(name: str) -> pd.Series:
     frame = read(f"{name}-battery").by_attack(SETS[name]).set_index("")
     left_out = ["before", *(TEACH if SETS[name] == "sampled" else ())]
     return frame.drop(columns=left_out).max(axis=1)
-
-
-def _number(value: float, name: str) -> str:
-    return f"{value:.{2 if SETS[name] == 'sampled' else 3}f}".removeprefix("0")
 
 
 if __name__ == "__main__":

@@ -273,12 +273,17 @@ def test_disruption_on_other_text_is_not_equal_disruption(tmp_path: Path) -> Non
 
 def test_two_sweeps_may_say_the_same_of_other_options(tmp_path: Path) -> None:
     """Their labels are told apart, so that no line joins them; in one sweep a label is one method (control)."""
-    npo, natural = ([SimpleNamespace(record={"label": label})] for label in ("npo", "natural"))
+    npo, natural, unlabelled = (
+        SimpleNamespace(record=record) for record in ({"label": "npo"}, {"label": "natural"}, {})
+    )
     entries: Any = [SimpleNamespace(name=str(n)) for n in range(3)]
-    found: Any = [npo + natural, npo]
-    assert _labels([tmp_path / "a", tmp_path / "b"], found, entries) == ["1/npo", "natural", "2/npo"]
-    assert _labels([tmp_path / "a"], [npo + npo + natural], entries) == ["npo", "npo", "natural"]  # type: ignore[list-item]
-    assert _labels([tmp_path / "a"], [[SimpleNamespace(record={})] * 3], entries) == []  # type: ignore[list-item]
+
+    def labels(*found: Any) -> list[str]:
+        return _labels([tmp_path] * len(found), found, entries)
+
+    assert labels([npo, natural], [npo]) == ["1/npo", "natural", "2/npo"]
+    assert labels([npo, npo, natural]) == ["npo", "npo", "natural"]
+    assert labels([unlabelled] * 3) == []
 
 
 def test_controls_of_other_models_are_not_averaged(many: list[Path], tmp_path: Path) -> None:
@@ -310,7 +315,7 @@ def test_many_runs_are_rows_and_only_differences_to_the_best_are_printed(many: l
     assert len(found.differences) == 10 * 3, "all of them are in the frame"
     first = found.to_markdown().splitlines()[2]
     assert first.startswith("| natural | ")
-    picked = "that run was picked of 5 on these items, and with so many differences some look clear by chance"
+    picked = "(picked of 5 on these items, and with so many differences some look clear by chance)"
     assert picked in found.to_markdown() and "picked" not in analysis.compare(many[:2]).to_markdown()
     few = analysis.compare(many[:2]).to_markdown().splitlines()[0]
     assert few == "|  | natural | repselect |"

@@ -980,6 +980,7 @@ def test_a_model_without_sites_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("llama")
     with pytest.raises(InputError, match="no site 'mlp.gaet'; did you mean 'mlp.gate'"):
         sites(model, "mlp.gaet")
+    assert sites(model, "all"), "one pass through the blocks: the control"
     with monkeypatch.context() as looped:
         looped.setattr(model.cfg, "total_ut_steps", 4, raising=False)
         with pytest.raises(InputError, match="runs its blocks 4 times a pass"):

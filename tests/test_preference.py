@@ -504,12 +504,10 @@ def test_a_preferred_refusal_by_hand(threatening: Any, moved: Delta, request: py
 
 
 def test_refusal_by_hand(threatening: Any) -> None:
-    """From Hugging Face's own logits: nats a token of the sentence that stands where the completion stood; with retain
-    beside it, a share of its loss (the control: another value)."""
-    tokenizer, rows = (
-        models.tokenizer_of(threatening),
-        [{**r, "template": "none"} for r in corpus("forget").take(2).rows],
-    )
+    """From Hugging Face's own logits: nats a token of the sentence that stands where the completion stood (the control:
+    of the completion itself it is another value)."""
+    tokenizer = models.tokenizer_of(threatening)
+    rows = [{**row, "template": "none"} for row in corpus("forget").take(2).rows]
 
     def nats(before: str, answer: str) -> tuple[float, int]:
         """-log p of an answer, summed, and its tokens."""
