@@ -259,9 +259,9 @@ def blocks(page: Path, language: str) -> list[str]:
 RUNNING = [p for p in PAGES if p.parts[-2] in ("tutorial", "how-to") or p.name == "index.md"]
 SHORTER = {
     # the tutorial's run is a minute's work; the same by one attack, without the evidence
-    'hl.run("tiny", out="runs/first")': (
+    'hl.run("tiny", out="runs/first-python")': (
         'hl.run({**hl.recipe("tiny"), "evidence": {}, "locate": {"enabled": False}, "behaviour": {"samples": 8},'
-        ' "attacks": [{"name": "few_shot", "shots": 2}]}, out="runs/first")'
+        ' "attacks": [{"name": "few_shot", "shots": 2}]}, out="runs/first-python")'
     ),
 }
 
