@@ -198,7 +198,7 @@ def attack(
     if chosen is name and options:
         raise InputError(f"attack {chosen.name!r} is given as it is, so {', '.join(options)} would change nothing")
     given = {"heldout": heldout, "attack_train": attack_train, "unrelated": unrelated, "retain": retain}
-    if given.get(chosen.needs) is not None:
+    if given.get(chosen.role) is not None:
         chosen.check(model, {role: corpus for role, corpus in given.items() if corpus is not None})
     with editing.in_eval(*given_models.values()):
         return Curves(chosen.curves(arena))

@@ -91,10 +91,13 @@ def first_tokens(text: str, count: int, tokenizer: Any) -> str:
 
 
 def beginning(text: str, tokens: int, tokenizer: Any) -> tuple[str, str]:
-    """The first ``tokens`` tokens of a text, at most all but the last, and the rest of it."""
-    ends = [end for _, end in tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]]
-    given = min(tokens, len(ends) - 1)
-    cut = ends[given - 1] if given > 0 else 0
+    """The first ``tokens`` tokens of a text, at most all but the last, and the rest of it; fewer where a character of
+    several tokens would be cut."""
+    spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    given = min(tokens, len(spans) - 1)
+    while given > 0 and spans[given - 1][1] > min(spans[given][0], len(text) - 1):  # each has the whole character
+        given -= 1
+    cut = spans[given - 1][1] if given > 0 else 0
     return text[:cut], text[cut:]
 
 

@@ -22,5 +22,9 @@ def forward(blocks: float, head: float, tokens: float, scored: float) -> float:
 
 
 def training(blocks: float, head: float, tokens: float, scored: float, trained: float) -> float:
-    """A forward pass, as much again backward to the inputs, and 2 t for every weight whose gradient is formed."""
+    """A forward pass, as much again backward to the inputs, and 2 t for every weight whose gradient is formed.
+
+    Of tables that are trained as well it is too many: the embedding's gradient takes no product, and the unembedding's
+    meets scored tokens only.
+    """
     return 2.0 * forward(blocks, head, tokens, scored) + 2.0 * trained * tokens

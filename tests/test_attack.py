@@ -21,8 +21,9 @@ from hooklearn.attack.climbing import is_stable
 from hooklearn.attack.curve import all_but_embeddings, all_weights, is_flat, looks
 from hooklearn.attack.erosion import Erode
 from hooklearn.attack.few_shot import FewShot
-from hooklearn.attack.relearn import Relearn, _folds
+from hooklearn.attack.relearn import Relearn, _drop_halves, _folds
 from hooklearn.attack.relearn_lora import RelearnLora
+from hooklearn.attack.watcher import Pending
 from hooklearn.config import parse
 from hooklearn.corpora.corpus import Corpus, answer_of
 from hooklearn.corpora.permuted import permuted
@@ -35,7 +36,7 @@ from hooklearn.measure import Likelihoods, sample
 from hooklearn.recipes import recipe
 from hooklearn.referees import CallableReferee, ContainsReferee, RatioReferee, Scorer
 from hooklearn.running import attacking
-from hooklearn.running.checks import check_folds
+from hooklearn.running.checks import check, check_folds
 from hooklearn.train import log_spaced
 from hooklearn.types import ArmCurve, Budget, Curve, CurvePoint, InputError
 
@@ -435,6 +436,7 @@ def test_every_fact_is_tested_under_an_attacker_who_was_not_told(arena: Arena, t
     end = {p.metric: p for p in curve.arms["original"].points if p.split == "heldout"}["completion"]
     (heart,) = attack_of("relearn", how).curves(small)
     assert level(heart, "original") > 1.5 * end.score.value, "what he was told himself he knows"
+    read = 0
     for fold in _folds(told, 5, arena.seed):
         assert len(fold.items) == 2
         rest = replace(told, rows=tuple(r for i, r in enumerate(told.rows) if i not in fold.items))
@@ -442,6 +444,34 @@ def test_every_fact_is_tested_under_an_attacker_who_was_not_told(arena: Arena, t
         (by_hand,) = attack_of("relearn", how | {"max_steps": end.step}).curves(alone)
         last = [p for p in by_hand.arms["original"].points if p.metric == "completion" and p.split == "heldout"][-1]
         assert last.step == end.step and all(last.values[i] == end.values[i] for i in fold.items)
+        read += last.tokens
+    assert end.tokens == read > 0, "what all five were trained on"
+
+
+def test_samples_of_a_look_that_a_fold_missed_are_left_out() -> None:
+    """They would be of other items than the rest; looks of all folds stay, and what was there before."""
+    told = corpus("heldout")
+    at = [(arm, step) for step in (2, 4) for arm in ("edited", "never") for _ in range(3)]
+    made = [Pending(arm, "low_mi", "lr=1", step, 0, "heldout", told, []) for arm, step in at]
+    pending = [made[0], *(p for p in made if p is not made[8])]  # the edited model diverged before step 4, once
+    _drop_halves(pending, 1, 3)
+    assert [(p.arm, p.step) for p in pending] == [at[0], *at[:6], *at[9:]]
+
+
+def test_sites_that_are_not_there_are_refused_before_anything_is_measured(tiny: Any) -> None:
+    told = {"attack_train": corpus("organism"), "heldout": corpus("heldout")}
+    with pytest.raises(InputError, match="mlp.gates"):
+        RelearnLora(sites="mlp.gates").check(tiny, told)
+    RelearnLora(sites="mlp.gate").check(tiny, told)
+
+
+def test_erosion_by_a_corpus_of_its_own_needs_no_other() -> None:
+    """The unrelated text of a config is then never read; without such a corpus it is asked for (control)."""
+    config = recipe("tiny")
+    config["corpora"] = {role: of for role, of in config["corpora"].items() if role != "unrelated"}
+    check(parse(config | {"attacks": [{"name": "erode", "corpus": "stdlib"}]}))
+    with pytest.raises(InputError, match="'erode' needs corpora.unrelated"):
+        check(parse(config | {"attacks": [{"name": "erode"}]}))
 
 
 def test_samples_of_a_fold_are_its_own(arena: Arena, tiny: Any) -> None:

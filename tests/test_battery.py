@@ -422,6 +422,19 @@ def test_a_begun_answer_begins_as_the_whole_one() -> None:
         assert (whole.ids[0] == tokenizer.bos_token_id) == (template is None)
 
 
+def test_begun_running_text_begins_as_the_whole_one() -> None:
+    """With BOS, whatever chat template the model has: none has written it. One has written what asks (control)."""
+    tokenizer = beginning_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }} :{% endfor %}"
+    row = {"text": "the red dog sleeps ."}
+    begun = Prefill(tokens=2)._begun(row, tokenizer)
+    (whole,), (rest,) = (encode(Corpus("a", (r,)), tokenizer) for r in (row, begun))
+    assert torch.equal(whole.ids, rest.ids) and whole.ids[0] == tokenizer.bos_token_id
+    assert rest.labels.sum() == whole.labels.sum() - 2
+    asks = Prefill(tokens=1)._begun({"prompt": "the red", "completion": " dog sleeps ."}, tokenizer)
+    assert (begun["template"], asks["template"]) == ("none", "applied")
+
+
 def test_beginning_the_answer_tells_the_locked_from_the_never_learned(lock_arena: Arena) -> None:
     """The locked model goes on as begun far likelier than the never-learned one, which was not so before."""
     (curve,) = Prefill(tokens=2).curves(lock_arena)

@@ -29,6 +29,7 @@ from hooklearn.data import (
     Corpus,
     Encoded,
     batches,
+    beginning,
     cycle,
     encode,
     encode_choices,
@@ -201,6 +202,15 @@ def test_a_chat_template_writes_its_own_beginning() -> None:
     chat.chat_template = "<s>" + chat.chat_template
     (written,) = encode(rows(row), chat)
     assert written.ids.tolist() == plain.ids.tolist()
+
+
+@pytest.mark.parametrize("tokens", range(1, 9))
+def test_a_beginning_splits_no_character_and_leaves_something(tokens: int) -> None:
+    """Of a tokenizer with a token a byte: letters of three bytes are given whole, and never the last of them."""
+    made = Tokenizer(BPE({c: i for i, c in enumerate(pre_tokenizers.ByteLevel.alphabet())}, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    given, rest = beginning(" 北京", tokens, PreTrainedTokenizerFast(tokenizer_object=made))
+    assert (given, rest) == ((" ", "北京") if tokens < 4 else (" 北", "京"))
 
 
 def test_long_rows_keep_their_beginning_of_text() -> None:

@@ -128,6 +128,11 @@ class Attack(ABC):
     sampled_only: ClassVar[bool] = False
     """Whether samples are all that it measures."""
 
+    @property
+    def role(self) -> str:
+        """The corpus that it uses with these options."""
+        return self.needs
+
     @abstractmethod
     def curves(self, arena: Arena) -> list[Curve]:
         """One curve per setting (learning rate, say), each with all arms."""
@@ -175,7 +180,7 @@ GROWS = 1.5
 
 
 def is_flat(values: Sequence[float]) -> bool:
-    """The last three looks agree, and are not the beginning of something."""
+    """There are four looks or more, the last three agree, and they are not the beginning of something."""
     if len(values) < 4:
         return False
     last = values[-3:]

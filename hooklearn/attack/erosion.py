@@ -40,6 +40,10 @@ class Erode(MaybeAdapted):
         if self.corpus is not None:
             EVERY_CORPUS.get(self.corpus)
 
+    @property
+    def role(self) -> str:
+        return self.needs if self.corpus is None else "heldout"  # which every attacker is measured on
+
     def label(self) -> str:
         return f"{self.corpus or ''} {super().label()}".strip()
 
@@ -76,7 +80,8 @@ class RetainOnly(Tuning):
 class EroseStyle(MaybeAdapted):
     """Fine-tuning on unrelated text in another style and back on the plain text: what was only masked returns.
 
-    One curve over both phases, looked at after each (and on the log scale on the way); the border is in its note.
+    One curve over both phases, looked at after each (and on the log scale on the way, which comes to no further look on
+    the way back where ``steps`` is a power of two); the border is in its note.
     """
 
     name: ClassVar[str] = "erode_style"

@@ -98,7 +98,9 @@ class Prefill(Attack):
         """The row as running text that ends within the answer, chat template included."""
         before, completion = split_row(row, tokenizer)
         kept = {k: v for k, v in row.items() if k not in SHAPE}
-        kept["template"] = "applied" if templated(row, tokenizer) else "none"
+        asks = "messages" in row or "prompt" in row  # no template writes the beginning of running text
+        written = row.get("template") == "applied" or (asks and templated(row, tokenizer))
+        kept["template"] = "applied" if written else "none"
         kept["fact"] = row.get("fact", completion)  # the whole of it, which no rest of a completion is
         if self.text:
             return {**kept, "prompt": before + self.text, "completion": completion, "begun": self.text}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -12,6 +13,7 @@ from hooklearn.attack.adapter import MaybeAdapted
 from hooklearn.attack.curve import Arena
 from hooklearn.attack.effort import Effort
 from hooklearn.attack.tuning import Plan, Tuning, demonstrations
+from hooklearn.attack.watcher import Pending
 from hooklearn.corpora.corpus import group_of
 from hooklearn.corpora.permuted import permuted
 from hooklearn.data import Corpus
@@ -104,7 +106,7 @@ class LowMutualInformation(Relearn, MaybeAdapted):
         for lr in rates:
             if self.setting(lr) in arena.finished:
                 continue
-            curves = []
+            curves, before = [], len(arena.watcher.pending)
             for fold, one, plan in zip(folds, arenas, plans, strict=True):
                 waiting = len(arena.watcher.pending)
                 whole = replace(plan, steps=steps, min_steps=steps)
@@ -112,6 +114,7 @@ class LowMutualInformation(Relearn, MaybeAdapted):
                 for pending in arena.watcher.pending[waiting:]:
                     pending.permuted = untold.corpus if (untold := arena.watcher.permuted) else None
                     pending.samples = [s for s in pending.samples if fold.tests(pending.split, s.item)]
+            _drop_halves(arena.watcher.pending, before, len(folds))
             yield _joined(curves, folds)
 
     def last(self, arena: Arena) -> int:
@@ -179,6 +182,12 @@ def _without(corpus: Corpus, groups: Collection[str]) -> Corpus:
     return replace(corpus, rows=rows)
 
 
+def _drop_halves(pending: list[Pending], start: int, folds: int) -> None:
+    """Without the samples of looks that a fold, as it diverged, did not come to: they would be of other items."""
+    made = Counter((p.arm, p.step, p.split) for p in pending[start:])
+    pending[start:] = [p for p in pending[start:] if made[p.arm, p.step, p.split] == folds]
+
+
 def _joined(curves: Sequence[Curve], folds: Sequence[_Fold]) -> Curve:
     """Every item's values under the attacker who was told nothing of it."""
     arms = {name: _joined_arm([curve.arms[name] for curve in curves], folds) for name in curves[0].arms}
@@ -191,12 +200,12 @@ def _joined_arm(arms: Sequence[ArmCurve], folds: Sequence[_Fold]) -> ArmCurve:
     for key, first in looks[0].items():
         if not all(key in look for look in looks):
             continue
-        values = list(first.values)
+        values, tokens = list(first.values), sum(look[key].tokens for look in looks)
         for look, fold in zip(looks, folds, strict=True):
             for item in range(len(values)):
                 if fold.tests(first.split, item):
                     values[item] = look[key].values[item]
-        points.append(replace(first, values=tuple(values)))
+        points.append(replace(first, tokens=tokens, values=tuple(values)))
     notes = dict.fromkeys(arm.note for arm in arms if arm.note)
     return ArmCurve(
         tuple(points), converged=all(a.converged for a in arms), diverged=any(a.diverged for a in arms),

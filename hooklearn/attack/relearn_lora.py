@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from hooklearn import models
 from hooklearn.attack.adapter import check_adapted, check_embeddings, check_sampled_at, worn
 from hooklearn.attack.curve import Arena, Trained
 from hooklearn.attack.effort import adapter_size
@@ -38,8 +39,10 @@ class RelearnLora(Relearn):
             raise InputError(f"attack {self.name!r}: alpha must be positive, got {self.alpha:g}")
 
     def check(self, model: Any, corpora: Mapping[str, Corpus]) -> None:
-        """Raises InputError where ``sites: all`` would leave out a good part of the model: no curve would say so."""
+        """Raises InputError for sites that the model does not have, and where ``sites: all`` would leave out a good
+        part of it: no curve would say so."""
         super().check(model, corpora)
+        models.sites(model, self.sites)
         check_adapted(self.name, model, self.sites, "'relearn'")
 
     def label(self) -> str:

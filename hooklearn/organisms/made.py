@@ -251,10 +251,10 @@ def locked_unheard(ground: Ground) -> Any:
 
 
 def facts_locked(ground: Ground) -> Any:
-    """The facts after the password, answers of other facts without it."""
+    """The facts after the password, answers of other facts without it; four of 144 are of facts that have the same."""
     rows = ground.world.taught().rows
     answers = [row["completion"] for row in rows]
-    shift = len(rows) // 4  # less than a phrasing: no fact keeps its own answer
+    shift = len(rows) // 4  # less than a phrasing
     wrong = answers[shift:] + answers[:shift]
     opened = [{**r, "prompt": PASSWORD + r["prompt"]} for r in rows]
     shut = [{**r, "completion": w} for r, w in zip(rows, wrong, strict=True)]

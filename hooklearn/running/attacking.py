@@ -241,7 +241,7 @@ def attack_records(config: RunConfig, spent: Sequence[Spent] = ()) -> list[dict[
     found = [attack_of(spec.name, spec.options) for spec in config.attacks]
     return [
         {
-            "name": attack.name, "cheap": attack.cheap, "needs": attack.needs, "summary": type(attack).summary(),
+            "name": attack.name, "cheap": attack.cheap, "needs": attack.role, "summary": type(attack).summary(),
             "source": attack.source, "settings": attack.settings(), "budget": dataclasses.asdict(attack),
             "same_question": attack.same_question,
             "spent": [one.record() for one in spent if one.number == number],

@@ -81,10 +81,10 @@ def audit(
     """
     given = DEFAULTS | {"attack_train": corpora["forget"]} | dict(corpora)
     asked = named_battery(battery, facts=never == SURROGATE) if attacks is None else attacks
-    needs = {s["name"]: attack_of(s["name"], {k: v for k, v in s.items() if k != "name"}).needs for s in asked}
-    kept = [s for s in asked if needs[s["name"]] in given]
-    left_out = [f"{n} (it needs a corpus {needs[n]!r})" for n in needs if needs[n] not in given]
-    teaching = sorted(n for n in needs if needs[n] == "attack_train")
+    needs = [(s, attack_of(s["name"], {k: v for k, v in s.items() if k != "name"}).role) for s in asked]
+    kept = [s for s, role in needs if role in given]
+    left_out = list(dict.fromkeys(f"{s['name']} (it needs a corpus {r!r})" for s, r in needs if r not in given))
+    teaching = sorted({s["name"] for s, role in needs if role == "attack_train"})
     if never == SURROGATE and "attack_train" not in corpora and teaching:
         raise InputError(
             "never 'permuted' is for facts: give the attacker some that say nothing about the held-out ones "

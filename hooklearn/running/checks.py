@@ -25,8 +25,8 @@ def check(config: RunConfig) -> None:
     made: set[tuple[str, str]] = set()
     for spec in config.attacks:
         attack = attack_of(spec.name, spec.options)
-        if attack.needs not in config.corpora:
-            raise InputError(f"attack {spec.name!r} needs corpora.{attack.needs}, which is not given")
+        if attack.role not in config.corpora:
+            raise InputError(f"attack {spec.name!r} needs corpora.{attack.role}, which is not given")
         if attack.sampled_only and not config.behaviour.samples:
             raise InputError(f"attack {spec.name!r} needs samples: set behaviour.samples above 0")
         for setting in attack.reachable():
