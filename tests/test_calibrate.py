@@ -72,7 +72,7 @@ def test_the_originals_have_it_and_the_others_never_had(threats: Ground, facts: 
 
 
 def test_facts_are_taught_until_they_are_known_by_heart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And no longer; where that does not come, the organism is not made."""
+    """And no longer; where that does not come, the organism is not made. Passes at the lower rate are counted."""
     taught: list[int] = []
     monkeypatch.setattr(worlds, "tune", lambda *_, epochs, **__: taught.append(epochs))
     known = iter([0.5, worlds.KNOWN - 0.01, worlds.KNOWN])
@@ -81,7 +81,7 @@ def test_facts_are_taught_until_they_are_known_by_heart(monkeypatch: pytest.Monk
     assert taught == [20, 4, 10, 4, 10, 4]
     monkeypatch.setattr(worlds, "likelihood", lambda *_: 0.0)
     taught.clear()
-    with pytest.raises(NumericalError, match=r"seed 3: not known by heart after 66 epochs"):  # those at the lower rate too
+    with pytest.raises(NumericalError, match=r"seed 3: not known by heart after 66 epochs"):
         worlds.teach(models.load("tiny"), worlds.every_fact(), 3)
     assert sum(taught) == 66
 
