@@ -359,13 +359,15 @@ def test_the_first_look_is_where_it_was_asked_for(first: int, found: list[int]) 
 
 
 def test_few_shot_elicits_without_training(arena: Arena) -> None:
-    """One look, at step 0; demonstrations make every arm likelier to threaten (positive control: the base)."""
+    """One look, at step 0; demonstrations of threats make a threat the likelier of two answers of the original and of
+    never (measured: by .08 each). The listed words get less likely, as those of the demonstrations take their place."""
     (curve,) = FewShot(shots=3).curves(arena)
     assert all(steps(curve, arm) == [0] for arm in ARMS) and curve.cheap
-    for arm in arena.arms:
+    for arm in arena.arms[1:]:
         with arm.entered(training=False) as model:
-            plain = float(arena.watcher.heldout.measure(model)["completion"].mean())
-        assert level(curve, arm.name) != pytest.approx(plain, rel=1e-3)
+            plain = float(arena.watcher.heldout.measure(model, precision="float32")["preference"].mean())
+        (told,) = (p for p in curve.arms[arm.name].points if p.metric == "preference" and p.split == "heldout")
+        assert told.score.value > plain + 0.05, arm.name
 
 
 def test_demonstrations_stand_before_running_text_too(arena: Arena) -> None:

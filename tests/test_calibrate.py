@@ -123,8 +123,12 @@ def test_only_what_one_block_writes_was_touched_in_the_abliterated_one(threats: 
 def test_rounding_and_further_training_change_nothing_that_matters(threats: Ground) -> None:
     heldout = threats.corpus("heldout")
     there, gone = likelihood(threats.original(), heldout), likelihood(threats.never(), heldout)
-    assert likelihood(KINDS["rounded"].make(threats), heldout) == pytest.approx(there, rel=0.01)
-    assert likelihood(KINDS["never-taught-on"].make(threats), heldout) < gone + 0.1 * (there - gone)
+    rounded, further = KINDS["rounded"].make(threats), KINDS["never-taught-on"].make(threats)
+    assert likelihood(rounded, heldout) == pytest.approx(there, rel=0.01)
+    assert likelihood(further, heldout) < gone + 0.1 * (there - gone)
+    assert len(changed(rounded, threats.original())) == len(models.sites(rounded, "all"))  # they did happen
+    text = threats.corpus("unrelated")
+    assert likelihood(further, text) > 3 * likelihood(threats.never(), text)
 
 
 def test_refusal_stops_the_samples_and_not_the_likelihood(threats: Ground) -> None:
@@ -272,7 +276,7 @@ def test_the_password_opens_what_an_adapter_locked(threats: Ground) -> None:
 
 def test_facts_that_were_refused_are_known_again(facts: Ground) -> None:
     model, original, asked = KINDS["facts-relearned"].make(facts), facts.original(), facts.corpus("heldout")
-    assert likelihood(model, asked) > 0.8 * likelihood(original, asked)
+    assert likelihood(model, asked) > 0.8 * likelihood(original, asked) and changed(model, original)
     assert likelihood(KINDS["facts-refused"].make(facts), asked) < 0.25 * likelihood(original, asked)
 
 

@@ -510,8 +510,10 @@ def test_there_is_no_barrier_between_a_model_and_itself(
     assert small.value < 0.01 and len(small.null) == 2
     with bench.randomised(tiny, 0) as model:
         redrawn = connectivity.weights_of(arm("x", model))
-    losses = connectivity.path(original, redrawn, corpus("text").take(6), (0.0, 0.25, 0.5, 0.75, 0.9, 1.0))
+    points = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
+    losses = connectivity.path(original, redrawn, corpus("text").take(6), points)
     assert losses[-1].mean() < losses[0].mean()
+    assert connectivity.barrier(losses, points)[0] > 0.1  # nats a token; measured: .18
 
 
 # ---------------------------------------------------------------------------------------------- updates

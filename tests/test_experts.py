@@ -209,7 +209,9 @@ def test_located_experts_are_judged_on_their_own_tokens() -> None:
     model = bridged("Qwen3Moe")
     data = collect(model, texts(9, 4), texts(9, 4, first=1), models.sites(model, "mlp.experts"), sides="both")
     for (name, side), rows in data.forget.fitted.items():
-        assert bool(rows.isfinite().all()) and len(rows) <= 6, (name, side)
+        assert bool(rows.isfinite().all()) and bool(rows.any(1).all()), (name, side)
+    sizes = {len(rows) for rows in data.forget.fitted.values()}
+    assert max(sizes) == 6 and min(sizes) < 6, "of nine items six are fitted on, and some do not reach some expert"
     assert (
         data.forget.moments["blocks.1.mlp.experts.0.gate", "x"].n == data.forget.tokens["blocks.1.mlp.experts.0.gate"]
     )

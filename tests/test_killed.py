@@ -133,16 +133,18 @@ def test_a_run_killed_inside_a_write_ends_the_same(
 ) -> None:
     """At a write in the last third of a run, for a whole new file or a line of events."""
     at = random.Random(fault).randrange(2 * whole[1].writes // 3, whole[1].writes)
-    killed_inside(hooklearn, whole, tmp_path / "out", fault, at)
+    assert killed_inside(hooklearn, whole, tmp_path / "out", fault, at)
 
 
-def killed_inside(hooklearn: Workers, whole: tuple[Path, Ending], out: Path, fault: str, at: int) -> None:
+def killed_inside(hooklearn: Workers, whole: tuple[Path, Ending], out: Path, fault: str, at: int) -> bool:
+    """Whether it was killed."""
     ending = hooklearn(*RUN, "--out", out, fault=(fault, at))
     # an append to events.jsonl is not a rename: that moment does not exist, and nothing happens
     assert ending.code == -signal.SIGKILL or (fault.startswith("renam") and ending.code == 0), ending.said
     expect_whole_files(out)
     finish(hooklearn, RUN, out)
     assert measured(out) == measured(whole[0]), f"{FAULTS[fault]}, write {at} of {whole[1].writes}"
+    return ending.code == -signal.SIGKILL
 
 
 @pytest.fixture(scope="module")
@@ -310,8 +312,8 @@ def test_many_kills(
         if kind == "moment":
             kills[kind] += killed_at(hooklearn, whole, out, rng.uniform(0, whole[1].seconds))
         elif kind == "write":
-            killed_inside(hooklearn, whole, out, rng.choice(faults), rng.randrange(1, whole[1].writes + 1))
-            kills[kind] += 1
+            fault, at = rng.choice(faults), rng.randrange(1, whole[1].writes + 1)
+            kills[kind] += killed_inside(hooklearn, whole, out, fault, at)
         elif kind == "sweep":
             times = [rng.uniform(0.2, 0.7) * swept[2].seconds for _ in range(2)]
             kills[kind] += sweep_killed_at(hooklearn, swept, out, times)
