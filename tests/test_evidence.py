@@ -140,6 +140,13 @@ def test_groups_move_as_a_whole() -> None:
     assert nulls.resamples(groups, 5, rng).sum(1) == pytest.approx(1, abs=EXACT)
 
 
+def test_of_a_single_group_no_error_is_known() -> None:
+    """It would be 0, as every draw is that group; of two it is known (control)."""
+    rng, values = np.random.default_rng(0), np.array([1.0, 2.0, 4.0])
+    one, two = (nulls.spread(nulls.resamples(g, 50, rng) @ values) for g in (["a"] * 3, ["a", "a", "b"]))
+    assert math.isnan(one) and two > 0
+
+
 def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
     x = normal(0, 20)
     left = [np.mean(x[i]) for i in nulls.left_out([str(i) for i in range(20)])]
@@ -654,6 +661,26 @@ def test_alarms_ring_beyond_their_margin_only(tiny: Any, threatening: Any) -> No
     assert found["over_unlearning"].value < math.log(1 / 3)
     quiet = read(alarms.alarms(benched(arm("edited", tiny), tiny, threatening)))
     assert [f.reading for f in quiet.values()] == ["no alarm"] * 3
+
+
+def test_an_alarm_that_could_not_ring_is_not_measured(tiny: Any, threatening: Any) -> None:
+    """Of four groups all signs are alike by chance once in sixteen, however far beyond; of five one can ring."""
+    made = benched(arm("edited", tiny), tiny, threatening)
+    found = [
+        alarms.beyond(
+            f"x{n}", np.full(n, 9.0), [str(i) for i in range(n)], 0.1, bench=made, direction="high", meaning="", rows=[]
+        )
+        for n in (4, 5)
+    ]
+    assert [f.reading for f in read(found).values()] == ["not measured", "alarm"]
+
+
+def test_running_text_has_no_state_before_its_answer(tiny: Any, threatening: Any) -> None:
+    """Prompts have (control): the same sentences, asked for."""
+    asked = benched(arm("edited", threatening, reversed_organism(0.5)), tiny, threatening)
+    text = replace(asked.heldout, rows=tuple({"text": r["prompt"] + r["completion"]} for r in asked.heldout.rows))
+    read_of = [probes.tendency(b)[0] for b in (replace(asked, corpora={"heldout": text}), asked)]
+    assert [math.isnan(e.value) for e in read_of] == [True, False] and "running text" in read_of[0].meaning
 
 
 def test_an_alarm_at_its_margin_is_calibrated(tiny: Any, threatening: Any) -> None:

@@ -26,6 +26,8 @@ FAR_BELOW = 1 / 3
 BROKEN = 0.1
 """Broken text: repetition (or compressibility) higher than the original's by more than this."""
 SAMPLES, NEW_TOKENS = 16, 40
+FEWEST = 5
+"""Groups: of fewer all signs are alike by chance in more than one case of twenty, and no alarm could ring."""
 
 
 def repetition(text: str, n: int = 3) -> float:
@@ -56,12 +58,15 @@ def beyond(
     rows: list[dict[str, object]],
 ) -> Evidence:
     """Mean of paired differences against a margin; under the null their signs, from the margin on, are chance."""
+    if (n := len(set(groups))) < FEWEST:
+        why = f"{n} groups of texts, and an alarm needs {FEWEST}"
+        return Evidence.missing(name, why, direction=direction, role="alarm")
     rng = bench.rng(name)
     signs = np.where(nulls.swaps(groups, bench.draws, rng), 1.0, -1.0)
     null = margin + (signs * (difference - margin)).mean(1)
     weights = nulls.resamples(groups, nulls.BOOTSTRAPS, rng)
     return Evidence(
-        name, float(difference.mean()), tuple(null.tolist()), nulls.spread(weights @ difference), len(set(groups)),
+        name, float(difference.mean()), tuple(null.tolist()), nulls.spread(weights @ difference), n,
         direction, meaning, detail=detail(rows), role="alarm",
         null_meaning=f"a difference of {margin:.2g}, the most that is let pass, with signs at random",
     )  # fmt: skip

@@ -42,8 +42,11 @@ def swaps(groups: Sequence[str], draws: int, rng: np.random.Generator) -> Mask:
 
 
 def resamples(groups: Sequence[str], draws: int, rng: np.random.Generator) -> Array:
-    """``[draws, item]`` bootstrap weights, each row summing to 1; a group is drawn as a whole."""
+    """``[draws, item]`` bootstrap weights, each row summing to 1; a group is drawn as a whole. NaN for one group alone:
+    how much another would differ is unknown, and not nothing."""
     codes, n = _codes(groups)
+    if n < 2:
+        return np.full((draws, len(groups)), np.nan)
     weights = rng.multinomial(n, np.full(n, 1 / n), size=draws)[:, codes].astype(float)
     return weights / weights.sum(1, keepdims=True)
 

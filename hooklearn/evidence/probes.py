@@ -314,6 +314,8 @@ def tendency(bench: Bench) -> list[Evidence]:
     if "never" not in bench.arms:
         why = "it needs a never-learned model to tell the original from" + bench.but_unlike
         return [Evidence.missing(name, why, role="decides")]
+    if not corpus.has_prompts:
+        return [Evidence.missing(name, "nothing but BOS comes before running text", role="decides")]
     if len(set(corpus.groups)) < FOLDS:
         return [Evidence.missing(name, _few(corpus.groups), role="decides")]
     missing = _no_benign(bench)
