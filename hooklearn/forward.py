@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hooklearn import editing, interventions, models, parallel
+from hooklearn import bfloat16, editing, interventions, models, parallel
 from hooklearn.data import Encoded, TokenBatch, batches
 from hooklearn.losses import sequence_sums, token_logprobs
 from hooklearn.plain import is_fused, lent_copy, read_once, with_fused_attention
@@ -31,14 +31,18 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 def resolve_precision(precision: Precision, device: torch.device | str = "cpu") -> torch.dtype:
     """``auto``: bfloat16 where it is the faster of the two, else float32. GPUs that only emulate it (T4, V100) are not
-    asked to."""
-    if precision == "float32":
-        return torch.float32
-    if precision == "bfloat16":
-        return torch.bfloat16
-    if precision != "auto":
+    asked to; CPUs that would crawl are helped from here on (:mod:`hooklearn.bfloat16`)."""
+    if precision not in ("auto", "float32", "bfloat16"):
         raise InputError(f"precision {precision!r}: valid are auto, float32, bfloat16")
-    if torch.device(device).type == "cpu":
+    on_cpu = torch.device(device).type == "cpu"
+    dtype = _fastest(on_cpu) if precision == "auto" else getattr(torch, precision)
+    if on_cpu and dtype is torch.bfloat16:
+        bfloat16.ensure_products()
+    return dtype
+
+
+def _fastest(on_cpu: bool) -> torch.dtype:
+    if on_cpu:
         decided = _decided.get()
         return torch.bfloat16 if (_bfloat16_pays() if decided is None else decided) else torch.float32
     emulated = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)

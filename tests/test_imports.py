@@ -19,8 +19,9 @@ ORDER = [
     "hooklearn.parquet hooklearn.memory hooklearn.parallel",
     "hooklearn.callbacks",
     # config knows the types only; methods and attacks have their options checked by it
-    "hooklearn.linalg hooklearn.sketch hooklearn.moments hooklearn.losses hooklearn.flops hooklearn.batteries "
-    "hooklearn.validation hooklearn.config hooklearn.config_file hooklearn.plugins hooklearn.determinism",
+    "hooklearn.bfloat16 hooklearn.linalg hooklearn.sketch hooklearn.moments hooklearn.losses hooklearn.flops "
+    "hooklearn.batteries hooklearn.validation hooklearn.config hooklearn.config_file hooklearn.plugins "
+    "hooklearn.determinism",
     "hooklearn.corpora.corpus hooklearn.corpora.permuted hooklearn.corpora.shipped hooklearn.corpora.tendencies "
     "hooklearn.corpora.fact_sets hooklearn.corpora.tiny_world hooklearn.corpora.tiny_facts",
     "hooklearn.corpora",
