@@ -71,9 +71,11 @@ def read(found: list[Evidence]) -> dict[str, judge.Finding]:
 
 
 def calibrated(p: list[float]) -> None:
-    """No more small p-values than chance allows: below .1 in at most .1 of cases, plus three standard errors."""
+    """No more small p-values than chance allows: below .1 in at most .1 of cases, plus three standard errors. Spread
+    over the unit interval (their mean has a standard error of .29 / sqrt(n)), or a null that is never beaten would
+    pass."""
     assert np.mean(np.array(p) <= 0.1) <= 0.1 + 3 * math.sqrt(0.09 / len(p))
-    assert np.mean(p) > 0.4, "and they are spread over the unit interval"
+    assert 0.4 < np.mean(p) < 0.65 and min(p) < 0.25, (np.mean(p), min(p))
 
 
 # --------------------------------------------------------------------------------------- nulls, forms
@@ -138,6 +140,19 @@ def test_groups_move_as_a_whole() -> None:
         assert (rows[:, 0] == rows[:, 1]).all() and (rows[:, 3:] == rows[:, 3:4]).all()
         assert any((rows[:, 0] != rows[:, 2]).tolist())
     assert nulls.resamples(groups, 5, rng).sum(1) == pytest.approx(1, abs=EXACT)
+
+
+def test_labels_are_dealt_anew_and_none_is_lost() -> None:
+    """Paired prompts swap theirs; prompts of one class deal theirs among each other, whole groups at once. Flipped one
+    by one, a fifth of bad ones would be a half on average."""
+    paired, single = [f"p{i}" for i in range(6)], [f"s{i}" for i in range(10) for _ in range(2)]
+    groups = [*paired, *paired, *single]
+    labels = np.r_[np.ones(6), np.zeros(6), np.ones(4), np.zeros(16)].astype(bool)
+    drawn = nulls.relabelled(labels, groups, 200, np.random.default_rng(0))
+    assert (drawn[:, :6] ^ drawn[:, 6:12]).all(), "one of each, in every prompt"
+    assert (drawn[:, 12:].sum(1) == 4).all() and (drawn[:, 12::2] == drawn[:, 13::2]).all()
+    # each prompt's share of True: 200 draws, five standard errors
+    assert np.abs(drawn[:, :6].mean(0) - 1 / 2).max() < 0.18 and np.abs(drawn[:, 12:].mean(0) - 1 / 5).max() < 0.15
 
 
 def test_of_a_single_group_no_error_is_known() -> None:
@@ -504,6 +519,18 @@ def test_a_barrier_by_hand() -> None:
     assert connectivity.barrier(np.array([3.0, 1.0, 0.0, 1.0, 3.0]))[0] == 0, "a valley is no barrier"
 
 
+def test_a_barrier_that_few_texts_see_has_an_error(
+    tiny: Any, threatening: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On average there is none, and among some of the texts there is: an error of 0 would say that none ever is."""
+    bump = np.zeros((5, 16))
+    bump[2] = np.where(np.arange(16) < 8, 0.9, -1.0)  # their mean is below the line
+    monkeypatch.setattr(connectivity, "path", lambda arm, start, corpus, points=(): bump[: len(points) or 5])
+    given = benched(arm("edited", threatening, reversed_organism(0.1)), tiny, threatening)
+    (e,) = connectivity.connectivity(replace(given, random_lines=2))
+    assert e.value == 0 and e.stderr > 0.05
+
+
 def test_there_is_no_barrier_between_a_model_and_itself(
     tiny: Any, threatening: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -514,7 +541,7 @@ def test_there_is_no_barrier_between_a_model_and_itself(
     assert connectivity.barrier(losses)[0] == pytest.approx(0, abs=1e-6)
     given = benched(arm("edited", threatening, reversed_organism(0.1)), tiny, threatening)
     (small,) = connectivity.connectivity(replace(given, random_lines=2))
-    assert small.value < 0.01 and len(small.null) == 2
+    assert small.value < 0.01 and len(small.null) == 2 and math.isfinite(small.stderr)
     with bench.randomised(tiny, 0) as model:
         redrawn = connectivity.weights_of(arm("x", model))
     points = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -681,6 +708,24 @@ def test_running_text_has_no_state_before_its_answer(tiny: Any, threatening: Any
     text = replace(asked.heldout, rows=tuple({"text": r["prompt"] + r["completion"]} for r in asked.heldout.rows))
     read_of = [probes.tendency(b)[0] for b in (replace(asked, corpora={"heldout": text}), asked)]
     assert [math.isnan(e.value) for e in read_of] == [True, False] and "running text" in read_of[0].meaning
+
+
+def test_samples_of_one_prompt_are_one_to_an_alarm(tiny: Any, threatening: Any) -> None:
+    """Nine loops in answer to four prompts are four: no alarm can ring. To nine prompts they are nine (control)."""
+    samples = {"edited": ["no " * 30] * 9, "original": [f"a fresh sentence about number {i}" for i in range(9)]}
+    asked = benched(arm("edited", tiny), tiny, threatening, samples=samples)
+    rows = tuple({**row, "group": f"prompt {i % 4}"} for i, row in enumerate(asked.heldout.rows))
+    grouped = replace(asked, corpora={"heldout": replace(asked.heldout, rows=rows)})
+    readings = [[e.reading for e in read(alarms.alarms(b)).values() if e.n != 40] for b in (grouped, asked)]
+    assert readings[0].count("not measured") >= 2 and readings[1].count("alarm") >= 2
+
+
+def test_there_are_no_more_samples_than_prompts(tiny: Any, threatening: Any) -> None:
+    arms = [ArmState("edited", tiny), ArmState("original", threatening)]
+    with pytest.raises(InputError, match=r"samples of 'edited': 9 for 8 held-out prompts; give one to each"):
+        evidence.collect(
+            arms, {"heldout": corpus("heldout").take(8)}, measures=["alarms"], samples={"edited": ["no"] * 9}
+        )
 
 
 def test_an_alarm_at_its_margin_is_calibrated(tiny: Any, threatening: Any) -> None:

@@ -10,9 +10,11 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import corpus
+from sklearn.linear_model import LinearRegression
 from torch import Tensor
 
 import hooklearn as hl
@@ -457,6 +459,24 @@ def test_leace_needs_moments_only_and_reads_the_discriminant() -> None:
     assert abs(float(torch.cosine_similarity(difference, by_hand, dim=0))) < 0.8, "not what mean_diff finds"
     with pytest.raises(InputError, match=r"leace: the classes cannot be told apart by any direction \(900 forget"):
         FITTERS["leace"].fit(seen(bad), seen(bad), 1, 0)
+
+
+def test_what_leace_finds_does_not_depend_on_how_much_there_is_of_a_class() -> None:
+    """A class of one token in four hundred is found where it differs by much; its value is the multiple correlation,
+    which is that of least squares (2 % apart: the covariance is shrunk)."""
+    bad, good = skewed(10, 1.5, 0), skewed(4000, 0.0, 1)
+    found = Found(*FITTERS["leace"].fit(seen(bad), seen(good), 1, 0))
+    rows, labels = torch.cat([bad, good]).numpy(), np.r_[np.ones(10), np.zeros(4000)]
+    fit = LinearRegression().fit(rows, labels)
+    assert float(found.values[0]) == pytest.approx(np.corrcoef(fit.predict(rows), labels)[0, 1], rel=0.05)
+    assert 0.1 < float(found.values[0]) < 0.3
+
+
+def test_no_more_contrast_directions_than_forget_data_showed() -> None:
+    """Rows on a plane of six dimensions have two; any further one would be made up."""
+    plane = torch.randn(200, 2, generator=torch.Generator().manual_seed(0)) @ torch.eye(6)[:2]
+    assert Found(*FITTERS["contrast"].fit(seen(plane), seen(skewed(200, 0.0, 1)), 5, 0)).vectors.shape == (6, 2)
+    assert Found(*FITTERS["contrast"].fit(seen(skewed(200, 0.0, 2)), seen(plane), 5, 0)).vectors.shape == (6, 5)
 
 
 def test_an_update_that_reads_what_leace_reads_does_nothing_to_erased_inputs() -> None:

@@ -99,7 +99,7 @@ def collect(
             ``relearned`` is made of it) and ``never`` (the same attack there: nothing can come back).
         attack_rate, attack_steps: learning rate and length of the short attack.
         items: how many held-out items are read, the first ones; all by default.
-        samples: arm -> sampled completions to the same prompts; drawn here when not given.
+        samples: arm -> sampled completions to the held-out prompts, the first ones; drawn here when not given.
         draws: permutations, or quantiles, behind each null; the smallest p is then 1 / (1 + draws), which must stay
             small against the number of measures and seeds that are judged together.
         random_lines: random steps behind the null of mode connectivity.
@@ -108,7 +108,7 @@ def collect(
         All that was asked for. What could not be measured is NaN, and its meaning says why.
 
     Raises:
-        InputError: unknown measure, a missing arm or corpus.
+        InputError: unknown measure, a missing arm or corpus, more samples than held-out prompts.
     """
     chosen = check_names(measures)
     by_name: dict[str, ArmState] = {arm.name: arm for arm in arms}
@@ -128,6 +128,9 @@ def collect(
     if items is not None:
         corpora = {role: c.take(items) if role == "heldout" else c for role, c in corpora.items()}
         samples = samples and {arm: texts[:items] for arm, texts in samples.items()}
+    for arm, said in (samples or {}).items():
+        if len(said) > (n := len(corpora.get("heldout", said))):
+            raise InputError(f"samples of {arm!r}: {len(said)} for {n} held-out prompts; give one to each, in order")
     bench = Bench(
         arms=by_name, corpora=corpora, sites=models.sites(model, sites),
         layers=evenly(model.cfg.n_layers, 8) if layers is None else tuple(layers), benign=benign,

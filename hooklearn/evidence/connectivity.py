@@ -21,7 +21,7 @@ from hooklearn.evidence import nulls
 from hooklearn.evidence.bench import Bench
 from hooklearn.evidence.nulls import Array
 from hooklearn.evidence.types import WHOLE, Evidence, detail
-from hooklearn.types import NAN
+from hooklearn.types import NAN, Score
 
 POINTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 TEXTS = 16
@@ -93,11 +93,11 @@ def connectivity(bench: Bench) -> list[Evidence]:
     for arm in arms:
         bench.progress(f"evidence: along the line from {arm} to original")
         found[arm] = path(bench.original, weights_of(bench.arms[arm], original), corpus)
-        rows += [_row(arm, t, of_t) for t, of_t in zip(POINTS, found[arm], strict=True)]
-    value, at = barrier(found["edited"])
-    t = POINTS[at]
-    lift = found["edited"][at] - ((1 - t) * found["edited"][0] + t * found["edited"][-1])
+        rows += [_row(arm, t, of_t, corpus.groups) for t, of_t in zip(POINTS, found[arm], strict=True)]
+    value, _ = barrier(found["edited"])
+    # the barrier of every resample: where the mean has none another draw of items may
     weights = nulls.resamples(corpus.groups, nulls.BOOTSTRAPS, bench.rng("connectivity"))
+    again = np.array([barrier(mean)[0] for mean in weights @ found["edited"].T])
     generator = torch.Generator().manual_seed(bench.seed)
     null = []
     edited = weights_of(bench.arms["edited"], original)
@@ -108,7 +108,7 @@ def connectivity(bench: Bench) -> list[Evidence]:
         null.append(barrier(np.concatenate([along, end]))[0])
     return [
         Evidence(
-            "connectivity", value, tuple(null), nulls.spread(weights @ lift), len(set(corpus.groups)), "high",
+            "connectivity", value, tuple(null), nulls.spread(again), len(set(corpus.groups)), "high",
             "0: the loss on the behaviour falls without a barrier on the straight way back to the original, as it "
             "does after any small edit; a barrier would mean that the edit left the original's basin",
             detail=detail(rows), null_meaning="steps of the same length in random directions",
@@ -116,9 +116,9 @@ def connectivity(bench: Bench) -> list[Evidence]:
     ]  # fmt: skip
 
 
-def _row(arm: str, t: float, losses: Array) -> dict[str, Any]:
-    error = float(losses.std(ddof=1) / np.sqrt(len(losses))) if len(losses) > 1 else NAN
+def _row(arm: str, t: float, losses: Array, groups: Sequence[str]) -> dict[str, Any]:
+    score = Score.of(torch.from_numpy(losses), groups)
     return {
-        "site": f"{WHOLE} {t:.2f} of the way", "layer": -1, "arm": arm, "value": float(losses.mean()), "null": NAN,
-        "stderr": error, "n": len(losses), "t": t,
+        "site": f"{WHOLE} {t:.2f} of the way", "layer": -1, "arm": arm, "value": score.value, "null": NAN,
+        "stderr": score.stderr, "n": score.n, "t": t,
     }  # fmt: skip

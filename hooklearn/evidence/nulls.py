@@ -41,6 +41,17 @@ def swaps(groups: Sequence[str], draws: int, rng: np.random.Generator) -> Mask:
     return rng.integers(0, 2, (draws, n)).astype(bool)[:, codes]
 
 
+def relabelled(labels: Mask, groups: Sequence[str], draws: int, rng: np.random.Generator) -> Mask:
+    """``[draws, item]``: the labels as chance might have dealt them. In a group that holds both classes they change
+    places, the whole group at once; groups of one class deal theirs among each other, so that as many hold each."""
+    codes, n = _codes(groups)
+    size, ones = np.bincount(codes, minlength=n), np.bincount(codes[labels], minlength=n)
+    single = (ones == 0) | (ones == size)
+    swapped = rng.integers(0, 2, (draws, n)).astype(bool) & ~single
+    swapped[:, single] = (ones > 0)[single] ^ rng.permuted(np.tile((ones > 0)[single], (draws, 1)), axis=1)
+    return labels ^ swapped[:, codes]
+
+
 def resamples(groups: Sequence[str], draws: int, rng: np.random.Generator) -> Array:
     """``[draws, item]`` bootstrap weights, each row summing to 1; a group is drawn as a whole. NaN for one group alone:
     how much another would differ is unknown, and not nothing."""

@@ -121,13 +121,13 @@ class Content:
     retrained: Mapping[str, Array]
     transfer: Mapping[str, Array]
     shuffled: Array
-    """``[draw, layer]`` AUC on the edited model's states after labels were swapped within groups."""
+    """``[draw, layer]`` AUC on the edited model's states after labels were dealt anew (``nulls.relabelled``)."""
 
 
 def read_content(states: Mapping[str, Array], labels: Mask, groups: Sequence[str], rng: np.random.Generator) -> Content:
     """Every probe on every layer; ``states`` maps arms to ``[layer, item, d]``, ``original`` among them."""
     folds, layers = folds_of(groups), range(len(states["original"]))
-    swapped = [*(labels ^ nulls.swaps(groups, SHUFFLES, rng))]
+    swapped = [*nulls.relabelled(labels, groups, SHUFFLES, rng)]
 
     def ranks(arm: str, several: Sequence[Mask], read: Iterable[str]) -> dict[str, Array]:
         """arm in ``read`` -> ``[layer, labelling, item]``"""
@@ -244,7 +244,7 @@ def content(bench: Bench) -> list[Evidence]:
         "above its null, a probe can still tell the behaviour's texts from good ones somewhere in the edited model; "
         "that alone says little, as the randomly initialised model may do so too",
         detail=_detail(found.retrained, found, bench.layers),
-        null_meaning="labels shuffled within prompts, probes fitted anew",
+        null_meaning="labels swapped within prompts, or dealt anew among prompts of one class; probes fitted anew",
     )  # fmt: skip
     retrained = _compared(
         names[1], found.retrained, control, found, bench,

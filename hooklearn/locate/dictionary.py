@@ -145,7 +145,7 @@ class Dictionary:
             ``latent``, ``auc`` (held out), ``auc_fitted``, and the mean activation on ``forget`` and ``retain``. An AUC
             below 1/2 is a latent of retain.
         Raises:
-            InputError: the model has no such hook point, or as in :meth:`encode`.
+            InputError: the model has no such hook point, a corpus has one group only, or as in :meth:`encode`.
         """
         import pandas as pd
 

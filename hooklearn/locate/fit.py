@@ -158,8 +158,16 @@ def held_out_groups(*corpora: Corpus, seed: int) -> set[str]:
     """A third of the groups of each, on which nothing is fitted; corpora with the same groups share them.
 
     Rows without a group go by their number: answers to the same prompts, row by row, stay together.
+
+    Raises:
+        InputError: a corpus has no group left to fit on.
     """
-    return held_out([corpus.groups for corpus in corpora], seed)
+    held = held_out([corpus.groups for corpus in corpora], seed)
+    for corpus in corpora:
+        if not set(corpus.groups) - held:
+            n = len(set(corpus.groups))
+            raise InputError(f"locate holds a third of the groups out; corpus {corpus.name!r} has {n} in all")
+    return held
 
 
 def held_out(every: Iterable[Iterable[str]], seed: int) -> set[str]:
@@ -192,10 +200,6 @@ def collect(
     """Stream both classes once; a third of the groups of each is held out, shared groups for both."""
     wanted: tuple[Side, ...] = ("x", "g") if sides == "both" else (sides,)
     held = held_out_groups(forget, retain, seed=seed)
-    for corpus in (forget, retain):
-        if not set(corpus.groups) - held:
-            n = len(set(corpus.groups))
-            raise InputError(f"locate holds a third of the groups out; corpus {corpus.name!r} has {n} in all")
 
     def one(corpus: Corpus) -> ClassData:
         return _collect_class(model, corpus, sites, wanted, held, precision, max_tokens)

@@ -6,6 +6,7 @@ is judged elsewhere (``locate.fit``), on groups that it never saw.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -82,7 +83,7 @@ def _pca(forget: Seen, retain: Seen, rank: int, seed: int) -> Found:  # noqa: AR
 
 def _contrast(forget: Seen, retain: Seen, rank: int, seed: int) -> Found:  # noqa: ARG001
     metric = linalg.damped(retain.moments.mean_second(), DAMPING)
-    return Found(*linalg.generalised_eigh(forget.moments.mean_second(), metric, min(rank, forget.moments.n)))
+    return Found(*linalg.generalised_eigh(forget.moments.mean_second(), metric, rank))
 
 
 def _mean_diff(forget: Seen, retain: Seen, rank: int, seed: int) -> Found:  # noqa: ARG001
@@ -96,14 +97,15 @@ def _leace(forget: Seen, retain: Seen, rank: int, seed: int) -> Found:  # noqa: 
     ``P = I - W^+ U U^T W`` erases the label from x. An update that reads only ``W^T U`` acts on exactly what P takes
     away (``dW P = 0``): it changes nothing but by what the label can linearly be told by. The direction that is erased,
     ``W^+ U``, is for two classes the difference of their means (``mean_diff``): an update that reads it answers to all
-    else that varies along it too. The covariance is shrunk, as the authors' package does by default: with few tokens
-    for its width the inverse of the plain one is mostly noise. P erases all of the label nevertheless.
+    else that varies along it too. Its value is the multiple correlation of label and x. The covariance is shrunk, as
+    the authors' package does by default: with few tokens for its width the inverse of the plain one is mostly noise. P
+    erases all of the label nevertheless.
     """
     bad, good = forget.moments, retain.moments
     both = bad.merge(good)
-    cross = (bad.n * good.n / both.n**2) * (bad.mean.double() - good.mean.double())
-    one_hot = torch.stack([cross, -cross], 1)
-    read, _, values = linalg.leace(linalg.shrunk(both.covariance(), both.n), one_hot)
+    # the label has variance 1: what counts as none must not depend on how many tokens either class has
+    cross = math.sqrt(bad.n * good.n) / both.n * (bad.mean.double() - good.mean.double())
+    read, _, values = linalg.leace(linalg.shrunk(both.covariance(), both.n), cross[:, None])
     if not len(values):
         raise InputError(
             f"leace: the classes cannot be told apart by any direction ({bad.n} forget and {good.n} retain tokens)"
