@@ -474,6 +474,13 @@ def assert_no_better(fast, slow):
         assert VERDICTS.index(after) <= VERDICTS.index(before)
 
 
+@pytest.mark.parametrize(("start", "verdict"), [(0.17, "DISABLED"), (0.52, "WEAKENED")])
+def test_what_was_never_taken_away_cannot_come_back(start, verdict):
+    """Both end at R .62 and start at .1 and .6: the second took away the .4 that stays away."""
+    found = decide(draw_scores([erosion([start, *flat(0.534, 7)])]), CHEAP)
+    assert found.verdict == verdict, found.reason
+
+
 nothing = st.just([0.0] * 7)
 little = st.lists(st.floats(0, 0.2), min_size=7, max_size=7)
 ends = st.sampled_from([{}, {"converged": False, "past_best": True}, {"converged": False}])
