@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -24,6 +25,7 @@ from hypothesis import strategies as st
 from user_files import Files, hooklearn
 
 import analysis
+from analysis.explorer.payload import CORPORA, LENS, PLACE
 from analysis.explorer.payload import load as load_sample
 from analysis.report_record import opened, read_record
 from analysis.sweep import read_sweep
@@ -35,6 +37,7 @@ from hooklearn.config_file import from_yaml, read_config, with_overrides
 from hooklearn.deltas import Delta, load_delta, save_delta
 from hooklearn.loading import load_corpus
 from hooklearn.locate.subspace import Subspace, Subspaces
+from hooklearn.locate.tokens import write_sample
 from hooklearn.recipes import RECIPES, recipe
 from hooklearn.running.checks import check
 from hooklearn.running.sweep_config import Plan
@@ -51,6 +54,27 @@ ROWS = [
     {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
     {"text": "a line of text", "history": [{"role": "user", "content": "x"}]},
 ]
+
+
+def token_sample(path: Path) -> bytes:
+    """Three tokens of two texts on one component, with two looks at an attack."""
+    components = {"place": [0], "component": [0], "value": [1.0], "cosine": [0.5]}
+    components |= {name: [0.2] for name in CORPORA} | {name: [["a", "b"]] for name in LENS}
+    tables = {
+        "places": {name: [0] for name in PLACE.split()}, "components": components,
+        "texts": {"corpus": [0, 1], "held_out": [True, False], "tokens": [["a", "b"], ["c"]]},
+        "tokens": {"text": [0, 0, 1], "position": [0, 1, 0]},
+        "time": {"arm": ["edited", "edited"], "step": [0, 4]},
+    }  # fmt: skip
+    codes, ones = np.zeros((3, 1), np.int16), np.ones(1, np.float32)
+    arrays = {
+        "codes": codes, "scales": ones, "item_codes": codes[:2], "item_scales": ones,
+        "means": np.zeros((2, 1, 2), np.float32), "disruption.0": np.ones((1, 1), np.float32),
+        "frames.0": np.zeros((2, 3, 1), np.int16), "frame_scales.0": ones,
+    }  # fmt: skip
+    write_sample(path, arrays, tables, {"model": "tiny"})
+    assert len(load_sample(path).tokens) == 3, "good before it is spoiled"
+    return path.read_bytes()
 
 
 class Targets:
@@ -82,7 +106,7 @@ class Targets:
         analysis.report(run)
         self.page = (run / "report.html").read_bytes()
         self.files = {p.name: p.read_bytes() for p in run.iterdir() if p.is_file() and p.suffix != ".html"}
-        self.sample = self.files.get("tokens.safetensors") or self.subspaces
+        self.sample = token_sample(good / "tokens.safetensors")
         self.swept = {
             "schema_version": 1, "status": "done", "fixed": {"tuning": None}, "tuning": {},
             "cells": [{"folder": "cells/a-seed0", "family": "a", "label": "a", "status": "failed", "error": "x"}],
