@@ -498,9 +498,31 @@ def test_samples_are_drawn_in_the_attacked_state(sampled: Arena) -> None:
         relearned.samples, [relearned.corpus.rows[s.item] for s in relearned.samples]
     )
     assert sum(found for _, found, _ in judged) >= 5
-    Noise(scales=(0.0, 3.0)).curves(sampled)
-    wrecked = [p for p in sampled.watcher.pending if p.attack == "noise"]
-    assert [(p.arm, p.setting) for p in wrecked] == [(arm, "scale=3") for arm in ARMS]
+
+
+@pytest.mark.parametrize(
+    ("made", "strongest"),
+    [
+        (Noise(scales=(0.0, 3.0)), "scale=3"),
+        (Prune(fractions=(0.1, 0.99)), "fraction=0.99"),
+        (Quantize(formats=("int8", "int4")), "int4"),
+    ],
+    ids=lambda given: getattr(given, "name", ""),
+)
+def test_samples_of_spoiled_weights_are_of_the_last_setting(sampled: Arena, made: Attack, strongest: str) -> None:
+    """And drawn in that state: what it writes is not what the same model writes as it was, from the same seed. Drawn
+    from the model as it was they would be the same, word for word (control)."""
+    made.curves(sampled)
+    drawn = [p for p in sampled.watcher.pending if p.attack == made.name]
+    assert [(p.arm, p.setting) for p in drawn] == [(arm, strongest) for arm in ARMS]
+    changed: list[bool] = []
+    for p in drawn:
+        arm = next(a for a in sampled.arms if a.name == p.arm)
+        with arm.entered(training=False) as model:
+            sampled.watcher.sample(model, arm.name, "none", "as it was", p.step, p.seed)
+        before = sampled.watcher.pending[-1].samples
+        changed += [a.completion != b.completion for a, b in zip(p.samples, before, strict=True)]
+    assert sum(changed) >= 3  # of thirty; four bits change few
 
 
 # --------------------------------------------------------------------------------------- directions
