@@ -4,6 +4,10 @@ They live in the residual stream (or wherever their tool hooked), hooklearn's su
 gradients of weights. What is written to the stream *after* block L is written by the weights of block L that end there
 (side ``g`` of ``mlp.out``, ``attn.o``), and is read by block L + 1 (side ``x`` of the others, through its norm). What
 attention alone has written is read by the MLP of the same block (:data:`hooklearn.locate.dictionary.HOOKS`).
+
+They are taken as they are. What lies between the stream and side ``x`` is a norm, which turns a direction by as much as
+its gains are uneven (in SmolLM2-135M to a cosine of .95 to .99 for random ones, and by nearly a right angle before
+attention in block 0): where that is much, give ``gain * v``.
 """
 
 from __future__ import annotations
