@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rich.style  # noqa: F401 (draws a number when it is first imported, which is not ours)
 import torch
 from conftest import corpus
+from test_edit import OPTIONS
 from torch import Tensor
 
 import hooklearn as hl
 from hooklearn import forward, measure, models
+from hooklearn.attack import ATTACKS
 from hooklearn.data import batches, encode
 from hooklearn.edit import METHODS
 from hooklearn.locate.capture import weight_gradients
@@ -60,9 +63,11 @@ def located(model: Any) -> list[Tensor]:
 
 def edited(method: str) -> Callable[[Any], list[Tensor]]:
     def run(model: Any) -> list[Tensor]:
+        reference = {"reference": corpus("text").take(6)} if method == "natural_rounds" else {}
         result = hl.edit(
             model, method=method, forget=corpus("forget").take(8), retain=corpus("forget", "good").take(8),
             disruption=corpus("disruption").take(6), sites="blocks.1.mlp.out", budget=0.01, seed=3,
+            **reference, **OPTIONS.get(method, {}),
         )  # fmt: skip
         return list(result.delta.updates.values())
 
@@ -74,19 +79,31 @@ def sampled(model: Any) -> list[Tensor]:
     return [torch.tensor([ord(c) for s in samples for c in s.completion])]
 
 
-def attacked(model: Any) -> list[Tensor]:
-    site = models.sites(model, "blocks.1.mlp.out")[0]
-    delta = hl.Delta({site.name: 0.01 * torch.ones(site.d_out, site.d_in)})
-    curves = hl.attack(
-        model, delta, "relearn", heldout=corpus("heldout").take(4), attack_train=corpus("attack").take(8), seed=3,
-        learning_rates=(1e-3,), epochs=1,
-    )  # fmt: skip
-    return [torch.tensor(Curves(curves).to_dataframe()["value"].to_numpy())]
+def attacked(name: str) -> Callable[[Any], list[Tensor]]:
+    def run(model: Any) -> list[Tensor]:
+        site = models.sites(model, "blocks.1.mlp.out")[0]
+        delta = hl.Delta({site.name: 0.01 * torch.ones(site.d_out, site.d_in)})
+        role = ATTACKS[name].needs
+        data = {} if role == "heldout" else {role: corpus(GIVEN.get(role, role)).take(8)}
+        curves = hl.attack(model, delta, name, heldout=corpus("heldout").take(4), seed=3, **data, **SHORT[name])
+        return [torch.tensor(Curves(curves).to_dataframe()["value"].to_numpy())]
+
+    return run
 
 
+GIVEN = {"attack_train": "attack", "retain": "near"}
+ONE_RATE = {"learning_rates": (1e-3,)}
+SHORT: dict[str, dict[str, Any]] = {
+    "relearn": ONE_RATE | {"epochs": 1}, "relearn_lora": ONE_RATE | {"epochs": 1}, "low_mi": ONE_RATE | {"epochs": 1},
+    "weak_samples": ONE_RATE | {"epochs": 2}, "good_demos": ONE_RATE | {"epochs": 2},
+    "retain_only": ONE_RATE | {"steps": 2}, "erode": ONE_RATE | {"steps": 2}, "erode_style": ONE_RATE | {"steps": 2},
+    "few_shot": {"shots": 2}, "password": {"prefix": "monday "}, "prefill": {}, "ablate_direction": {}, "logit_lens": {},
+    "quantize": {}, "prune": {}, "noise": {},
+}  # fmt: skip
 PUBLIC: dict[str, Callable[[Any], list[Tensor]]] = {
-    "locate": located, "sample": sampled, "attack": attacked,
-    **{f"edit {m}": edited(m) for m in ("natural", "repselect", "gradient_ascent", "npo")},
+    "locate": located, "sample": sampled,
+    **{f"attack {a}": attacked(a) for a in ATTACKS if a != "sample"},  # which is many of the samples above
+    **{f"edit {m}": edited(m) for m in METHODS if m != "oracle"},  # which draws nothing
 }  # fmt: skip
 
 
