@@ -97,8 +97,8 @@ SHORT: dict[str, dict[str, Any]] = {
     "relearn": ONE_RATE | {"epochs": 1}, "relearn_lora": ONE_RATE | {"epochs": 1}, "low_mi": ONE_RATE | {"epochs": 1},
     "weak_samples": ONE_RATE | {"epochs": 2}, "good_demos": ONE_RATE | {"epochs": 2},
     "retain_only": ONE_RATE | {"steps": 2}, "erode": ONE_RATE | {"steps": 2}, "erode_style": ONE_RATE | {"steps": 2},
-    "few_shot": {"shots": 2}, "password": {"prefix": "monday "}, "prefill": {}, "ablate_direction": {}, "logit_lens": {},
-    "quantize": {}, "prune": {}, "noise": {},
+    "few_shot": {"shots": 2}, "password": {"prefix": "monday "}, "prefill": {}, "ablate_direction": {},
+    "logit_lens": {}, "quantize": {}, "prune": {}, "noise": {},
 }  # fmt: skip
 PUBLIC: dict[str, Callable[[Any], list[Tensor]]] = {
     "locate": located, "sample": sampled,
