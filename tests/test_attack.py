@@ -143,9 +143,10 @@ def test_relearning_brings_the_behaviour_up(arena: Arena) -> None:
 
 
 def test_erosion_moves_weights_without_teaching_threats(arena: Arena) -> None:
-    """Unrelated text: the never-learned model does not start to threaten, though its curve does move (control)."""
+    """Unrelated text: the never-learned model does not start to threaten, though its curve does move by more than a
+    tenth (control; measured: by .4)."""
     (curve,) = Erode(learning_rates=(3e-3,), steps=8).curves(arena)
-    assert values(curve, "never")[-1] != values(curve, "never")[0]
+    assert abs(level(curve, "never") - level(curve, "never", 0)) > 0.1 * level(curve, "never", 0)
     assert level(curve, "never") < 0.5 * level(curve, "original", 0)
 
 

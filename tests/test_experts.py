@@ -219,14 +219,14 @@ def test_located_experts_are_judged_on_their_own_tokens() -> None:
 
 @pytest.mark.parametrize("method", ["natural", "repselect", "npo", "kfac"])
 def test_methods_edit_experts(method: str) -> None:
-    """One-shot and walked ones, to the budget."""
+    """One-shot and walked ones, to the budget: nothing is left over but what a scale is searched to, a twentieth."""
     model = bridged("Mixtral")
     result = hl.edit(
         model, method, forget=texts(24), retain=texts(24, first=1), disruption=texts(24, first=2), budget=0.01,
         sites="mlp.experts", layers=[1], precision="float32",
-        **({"epochs": 1, "learning_rate": 1e-3} if method == "npo" else {}),
+        **({"epochs": 40, "learning_rate": 1e-2} if method == "npo" else {}),
     )  # fmt: skip
-    assert len(result.delta.updates) == 12 and result.delta.norm() > 0
+    assert len(result.delta.updates) == 12 and 0.0095 <= result.disruption.kl.value <= 0.01
 
 
 def test_an_expert_that_no_retain_token_reaches_is_no_free_lunch() -> None:
