@@ -24,7 +24,7 @@ from test_models import tiny_tokenizer as native_tokenizer
 from analysis.recovery import half_recovery
 from hooklearn import editing, forward, integrity, models, train
 from hooklearn.attack import ATTACKS, Arena, ArmState, Attack, Watcher, attack_of
-from hooklearn.attack.ablate_direction import AblateDirection, _longer, _prompt
+from hooklearn.attack.ablate_direction import AblateDirection, _longer, _prompt, _prompts
 from hooklearn.attack.erosion import Erode, EroseStyle, RetainOnly
 from hooklearn.attack.few_samples import GoodDemos, WeakSamples, chosen
 from hooklearn.attack.logit_lens import LogitLens
@@ -622,6 +622,15 @@ def test_answers_are_the_edited_models_own_token_by_token(arena: Arena, count: i
             assert len(whole.labels) == len(whole) and not whole.labels.any()
     assert sum(a != b for a, b in zip(*answers, strict=True)) > len(prompts) / 2
     assert {len(said) for said in answers[1]} == {3} if count == 3 else max(map(len, answers[1])) < count
+
+
+def test_a_prompt_is_read_whole_however_long_its_answer_is(tiny: Any) -> None:
+    """Cut to make room for an answer that fills the context it would not be (control)."""
+    tokenizer, rows = models.tokenizer_of(tiny), corpus("attack").take(4)
+    long = Corpus("long", tuple({**row, "completion": row["completion"] * 100} for row in rows.rows))
+    read = [[p.ids.tolist() for p in _prompts(c, tokenizer)] for c in (rows, long)]
+    assert read[0] == read[1] == [_prompt(s).ids.tolist() for s in encode(rows, tokenizer)]
+    assert read[1] != [_prompt(s).ids.tolist() for s in encode(long, tokenizer)]
 
 
 def test_answers_go_as_far_as_the_model_reads(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from hooklearn.attack.curve import Arena, ArmState, Attack
 from hooklearn.attack.effort import Effort, of_reading
 from hooklearn.attack.look import one_look
 from hooklearn.corpora.corpus import Corpus
-from hooklearn.data import Encoded, batches, encode, scored_tokens
+from hooklearn.data import Encoded, batches, encode, fewer_scored, scored_tokens
 from hooklearn.measure import sample
 from hooklearn.types import Curve, InputError
 
@@ -83,7 +84,7 @@ class AblateDirection(Attack):
                 f"attack {self.name!r}: row {asks.index(False)} of {rows.name!r} is running text and others are "
                 "prompts, and what is answered must be one of them; give one kind, or read: [prompts]"
             )
-        longest = max(len(_prompt(s)) for s in encode(rows, models.tokenizer_of(model)))
+        longest = max(map(len, _prompts(rows, models.tokenizer_of(model))))
         if self.skip >= longest:
             raise InputError(
                 f"attack {self.name!r}: skip={self.skip} leaves no token; the longest prompt has {longest}"
@@ -114,7 +115,7 @@ class AblateDirection(Attack):
         """The share of one setting on one arm, as the directions are found once for all: two models read the prompts,
         and answers as long as they may be, which the edited one has to write first."""
         rows, model = arena.corpus("attack_train").take(self.prompts), arena.arms[0].model
-        tokens = sum(len(_prompt(s)) for s in encode(rows, models.tokenizer_of(model)))
+        tokens = sum(map(len, _prompts(rows, models.tokenizer_of(model))))
         written = len(rows) * self.answer_tokens if rows.has_prompts else 0
         each = {"prompts": 2 * tokens, "answers": (3 if written else 2) * (tokens + written)}
         shares = len(arena.arms) * len(self.settings())
@@ -127,7 +128,7 @@ class AblateDirection(Attack):
         arms = {arm.name: arm for arm in arena.arms}
         arena.progress(f"{self.name}: reading the difference")
         rows = arena.corpus("attack_train").take(self.prompts)
-        texts = [_prompt(s) for s in encode(rows, models.tokenizer_of(arena.arms[0].model))]
+        texts = _prompts(rows, models.tokenizer_of(arena.arms[0].model))
         if read == "answers":
             texts = self._answered(arms["edited"], rows, texts, arena)
         difference = self._states(arms["edited"], texts, arena) - self._states(arms["original"], texts, arena)
@@ -168,6 +169,17 @@ def _directions(difference: Float[Tensor, "token d_model"], k: int) -> Float[Ten
     values, vectors = torch.linalg.eigh(rest.T @ rest)
     there = values > torch.finfo(values.dtype).eps * kept.square().sum()
     return torch.cat([mean[None], (vectors * there).flip(-1).T[: k - 1]])
+
+
+FEW = 8
+"""Tokens of an answer: enough for one character, however many tokens that has."""
+
+
+def _prompts(rows: Corpus, tokenizer: Any) -> list[Encoded]:
+    """What is read, however long the answers are: one that fills the context would leave nothing of its prompt."""
+    if rows.has_prompts:
+        rows = dataclasses.replace(rows, rows=tuple(fewer_scored(row, tokenizer, FEW) for row in rows.rows))
+    return [_prompt(s) for s in encode(rows, tokenizer)]
 
 
 def _prompt(sequence: Encoded) -> Encoded:
