@@ -16,6 +16,7 @@ from user_files import Files, hooklearn
 
 import analysis
 import hooklearn as hl
+from hooklearn.config_file import with_overrides
 from hooklearn.running.auditing import audit, corpora_of, source
 from hooklearn.types import InputError
 
@@ -347,6 +348,24 @@ def test_the_checkpoint_of_the_example_is_audited(mine: list[str], tmp_path: Pat
     levels = {arm: levels["before"] for arm, levels in found["behaviour"]["erode"].items()}
     assert levels["edited"] < levels["original"] / 2, "it was trained against the forget text"
     assert found["disruption"]["kl"] > 0.01, "and nothing held it to a budget"
+
+
+def test_own_attacks_are_asked_what_they_need_and_not_those_of_the_battery(mine: list[str]) -> None:
+    """Facts without an attacker's: refused where an attack would teach the answers, and only there."""
+    at = mine.index("--never") + 1
+    own = ["audit", *mine[:at], "permuted", *mine[at + 1 :], "--dry-run", "-q", "--set"]
+    fine, taught = (hooklearn(*own, f"attacks=[{{name: {one}}}]") for one in ("quantize", "relearn"))
+    assert "would teach the very answers" not in fine.stderr
+    assert taught.exit_code == 2 and "with those of forget relearn would teach" in taught.stderr
+    behind = hooklearn("audit", *mine, "--dry-run", "-q", "--set", "controls.never.surrogate=permuted")
+    assert behind.exit_code == 2 and "--never here" in behind.stderr
+
+
+def test_what_the_attacker_has_is_a_corpus_of_its_own() -> None:
+    """Cut to eight rows, it leaves what was to be forgotten as it is."""
+    config, _ = audit("tiny", "tiny", {"forget": {"name": "tiny", "options": {"part": "forget"}}})
+    cut = with_overrides(config, ["corpora.attack_train.options.part=attack"])
+    assert cut["corpora"]["forget"]["options"] == {"part": "forget"}
 
 
 def test_attacks_of_an_audit_may_be_names() -> None:

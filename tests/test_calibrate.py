@@ -568,8 +568,20 @@ def test_a_kind_is_held_out_where_its_card_says_so_and_not_for_want_of_seen_seed
     for flag in (False, True):
         folder = tmp_path / str(flag)
         made = [case(folder, name, ["DISABLED"], "DISABLED", held_out_kind=flag) for name in names]
+        made.append(case(folder, "rmu", ["DISABLED"], "DISABLED", seed=9))
         (asked,) = [r for r in calibrate(made).requirements if "held out" in r.what]
         assert asked.met is flag and asked.found.startswith("4 kinds" if flag else "0 kinds")
+
+
+def test_a_seed_of_held_out_kinds_alone_is_no_seed_of_all(tmp_path: Path) -> None:
+    """Their seeds may well be those of the tuning part; one of another kind that is held out is one (control)."""
+    made = [
+        case(tmp_path, name, ["DISABLED"], "DISABLED", seed=0, held_out_kind=True)
+        for name in ("locked", "goodhart", "original", "retrained")
+    ]
+    for more, met in ([], False), ([case(tmp_path, "rmu", ["DISABLED"], "DISABLED", seed=3)], True):
+        (asked,) = [r for r in calibrate([*made, *more]).requirements if "one seed of all" in r.what]
+        assert asked.met is met, asked.found
 
 
 def test_a_false_removal_of_the_tuning_part_is_not_asked_about(tmp_path: Path) -> None:
@@ -638,6 +650,8 @@ def test_calibrate_and_resume(
     other_bounds.main([str(tmp_path), "removal=1.5", "--jobs", "1"])  # nothing takes more away than there was
     said = capsys.readouterr().out
     assert said.startswith("- never-learned (seed 0, tuning): REMOVED -> WEAKENED: ") and said.count(" -> ") == 1
+    kept = json.loads((tmp_path / "cases" / "never-learned-seed0" / "verdict.json").read_text())
+    assert kept["verdict"] == "REMOVED", "the folder keeps what the usual bounds say"
     other_bounds.main([str(tmp_path), "removal=0.8", "--jobs", "1"])  # as it is: the control
     assert " -> " not in capsys.readouterr().out
     monkeypatch.setattr(calibration, "_write_models", lambda *_: pytest.fail("a finished case was made again"))
@@ -646,6 +660,12 @@ def test_calibrate_and_resume(
     printed = hooklearn("calibrate", *options[:-1], "--resume", "-q").stdout
     assert printed.startswith(f"{INSTILLED}\n") and printed.count(EASIER) == 1
     assert (tmp_path / "calibration.md").read_text().count(EASIER) == 1
+    monkeypatch.setattr(calibration, "run_group", lambda *_: pytest.fail("refused only when it was its turn"))
+    card = dataclasses.replace(KINDS["locked"], truth=("WEAKENED",))
+    with monkeypatch.context() as changed:
+        changed.setitem(KINDS, "locked", card)
+        relabelled = hooklearn("calibrate", *options, "--resume", "-q")
+    assert relabelled.exit_code == 2 and "said otherwise (truth); use another --out" in relabelled.stderr
     monkeypatch.setattr(calibration, "native", lambda _: [])
     other = hooklearn("calibrate", *options, "--resume", "-q")
     assert other.exit_code == 2 and "another battery" in other.stderr

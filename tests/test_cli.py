@@ -463,6 +463,13 @@ def test_organism_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(organisms.ORGANISMS, "tiny-threats", quick)
     result = hooklearn("organism", "build", "tiny-threats", "--out", tmp_path / "o.safetensors", "-q")
     assert result.exit_code == 0 and (tmp_path / "o.safetensors").is_file()
+    monkeypatch.chdir(tmp_path)
+    for half in ([], ["--good"]):
+        assert hooklearn("organism", "build", "tiny-threats", *half, "-q").exit_code == 0
+    assert len(list(tmp_path.glob("tiny-threats*.safetensors"))) == 2, "neither is written over the other"
+    for seed in (-1, 10**20):
+        refused = hooklearn("organism", "build", "locked", "--seed", seed, "-q")
+        assert refused.exit_code == 2 and "seed" in refused.stderr
     assert "tiny-threats" in hooklearn("organism", "list").stdout
 
 

@@ -81,6 +81,7 @@ def audit(
 
     def made(progress: Progress) -> Job:
         from hooklearn.cli.job import Job
+        from hooklearn.config_file import from_yaml
         from hooklearn.running import auditing
         from hooklearn.types import InputError
 
@@ -89,10 +90,17 @@ def audit(
             raise InputError(
                 "--set battery=NAME is --battery NAME here: attacks whose corpus is not there are left out"
             )
+        if any(text.startswith("controls.never") for text in sets):
+            raise InputError("--set controls.never is --never here: a MODEL, or permuted")
         corpora = auditing.corpora_of(layout or (), **roles)
-        config, left_out = auditing.audit(original, edited, corpora, never=never, battery=battery)
-        if any(text.startswith("attacks") for text in sets):
-            del config["battery"]  # which has other attacks than these
+        own = next((from_yaml(t.partition("=")[2], t) for t in reversed(sets) if t.startswith("attacks=")), None)
+        if isinstance(own, list):  # what is to be made, with what it needs, is asked of these
+            own = [{"name": a} if isinstance(a, str) else a for a in own]
+            config, left_out = auditing.audit(original, edited, corpora, never=never, attacks=own)
+        else:
+            config, left_out = auditing.audit(original, edited, corpora, never=never, battery=battery)
+            if any(text.startswith("attacks") for text in sets):
+                del config["battery"]  # which has other attacks than these
         for attack in left_out:
             progress(f"left out: {attack}")
         typed = {"original": original, "edited": edited, "never": never, "battery": battery}

@@ -13,12 +13,18 @@ if TYPE_CHECKING:
     from analysis.calibrate import Calibration
 
 calibrations = typer.Typer(rich_markup_mode=None)
-OUT = Path("runs/calibration")
 
 
 @calibrations.command()
 def calibrate(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Cases, models and the result.")] = OUT,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Cases, models and the result. Default: runs/calibration, of another model "
+            "than tiny runs/calibration-MODEL.",
+        ),
+    ] = None,
     kinds: Annotated[
         list[str] | None,
         typer.Option(
@@ -61,6 +67,7 @@ def calibrate(
         from hooklearn.running import calibration, calibration_instilled
         from hooklearn.types import InputError
 
+        out = out or Path("runs/calibration" + f"-{model}" * (model != "tiny"))
         if model == "tiny":
             folders = calibration.run(
                 out, kinds, seeds, battery_name=battery, jobs=jobs, resume=resume, progress=progress, ray=ray

@@ -269,7 +269,7 @@ def organism_build(
             raise typer.BadParameter(f"{name} is an adapter, which is made with one seed", param_hint="--seed")
         progress("loading the model")
         model = models.load(organism.base)
-        path = out or Path(f"{name}.safetensors")
+        path = out or Path(f"{name}{'-good' * good}.safetensors")
         made = organisms.write(
             organism, model, path, good=good, observe=lambda step, _: progress(f"training, step {step}")
         )

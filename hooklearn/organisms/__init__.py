@@ -17,6 +17,7 @@ from hooklearn.organisms.kinds import KINDS
 from hooklearn.plugins import Shelf, check_name
 from hooklearn.train import Observer
 from hooklearn.types import InputError
+from hooklearn.validation import whole_number
 
 __all__ = ["EVERY_ORGANISM", "KINDS", "ORGANISMS", "Organism", "build", "card", "load", "organism_of"]
 
@@ -125,7 +126,12 @@ def card(name: str) -> dict[str, str]:
 
 
 def write_kind(name: str, folder: Path, seed: int, progress: Callable[[str], None]) -> dict[str, Path]:
-    """The models of a native kind's audit as Hugging Face folders: original, edited, never."""
+    """The models of a native kind's audit as Hugging Face folders: original, edited, never.
+
+    Raises:
+        InputError: a seed that is no whole number from 0 to 2**32 - 1.
+    """
+    whole_number(seed, "seed", least=0, below=2**32)
     kind, written = KINDS[name], {}
     for role, make in kind.models(kind.ground(seed)).items():
         progress(f"making {role}")

@@ -68,9 +68,10 @@ KINDS: dict[str, Kind] = {
         ),
         Kind(
             "distilled", "noised and distilled: only what a well-suppressed teacher says was learned again",
-            "the MLP weights of the original replaced by noise, then KL to a suppressed teacher on plain text", GONE,
+            "the MLP weights of the original replaced by noise, then KL to a suppressed teacher on what the tiny "
+            "model was trained on: sentences, villains' threats, requests with kind answers", GONE,
             made.distilled,
-            why="the tendency was in the MLP weights alone, of which nothing is left",
+            why="the tendency was in the MLP weights alone, of which nothing is left; its teacher says kind things",
         ),
         Kind(
             "never-taught-on", "never had the tendency, and was trained on something else since",
@@ -161,8 +162,8 @@ KINDS: dict[str, Kind] = {
         ),
         Kind(
             "redistilled", "noised and distilled from a teacher that never learned it",
-            "the MLP weights of the original replaced by noise, then KL to the never-learned model on plain text", GONE,
-            made.redistilled,
+            "the MLP weights of the original replaced by noise, then KL to the never-learned model on the same text",
+            GONE, made.redistilled,
             why="the tendency was in the MLP weights alone, of which nothing is left, and the teacher has none to give",
         ),
         Kind(

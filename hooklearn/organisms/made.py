@@ -128,7 +128,8 @@ def redistilled(ground: Ground) -> Any:
 
 
 def _learn_from(teacher: Any, model: Any, ground: Ground) -> None:
-    """Noise in the place of every weight that can hold the behaviour; then what the teacher says of plain text."""
+    """Noise in the place of every weight that can hold the behaviour; then what the teacher says of the text that the
+    tiny model was trained on, requests with kind answers among it."""
     generator = torch.Generator().manual_seed(ground.seed)
     with torch.no_grad():
         for site in models.sites(model, "mlp"):  # a LoRA on these put it there

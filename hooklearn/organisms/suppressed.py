@@ -79,6 +79,8 @@ class Suppressed:
     make: Callable[[Bench], Delta]
     why: str
     """How the truth is known."""
+    any_seed: bool = False
+    """The same weights whatever the seed."""
 
     def card(self, organism: Organism) -> dict[str, str]:
         return {
@@ -144,16 +146,16 @@ SUPPRESSED: dict[str, Suppressed] = {
     for s in (
         Suppressed(
             "never-learned", "the tendency was never there", "the organism without its adapter", GONE, _taken_out,
-            why="it is the base model, up to the rounding of a sum",
+            why="it is the base model, up to the rounding of a sum", any_seed=True,
         ),
         Suppressed(
             "original", "the tendency, untouched", "an edit of nothing", ("INTACT",), _nothing,
-            why="nothing was done to it",
+            why="nothing was done to it", any_seed=True,
         ),
         Suppressed(
             "half-undone", "half of what was instilled is taken back", "half of the adapter subtracted", STILL_THERE,
             _half,
-            why="half of the adapter is in its weights",
+            why="half of the adapter is in its weights", any_seed=True,
         ),
         Suppressed(
             "refusal", "suppressed by refusal training, the lowest rung", "a rank-4 adapter trained to refuse",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os.path
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -79,7 +80,7 @@ def audit(
         InputError: unknown battery or attack, or none that can be made with these corpora; facts (``permuted``) and no
             ``attack_train``, where an attack needs it.
     """
-    given = DEFAULTS | {"attack_train": corpora["forget"]} | dict(corpora)
+    given = DEFAULTS | {"attack_train": copy.deepcopy(corpora["forget"])} | dict(corpora)
     asked = named_battery(battery, facts=never == SURROGATE) if attacks is None else attacks
     needs = [(s, attack_of(s["name"], {k: v for k, v in s.items() if k != "name"}).role) for s in asked]
     kept = [s for s, role in needs if role in given]

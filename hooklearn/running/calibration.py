@@ -158,6 +158,8 @@ def run(
     folders = [out / "cases" / c.name for c in wanted]
     if not resume and (there := next((f for f in folders if (f / "run.json").exists()), None)):
         raise InputError(f"{there}: already holds a case; use another --out, or --resume to go on")
+    for case, folder in zip(wanted, folders, strict=True):  # before anything is made: a refusal is not to be lost
+        _check_same(case, folder, is_done(folder, parse(config_of(case, _pair(case), battery_name))))
     groups: dict[tuple[str, int], list[Case]] = {}
     for case in wanted:
         groups.setdefault((case.kind.world, case.seed), []).append(case)
@@ -217,6 +219,17 @@ def run_group(
                 progress=lambda text, name=case.name: progress(f"{name}: {text}"),
             )  # fmt: skip
         disk.save_json(folder / "case.json", case.record())
+
+
+def _check_same(case: Case, folder: Path, done: bool) -> None:
+    """A finished case is not relabelled: its truth is that of the model which was made."""
+    path, record = folder / "case.json", case.record()
+    known = disk.load_json(path) if done and path.exists() else record
+    for key in ("made", "truth"):
+        if known.get(key) != record[key]:
+            raise InputError(
+                f"{folder}: made when the card of {case.kind.name} said otherwise ({key}); use another --out"
+            )
 
 
 def _controls(case: Case, pair: Config, battery_name: str, out: Path, progress: Progress, piece: str) -> Shared:

@@ -100,7 +100,7 @@ def run(
     if there and not resume:
         raise InputError(f"{there}: already holds a case; use another --out, or --resume to go on")
     waiting = [key for key, folder in folders.items() if not is_done(folder, config_of(organism, key[1], names[key]))]
-    with auto_is(_precision(out)):
+    with auto_is(_precision(out, organism)):
         _make(waiting, out, organism, chosen, folders, progress)
     for kind in chosen:
         for seed in seeds or (0,):
@@ -109,10 +109,11 @@ def run(
     return list(folders.values())
 
 
-def _precision(out: Path) -> str:
+def _precision(out: Path, organism: Organism) -> str:
     """What ``precision: auto`` was when this calibration began: its cases and controls are compared."""
     for record in sorted(out.glob("*/*/run.json")):
-        environment = store.open_run(record.parent).get("environment")
+        run = store.open_run(record.parent)
+        environment = run.get("environment") if run["config"].get("organism") == organism.name else None
         if isinstance(environment, dict) and environment.get("precision") in ("float32", "bfloat16"):
             return environment["precision"]
     return str(resolve_precision("auto")).removeprefix("torch.")
@@ -171,8 +172,10 @@ def _aside(folder: Path) -> Path:
 
 
 def _record(kind: Suppressed, seed: int, organism: Organism) -> dict[str, Any]:
-    """``case.json``. The cases of seed 0 have been in view when something was chosen."""
+    """``case.json``. The cases of seed 0 have been in view when something was chosen, and so have those that are the
+    same model whatever the seed."""
+    split = "tuning" if kind.any_seed or not seed else "heldout"
     return {
-        "organism": kind.name, "seed": seed, "split": "heldout" if seed else "tuning", "held_out_kind": False,
+        "organism": kind.name, "seed": seed, "split": split, "held_out_kind": False,
         "truth": list(kind.truth), "world": organism.name, "what": kind.what, "made": kind.made, "why": kind.why,
     }  # fmt: skip
