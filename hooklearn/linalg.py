@@ -225,7 +225,7 @@ def generalised_eigh(
     """Top solutions of ``F v = lambda R v`` with ``E^T R E = I``: directions of most forget per retain energy.
 
     ``R`` must be positive definite (damp it first). E is oblique; ``orthonormal(E)`` spans the same space. The third is
-    the condition number of R. No more directions than the numerical rank: of those beyond it any would do.
+    the condition number of R.
 
     Raises:
         NumericalError: R is not, or so ill-conditioned that no digit of the answer would be right.
@@ -238,8 +238,6 @@ def generalised_eigh(
     half = torch.linalg.solve_triangular(factor, forget.double(), upper=False)
     whitened = torch.linalg.solve_triangular(factor, half.T, upper=False)
     top, values = top_eigh((whitened + whitened.T) / 2, rank)
-    k = numerical_rank(values, (len(forget), len(forget)))
-    top, values = top[:, :k], values[:k]
     oblique = torch.linalg.solve_triangular(factor.T, top, upper=True)
     return sign_fixed(oblique.to(forget.dtype)), values.to(forget.dtype), condition
 

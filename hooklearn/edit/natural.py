@@ -241,7 +241,7 @@ class Natural(Method):
                 for side in _sides(self.sides):
                     forget = problem.forget_moments[site.name].side(side)
                     retain = problem.curvature(self._labels)[site.name].side(side)
-                    k = min(self.rank, site.width(side))
+                    k = min(self.rank, forget.n, site.width(side))
                     oblique, values, _ = linalg.generalised_eigh(
                         forget.mean_second(), linalg.damped(retain.mean_second(), self.damping), k
                     )

@@ -83,7 +83,9 @@ def _pca(forget: Seen, retain: Seen, rank: int, seed: int) -> Found:  # noqa: AR
 
 def _contrast(forget: Seen, retain: Seen, rank: int, seed: int) -> Found:  # noqa: ARG001
     metric = linalg.damped(retain.moments.mean_second(), DAMPING)
-    return Found(*linalg.generalised_eigh(forget.moments.mean_second(), metric, rank))
+    vectors, values, condition = linalg.generalised_eigh(forget.moments.mean_second(), metric, rank)
+    k = int((values > torch.finfo(values.dtype).eps * values[:1]).sum())  # beyond it any direction would do
+    return Found(vectors[:, :k], values[:k], condition)
 
 
 def _mean_diff(forget: Seen, retain: Seen, rank: int, seed: int) -> Found:  # noqa: ARG001
