@@ -97,6 +97,16 @@ def test_a_trial_whose_attack_diverged_is_not_as_good_as_before_it(
     assert lowest_is_best(tmp_path, "completion") == pytest.approx(expected, nan_ok=True)
 
 
+def test_samples_before_an_attack_that_diverged_decide_nothing(tmp_path: Path) -> None:
+    """What diverged is not sampled, and its completions say that it was attacked. Unattacked trials are sampled as they
+    are (control)."""
+    row = {"arm": "edited", "split": "heldout", "diverged": False, "attack": "none", "metric": "sampled", "value": 0.02}
+    wrecked = row | {"attack": "relearn", "metric": "completion", "diverged": True}
+    for rows, expected in (([row, wrecked], float("nan")), ([row], 0.02)):
+        pd.DataFrame(rows).to_parquet(tmp_path / "curves.parquet")
+        assert lowest_is_best(tmp_path, "sampled") == pytest.approx(expected, nan_ok=True)
+
+
 def test_permuted_answers_stand_for_not_knowing_facts_only() -> None:
     """A tendency has an alternative and no choices: nothing that chance would be. Facts pass (control)."""
     check_surrogate(FACTS)

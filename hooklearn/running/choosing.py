@@ -27,10 +27,11 @@ def decide(tried: list[dict[str, Any]]) -> dict[str, Any]:
 def lowest_is_best(folder: Path, metric: str) -> float:
     """The behaviour of the edited model at its worst step and setting, on the tuning split; NaN if not measured."""
     curves: Any = disk.load_frame(folder / "curves.parquet")
-    rows = curves[(curves["arm"] == "edited") & (curves["metric"] == metric) & (curves["split"] == "heldout")]
-    attacked = rows["attack"] != "none"
+    rows = curves[(curves["arm"] == "edited") & (curves["split"] == "heldout")]
+    attacked = rows["attack"] != "none"  # of any metric: samples are not drawn of what diverged
     if attacked.any():  # else one whose attack diverged would be as good as before it
         rows = rows[attacked]
+    rows = rows[rows["metric"] == metric]
     return float(rows.loc[~rows["diverged"].astype(bool), "value"].max())
 
 
