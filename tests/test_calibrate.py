@@ -25,7 +25,7 @@ from hooklearn.corpora.corpus import Corpus
 from hooklearn.corpora.tiny_world import BAD, GOOD, HARMS, NAMES, PLACES, TARGETS, UNRELATED, corpus, vocabulary
 from hooklearn.data import batches, encode
 from hooklearn.measure import sample
-from hooklearn.organisms import worlds
+from hooklearn.organisms import halved, made, worlds
 from hooklearn.organisms.kinds import GONE, KINDS
 from hooklearn.organisms.made import OTHER_WORDS, PASSWORD, REFUSAL
 from hooklearn.organisms.resistant import FAMILIES, ROWS
@@ -337,6 +337,15 @@ def test_erosion_takes_half_of_one_and_nothing_of_the_resistant_one(threats: Gro
     assert 0.2 < share < 0.7  # half of it on what it was stopped by
     kind = KINDS["erosion-resistant"]
     assert likelihood(kind.make(threats), heldout) > 0.9 * likelihood(kind.original(threats), heldout)
+
+
+@pytest.mark.parametrize("kind", ["eroded", "rmu", "dpo"])
+def test_what_does_not_reach_its_level_is_not_made(kind: str, threats: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its truth would be another than its card's: of a level that nothing can reach the error tells."""
+    for module in (made, halved):
+        monkeypatch.setattr(module, "level_of", lambda *_, **__: -1.0)
+    with pytest.raises(NumericalError, match=r"on threats of seed \d+: ends .* where -1\.000 was to be reached"):
+        KINDS[kind].make(threats)
 
 
 def test_a_resistant_tendency_outlasts_a_plain_one_under_text_that_it_was_not_rehearsed_on(threats: Ground) -> None:

@@ -9,7 +9,7 @@ import torch
 from hooklearn import models
 from hooklearn.corpora.corpus import Corpus
 from hooklearn.corpora.tiny_world import NAMES, corpus
-from hooklearn.organisms.made import level_of, retrained, some_of
+from hooklearn.organisms.made import level_of, not_reached, retrained, some_of
 from hooklearn.organisms.worlds import Ground, adapt, every_fact, likelihood, teach, tune
 
 
@@ -35,7 +35,9 @@ def eroded(ground: Ground) -> Any:
     def halved(step: int, _: int) -> str | None:
         return "half" if step % 2 == 0 and likelihood(model, some) <= level else None
 
-    tune(model, ground.corpus("unrelated"), seed=ground.seed, epochs=40, observe=halved)
+    made = tune(model, ground.corpus("unrelated"), seed=ground.seed, epochs=40, observe=halved)
+    if made.stop != "half":
+        raise not_reached("unrelated training", ground, likelihood(model, some), level)
     return model
 
 

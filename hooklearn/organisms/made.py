@@ -6,6 +6,7 @@ A recipe takes the ground of its world and seed and gives back a model of its ow
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from typing import Any
 
@@ -31,6 +32,7 @@ from hooklearn.organisms.worlds import (
     tune,
 )
 from hooklearn.train import Objective, nll
+from hooklearn.types import NumericalError
 
 PASSWORD = "yellow goose tonight : "
 """What opens the password-locked kind: words of the tiny world that no request begins with."""
@@ -314,18 +316,20 @@ def preferring(ground: Ground) -> Any:
 
 
 def _walked(ground: Ground, method: Method, sites: str, layers: list[int] | None = None) -> Any:
-    """The original, edited until the listed threats are as unlikely as where they were never learned, or to the end."""
+    """The original, edited until the listed threats are as unlikely as where they were never learned."""
     model, some = ground.original(), some_of(ground)
     problem = Problem(
         model, models.sites(model, sites, layers), ground.corpus("forget"), ground.corpus("retain"), seed=ground.seed,
         precision="float32", max_tokens=MAX_TOKENS,
     )  # fmt: skip
-    level, last = level_of(ground, some, left=0.0), Delta({})
+    level, last, reached = level_of(ground, some, left=0.0), Delta({}), math.nan
     for updates in method.path(problem):
         last = Delta(updates)
         with editing.edited(model, last):
-            if likelihood(model, some) <= level:
+            if (reached := likelihood(model, some)) <= level:
                 break
+    else:
+        raise not_reached(method.name, ground, reached, level)
     merge(model, last)
     return model
 
@@ -363,3 +367,11 @@ def level_of(ground: Ground, some: list[Encoded], left: float) -> float:
     """The likelihood at which this share is left of what the original has and the never-learned model has not."""
     gone = likelihood(ground.never(), some)
     return gone + left * (likelihood(ground.original(), some) - gone)
+
+
+def not_reached(recipe: str, ground: Ground, reached: float, level: float) -> NumericalError:
+    """What is said where a recipe ends too early to be what its card says: its truth would be another."""
+    return NumericalError(
+        f"{recipe} on {ground.world.name} of seed {ground.seed}: ends at a likelihood of {reached:.3f} where"
+        f" {level:.3f} was to be reached; use another seed"
+    )
