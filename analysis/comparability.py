@@ -215,6 +215,18 @@ def panel_notes(entries: Sequence[Entry]) -> list[str]:
     return ["general capability was not measured on the same items in all runs: compare its change, not its level"]
 
 
+def score_notes(entries: Sequence[Entry]) -> list[str]:
+    """The forget score is read on more items where an edit is to stop at a level of it."""
+    to_a_level = [e.name for e in entries if ((e.run.record.get("config") or {}).get("budget") or {}).get("forget")]
+    if len(to_a_level) in (0, len(entries)):
+        return []
+    which = ", ".join(to_a_level)
+    return [
+        f"the forget score of {which} was read on more forget items than that of the others, as the edit was to stop "
+        "at a level of it: at equal unlearning and at equal compute they are not to be compared with these"
+    ]
+
+
 def attacker_notes(entries: Sequence[Entry], metric: str, shared: set[tuple[str, str]]) -> list[str]:
     every = {(a.attack, a.setting) for e in entries for a in e.scores[metric].attackers}
     left_out = sorted(" ".join(filter(None, key)) for key in every - shared)

@@ -35,6 +35,7 @@ from analysis.comparability import (
     merged,
     organism_notes,
     panel_notes,
+    score_notes,
     seed_notes,
     shared_attackers,
     unlike_attackers,
@@ -98,7 +99,7 @@ def compare(runs: Sequence[Run | str | Path], *, seed: int = 0, resamples: int =
         | ({"label": label} if labels else {})
         for e, label in zip(entries, labels or [e.name for e in entries], strict=True)
     ]
-    notes += panel_notes(entries) if with_panel else []
+    notes += [*(panel_notes(entries) if with_panel else []), *score_notes(entries)]
     organisms = {e.name: str(o.get("name") or "unnamed") for e in entries if (o := e.run.record.get("organism"))}
     notes += organism_notes(entries, organisms)
     differences = []

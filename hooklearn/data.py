@@ -153,6 +153,25 @@ def prompt_tokens(prompt: str, tokenizer: Any, *, written: bool = False) -> list
     return ids if written or ids[:1] == bos else [*bos, *ids]
 
 
+def end_of_turn(tokenizer: Any) -> int | None:
+    """The special token that the chat template writes after an answer; EOS where it writes none, or there is none.
+
+    The two are often the same, and not in Gemma (``<end_of_turn>``) or Phi-3 (``<|end|>``), which never say EOS there.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return tokenizer.eos_token_id
+    answer = "unmistakable"
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]
+    try:
+        written = tokenizer.apply_chat_template(turns, tokenize=False)
+    except TemplateError:
+        return tokenizer.eos_token_id
+    added = getattr(tokenizer, "added_tokens_decoder", {})  # Phi-3 does not name its own among the special ones
+    special = {*(tokenizer.all_special_ids or []), *(i for i, token in added.items() if token.special)}
+    behind = tokenizer(written.rpartition(answer)[2], add_special_tokens=False)["input_ids"]
+    return next((i for i in behind if i in special), tokenizer.eos_token_id)
+
+
 def _begins_with(tokenizer: Any) -> list[int]:
     """BOS, where the tokenizer itself begins a text so."""
     bos = tokenizer.bos_token_id
@@ -224,6 +243,7 @@ def _tokens(
     asked = tokenizer([before for before, _ in texts], add_special_tokens=False)["input_ids"]
     given = zip(asked, scored_tokens(texts, tokenizer), strict=True)
     special, bos = set(tokenizer.all_special_ids or []), _begins_with(tokenizer)
+    turns_end = end_of_turn(tokenizer) if end else None
     found = []
     for (i, row), (prompt, completion), (before, after) in zip(rows, texts, given, strict=True):
         before = before if prompt else []  # some tokenizers begin an empty text, too
@@ -237,7 +257,8 @@ def _tokens(
             if not after:
                 raise InputError(f"corpus {name!r}, row {i}: a single token cannot be scored: {completion!r}")
         ended = row.get("template") != "none" if end == "turn" else end
-        if ended and tokenizer.eos_token_id is not None and prompt:
-            after = [*after, tokenizer.eos_token_id]
+        last = tokenizer.eos_token_id if not templated(row, tokenizer) else turns_end
+        if ended and last is not None and prompt:
+            after = [*after, last]
         found.append((start, before, after))
     return found

@@ -41,10 +41,17 @@ def resolve_precision(precision: Precision, device: torch.device | str = "cpu") 
     return dtype
 
 
+def auto_on(device: str, model: Any = None) -> str:
+    """What ``precision: auto`` is on the device that a config names, or where a model is already (:func:`auto_is`)."""
+    there = models.available(device) if model is None else models.device_of(model)
+    return str(resolve_precision("auto", there)).removeprefix("torch.")
+
+
 def _fastest(on_cpu: bool) -> torch.dtype:
+    if (decided := _decided.get()) is not None:
+        return torch.bfloat16 if decided else torch.float32
     if on_cpu:
-        decided = _decided.get()
-        return torch.bfloat16 if (_bfloat16_pays() if decided is None else decided) else torch.float32
+        return torch.bfloat16 if _bfloat16_pays() else torch.float32
     emulated = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.float32 if emulated else torch.bfloat16
 
@@ -55,7 +62,8 @@ _decided: ContextVar[bool | None] = ContextVar("decided", default=None)
 
 @contextlib.contextmanager
 def auto_is(precision: str) -> Iterator[None]:
-    """``auto`` on a CPU is what it was found to be elsewhere, and not what a measurement of this process says."""
+    """``auto`` is what it was found to be where something began, and not what it would be here: it may go on on another
+    device."""
     token = _decided.set(precision == "bfloat16")
     try:
         yield

@@ -45,10 +45,11 @@ class Panel:
         return choice_accuracy(scores, self.choices, self.corpus)
 
     def scores(self, right: Tensor) -> dict[str, Score]:
-        """Accuracy of every set, and of ``all`` items."""
-        sets = self.sets
-        inside = {name: [s == name for s in sets] for name in dict.fromkeys(sets)}
-        return {name: Score.of(right[mask]) for name, mask in inside.items()} | {"all": Score.of(right)}
+        """Accuracy of every set, and of ``all`` items; errors are of groups, where items go together."""
+        sets, groups = self.sets, self.corpus.groups
+        inside = {name: [i for i, s in enumerate(sets) if s == name] for name in dict.fromkeys(sets)}
+        inside["all"] = list(range(len(sets)))
+        return {name: Score.of(right[items], [groups[i] for i in items]) for name, items in inside.items()}
 
     def to_dataframe(self, right: Mapping[str, Tensor], seed: int) -> pd.DataFrame:
         """Long form of several arms' answers: arm, seed, set, item, value."""

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from conftest import organism_delta
 
-from hooklearn import editing, integrity, models
+from hooklearn import editing, integrity, models, organisms
 from hooklearn.config import parse
 from hooklearn.data import encode, load_corpus
+from hooklearn.deltas import Delta
 from hooklearn.measure import mean_completion
 from hooklearn.organisms.tiny import untrained
 from hooklearn.recipes import recipe
@@ -29,6 +30,21 @@ def test_of_an_organism_it_is_its_good_half_on_the_never_learned_model(setup: Se
     assert (found.name, found.model) == ("benign", setup.never) and found.delta is not None
     made = organism_delta(True)
     assert all(update.equal(made.updates[name]) for name, update in found.delta.updates.items())
+
+
+def test_a_good_half_that_does_not_ship_is_trained_once(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of a setup that was made of another."""
+    assert setup.organism is not None
+    unshipped, made = dataclasses.replace(setup, organism=dataclasses.replace(setup.organism, shipped=None)), []
+
+    def once(*_: Any, **__: Any) -> Delta:
+        made.append(1)
+        return Delta({})
+
+    monkeypatch.setattr(organisms, "load", once)
+    first = dataclasses.replace(unshipped, checkpoint=setup.original).good_half()
+    assert dataclasses.replace(unshipped, delta=Delta({})).good_half() is first and unshipped.good_half() is first
+    assert made == [1]
 
 
 def test_of_any_other_pair_it_is_taught_from_retain(setup: Setup) -> None:

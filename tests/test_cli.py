@@ -304,6 +304,22 @@ def test_locate_prints_and_writes(files: Files, tmp_path: Path) -> None:
     assert text[0].split()[0] == "site" and len(text) == 1 + 6
 
 
+@pytest.mark.parametrize("place", ["a run", "a file"])
+def test_locate_writes_over_no_run_and_says_so_before_it_begins(place: str, files: Files, tmp_path: Path) -> None:
+    out = tmp_path / "there"
+    if place == "a run":
+        out.mkdir()
+        (out / "run.json").write_text("{}")
+        (out / "subspaces.safetensors").write_text("the run's own")
+    else:
+        out.write_text("mine")
+    done = hooklearn("locate", files.save(), "--out", out)
+    assert done.exit_code == 2 and str(out) in done.stderr and "locate:" not in done.stderr
+    if place == "a run":
+        assert (out / "subspaces.safetensors").read_text() == "the run's own"
+        assert sorted(p.name for p in out.iterdir()) == ["run.json", "subspaces.safetensors"]
+
+
 # ------------------------------------------------------------------------------------ run folders
 
 

@@ -308,6 +308,14 @@ def test_runs_that_forgot_other_text_are_not_compared_by_it(many: list[Path], tm
     assert any(note in n for n in analysis.compare([many[0], other]).notes)
 
 
+def test_a_score_of_more_items_is_not_set_beside_others_unsaid(many: list[Path], tmp_path: Path) -> None:
+    """An edit that is to stop at a level reads 64 forget items, others 12. Not noted where all are alike (control)."""
+    levelled = [walked(tmp_path / n, FAST, config={"budget": {"kl": 0.01, "forget": 0.2}}) for n in ("one", "two")]
+    note = "the forget score of one was read on more forget items"
+    assert any(note in n for n in analysis.compare([levelled[0], many[0]]).notes)
+    assert not any("more forget items" in n for n in analysis.compare(levelled).notes)
+
+
 def test_many_runs_are_rows_and_only_differences_to_the_best_are_printed(many: list[Path]) -> None:
     found = analysis.compare(many)
     shown = found.to_the_best()

@@ -18,7 +18,7 @@ from conftest import corpus
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
-from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
@@ -33,6 +33,7 @@ from hooklearn.data import (
     cycle,
     encode,
     encode_choices,
+    end_of_turn,
     fewer_scored,
     load_corpus,
     plain,
@@ -335,6 +336,42 @@ def test_sharing_prompts_saves_tokens(sequences: list[Encoded]) -> None:
     assert plain == sum(map(len, sequences))
     asked = [s for s in sequences if not s.labels[1]][:12]
     assert plain - shared >= sum(int(s.labels.nonzero()[0]) - 1 for s in asked)
+
+
+TURNS = (
+    "{{ bos_token }}{% for m in messages %}<|turn|>{{ m.role }} {{ m.content }}SHUT{% endfor %}"
+    "{% if add_generation_prompt %}<|turn|>assistant {% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("shut", "last"),
+    [
+        ("<|end|>", "<|end|>"),
+        ("</s>", "</s>"),
+        (" <|end|></s>", "<|end|>"),
+        ("", "</s>"),
+        ("{{ raise('no') }}", "</s>"),
+    ],
+)
+def test_an_answer_ends_as_the_template_ends_a_turn(shut: str, last: str) -> None:
+    """Gemma and Phi-3 say another token than EOS there, which Phi-3 does not name among the special ones. Where the
+    template writes none, and in text to go on from, it is EOS."""
+    words = tokenizer()
+    words.add_tokens([AddedToken("<|turn|>", special=True), AddedToken("<|end|>", special=True)])
+    words.all_special_ids  # noqa: B018 (not among them, or the test would ask for less)
+    assert words.convert_tokens_to_ids("<|end|>") not in words.all_special_ids
+    words.chat_template = TURNS.replace("SHUT", shut)
+    row = {"prompt": "anna", "completion": " red"}
+    if "raise" in shut:
+        assert words.decode(end_of_turn(words)) == last
+        return
+    (read,) = encode(rows(row), words, end="turn")
+    assert [words.decode(i) for i in read.ids[read.labels]] == ["red", last]
+    (plainly,) = encode(rows(row | {"template": "none"}), words, end=True)
+    assert int(plainly.ids[-1]) == words.eos_token_id
+    (scored,) = encode(rows(row), words)
+    assert [words.decode(i) for i in scored.ids[scored.labels]] == ["red"]
 
 
 @pytest.mark.parametrize("max_tokens", [1, 64, 300, 5000])

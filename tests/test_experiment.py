@@ -29,6 +29,7 @@ from hooklearn.edit import forget_scorer
 from hooklearn.measure import Likelihoods
 from hooklearn.recipes import recipe
 from hooklearn.running import corpora as running_corpora
+from hooklearn.running.setting import Setup
 from hooklearn.types import InputError
 
 
@@ -471,6 +472,29 @@ def test_text_that_is_trained_on_and_measures_leaves_no_folder(own: dict[str, An
     assert not (tmp_path / "out").exists()
 
 
+def test_tokens_along_no_direction_leave_no_folder(own: dict[str, Any], tmp_path: Path) -> None:
+    del own["corpora"]["retain"]
+    own["locate"] = {"tokens": 100}
+    with pytest.raises(InputError, match=r"locate.tokens 100: .* there is no corpora.retain"):
+        run(own, tmp_path / "out", base=tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_row_that_is_twice_in_retain_does_not_measure(own: dict[str, Any], tmp_path: Path) -> None:
+    """The quarter that is held out loses what the rest says as well, in whatever group; where nothing is left of it,
+    that is said before anything is measured."""
+    rows = [json.loads(line) for line in (tmp_path / "retain.jsonl").read_text().splitlines()]
+    twice = [{**row, "group": f"{i} {k}"} for i, row in enumerate(rows) for k in range(1 + i % 2)]
+    (tmp_path / "retain.jsonl").write_text("\n".join(map(json.dumps, twice)))
+    setup = Setup.load(parse(own), tmp_path, lambda _: None)
+    retain, near = setup.corpora["retain"], setup.corpora["near"]
+    assert retain.shared_with(near) == 0 and len(near) > 0 and len(retain) + len(near) < len(twice), "some were"
+    (tmp_path / "retain.jsonl").write_text("\n".join(json.dumps({**rows[0], "group": str(i)}) for i in range(8)))
+    with pytest.raises(InputError, match="every row of the quarter that is held out of it is in the rest as well"):
+        run(own, tmp_path / "out", base=tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_wrong_site_leaves_no_folder(own: dict[str, Any], tmp_path: Path) -> None:
     own["edit"]["layers"] = "0-9"
     with pytest.raises(InputError, match=r"\[4, 5, 6, 7, 8, 9\] are not among 0-3"):
@@ -670,6 +694,14 @@ def test_what_cannot_work_fails_before_anything_is_written(own: dict[str, Any], 
             own["corpora"] | {"ood": {"name": "tiny", "options": {"prt": 1}}},
             "corpus 'tiny' has no option 'prt'",
         ),
+        ("edit", {"method": "confined", "fitter": "constrast"}, "unknown fitter 'constrast'; valid: pca"),
+        ("edit", {"method": "confined", "rank": 0}, "confined: rank must be 1 or more, got 0"),
+        ("edit", {"method": "confined", "filter_rank": -1}, "confined: filter_rank must be 0 or more, got -1"),
+        ("edit", {"method": "cir", "target_layers": [9]}, r"cir: layers \[9\] must be some of 0-3"),
+        ("edit", {"method": "rmu", "layer": -1}, r"rmu: layers \[-1\] must be some of 0-3"),
+        ("edit", {"method": "circuit_breakers", "target_layers": []}, r"circuit_breakers: layers \[\] must be some of"),
+        ("behaviour", {"samples": 3, "ood_samples": 4}, "behaviour.ood_samples 4: there is no corpora.ood"),
+        ("prefilter", {"corpus": "capitals"}, "prefilter.corpus 'capitals' is none of the corpora of this run"),
     ]
     for section, value, message in cases:
         config = copy.deepcopy(own) | {section: value}

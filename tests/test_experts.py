@@ -229,7 +229,14 @@ def test_methods_edit_experts(method: str) -> None:
     assert len(result.delta.updates) == 12 and 0.0095 <= result.disruption.kl.value <= 0.01
 
 
-def test_an_expert_that_no_retain_token_reaches_is_no_free_lunch() -> None:
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("natural", {}), ("natural", {"sketch_rank": 4}), ("natural", {"curvature": "ekfac"}),
+        ("kfac", {}), ("sspu", {}),
+    ],
+)  # fmt: skip
+def test_an_expert_that_no_retain_token_reaches_is_no_free_lunch(method: str, options: dict[str, Any]) -> None:
     """There the curvature is zero and any update would cost nothing; it is refused, by name."""
     model = bridged("Mixtral")
     problem = Problem(
@@ -239,7 +246,7 @@ def test_an_expert_that_no_retain_token_reaches_is_no_free_lunch() -> None:
         model.hooks(fwd_hooks=rarely(model, 1, 3, "w40")),
         pytest.raises(InputError, match=r"no retain token was sent to blocks\.1\.mlp\.experts\.3"),
     ):
-        next(hl.edit.method_of("natural").path(problem))  # type: ignore[attr-defined]
+        next(hl.edit.method_of(method, options).path(problem))  # type: ignore[attr-defined]
 
 
 def test_adapters_on_experts_are_their_merged_delta() -> None:

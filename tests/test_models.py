@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers import PreTrainedModel as HfModel
 
-from hooklearn import forward, plain, traits
+from hooklearn import exporting, forward, plain, traits
 from hooklearn.builtin import BUILTIN, fetch, is_cached
 from hooklearn.data import ROW, Corpus, Encoded, batches, encode, n_cut, n_run_together
 from hooklearn.deltas import Delta
@@ -42,7 +42,7 @@ from hooklearn.models import (
 from hooklearn.prefixes import shared_prefixes
 from hooklearn.pretrained import is_adapter
 from hooklearn.traits import packs
-from hooklearn.types import InputError
+from hooklearn.types import InputError, NumericalError
 
 VOCAB = 64
 LLAMA_LIKE = dict(
@@ -601,6 +601,17 @@ def test_a_gpu_that_only_emulates_bfloat16_computes_in_float32(
     assert forward.resolve_precision("bfloat16", "cuda") is torch.bfloat16, "who asks for it gets it"
 
 
+def test_what_auto_was_found_to_be_is_so_on_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep that began in float32 on a CPU goes on in float32 on a GPU that would take bfloat16, and the other way
+    round; without it each says its own (control)."""
+    monkeypatch.setattr(forward, "_bfloat16_pays", lambda: False)
+    assert [forward.resolve_precision("auto", d) for d in ("cpu", "cuda")] == [torch.float32, torch.bfloat16]
+    for began in ("float32", "bfloat16"):
+        with forward.auto_is(began):
+            assert {forward.resolve_precision("auto", d) for d in ("cpu", "cuda")} == {getattr(torch, began)}
+    assert forward.auto_on("cpu") == forward.auto_on("auto", tiny()) == "float32"
+
+
 def test_trainable_opens_only_what_it_is_given():
     model = tiny()
     chosen = parameters_of(model, sites(model, "mlp.in"))
@@ -780,6 +791,19 @@ def test_export_does_not_overwrite(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="already there"):
         export(tiny(), Delta({}), tmp_path)
+
+
+@pytest.mark.parametrize(("off", "fine"), [(1e-6, True), (1e-4, False)])
+def test_what_is_rounding_goes_by_the_largest_logit(off: float, fine: bool) -> None:
+    """GPT-2's logits reach a hundred, and its products, fused or not, differ in the sixth digit."""
+    expected = 100 * torch.linspace(-1, 1, 50)
+    if fine:
+        assert exporting.compare(expected, expected * (1 + off)) == pytest.approx(1e-4, rel=0.2)
+    else:
+        with pytest.raises(NumericalError, match="logits are off"):
+            exporting.compare(expected, expected * (1 + off))
+    with pytest.raises(NumericalError, match="logits are off"):  # small ones as before
+        exporting.compare(expected / 100, expected / 100 + 2e-4)
 
 
 def test_failed_export_leaves_nothing(tmp_path, monkeypatch):

@@ -321,6 +321,23 @@ def test_an_edit_that_walks_in_short_weights_says_what_that_costs(recwarn: pytes
         assert len(said) == (method == "npo")
 
 
+@pytest.mark.parametrize(
+    ("method", "options", "trains"),
+    [
+        ("task_vector", {"epochs": 1}, True),
+        ("undo", {"epochs": 1}, True),
+        ("natural", {"adversaries": ["full@1e-4"]}, True),
+        ("natural", {"adversaries": ["lora@1e-2"]}, False),
+        ("repselect", {}, False),
+    ],
+)
+def test_a_direction_that_was_walked_to_in_short_weights_says_so_too(
+    method: str, options: dict[str, Any], trains: bool, recwarn: pytest.WarningsRecorder
+) -> None:
+    hl.edit(models.load("tiny", dtype=torch.bfloat16), method, **few(), **options)
+    assert any("held in bfloat16" in str(w.message) for w in recwarn) == trains
+
+
 def test_a_model_in_training_mode_is_edited_and_attacked_without_dropout(tiny: Any) -> None:
     """And is in training mode afterwards, in all of its parts. With dropout two gradients differ (control)."""
     model = copy.deepcopy(tiny.original_model)

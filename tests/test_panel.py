@@ -71,6 +71,16 @@ def test_an_item_is_right_where_the_answer_is_the_likeliest_choice(tiny: Any) ->
     assert found["all"].stderr == pytest.approx(np.std([1] * 4 + [0] * 4, ddof=1) / np.sqrt(8))
 
 
+def test_items_of_a_group_are_no_items_of_their_own(tiny: Any) -> None:
+    """Two of each group, right or wrong together: the error is that of four."""
+    items, words = asked(tiny), models.tokenizer_of(tiny)
+    panel = Panel.of(Corpus("asked", tuple({**r, "group": str(i // 2)} for i, r in enumerate(items))), words)
+    right = torch.tensor([1.0, 1, 0, 0, 1, 1, 0, 0])
+    assert panel.scores(right)["all"].stderr == pytest.approx(np.std([1, 0, 1, 0], ddof=1) / np.sqrt(4))
+    alone = Panel.of(items, words).scores(right)["all"]
+    assert alone.stderr == pytest.approx(np.std(right.numpy(), ddof=1) / np.sqrt(8))
+
+
 def test_a_broken_model_has_no_capability(tiny: Any) -> None:
     """Not that of one that guesses: its items are NaN, and so is the score of every set."""
     items = asked(tiny)

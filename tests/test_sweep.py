@@ -7,6 +7,7 @@ import shutil
 import zipfile
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -22,10 +23,11 @@ from hooklearn import experiment, forward, store
 from hooklearn.attack import ArmState
 from hooklearn.cli.compare import _tell_sweep
 from hooklearn.config import parse
+from hooklearn.data import Corpus
 from hooklearn.edit import method_of
 from hooklearn.running import controls, reuse, sweep_record, sweeping
 from hooklearn.running.checks import check_needs
-from hooklearn.running.choosing import check_trials, decide
+from hooklearn.running.choosing import check_measurable, check_trials, decide
 from hooklearn.running.sweep_config import MethodSpec, Plan
 from hooklearn.types import InputError
 
@@ -564,6 +566,49 @@ def test_trials_of_a_method_that_asks_the_referee_are_decided_by_samples() -> No
         else:
             check_trials(plan)
             check_needs(plan.trial(plan.families()[0], {"damping": 0.1}))
+
+
+@pytest.mark.parametrize(
+    ("metric", "rows", "words"),
+    [
+        ("preference", [{"prompt": "a", "completion": " b"}], "neither 'alternative' nor 'choices'"),
+        ("sampled", [{"text": "a b c"}], "nothing is sampled of tuning.corpora.heldout: heldout is running text"),
+        ("preference", [{"prompt": "a", "completion": " b", "alternative": " c"}], None),
+        ("completion", [{"text": "a b c"}], None),
+    ],
+)
+def test_a_metric_that_no_trial_could_have_is_told_before_the_first(
+    metric: str, rows: list[dict[str, Any]], words: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = small() | {"base": {**small()["base"], "behaviour": {"samples": 4}}}
+    plan = Plan.of(given | {"tuning": given["tuning"] | {"metric": metric}}, Path())
+    trials = SimpleNamespace(config=plan.tuning(), corpora={"heldout": Corpus("mine", tuple(rows))})
+    if words is None:
+        check_measurable(plan, trials)  # type: ignore[arg-type]
+    else:
+        with pytest.raises(InputError, match=words):
+            check_measurable(plan, trials)  # type: ignore[arg-type]
+
+
+def test_a_key_that_a_sweep_was_begun_without_stands_at_its_default() -> None:
+    """And not at what the file says today: a sweep that was begun is one of other cells then."""
+    base = small()["base"] | {"max_tokens": 256}
+    plan = Plan.of(small() | {"base": base}, Path())
+    now = sweep_record.fixed(plan, {})
+    earlier = {"fixed": {**now, "base": {k: v for k, v in now["base"].items() if k != "max_tokens"}}}
+    with pytest.raises(InputError, match="another base"):
+        sweep_record.check_goes_on(plan, Path(), earlier, now)
+    usual = Plan.of(small(), Path())  # control: it asks for the default
+    sweep_record.check_goes_on(usual, Path(), earlier, sweep_record.fixed(usual, {}))
+
+
+def test_a_layer_that_no_cell_has_is_told_before_the_first_is_made(folder: Path) -> None:
+    file = folder / "layers.yaml"
+    cir = {"name": "cir", "target_layers": [9]}
+    file.write_text(yaml.safe_dump(SMALL | {"methods": ["gradient_ascent", cir]}), "utf-8")
+    done = hooklearn("sweep", file, "--out", folder / "layers", "-q")
+    assert done.exit_code == 2 and "cir: layers [9] must be some of 0-1" in done.stderr
+    assert not list((folder / "layers").glob("controls/*")) and not list((folder / "layers").glob("cells/*/run.json"))
 
 
 def test_a_base_that_fits_by_batches_of_sites_has_cells_that_do() -> None:

@@ -32,7 +32,7 @@ from hooklearn.cli.console import (
     visible,
     work,
 )
-from hooklearn.cli.job import Job
+from hooklearn.cli.job import Job, check_place
 from hooklearn.cli.tools import tools
 from hooklearn.cli.verdict import (
     Deterministic,
@@ -163,6 +163,8 @@ def locate(
     options = [f"{key}={value!r}" for key, value in given.items() if value is not None]
     with work(quiet) as progress:
         job = Job.of("locate", target, [*(set_ or ()), *options])
+        if out is not None:
+            check_place(out, "locate.parquet", resume=False)
         from hooklearn.cli import located
 
         spaces = located.spaces(job.config, job.base, progress)

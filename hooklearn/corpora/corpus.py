@@ -79,6 +79,15 @@ class Corpus:
         here = {_said(row) for row in self.rows}
         return sum(_said(row) in here for row in other.rows)
 
+    def without(self, other: Corpus) -> Corpus:
+        """The rows that the other does not have, by what they say.
+
+        Raises:
+            InputError: it has all of them.
+        """
+        there = {_said(row) for row in other.rows}
+        return Corpus(self.name, tuple(row for row in self.rows if _said(row) not in there), self.source)
+
     @property
     def repeated(self) -> int:
         """Rows that say what a row before them says.

@@ -151,6 +151,10 @@ class CIR(Method):
         if self.retain_rate == 0:
             self.refuse("hold", why="with retain_rate 0 no states are held")
 
+    def check(self, model: Any) -> None:
+        if self.target_layers is not None:
+            check_layers("cir", self.target_layers, model.cfg.n_layers)
+
     @property
     def needs(self) -> tuple[str, ...]:
         return (self.hold,) if self.retain_rate else ()

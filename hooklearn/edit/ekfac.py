@@ -18,7 +18,7 @@ from hooklearn.edit.method import Problem, Updates
 from hooklearn.forward import count_tokens
 from hooklearn.locate.capture import Labels, tapes
 from hooklearn.moments import Moments
-from hooklearn.types import InputError, NumericalError
+from hooklearn.types import NumericalError
 
 
 class SiteMetric(ABC):
@@ -53,8 +53,6 @@ class EigenMetric(SiteMetric):
         last: tuple[Moments, Tensor] | None = None
         for name, moments in problem.curvature(labels).items():
             one = moments.side("x")
-            if one.n == 0:
-                raise InputError(f"no retain token was sent to {name}: leave that expert out, or give more retain text")
             if last is None or last[0] is not one:  # gate and up share their inputs
                 last = (one, Eigen.of(one.mean_second()).vectors.to(one.second))
             self.v[name] = last[1]

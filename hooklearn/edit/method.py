@@ -185,6 +185,10 @@ class Problem:
             seed=self.seed,
         )
         memory.give_back()  # before factors and solutions are made
+        if unread := [name for name, of_site in moments.items() if of_site.side("x").n == 0]:
+            raise InputError(
+                f"no retain token was sent to {unread[0]}: leave that expert out, or give more retain text"
+            )
         return moments
 
     def curvature_stream(self, role: str) -> list[TokenBatch]:
@@ -217,6 +221,11 @@ class Method(ABC):
     """It is given the weights of the never-learned control: a reference arm. A run without such a model is refused."""
 
     @property
+    def trains(self) -> bool:
+        """Whether it takes steps in the stored weights, of which a short type rounds most away."""
+        return not self.ray
+
+    @property
     def sharded(self) -> bool:
         """Whether it works on weights that are spread over processes, with no more than one matrix whole at a time."""
         return False
@@ -231,6 +240,9 @@ class Method(ABC):
     def refereed(self) -> bool:
         """Whether it asks :attr:`Problem.referee`, which in a run is the one that judges the edited model's samples."""
         return False
+
+    def check(self, model: Any) -> None:  # noqa: B027 (most methods work on every model)
+        """Raises InputError where it cannot work on this model as asked; called before anything is measured."""
 
     @abstractmethod
     def path(self, problem: Problem) -> Iterator[Updates]:

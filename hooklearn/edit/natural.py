@@ -130,6 +130,10 @@ class Natural(Method):
             )
 
     @property
+    def trains(self) -> bool:
+        return any(Adversary.of(a).kind == "full" for a in self.adversaries)
+
+    @property
     def sharded(self) -> bool:
         whole = self.rank is None and self.sketch_rank is None
         return self.curvature == "kfac" and whole and not self.adversaries
@@ -354,8 +358,6 @@ class Metric(SiteMetric):
         return (None, None) if spaces is None else spaces.bases(name)
 
     def _factor(self, moments: Moments, basis: Tensor | None, where: str) -> Tensor:
-        if moments.n == 0:
-            raise InputError(f"no retain token was sent to {where}: leave that expert out, or give more retain text")
         second = linalg.damped(moments.mean_second(), self.damping)
         if basis is not None:
             basis = basis.to(second)

@@ -15,6 +15,7 @@ from hooklearn.edit.method import Method, Problem, Updates, combine, inner
 from hooklearn.forward import count_tokens
 from hooklearn.linalg import Filter, Sides
 from hooklearn.locate.fit import fit_subspaces
+from hooklearn.locate.fitters import EVERY_FITTER
 from hooklearn.locate.subspace import Subspaces
 from hooklearn.types import InputError
 
@@ -128,6 +129,12 @@ class Confined(Method):
     """Compose with RepSelect's soft filter of this rank, before the projection."""
     contrast_gradient: bool = False
     """Start from the contrast gradient instead of the forget gradient."""
+
+    def __post_init__(self) -> None:
+        EVERY_FITTER.get(self.fitter)
+        for option, least in (("rank", 1), ("filter_rank", 0)):
+            if getattr(self, option) < least:
+                raise InputError(f"confined: {option} must be {least} or more, got {getattr(self, option)}")
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -20,7 +20,6 @@ from hooklearn.linalg import Sides
 from hooklearn.locate.capture import Labels
 from hooklearn.moments import Moments
 from hooklearn.sketch import Sketch
-from hooklearn.types import InputError
 
 
 class SketchedMetric(SiteMetric):
@@ -45,15 +44,13 @@ class SketchedMetric(SiteMetric):
             if self.sides != "g":
                 one = moments.side("x")
                 if last is None or last[0] is not one:
-                    last = (one, self._factor(one, name))
+                    last = (one, self._factor(one))
                 x = last[1]
             if self.sides != "x":
-                g = self._factor(moments.side("g"), name)
+                g = self._factor(moments.side("g"))
             yield name, x, g
 
-    def _factor(self, moments: Moments, where: str) -> Sketch:
-        if moments.n == 0:
-            raise InputError(f"no retain token was sent to {where}: leave that expert out, or give more retain text")
+    def _factor(self, moments: Moments) -> Sketch:
         return Sketch.of(moments.mean_second(), self.rank).damped(self.damping)
 
     def solved(self, *gradients: Updates) -> Iterator[tuple[str, list[Tensor]]]:

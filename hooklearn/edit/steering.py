@@ -233,6 +233,10 @@ class RMU(_Steering):
         if self.alpha == 0:
             self.refuse("hold", why="with alpha 0 no states are held")
 
+    def check(self, model: Any) -> None:
+        if isinstance(self.layer, int):
+            check_layers("rmu", [self.layer], model.cfg.n_layers)
+
     def plan(self, problem: Problem) -> Plan:
         n_layers: int = problem.model.cfg.n_layers
         if self.layer == "original":
@@ -286,6 +290,10 @@ class CircuitBreakers(_Steering):
         super().__post_init__()
         if self.alpha <= 0:
             raise InputError(f"circuit_breakers: alpha must be positive, got {self.alpha}")
+
+    def check(self, model: Any) -> None:
+        if self.target_layers is not None:
+            check_layers("circuit_breakers", self.target_layers, model.cfg.n_layers)
 
     def plan(self, problem: Problem) -> Plan:
         n_layers: int = problem.model.cfg.n_layers

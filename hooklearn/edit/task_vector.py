@@ -43,6 +43,10 @@ class TaskVector(Method):
                 f"task_vector: epochs and max_steps must be 1 or more, got {self.epochs} and {self.max_steps}"
             )
 
+    @property
+    def trains(self) -> bool:
+        return True
+
     def path(self, problem: Problem) -> Iterator[Updates]:
         stream = itertools.islice(training_stream(problem, "forget", self.epochs), self.max_steps)
         [learned] = descend(

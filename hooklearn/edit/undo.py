@@ -110,6 +110,10 @@ class Undo(Method):
             self.refuse(*(("beta",) if self.beta else ()), *lessons, why=nothing)
 
     @property
+    def trains(self) -> bool:
+        return True
+
+    @property
     def needs(self) -> tuple[str, ...]:
         return ("retain",)
 

@@ -25,7 +25,7 @@ from hooklearn.corpora import BUILTIN
 from hooklearn.corpora.tendencies import Tendency
 from hooklearn.data import load_corpus
 from hooklearn.deltas import Delta, load_delta, save_delta
-from hooklearn.forward import auto_is, resolve_precision
+from hooklearn.forward import auto_is, auto_on
 from hooklearn.organisms import Organism
 from hooklearn.organisms.suppressed import PASSWORD, Bench, Suppressed, organism_on, suppressed
 from hooklearn.recipes import RECIPES, Config
@@ -116,7 +116,7 @@ def _precision(out: Path, organism: Organism) -> str:
         environment = run.get("environment") if run["config"].get("organism") == organism.name else None
         if isinstance(environment, dict) and environment.get("precision") in ("float32", "bfloat16"):
             return environment["precision"]
-    return str(resolve_precision("auto")).removeprefix("torch.")
+    return auto_on("auto")
 
 
 def _make(

@@ -58,6 +58,7 @@ def check(config: RunConfig) -> None:
             "controls.matched scales an edit back to the level of a model that never learned it; it needs that model "
             "(controls.never.name, or an organism), and an edit that is no checkpoint"
         )
+    _check_of_use(config)
     if config.locate.enabled:
         EVERY_FITTER.get(config.locate.fitter)
     evidence.check_names(config.evidence.measures)
@@ -65,6 +66,26 @@ def check(config: RunConfig) -> None:
         raise InputError(f"seeds {config.seeds}: the same one twice")
     if config.model.spread:
         _check_sharded(config)
+
+
+def _check_of_use(config: RunConfig) -> None:
+    """What is asked for and would change nothing, as what it works on is not there."""
+    if config.locate.enabled and config.locate.tokens and "retain" not in config.corpora:
+        raise InputError(
+            f"locate.tokens {config.locate.tokens}: tokens are shown along what tells forget from retain, and there is "
+            "no corpora.retain; give it, or locate.tokens: 0"
+        )
+    if config.behaviour.ood_samples and "ood" not in config.corpora:
+        raise InputError(
+            f"behaviour.ood_samples {config.behaviour.ood_samples}: there is no corpora.ood to draw them of; give it, "
+            "or behaviour.ood_samples: 0"
+        )
+    names = sorted({spec.name for spec in config.corpora.values() if spec.name is not None})
+    if config.prefilter is not None and config.prefilter.corpus not in names:
+        raise InputError(
+            f"prefilter.corpus {config.prefilter.corpus!r} is none of the corpora of this run, and would filter "
+            f"nothing; valid: {', '.join(names) or 'none, as no built-in corpus is used'}"
+        )
 
 
 def check_needs(config: RunConfig) -> None:
@@ -101,6 +122,12 @@ def _has_never(config: RunConfig) -> bool:
     """Whether there will be a never-learned model with weights of its own."""
     never = config.controls.never
     return config.organism is not None or (never is not None and never.name is not None)
+
+
+def check_method(config: RunConfig, model: Any) -> None:
+    """A method that cannot work on this model as asked is refused before anything is measured."""
+    if config.edit.method is not None:
+        method_of(config.edit.method, config.edit.options).check(model)
 
 
 def check_attacks(config: RunConfig, model: Any, corpora: Mapping[str, Corpus]) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 from hooklearn import disk
 from hooklearn.corpora.corpus import Corpus
 from hooklearn.edit import method_of
+from hooklearn.running.checks import no_referee
+from hooklearn.running.setting import Setup
 from hooklearn.running.sweep_config import Plan
 from hooklearn.types import InputError
 
@@ -49,6 +51,22 @@ def check_trials(plan: Plan) -> None:
                     f"method {family.spec.label!r} asks the referee of samples, and trials draw none where "
                     f"tuning.metric is {tuning.metric}; set it to sampled"
                 )
+
+
+def check_measurable(plan: Plan, trials: Setup) -> None:
+    """Raises InputError where the metric that decides cannot be had of the tuning split: all trials would be made
+    before that is seen."""
+    tuning, heldout = plan.config.tuning, trials.corpora["heldout"]
+    if tuning is None:
+        return
+    if tuning.metric == "sampled" and (missing := no_referee(trials.config, trials.corpora)):
+        raise InputError(f"tuning.metric is sampled, and nothing is sampled of tuning.corpora.heldout: {missing}")
+    compared = heldout.alternatives() is not None or all("choices" in row for row in heldout.rows)
+    if tuning.metric == "preference" and not compared:
+        raise InputError(
+            f"tuning.metric is preference, and rows of {heldout.name!r} have neither 'alternative' nor 'choices' to "
+            "prefer one of; give them, or decide by completion"
+        )
 
 
 def check_apart(tuning: Corpus, reported: Mapping[str, Corpus]) -> None:

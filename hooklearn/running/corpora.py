@@ -33,7 +33,6 @@ def load_corpora(config: RunConfig, base: Path, model: Any, held: Mapping[str, C
         out[role] = here if here is not None else _load_one(spec, base, options, template)
     if "capability" in out:
         check_panel(out["capability"])
-    check_measured(config, out)
     for role in out.keys() & {"heldout", "ood"}:
         out[role].check_alike(role)
     if "retain" in out:
@@ -43,8 +42,19 @@ def load_corpora(config: RunConfig, base: Path, model: Any, held: Mapping[str, C
             )
         if "near" not in out:  # a held-out part of retain, which every run reports
             parts = out["retain"].split(retain=3, near=1)
-            out["retain"], out["near"] = parts["retain"], parts["near"]
+            out["retain"], out["near"] = parts["retain"], _apart(parts["near"], parts["retain"])
+    check_measured(config, out)
     return out
+
+
+def _apart(near: Corpus, retain: Corpus) -> Corpus:
+    """A row that is there twice, in two groups, cannot be both trained on and measured."""
+    if retain.shared_with(near) == len(near):
+        raise InputError(
+            f"corpora.retain: every row of the quarter that is held out of it is in the rest as well; "
+            "give each row once, or corpora.near"
+        )
+    return near.without(retain)
 
 
 def _load_one(spec: CorpusConfig, base: Path, options: Mapping[str, Any], template: bool = True) -> Corpus:

@@ -37,6 +37,7 @@ from hooklearn.running.checks import (
     check,
     check_attacks,
     check_folds,
+    check_method,
     check_shape,
     check_surrogate,
     check_vocabulary,
@@ -67,7 +68,8 @@ class Setup:
     tokenizers: Mapping[str, list[str]] = dataclasses.field(default_factory=dict[str, list[str]])
     """Other model, by its place in the config -> what its tokenizer does otherwise than the original's, with which all
     read."""
-    _good_half: Delta | None = dataclasses.field(default=None, init=False, repr=False)
+    _made: dict[str, Delta] = dataclasses.field(default_factory=dict[str, Delta], repr=False)
+    """What was trained once for all that has these models: a setup made of another by ``replace`` shares it."""
 
     @staticmethod
     def load(
@@ -120,6 +122,7 @@ class Setup:
             check_shape("edit.checkpoint", checkpoint, original)
         progress("reading the corpora")
         corpora = load_corpora(config, base, original, objects.corpora)
+        check_method(config, original)
         check_attacks(config, original, corpora)
         if never is not None:
             never_info = {**(never_info or {}), "hash": integrity.weights_hash(never)}
@@ -136,7 +139,13 @@ class Setup:
         """The same models under a config that asks for the same ones; its corpora are read anew."""
         check(config)
         corpora = load_corpora(config, base, self.original, self.objects.corpora)
-        check_attacks(config, self.original, corpora)
+        for model in (self.original, self.never):
+            if model is not None:
+                check_attacks(config, model, corpora)
+        _check_referee(_given_referee(config, self.objects), corpora["heldout"], self.never_info)
+        if _is_surrogate(self.never_info):
+            check_surrogate(corpora["heldout"])
+            check_folds(config, corpora["heldout"])
         return dataclasses.replace(self, config=config, corpora=corpora)
 
     def record(self, given: Mapping[str, Any] | None, command: str) -> dict[str, Any]:
@@ -191,7 +200,9 @@ class Setup:
         are there twice; how much of the behaviour is in text that is to have none of it."""
         others = _APART.get(role, ())
         found = {f"in_{r}": self.corpora[r].shared_with(corpus) for r in others if r in self.corpora}
-        return found | ({"repeated": corpus.repeated, **_grouped(corpus)} if role in ("heldout", "ood") else {})
+        if role in ("heldout", "ood"):
+            found["repeated"] = corpus.repeated
+        return found | (_grouped(corpus) if role in ("heldout", "ood", "capability") else {})
 
     def _as_read(self, role: str, corpus: Corpus) -> dict[str, int]:
         """What becomes of rows whose completions matter when they are read; running text is cut by design."""
@@ -213,8 +224,9 @@ class Setup:
         assert self.organism is not None
         if self.organism.shipped is not None:
             return organisms.load(self.organism, self.never, good=True)
-        self._good_half = self._good_half or organisms.load(self.organism, self.never, good=True)
-        return self._good_half
+        if "good half" not in self._made:
+            self._made["good half"] = organisms.load(self.organism, self.never, good=True)
+        return self._made["good half"]
 
     def benign(self, seed: int, progress: Progress = lambda _: None) -> list[ArmState]:
         """A second model that never had the behaviour: the never-learned one after good completions were taught to

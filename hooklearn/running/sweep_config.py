@@ -9,7 +9,7 @@ import os
 import random
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -203,6 +203,12 @@ class Plan:
                 "budget": family.budget, "seeds": [seed],
             }
         )  # fmt: skip
+
+    def variants(self) -> Iterator[RunConfig]:
+        """A cell of every family with whatever options its trials may choose."""
+        for family in self.families():
+            for options in family.spec.settings(10**9):
+                yield self.cell(family, 0, options)
 
     def tuning(self) -> RunConfig:
         """The base as trials see it: other corpora, one attack, and nothing that the choice does not need."""

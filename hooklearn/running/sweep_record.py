@@ -51,7 +51,7 @@ def check_goes_on(plan: Plan, out: Path, earlier: Mapping[str, Any], now: Mappin
         was = earlier.get("fixed", {}).get(key)
         if key == PLACES and was is None:  # begun before this was written down
             was = places(plan, out, earlier) or value
-        if _as_of_now(plan, key, was) != jsonable(value):
+        if _as_of_now(key, was) != jsonable(value):
             raise InputError(
                 f"{out}: holds a sweep with another {key}; only methods, budgets and seeds may be added "
                 "to a sweep that was begun"
@@ -93,12 +93,12 @@ def places(plan: Plan, out: Path, earlier: Mapping[str, Any]) -> dict[str, Any] 
     return None
 
 
-def _as_of_now(plan: Plan, key: str, value: Any) -> Any:
+def _as_of_now(key: str, value: Any) -> Any:
     """What a sweep was begun with; options that there are since then stand at their defaults."""
     if key != "base" or not isinstance(value, dict):
         return jsonable(value)
     try:
-        return jsonable(_shared_part(parse(plan.base.model_dump(mode="json") | value).model_dump(mode="json")))
+        return jsonable(_shared_part(parse(value).model_dump(mode="json")))
     except InputError:
         return jsonable(value)
 

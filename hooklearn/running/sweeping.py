@@ -25,10 +25,10 @@ from hooklearn import disk, experiment, store
 from hooklearn.config import RunConfig, parse
 from hooklearn.config_file import read_config
 from hooklearn.determinism import deterministic
-from hooklearn.forward import auto_is, resolve_precision
+from hooklearn.forward import auto_is, auto_on
 from hooklearn.running import controls, reuse, sweep_record
-from hooklearn.running.checks import check, check_needs
-from hooklearn.running.choosing import check_apart, check_trials, decide, lowest_is_best
+from hooklearn.running.checks import check, check_method, check_needs
+from hooklearn.running.choosing import check_apart, check_measurable, check_trials, decide, lowest_is_best
 from hooklearn.running.fanout import installed, spread
 from hooklearn.running.in_memory import InMemory
 from hooklearn.running.setting import Progress, Setup
@@ -114,11 +114,9 @@ class Sweep:
                 raise InputError(
                     f"ray: {key} is in memory, where other processes cannot reach it; give a name or a file"
                 )
-        for family in plan.families():  # a typo in the last method should not cost the first
-            for options in family.spec.settings(10**9):
-                cell = plan.cell(family, 0, options)
-                check(cell)
-                check_needs(cell)
+        for cell in plan.variants():  # a typo in the last method should not cost the first
+            check(cell)
+            check_needs(cell)
         if plan.config.tuning is not None:
             check(plan.tuning())
             check_trials(plan)
@@ -158,7 +156,7 @@ class Sweep:
             "schema_version": sweep_record.SCHEMA_VERSION, "name": self.plan.config.name, "command": self.command,
             "given": dict(self.given), "fixed": fixed, "declared": earlier.get("declared", {}) | declared,
             "started": earlier.get("started", store.now()),
-            "precision": earlier.get("precision") or str(resolve_precision("auto")).removeprefix("torch."),
+            "precision": earlier.get("precision") or self._auto(),
             "tuning": earlier.get("tuning", {}),
             "cells": [
                 {
@@ -176,6 +174,9 @@ class Sweep:
             elif cell["folder"] in failed and Path(cell["folder"]).name not in wanted:  # nothing is tried anew
                 cell |= {"status": "failed", "error": failed[cell["folder"]]}
 
+    def _auto(self) -> str:
+        return auto_on(self.plan.base.model.device, self.objects.models.get("model.name"))
+
     def _save(self, **values: Any) -> None:
         self.record |= values
         disk.save_json(self.out / RECORD, self.record)
@@ -192,10 +193,13 @@ class Sweep:
         if done is not None:  # a file may have been changed since
             folder = self.out / done["folder"]
             store.check_inputs(folder, store.open_run(folder), setup.record(None, self.command))
+        for cell in plan.variants():
+            check_method(cell, setup.original)
         if not self._undecided(waiting):
             return setup, None
         trials = setup.again(plan.tuning(), plan.folder)
         check_apart(trials.corpora["heldout"], setup.corpora)
+        check_measurable(plan, trials)
         return setup, trials
 
     def _measure(self, waiting: list[dict[str, Any]], setup: Setup, trials: Setup | None) -> None:
