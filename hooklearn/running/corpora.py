@@ -51,7 +51,7 @@ def _apart(near: Corpus, retain: Corpus) -> Corpus:
     """A row that is there twice, in two groups, cannot be both trained on and measured."""
     if retain.shared_with(near) == len(near):
         raise InputError(
-            f"corpora.retain: every row of the quarter that is held out of it is in the rest as well; "
+            "corpora.retain: every row of the quarter that is held out of it is in the rest as well; "
             "give each row once, or corpora.near"
         )
     return near.without(retain)
