@@ -135,10 +135,17 @@ def test_how_many_answers_refuse_is_what_the_verdict_of_the_record_says() -> Non
     assert f"{k} of {n} refusals" in readme and f"refusing {k} of {n} everyday requests" in readme
 
 
-def test_the_calibration_meets_all_that_is_asked_of_it() -> None:
-    """Seven requirements on the held-out part (analysis.calibrate); README has what was found."""
+def test_what_the_calibration_misses_is_said() -> None:
+    """Seven requirements on the held-out part (analysis.calibrate). That nothing which is still there is called removed
+    is met, or there would be nothing to say; of the rest README says in front how many hold, and each that does not."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").split("## Can the verdict be trusted?")[1]
     found = json.loads((ROOT / "benchmarks" / "records" / "calibration-native.json").read_text(encoding="utf-8"))
-    assert all(r["met"] for r in found["requirements"])
+    missed = [r for r in found["requirements"] if not r["met"]]
+    words = ["All", "Six", "Five", "Four", "Three", "Two", "One"]
+    assert f"- **{words[len(missed)]} of the seven things that we ask of it hold" in readme
+    assert not any("still has it" in r["what"] for r in missed)
+    for r in missed:
+        assert f"| {r['what']} | {r['found']} | **no** |" in readme
 
 
 def test_the_calibration_on_a_real_model_in_the_readme_is_that_of_its_record() -> None:
@@ -169,7 +176,7 @@ def test_the_calibration_in_the_readme_is_that_of_its_record() -> None:
     for organism in {c["organism"] for c in found["cases"]}:
         mine = [c for c in found["cases"] if c["organism"] == organism]
         counts = [str(sum(c["verdict"] == v for c in mine) or "") for v in (*verdicts, "UNDECIDED")]
-        part = "held out" if mine[0]["held_out_kind"] else "seed 47 seen"
+        part = "held out" if mine[0]["held_out_kind"] else "seed 49 seen"
         assert [organism, " or ".join(mine[0]["accepted"]), part, *counts] in shown
     for truth in verdicts:
         for split, word in (("tuning", "tuning"), ("heldout", "held out")):
