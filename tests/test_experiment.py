@@ -700,7 +700,6 @@ def test_what_cannot_work_fails_before_anything_is_written(own: dict[str, Any], 
         ("edit", {"method": "cir", "target_layers": [9]}, r"cir: layers \[9\] must be some of 0-3"),
         ("edit", {"method": "rmu", "layer": -1}, r"rmu: layers \[-1\] must be some of 0-3"),
         ("edit", {"method": "circuit_breakers", "target_layers": []}, r"circuit_breakers: layers \[\] must be some of"),
-        ("behaviour", {"samples": 3, "ood_samples": 4}, "behaviour.ood_samples 4: there is no corpora.ood"),
         ("prefilter", {"corpus": "capitals"}, "prefilter.corpus 'capitals' is none of the corpora of this run"),
     ]
     for section, value, message in cases:

@@ -233,7 +233,7 @@ def test_methods_edit_experts(method: str) -> None:
     ("method", "options"),
     [
         ("natural", {}), ("natural", {"sketch_rank": 4}), ("natural", {"curvature": "ekfac"}),
-        ("kfac", {}), ("sspu", {}),
+        ("kfac", {}), ("sspu", {"forget_rank": 4, "retain_rank": 4}),
     ],
 )  # fmt: skip
 def test_an_expert_that_no_retain_token_reaches_is_no_free_lunch(method: str, options: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hooklearn import memory
 from hooklearn.edit.lowcurvature import Eigen
-from hooklearn.edit.method import Problem, Updates
+from hooklearn.edit.method import Problem, Updates, check_read
 from hooklearn.forward import count_tokens
 from hooklearn.locate.capture import Labels, tapes
 from hooklearn.moments import Moments
@@ -53,6 +53,7 @@ class EigenMetric(SiteMetric):
         last: tuple[Moments, Tensor] | None = None
         for name, moments in problem.curvature(labels).items():
             one = moments.side("x")
+            check_read(one, name)
             if last is None or last[0] is not one:  # gate and up share their inputs
                 last = (one, Eigen.of(one.mean_second()).vectors.to(one.second))
             self.v[name] = last[1]

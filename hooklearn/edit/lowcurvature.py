@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hooklearn import linalg
-from hooklearn.edit.method import CURVATURE, Method, Problem, Updates
+from hooklearn.edit.method import CURVATURE, Method, Problem, Updates, check_read
 from hooklearn.linalg import Sides
 from hooklearn.locate.subspace import Subspace, Subspaces
 from hooklearn.moments import Moments
@@ -169,6 +169,8 @@ class KFAC(Method):
         gradient = problem.gradient("forget")
         for name, moments in problem.retain_moments_in_turn():
             one = moments.side("x")
+            if bool(gradient[name].any()):  # an expert that forget does not reach either is left alone
+                check_read(one, name)
             if last is None or last[0] is not one:  # gate and up share their inputs
                 last = (one, Eigen.of(one.mean_second()))
             g = Eigen.of(moments.side("g").mean_second())
@@ -264,6 +266,8 @@ class SSPU(Method):
 
     def _space(self, problem: Problem, site: Site, side: Side, retain: Moments) -> Subspace:
         forget = problem.forget_moments[site.name].side(side)
+        if forget.n:  # an expert that forget does not reach either is left alone
+            check_read(retain, site.name)
         if problem.subspaces is not None:
             relevant = problem.subspaces[site.name, side].basis
         else:

@@ -23,6 +23,7 @@ from hooklearn.forward import Precision, count_tokens
 from hooklearn.locate.capture import Labels, weight_gradients
 from hooklearn.locate.moments import SiteMoments, site_moments
 from hooklearn.locate.subspace import Subspace, Subspaces
+from hooklearn.moments import Moments
 from hooklearn.referees import Referee
 from hooklearn.traits import row_of
 from hooklearn.types import InputError, Site
@@ -185,10 +186,6 @@ class Problem:
             seed=self.seed,
         )
         memory.give_back()  # before factors and solutions are made
-        if unread := [name for name, of_site in moments.items() if of_site.side("x").n == 0]:
-            raise InputError(
-                f"no retain token was sent to {unread[0]}: leave that expert out, or give more retain text"
-            )
         return moments
 
     def curvature_stream(self, role: str) -> list[TokenBatch]:
@@ -279,6 +276,12 @@ class Method(ABC):
                     f"method {cls.name!r} has no option {key!r}; valid: {', '.join(valid) or 'none'}{hint}"
                 )
         return build(cls, options, f"method {cls.name!r}")
+
+
+def check_read(moments: Moments, where: str) -> None:
+    """Raises InputError where no retain token was seen: without curvature any update would seem to cost nothing."""
+    if moments.n == 0:
+        raise InputError(f"no retain token was sent to {where}: leave that expert out, or give more retain text")
 
 
 def inner(a: Updates, b: Updates) -> float:

@@ -44,7 +44,7 @@ from torch import Tensor
 from hooklearn import linalg
 from hooklearn.edit.ekfac import EigenMetric, SiteMetric
 from hooklearn.edit.elicited import Adversary, elicited_gradient
-from hooklearn.edit.method import CURVATURE, HALVES, Method, Problem, Updates, combine, inner
+from hooklearn.edit.method import CURVATURE, HALVES, Method, Problem, Updates, check_read, combine, inner
 from hooklearn.edit.repselect import contrast
 from hooklearn.edit.sketched import SketchedMetric
 from hooklearn.linalg import Sides
@@ -358,6 +358,7 @@ class Metric(SiteMetric):
         return (None, None) if spaces is None else spaces.bases(name)
 
     def _factor(self, moments: Moments, basis: Tensor | None, where: str) -> Tensor:
+        check_read(moments, where)
         second = linalg.damped(moments.mean_second(), self.damping)
         if basis is not None:
             basis = basis.to(second)

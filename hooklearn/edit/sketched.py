@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hooklearn import linalg
 from hooklearn.edit.ekfac import SiteMetric
-from hooklearn.edit.method import Problem, Updates
+from hooklearn.edit.method import Problem, Updates, check_read
 from hooklearn.linalg import Sides
 from hooklearn.locate.capture import Labels
 from hooklearn.moments import Moments
@@ -44,13 +44,14 @@ class SketchedMetric(SiteMetric):
             if self.sides != "g":
                 one = moments.side("x")
                 if last is None or last[0] is not one:
-                    last = (one, self._factor(one))
+                    last = (one, self._factor(one, name))
                 x = last[1]
             if self.sides != "x":
-                g = self._factor(moments.side("g"))
+                g = self._factor(moments.side("g"), name)
             yield name, x, g
 
-    def _factor(self, moments: Moments) -> Sketch:
+    def _factor(self, moments: Moments, where: str) -> Sketch:
+        check_read(moments, where)
         return Sketch.of(moments.mean_second(), self.rank).damped(self.damping)
 
     def solved(self, *gradients: Updates) -> Iterator[tuple[str, list[Tensor]]]:

@@ -75,11 +75,6 @@ def _check_of_use(config: RunConfig) -> None:
             f"locate.tokens {config.locate.tokens}: tokens are shown along what tells forget from retain, and there is "
             "no corpora.retain; give it, or locate.tokens: 0"
         )
-    if config.behaviour.ood_samples and "ood" not in config.corpora:
-        raise InputError(
-            f"behaviour.ood_samples {config.behaviour.ood_samples}: there is no corpora.ood to draw them of; give it, "
-            "or behaviour.ood_samples: 0"
-        )
     names = sorted({spec.name for spec in config.corpora.values() if spec.name is not None})
     if config.prefilter is not None and config.prefilter.corpus not in names:
         raise InputError(
