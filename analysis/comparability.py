@@ -217,7 +217,8 @@ def panel_notes(entries: Sequence[Entry]) -> list[str]:
 
 def score_notes(entries: Sequence[Entry]) -> list[str]:
     """The forget score is read on more items where an edit is to stop at a level of it."""
-    to_a_level = [e.name for e in entries if ((e.run.record.get("config") or {}).get("budget") or {}).get("forget")]
+    budgets = {e.name: (e.run.record.get("config") or {}).get("budget") or {} for e in entries}
+    to_a_level = [name for name, budget in budgets.items() if budget.get("forget") is not None]
     if len(to_a_level) in (0, len(entries)):
         return []
     which = ", ".join(to_a_level)

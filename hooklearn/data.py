@@ -156,7 +156,7 @@ def prompt_tokens(prompt: str, tokenizer: Any, *, written: bool = False) -> list
 def end_of_turn(tokenizer: Any) -> int | None:
     """The special token that the chat template writes after an answer; EOS where it writes none, or there is none.
 
-    The two are often the same, and not in Gemma (``<end_of_turn>``) or Phi-3 (``<|end|>``), which never say EOS there.
+    The two are often the same, and not in the templates of Gemma (``<end_of_turn>``) and Phi-3 (``<|end|>``).
     """
     if not getattr(tokenizer, "chat_template", None):
         return tokenizer.eos_token_id

@@ -146,8 +146,8 @@ def logits(computed_by: Any, like: Any | None = None) -> Tensor:
 def compare(expected: Tensor, found: Tensor) -> float:
     """Largest difference of any logit; raises NumericalError where it is not rounding."""
     difference, largest = float((found - expected).abs().max()), float(expected.abs().max())
-    # two ways to the same sum differ in the sixth digit of the largest (GPT-2's products, fused or not), in half
-    # precision in the third
+    # two ways to the same sum differ in the sixth digit of the largest or later (GPT-2's products, fused or not), in
+    # half precision in the third
     tolerance = max(1e-4, 1e-5 * largest) if expected.dtype.itemsize >= 4 else 0.05 * largest
     if not difference <= tolerance:
         raise NumericalError(

@@ -359,7 +359,6 @@ def test_an_answer_ends_as_the_template_ends_a_turn(shut: str, last: str) -> Non
     template writes none, and in text to go on from, it is EOS."""
     words = tokenizer()
     words.add_tokens([AddedToken("<|turn|>", special=True), AddedToken("<|end|>", special=True)])
-    words.all_special_ids  # noqa: B018 (not among them, or the test would ask for less)
     assert words.convert_tokens_to_ids("<|end|>") not in words.all_special_ids
     words.chat_template = TURNS.replace("SHUT", shut)
     row = {"prompt": "anna", "completion": " red"}

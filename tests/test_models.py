@@ -793,17 +793,19 @@ def test_export_does_not_overwrite(tmp_path):
         export(tiny(), Delta({}), tmp_path)
 
 
-@pytest.mark.parametrize(("off", "fine"), [(1e-6, True), (1e-4, False)])
-def test_what_is_rounding_goes_by_the_largest_logit(off: float, fine: bool) -> None:
-    """GPT-2's logits reach a hundred, and its products, fused or not, differ in the sixth digit."""
-    expected = 100 * torch.linspace(-1, 1, 50)
-    if fine:
-        assert exporting.compare(expected, expected * (1 + off)) == pytest.approx(1e-4, rel=0.2)
-    else:
+def test_what_is_rounding_goes_by_the_largest_logit(tmp_path: Path) -> None:
+    """GPT-2's products, fused or not, differ in the seventh digit, which of logits of two thousand is more than a wrong
+    export of small ones may be off by (control). Large ones that are off by a ten-thousandth are refused."""
+    large = tiny_hf("gpt2")
+    with torch.no_grad():
+        for parameter in (large.transformer.ln_f.weight, large.transformer.ln_f.bias):
+            parameter.mul_(1000)
+    found = export(wrap(large, tiny_tokenizer(), "large"), Delta({}), tmp_path / "large").max_logit_difference
+    assert 1e-4 < found < 0.02
+    logits = torch.linspace(-1, 1, 50)
+    for expected, off in ((2000 * logits, 0.2), (logits, 2e-4)):
         with pytest.raises(NumericalError, match="logits are off"):
-            exporting.compare(expected, expected * (1 + off))
-    with pytest.raises(NumericalError, match="logits are off"):  # small ones as before
-        exporting.compare(expected / 100, expected / 100 + 2e-4)
+            exporting.compare(expected, expected + off)
 
 
 def test_failed_export_leaves_nothing(tmp_path, monkeypatch):

@@ -135,15 +135,31 @@ def test_how_many_answers_refuse_is_what_the_verdict_of_the_record_says() -> Non
     assert f"{k} of {n} refusals" in readme and f"refusing {k} of {n} everyday requests" in readme
 
 
+MISSED = {
+    "never-learned and retrained-without-the-data are REMOVED or better": "retrained-attention (seed 52) is WEAKENED: "
+    "eight good demonstrations raise its R by .22 (at most .24), where .2 is allowed (LOG.md, 2026-12-02, late)",
+}
+"""What the calibration does not meet: red as soon as it does, or as anything else is missed."""
+
+
+@pytest.mark.parametrize("number", range(7))
+def test_the_calibration_meets_what_is_asked_of_it(number: int, request: pytest.FixtureRequest) -> None:
+    """Seven requirements on the held-out part (analysis.calibrate); README has what was found."""
+    found = json.loads((ROOT / "benchmarks" / "records" / "calibration-native.json").read_text(encoding="utf-8"))
+    assert len(found["requirements"]) == 7
+    asked = found["requirements"][number]
+    if asked["what"] in MISSED:
+        request.applymarker(pytest.mark.xfail(reason=MISSED[asked["what"]], strict=True))
+    assert asked["met"]
+
+
 def test_what_the_calibration_misses_is_said() -> None:
-    """Seven requirements on the held-out part (analysis.calibrate). That nothing which is still there is called removed
-    is met, or there would be nothing to say; of the rest README says in front how many hold, and each that does not."""
+    """README says in front how many of the seven hold, and each that does not."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8").split("## Can the verdict be trusted?")[1]
     found = json.loads((ROOT / "benchmarks" / "records" / "calibration-native.json").read_text(encoding="utf-8"))
     missed = [r for r in found["requirements"] if not r["met"]]
     words = ["All", "Six", "Five", "Four", "Three", "Two", "One"]
     assert f"- **{words[len(missed)]} of the seven things that we ask of it hold" in readme
-    assert not any("still has it" in r["what"] for r in missed)
     for r in missed:
         assert f"| {r['what']} | {r['found']} | **no** |" in readme
 

@@ -578,7 +578,7 @@ def test_trials_of_a_method_that_asks_the_referee_are_decided_by_samples() -> No
     ],
 )
 def test_a_metric_that_no_trial_could_have_is_told_before_the_first(
-    metric: str, rows: list[dict[str, Any]], words: str | None, monkeypatch: pytest.MonkeyPatch
+    metric: str, rows: list[dict[str, Any]], words: str | None
 ) -> None:
     given = small() | {"base": {**small()["base"], "behaviour": {"samples": 4}}}
     plan = Plan.of(given | {"tuning": given["tuning"] | {"metric": metric}}, Path())

@@ -157,6 +157,7 @@ def edit(
             as_corpus(corpus, role)
     models.check_unhooked(models.checked(model))
     models.check_differentiable()
+    chosen.check(model)
     if chosen.trains:
         integrity.warn_of_short_weights(model, "a method that takes steps does less than it could")
     spaces = None if subspace is None else spaces_in(model, subspace)

@@ -79,7 +79,7 @@ def _check_of_use(config: RunConfig) -> None:
     if config.prefilter is not None and config.prefilter.corpus not in names:
         raise InputError(
             f"prefilter.corpus {config.prefilter.corpus!r} is none of the corpora of this run, and would filter "
-            f"nothing; valid: {', '.join(names) or 'none, as no built-in corpus is used'}"
+            f"nothing; valid: {', '.join([*names, 'null'])}"
         )
 
 

@@ -122,31 +122,32 @@ class Setup:
             check_shape("edit.checkpoint", checkpoint, original)
         progress("reading the corpora")
         corpora = load_corpora(config, base, original, objects.corpora)
-        check_method(config, original)
-        check_attacks(config, original, corpora)
         if never is not None:
             never_info = {**(never_info or {}), "hash": integrity.weights_hash(never)}
             if unlike := integrity.unlike(never, original):
                 never_info["unlike"] = unlike
-                check_attacks(config, never, corpora)  # it may have too few layers for one
-        _check_referee(_given_referee(config, objects), corpora["heldout"], never_info)
-        if _is_surrogate(never_info):
-            check_surrogate(corpora["heldout"])
-            check_folds(config, corpora["heldout"])
-        return Setup(config, original, never, never_info, organism, corpora, checkpoint, delta, objects, tokenizers)
+        return Setup(
+            config, original, never, never_info, organism, corpora, checkpoint, delta, objects, tokenizers
+        )._checked()
 
     def again(self, config: RunConfig, base: Path) -> Setup:
         """The same models under a config that asks for the same ones; its corpora are read anew."""
         check(config)
         corpora = load_corpora(config, base, self.original, self.objects.corpora)
-        for model in (self.original, self.never):
+        return dataclasses.replace(self, config=config, corpora=corpora)._checked()
+
+    def _checked(self) -> Setup:
+        """What models and corpora together do not allow is refused before anything is measured."""
+        config, heldout = self.config, self.corpora["heldout"]
+        check_method(config, self.original)
+        for model in (self.original, self.never):  # which may have too few layers for an attack
             if model is not None:
-                check_attacks(config, model, corpora)
-        _check_referee(_given_referee(config, self.objects), corpora["heldout"], self.never_info)
+                check_attacks(config, model, self.corpora)
+        _check_referee(_given_referee(config, self.objects), heldout, self.never_info)
         if _is_surrogate(self.never_info):
-            check_surrogate(corpora["heldout"])
-            check_folds(config, corpora["heldout"])
-        return dataclasses.replace(self, config=config, corpora=corpora)
+            check_surrogate(heldout)
+            check_folds(config, heldout)
+        return self
 
     def record(self, given: Mapping[str, Any] | None, command: str) -> dict[str, Any]:
         """The start of ``run.json``."""
