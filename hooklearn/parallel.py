@@ -136,10 +136,13 @@ def add_gradients(parameters: Sequence[Tensor]) -> None:
 def own_folder(folder: Path) -> Iterator[Path]:
     """Where this process writes: the first one there, the others into copies that are thrown away.
 
-    A run that is to be continued is found in every copy.
+    A run that is to be continued is found in every copy, whole: they are made when the first one, too, has come here
+    and writes no more, and it goes on when they are made. (A copy that lacks a result leaves its process at work on
+    it, waiting for one that has it and is done.)
     """
+    wait()
     if rank() == 0:
-        wait()  # until the others have their copies
+        wait()
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="hooklearn-") as scratch:

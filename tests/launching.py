@@ -27,5 +27,5 @@ def _started(words: list[str | Path], timeout: float) -> subprocess.CompletedPro
         capture_output=True, text=True, check=False, timeout=timeout,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}"},
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-20_000:]  # of every process
     return done

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,16 +115,34 @@ def _attacked(model: Any, delta: Any, heldout: Any) -> dict[str, Tensor]:
 
 
 def run(config: str, out: Path, *more: str) -> None:
-    """``hooklearn run`` without what is not shared out; ends with the exit code, as the command does."""
+    """``hooklearn run`` without what is not shared out.
+
+    Raises:
+        SystemExit: with the command's exit code, where it is not 0.
+    """
     off = [w for key in ("evidence.enabled=false", "max_tokens=60", "model.precision=float32") for w in ("--set", key)]
-    with contextlib.suppress(SystemExit):
+    try:
         main(["run", config, "--out", str(out), "--no-report", *off, *more])
+    except SystemExit as end:
+        if end.code:
+            raise
+
+
+def copied(folder: Path) -> None:
+    """A process finds in its copy what the first one wrote before it came, however late that was."""
+    if parallel.rank() == 0:
+        time.sleep(1)
+        folder.mkdir()
+        (folder / "late").touch()
+    with parallel.own_folder(folder) as own:
+        assert [p.name for p in own.iterdir()] == ["late"]
 
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     with parallel.joined():
         assert parallel.size() == 2
+        copied(folder / "copied")
         for name, make in MODELS.items():
             save_file(everything(make()), folder / f"{name}-rank{parallel.rank()}.safetensors")
         run(sys.argv[2], folder / "run")
