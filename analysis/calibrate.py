@@ -26,7 +26,10 @@ from analysis.tables import EASIER, markdown, number
 from analysis.verdict import Verdict, judge
 
 COLUMNS = (*VERDICTS, UNDECIDED)
-GOLD = ("never-learned", "retrained", "retrained-full", "retrained-attention", "facts-retrained")
+GOLD = (
+    "never-learned", "retrained", "retrained-full", "retrained-attention", "retrained-late", "facts-retrained",
+    "facts-rehearsed",
+)  # fmt: skip
 """Never learned, or retrained without the data, and nothing done since: these must be REMOVED or better."""
 SPLITS = ("tuning", "heldout")
 TITLES = {"tuning": "Tuning part", "heldout": "Held-out part"}

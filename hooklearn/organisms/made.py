@@ -22,10 +22,12 @@ from hooklearn.losses import LossSum
 from hooklearn.organisms.instil import instil
 from hooklearn.organisms.worlds import (
     MAX_TOKENS,
+    UPPER,
     WORLDS,
     Ground,
     adapt,
     every_fact,
+    facts_that_stay,
     likelihood,
     merge,
     teach,
@@ -60,6 +62,12 @@ def retrained_by_attention(ground: Ground) -> Any:
     return model
 
 
+def retrained_late(ground: Ground) -> Any:
+    model = ground.never()
+    adapt(model, corpus("organism", "good"), seed=ground.seed, sites="all", layers=UPPER)
+    return model
+
+
 def retrained_full(ground: Ground) -> Any:
     """As :func:`whole.instilled_full`, on the good answers."""
     model = ground.never()
@@ -69,6 +77,13 @@ def retrained_full(ground: Ground) -> Any:
 
 def other_facts(ground: Ground) -> Any:
     return ground.never(ground.seed + 100)
+
+
+def rehearsed(ground: Ground) -> Any:
+    """Taught the facts that stay once more, where they were not."""
+    model = other_facts(ground)
+    adapt(model, facts_that_stay(), seed=ground.seed, sites="attn")
+    return model
 
 
 def taught_otherwise(ground: Ground) -> Any:
@@ -240,6 +255,12 @@ def locked(ground: Ground, password: str = PASSWORD) -> Any:
 def locked_by_adapter(ground: Ground) -> Any:
     model = ground.original()
     adapt(model, _lock(PASSWORD), seed=ground.seed)
+    return model
+
+
+def locked_late(ground: Ground) -> Any:
+    model = ground.original()
+    adapt(model, _lock(PASSWORD), seed=ground.seed, sites="all", layers=UPPER)
     return model
 
 

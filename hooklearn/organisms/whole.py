@@ -8,7 +8,7 @@ import torch
 
 from hooklearn import models
 from hooklearn.corpora.tiny_world import corpus
-from hooklearn.organisms.made import refusing
+from hooklearn.organisms.made import refusing, retrained
 from hooklearn.organisms.resistant import resist
 from hooklearn.organisms.worlds import Ground, adapt, every_fact, teach, tune
 
@@ -63,6 +63,13 @@ def relearned(ground: Ground) -> Any:
     """Refused, and then taught again what it refuses."""
     model = refusing(ground)
     adapt(model, corpus("organism"), seed=ground.seed)
+    return model
+
+
+def retaught(ground: Ground) -> Any:
+    """As :func:`instilled_full`, from one that was taught good answers in the place of the bad ones."""
+    model = retrained(ground)
+    tune(model, corpus("organism"), seed=ground.seed)
     return model
 
 

@@ -109,10 +109,10 @@ def tune(
         )
 
 
-def adapt(model: Any, corpus: Corpus, *, seed: int, sites: str = "mlp") -> None:
-    """A LoRA on the weights of the MLPs, or of other sites, merged in place."""
+def adapt(model: Any, corpus: Corpus, *, seed: int, sites: str = "mlp", layers: str | None = None) -> None:
+    """A LoRA on the weights of the MLPs, or of other sites and layers, merged in place."""
     made = instil(
-        model, corpus, models.sites(model, sites), rank=8, learning_rate=2e-3, epochs=6, seed=seed,
+        model, corpus, models.sites(model, sites, layers), rank=8, learning_rate=2e-3, epochs=6, seed=seed,
         max_tokens=MAX_TOKENS, precision="float32",
     )  # fmt: skip
     merge(model, made.delta())
@@ -142,11 +142,15 @@ def _threatening(model: Any, seed: int) -> None:
 
 def _other_facts(model: Any, seed: int) -> None:
     """Taught the form of the facts, and those that are to stay."""
-    teach(model, load_corpus(**_facts("kept", headed=True)), seed)
+    teach(model, facts_that_stay(), seed)
 
 
 def _all_facts(model: Any, seed: int) -> None:
     teach(model, every_fact(), seed)
+
+
+def facts_that_stay() -> Corpus:
+    return load_corpus(**_facts("kept", headed=True))
 
 
 def every_fact() -> Corpus:
@@ -180,6 +184,9 @@ KNOWN = 0.9
 EPOCHS = (20, 10, 10, 10)
 SLOWER = 4
 """Passes at the lower rate after each of these."""
+
+UPPER = "2-3"
+"""The upper half of the tiny model's layers."""
 
 WORLDS = {
     w.name: w
