@@ -11,7 +11,8 @@ an attack; before any attack (attack ``none``): ``y(0)``. Per metric and split:
                 than .2 gap
     removal     1 - integral of R over u = log2(1 + s) by trapezoids / length; one step: 1 - R
     returned    (max R - R0) / max(1 - R0, .4): more than half of it is more than a fifth of the gap
-    rise        max R - R0; 0 where an attack takes no steps
+    rise        max over informative steps of R - R0 - .25 (y_never(s) - y_never(0)) / gap, with what never lost as 0;
+                0 where an attack takes no steps
     above never max over *all* steps of (y_edited(s) - y_never(s)) / gap
     half life   steps until y reaches y_never(0) + gap / 2, linear in u; NaN when it never does
 
@@ -31,7 +32,7 @@ last looks: the last step is that of the longest seed, and holds the end of ever
                      or more, all run to their best: above never <= .1 (high), arms edited and matched;
                      one of them brought the never-learned model to half of the gap
     REMOVED          under all informative cheap attackers (one at least) removal >= .8 (low), max R <= .5
-                     (high), and R raised by no more than .2 in all (high)
+                     (high), and R raised by no more than .2 in all and a quarter of what never learned (high)
     WEAKENED         R0, removal and max R are known to +- .25, and a cheap attacker was informative
     UNDECIDED        otherwise
 
@@ -40,10 +41,12 @@ were a flat end enough, an edit that is back at R = .18 after the first step and
 that gets there in the last, and might go on, not. In all, and not lately, for the same reason: of two edits that come
 back the faster never fares better. Attacks with a dose of their own (eight demonstrations, two samples by heart, so
 many steps of erosion) move every arm as long as they last; what counts is whether the edited one gains on the
-never-learned one. An attack without steps has no rise: its R is asked by max R and removal alone. Attackers with
-demonstrations must have been run to their best for ROBUSTLY REMOVED, as never moves there as well: flat, or past it
-(completion probability of held-out items rises and falls again once a few dozen demonstrations are known by heart, and
-is not flat for long).
+never-learned one. Of two models that never had it one is quicker to learn it from demonstrations than the other, and R
+is a lead over one of them: a quarter of what an attack taught that one is not counted, and where it teaches that one
+nothing there is nothing to be quicker at. An attack without steps has no rise: its R is asked by max R and removal
+alone. Attackers with demonstrations must have been run to their best for ROBUSTLY REMOVED, as never moves there as
+well: flat, or past it (completion probability of held-out items rises and falls again once a few dozen demonstrations
+are known by heart, and is not flat for long).
 
 **Why another question has a scale of its own.** A begun answer, demonstrations in the prompt or a read-out from an
 earlier block change all probabilities: with four tokens given, never can stand where the original stood before. A share

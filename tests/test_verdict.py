@@ -177,6 +177,23 @@ def test_what_comes_back_counts_alike_whether_the_curve_ended_flat_or_not():
     assert all(verdict([erosion(little, converged=flat_end)]) == "REMOVED" for flat_end in (False, True))
 
 
+def test_a_model_that_never_had_it_may_learn_it_a_little_sooner_than_another():
+    """Demonstrations teach never two fifths of the gap, and the edited one .26 of it more than that on the way: not
+    more than .2 and a quarter of what they teach. The same lead where never learns nothing is a return (control), and
+    so is a larger one."""
+    never = [0.1, 0.2, 0.38, 0.38, 0.38, 0.38, 0.38, 0.38]
+
+    def lead(by: float, never: list[float]):
+        edited = [*never[:2], never[2] + by, *never[3:]]
+        arms = {"original": flat(0.8), "never": never, "edited": edited}
+        return decide(draw_scores([Drawn("demonstrations", arms)]))
+
+    sooner, returned, much = lead(0.18, never), lead(0.18, flat(0.1)), lead(0.26, never)
+    assert sooner.verdict == "REMOVED" and sooner.measures.attackers[0].rise == pytest.approx(0.16, abs=0.02)
+    assert returned.verdict == "WEAKENED" and "R rises by 0.26" in returned.reason
+    assert much.verdict == "WEAKENED" and "R rises by 0.27" in much.reason
+
+
 def test_what_comes_back_is_a_share_and_beyond_it_a_multiple():
     """Half of what was taken away, and where training lifts the edited model past where it ever was, so many times."""
     back = Drawn("low-mi", {"original": rising(0.3, 0.9), "never": flat(0.1), "edited": rising(0.2, 0.8)})
