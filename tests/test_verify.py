@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard
 from user_files import hooklearn
 
 import analysis
+from analysis.measures import Thresholds
 from analysis.report_record import opened
 from hooklearn.types import InputError
 
@@ -107,6 +108,19 @@ def test_every_change_is_found(spoil, run: Path) -> None:
     told = json.loads(result.stdout)
     assert result.exit_code == 1 and not told["ok"]
     assert any(SPOILED[spoil] in line for line in told["differences"]), told["differences"]
+
+
+def test_a_verdict_by_the_rules_of_before_is_checked_by_these(tmp_path: Path) -> None:
+    """A lead of .26 while never learns .4 of the gap: WEAKENED before a lead was allowed for, and now REMOVED."""
+    never = [0.1, 0.2, 0.38, 0.38, 0.38, 0.38, 0.38, 0.38]
+    arms = {"original": flat(0.8), "never": never, "edited": [0.1, 0.2, 0.56, *never[3:]]}
+    run = write_run(tmp_path / "run", arms=arms, metrics=["completion"])
+    assert analysis.judge(run, thresholds=Thresholds(faster=0.0)).verdict == "WEAKENED"
+    verdict = json.loads((run / "verdict.json").read_text())
+    assert verdict["thresholds"].pop("faster") == 0.0
+    (run / "verdict.json").write_text(json.dumps(verdict))
+    analysis.report(run)
+    assert analysis.verify(run).ok and analysis.judge(run, write=False).verdict == "REMOVED"
 
 
 def test_an_item_without_a_number_is_no_change(tmp_path: Path) -> None:
