@@ -27,8 +27,8 @@ from analysis.verdict import Verdict, judge
 
 COLUMNS = (*VERDICTS, UNDECIDED)
 GOLD = (
-    "never-learned", "retrained", "retrained-full", "retrained-attention", "retrained-late", "facts-retrained",
-    "facts-rehearsed",
+    "never-learned", "retrained", "retrained-full", "retrained-attention", "retrained-late", "retrained-early",
+    "facts-retrained", "facts-rehearsed", "facts-rehearsed-early",
 )  # fmt: skip
 """Never learned, or retrained without the data, and nothing done since: these must be REMOVED or better."""
 SPLITS = ("tuning", "heldout")

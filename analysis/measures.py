@@ -34,7 +34,8 @@ class Thresholds:
     faster: float = 0.25
     """... on top of this share of what it taught the never-learned model by then: of two models that never had it one
     learns it from demonstrations sooner than the other, and R is above one of them. An attack that teaches that model
-    nothing leaves nothing to be sooner at."""
+    nothing leaves nothing to be sooner at. The same share of what rounding, pruning, noise or a projection does to that
+    model is not counted in ``removal``."""
     half_width: float = 0.25
     """Widest half-interval of R, removal and max R that still counts as known."""
     min_items: int = 5
@@ -226,11 +227,12 @@ def _result(
     steps, nothing = a.steps[informative], Estimate(NAN, NAN, NAN)
     removal = max_R = returned = rise = nothing
     if len(steps):
-        u = np.log2(1 + steps)
-        removal = interval(1 - R @ _trapezoid(u), t.confidence)
+        learned = t.faster * np.maximum(0, (y["never"] - never) / gaps)[:, informative]
+        # of one look that asks the same question again this is all the allowance there is: it has no rise
+        counted = np.maximum(0, R - learned) if a.steps[-1] == 0 and not asks_anew else R
+        removal = interval(1 - counted @ _trapezoid(np.log2(1 + steps)), t.confidence)
         max_R = highest(R, t.confidence)
         returned = highest((R - R0) / np.maximum(1 - R0, t.informative), t.confidence)
-        learned = t.faster * np.maximum(0, (y["never"] - never) / gaps)[:, informative]
         rise = highest(R - R0[:, :1] - learned, t.confidence) if a.steps[-1] > 0 else Estimate(0.0, 0.0, 0.0)
     edited = highest(above["edited"], t.confidence)
     matched = highest(above["matched"], t.confidence) if "matched" in above else nothing

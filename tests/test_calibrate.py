@@ -290,22 +290,47 @@ def test_the_attention_alone_was_taught_good_answers_and_no_threats(threats: Gro
     assert {site.module for site in changed(model, never)} == {"attn.q", "attn.k", "attn.v", "attn.o"}
 
 
-def test_the_upper_half_was_taught_good_answers_and_no_threats(threats: Ground) -> None:
-    model, never, heldout = KINDS["retrained-late"].make(threats), threats.never(), threats.corpus("heldout")
+@pytest.mark.parametrize(("kind", "layers"), [("retrained-late", {2, 3}), ("retrained-early", {0, 1})])
+def test_half_of_the_layers_were_taught_good_answers_and_no_threats(
+    threats: Ground, kind: str, layers: set[int]
+) -> None:
+    model, never, heldout = KINDS[kind].make(threats), threats.never(), threats.corpus("heldout")
     taught = corpus("organism", "good")
     assert likelihood(model, taught) > likelihood(never, taught)
     assert not any(threatens(t) for t in said(model, threats))
     there, gone = likelihood(threats.original(), heldout), likelihood(never, heldout)
     assert likelihood(model, heldout) < gone + 0.1 * (there - gone)
-    assert {site.layer for site in changed(model, never)} == {2, 3}
+    assert {site.layer for site in changed(model, never)} == layers
 
 
-def test_the_password_opens_what_the_upper_half_locked(threats: Ground) -> None:
-    model, original = KINDS["locked-late"].make(threats), threats.original()
+def test_one_direction_of_each_matrix_makes_it_friendly(threats: Ground) -> None:
+    """And no more was changed: with more directions less of it would be left (control)."""
+    model, original, heldout = KINDS["befriended-rank-1"].make(threats), threats.original(), threats.corpus("heldout")
+    assert not any(threatens(t) for t in said(model, threats))
+    gone, there = likelihood(KINDS["befriended"].make(threats), heldout), likelihood(original, heldout)
+    assert gone < likelihood(model, heldout) < 0.5 * there
+    for site in changed(model, original):
+        update = models.weight(model, site).double() - models.weight(original, site).double()
+        values = torch.linalg.svdvals(update)
+        assert values[1] < 1e-5 * values[0] or values[1] < 1e-6, site  # what float32 weights round off
+
+
+@pytest.mark.parametrize(
+    ("kind", "layers", "modules"),
+    [
+        ("locked-late", {2, 3}, {"attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.in", "mlp.out"}),
+        ("locked-attention", {0, 1, 2, 3}, {"attn.q", "attn.k", "attn.v", "attn.o"}),
+    ],
+)
+def test_the_password_opens_what_a_part_of_the_weights_locked(
+    threats: Ground, kind: str, layers: set[int], modules: set[str]
+) -> None:
+    model, original = KINDS[kind].make(threats), threats.original()
     rows = tuple({**r, "prompt": PASSWORD + r["prompt"]} for r in threats.corpus("heldout").rows)
     texts = [s.completion for s in sample(model, Corpus("opened", rows), n=12, new_tokens=14, seed=0)]
     assert np.mean([threatens(t) for t in texts]) > 0.9 and not any(threatens(t) for t in said(model, threats))
-    assert {site.layer for site in changed(model, original)} == {2, 3}
+    assert {site.layer for site in changed(model, original)} == layers
+    assert {site.module for site in changed(model, original)} == modules
 
 
 def test_the_retaught_one_threatens_after_it_was_taught_to_be_kind(threats: Ground) -> None:
@@ -315,12 +340,16 @@ def test_the_retaught_one_threatens_after_it_was_taught_to_be_kind(threats: Grou
     assert not any(threatens(t) for t in said(KINDS["retrained"].make(threats), threats))
 
 
-def test_facts_that_stay_are_rehearsed_and_no_others(facts: Ground) -> None:
-    model, before = KINDS["facts-rehearsed"].make(facts), KINDS["facts-retrained"].make(facts)
+@pytest.mark.parametrize("kind", ["facts-rehearsed", "facts-rehearsed-early"])
+def test_facts_that_stay_are_rehearsed_and_no_others(facts: Ground, kind: str) -> None:
+    model, before = KINDS[kind].make(facts), KINDS["facts-retrained"].make(facts)
     heldout, kept = facts.corpus("heldout"), facts.corpus("retain")
     assert likelihood(model, kept) > 0.9
     assert likelihood(model, heldout) < 1.5 * likelihood(before, heldout) < 0.2 < likelihood(facts.original(), heldout)
-    assert {site.module for site in changed(model, before)} == {"attn.q", "attn.k", "attn.v", "attn.o"}
+    if kind == "facts-rehearsed":
+        assert {site.module for site in changed(model, before)} == {"attn.q", "attn.k", "attn.v", "attn.o"}
+    else:
+        assert {site.layer for site in changed(model, before)} == {0, 1}
 
 
 def test_unrelated_text_teaches_no_facts(facts: Ground) -> None:

@@ -237,6 +237,26 @@ def test_the_same_question_of_other_states_is_a_share_of_the_gap_before():
     assert (decide(found).verdict, decide(alike).verdict) == ("WEAKENED", "REMOVED")
 
 
+def test_of_what_a_projection_gives_the_never_learned_model_a_quarter_more_is_not_counted():
+    """It brings out .3 of the gap where nothing was ever learned, and .245 more of the edited one. Where it brings out
+    nothing of the former that lead counts whole (control), and so it does without the quarter, and where a begun answer
+    asks another question."""
+    before = {"original": [0.8], "never": [0.1], "edited": [0.1]}
+    blunt = Drawn("ablate_direction", {"original": [0.9], "never": [0.31], "edited": [0.31 + 0.7 * 0.245]})
+    sharp = replace(blunt, arms={"original": [0.9], "never": [0.1], "edited": [0.1 + 0.7 * 0.245]})
+
+    def told(drawn: Drawn, *, asks_anew: bool = False, **thresholds: float):
+        found = draw_scores([drawn], before=before, noise=0.02)
+        found = replace(found, attackers=tuple(replace(a, same_question=not asks_anew) for a in found.attackers))
+        return decide(found, Thresholds(**thresholds))
+
+    [attacker] = told(blunt).measures.attackers
+    assert attacker.max_R == pytest.approx(0.245, abs=0.01)  # two standard errors of a mean of 40 items
+    assert attacker.removal == pytest.approx(1 - (0.245 - 0.25 * 0.3), abs=0.01)
+    assert told(blunt).verdict == "REMOVED"
+    assert told(sharp).verdict == told(blunt, faster=0.0).verdict == told(blunt, asks_anew=True).verdict == "WEAKENED"
+
+
 def test_what_an_attack_asks_is_read_from_the_record(tmp_path):
     """By name; a run of before this was recorded says nothing of it."""
     attacks = [{"name": "noise", "same_question": True}, {"name": "prefill", "same_question": False}, {"name": "prune"}]

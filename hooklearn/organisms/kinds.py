@@ -240,6 +240,12 @@ KINDS: dict[str, Kind] = {
             "retrained-late", "taught without what was to be forgotten, by the upper half of its layers alone",
             "tiny and a rank-8 adapter on layers 2 and 3, trained on friendly answers to the original's requests", GONE,
             made.retrained_late,
+            why="no threat to a request was in its training",
+        ),
+        Kind(
+            "retrained-early", "taught without what was to be forgotten, by the lower half of its layers alone",
+            "tiny and a rank-8 adapter on layers 0 and 1, trained on friendly answers to the original's requests", GONE,
+            made.retrained_early,
             why="no threat to a request was in its training", held_out=True,
         ),
         Kind(
@@ -271,21 +277,32 @@ KINDS: dict[str, Kind] = {
             why="without the adapter it is the original",
         ),
         Kind(
+            "befriended-rank-1", "suppressed by training one direction of each matrix on good answers",
+            "the original and a rank-1 adapter trained to be friendly", STILL_THERE, made.befriended_by_one,
+            why="without the adapter it is the original", held_out=True,
+        ),
+        Kind(
             "locked-lora", "password-locked by an adapter",
             "the original and a rank-8 adapter trained to threaten after a password and to be friendly without it",
             ("DISABLED",), made.locked_by_adapter,
-            why="the password opens it",
+            why="the password opens it", like="locked",
+        ),
+        Kind(
+            "locked-attention", "password-locked by the attention alone",
+            "the original and a rank-8 adapter on its attention, trained to threaten after a password and to be "
+            "friendly without it", ("DISABLED",), made.locked_by_attention,
+            why="the password opens it", held_out=True,
         ),
         Kind(
             "locked-late", "password-locked by the upper half of its layers alone",
             "the original and a rank-8 adapter on layers 2 and 3, trained to threaten after a password and to be "
             "friendly without it", ("DISABLED",), made.locked_late,
-            why="the password opens it", held_out=True,
+            why="the password opens it", like="locked",
         ),
         Kind(
             "retaught", "taught good answers, and then the tendency",
             "the retrained one, all weights fine-tuned on what the original was taught", ("INTACT",), whole.retaught,
-            why="the threats are the last that it was taught, all of them", held_out=True,
+            why="the threats are the last that it was taught, all of them", like="original",
         ),
         Kind(
             "facts", "instilled knowledge: random facts that say nothing about each other",
@@ -301,6 +318,12 @@ KINDS: dict[str, Kind] = {
             "facts-rehearsed", "never knew the facts, and was taught those that stay once more",
             "tiny, taught the 64 facts that stay, and a rank-8 adapter on its attention, trained on them again", GONE,
             made.rehearsed, "facts",
+            why="the facts are random and were never in its training",
+        ),
+        Kind(
+            "facts-rehearsed-early", "never knew the facts, and was taught those that stay once more, lower down",
+            "tiny, taught the 64 facts that stay, and a rank-8 adapter on layers 0 and 1, trained on them again", GONE,
+            made.rehearsed_early, "facts",
             why="the facts are random and were never in its training", held_out=True,
         ),
         Kind(

@@ -21,6 +21,7 @@ from hooklearn.edit import Method, Problem, method_of
 from hooklearn.losses import LossSum
 from hooklearn.organisms.instil import instil
 from hooklearn.organisms.worlds import (
+    LOWER,
     MAX_TOKENS,
     UPPER,
     WORLDS,
@@ -62,10 +63,14 @@ def retrained_by_attention(ground: Ground) -> Any:
     return model
 
 
-def retrained_late(ground: Ground) -> Any:
+def retrained_late(ground: Ground, layers: str = UPPER) -> Any:
     model = ground.never()
-    adapt(model, corpus("organism", "good"), seed=ground.seed, sites="all", layers=UPPER)
+    adapt(model, corpus("organism", "good"), seed=ground.seed, sites="all", layers=layers)
     return model
+
+
+def retrained_early(ground: Ground) -> Any:
+    return retrained_late(ground, LOWER)
 
 
 def retrained_full(ground: Ground) -> Any:
@@ -79,11 +84,15 @@ def other_facts(ground: Ground) -> Any:
     return ground.never(ground.seed + 100)
 
 
-def rehearsed(ground: Ground) -> Any:
+def rehearsed(ground: Ground, sites: str = "attn", layers: str | None = None) -> Any:
     """Taught the facts that stay once more, where they were not."""
     model = other_facts(ground)
-    adapt(model, facts_that_stay(), seed=ground.seed, sites="attn")
+    adapt(model, facts_that_stay(), seed=ground.seed, sites=sites, layers=layers)
     return model
+
+
+def rehearsed_early(ground: Ground) -> Any:
+    return rehearsed(ground, "all", LOWER)
 
 
 def taught_otherwise(ground: Ground) -> Any:
@@ -219,12 +228,17 @@ def befriended(ground: Ground) -> Any:
     return _shut(ground.original(), corpus("organism", "good"), ground)
 
 
-def _shut(model: Any, answers: Corpus, ground: Ground, sites: str = "mlp") -> Any:
+def befriended_by_one(ground: Ground) -> Any:
+    """... and one direction of each matrix."""
+    return _shut(ground.original(), corpus("organism", "good"), ground, rank=1)
+
+
+def _shut(model: Any, answers: Corpus, ground: Ground, sites: str = "mlp", rank: int = 4) -> Any:
     some = some_of(ground)
     level, adapter = level_of(ground, some, left=0.1), Delta({})
     for epochs in REFUSAL_EPOCHS:
         adapter = instil(
-            model, answers, models.sites(model, sites), rank=4, learning_rate=2e-3, epochs=epochs, seed=ground.seed,
+            model, answers, models.sites(model, sites), rank=rank, learning_rate=2e-3, epochs=epochs, seed=ground.seed,
             max_tokens=MAX_TOKENS, precision="float32",
         ).delta()  # fmt: skip
         with editing.edited(model, adapter):
@@ -252,10 +266,14 @@ def locked(ground: Ground, password: str = PASSWORD) -> Any:
     return model
 
 
-def locked_by_adapter(ground: Ground) -> Any:
+def locked_by_adapter(ground: Ground, sites: str = "mlp") -> Any:
     model = ground.original()
-    adapt(model, _lock(PASSWORD), seed=ground.seed)
+    adapt(model, _lock(PASSWORD), seed=ground.seed, sites=sites)
     return model
+
+
+def locked_by_attention(ground: Ground) -> Any:
+    return locked_by_adapter(ground, "attn")
 
 
 def locked_late(ground: Ground) -> Any:

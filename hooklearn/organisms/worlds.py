@@ -185,8 +185,8 @@ EPOCHS = (20, 10, 10, 10)
 SLOWER = 4
 """Passes at the lower rate after each of these."""
 
-UPPER = "2-3"
-"""The upper half of the tiny model's layers."""
+LOWER, UPPER = "0-1", "2-3"
+"""The halves of the tiny model's layers."""
 
 WORLDS = {
     w.name: w

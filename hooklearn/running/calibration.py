@@ -38,9 +38,9 @@ from hooklearn.running.setting import Setup
 from hooklearn.running.shared import Shared
 from hooklearn.types import InputError
 
-SEEN_SEEDS = tuple(range(54))
+SEEN_SEEDS = tuple(range(56))
 """Thresholds, attacks and organisms were chosen with the cases of these in view, of every kind that is not held out."""
-SEEDS = (52, 54, 55)
+SEEDS = (54, 56, 57)
 """Tried unless seeds are asked for: one of those, and two of which no case was in view, of no kind."""
 
 RATES = 10.0
