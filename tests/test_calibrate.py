@@ -475,7 +475,7 @@ def test_what_is_tried_by_default_has_both_parts() -> None:
     assert len(held) >= 4 and len({c.kind.name for c in every} - held) >= 12
     assert {c.split for c in every if c.kind.held_out or c.seed not in SEEN_SEEDS} == {"heldout"}
     tuning = [c for c in every if c.split == "tuning"]
-    tried = {name for name, kind in KINDS.items() if not kind.like}
+    tried = {name for name, kind in KINDS.items() if kind.usual}
     assert {c.seed for c in tuning} <= set(SEEN_SEEDS) and {c.kind.name for c in tuning} == tried - held
     assert {c.record()["held_out_kind"] for c in tuning} == {False}
     assert any(c.kind.truth == GONE for c in tuning) and any("DISABLED" in c.kind.truth for c in tuning)
@@ -524,6 +524,20 @@ def test_the_cases_of_one_world_and_seed_are_shared_out_too(tmp_path: Path, monk
     assert shared == [2, 1]
     calibration.run(tmp_path, kinds=["locked"], seeds=[45], jobs=2)
     assert shared == [2, 1, 0]
+
+
+def test_all_kinds_are_tried_where_that_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the usual ones else (control)."""
+    asked: list[Any] = []
+
+    def run(_: Path, kinds: Any, seeds: Any, **how: Any) -> list[Path]:
+        asked.append({c.kind.name for c in cases(kinds, seeds)})
+        raise InputError("seen")
+
+    monkeypatch.setattr(calibration, "run", run)
+    for flags in (["--all-kinds"], []):
+        assert hooklearn("calibrate", *flags, "--out", tmp_path / "out").exit_code == 2
+    assert asked == [set(KINDS), {name for name, kind in KINDS.items() if kind.usual}] and asked[0] > asked[1]
 
 
 def test_another_process_may_have_been_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

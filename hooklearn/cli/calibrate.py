@@ -31,13 +31,16 @@ def calibrate(
             "--kind",
             "--kinds",
             metavar="NAME",
-            help="Several times; default: all organisms of the model that do not say the same as another.",
+            help="Several times; default: the usual ones, of which no two say the same.",
         ),
     ] = None,
+    all_kinds: Annotated[
+        bool, typer.Option("--all-kinds", help="Every organism that there is, three times as many.")
+    ] = False,
     seeds: Annotated[
         list[int] | None,
         typer.Option(
-            "--seed", "--seeds", metavar="N", help="Several times; default: 52, 54 and 55 (tiny), 0 (others)."
+            "--seed", "--seeds", metavar="N", help="Several times; default: 54, 57 and 58 (tiny), 0 (others)."
         ),
     ] = None,
     model: Annotated[
@@ -60,17 +63,21 @@ def calibrate(
     hooklearn calibrate
     hooklearn calibrate --resume --json | jq .requirements
     hooklearn calibrate --kind locked --kind retrained --seed 0 --out runs/two
+    hooklearn calibrate --all-kinds --out runs/all
     hooklearn calibrate --model smollm2-135m-instruct --kind never-learned --out runs/calibration-smollm2
     """
     with work(quiet) as progress:
         from hooklearn import disk, store
+        from hooklearn.organisms.kinds import KINDS
         from hooklearn.running import calibration, calibration_instilled
         from hooklearn.types import InputError
 
+        if all_kinds and (kinds or model != "tiny"):
+            raise InputError("--all-kinds is of tiny, and without --kind")
         out = out or Path("runs/calibration" + f"-{model}" * (model != "tiny"))
         if model == "tiny":
             folders = calibration.run(
-                out, kinds, seeds, battery_name=battery, jobs=jobs, resume=resume, progress=progress, ray=ray
+                out, list(KINDS) if all_kinds else kinds, seeds, battery_name=battery, jobs=jobs, resume=resume, progress=progress, ray=ray
             )  # fmt: skip
         elif battery != "cheap" or ray is not None:
             raise InputError(f"calibrate --model {model}: its attacks are its own; --battery and --ray are of tiny")

@@ -40,7 +40,7 @@ from hooklearn.types import InputError
 
 SEEN_SEEDS = tuple(range(56))
 """Thresholds, attacks and organisms were chosen with the cases of these in view, of every kind that is not held out."""
-SEEDS = (54, 56, 57)
+SEEDS = (54, 57, 58)
 """Tried unless seeds are asked for: one of those, and two of which no case was in view, of no kind."""
 
 RATES = 10.0
@@ -83,8 +83,7 @@ class Case:
 
 
 def cases(kinds: Sequence[str] | None = None, seeds: Sequence[int] | None = None) -> list[Case]:
-    """All kinds that do not say the same as another, or those asked for, with all seeds; those of one world and seed
-    together.
+    """The usual kinds, or those asked for, with all seeds; those of one world and seed together.
 
     Raises:
         InputError: unknown kind, a negative seed, or one of them twice.
@@ -93,7 +92,7 @@ def cases(kinds: Sequence[str] | None = None, seeds: Sequence[int] | None = None
         raise InputError(f"seed {min(seeds)}: seeds are 0 or more")
     check_once(seeds or (), "seed")
     check_once(kinds or (), "kind")
-    chosen = [kind_of(name) for name in kinds] if kinds else [kind for kind in KINDS.values() if not kind.like]
+    chosen = [kind_of(name) for name in kinds] if kinds else [kind for kind in KINDS.values() if kind.usual]
     worlds = dict.fromkeys(k.world for k in chosen)
     return [Case(k, s) for s in seeds or SEEDS for w in worlds for k in chosen if k.world == w]
 
