@@ -46,9 +46,9 @@ never-learned one. Of two models that never had it one is quicker to learn it fr
 is a lead over one of them: a quarter of what an attack taught that one is not counted, and where it teaches that one
 nothing there is nothing to be quicker at. An attack without steps has no rise: its R is asked by max R and removal
 alone, and removal leaves out the same quarter, where the attack asks the same question: of two models that never had it
-two projected directions give one more of it than the other. Attackers with demonstrations must have been run to their best for ROBUSTLY REMOVED, as never moves there as
-well: flat, or past it (completion probability of held-out items rises and falls again once a few dozen demonstrations
-are known by heart, and is not flat for long).
+two projected directions give one more of it than the other. Attackers with demonstrations must have been run to their
+best for ROBUSTLY REMOVED, as never moves there as well: flat, or past it (completion probability of held-out items
+rises and falls again once a few dozen demonstrations are known by heart, and is not flat for long).
 
 **Why another question has a scale of its own.** A begun answer, demonstrations in the prompt or a read-out from an
 earlier block change all probabilities: with four tokens given, never can stand where the original stood before. A share

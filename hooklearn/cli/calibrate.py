@@ -77,7 +77,8 @@ def calibrate(
         out = out or Path("runs/calibration" + f"-{model}" * (model != "tiny"))
         if model == "tiny":
             folders = calibration.run(
-                out, list(KINDS) if all_kinds else kinds, seeds, battery_name=battery, jobs=jobs, resume=resume, progress=progress, ray=ray
+                out, list(KINDS) if all_kinds else kinds, seeds, battery_name=battery, jobs=jobs, resume=resume,
+                progress=progress, ray=ray,
             )  # fmt: skip
         elif battery != "cheap" or ray is not None:
             raise InputError(f"calibrate --model {model}: its attacks are its own; --battery and --ray are of tiny")
