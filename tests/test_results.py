@@ -135,10 +135,7 @@ def test_how_many_answers_refuse_is_what_the_verdict_of_the_record_says() -> Non
     assert f"{k} of {n} refusals" in readme and f"refusing {k} of {n} everyday requests" in readme
 
 
-MISSED = {
-    "never-learned and retrained-without-the-data are REMOVED or better": "retrained-attention (seed 55) is WEAKENED: "
-    "two directions that are projected out leave a removal of .79, where .8 is asked (LOG.md, 2026-12-03, later)",
-}
+MISSED: dict[str, str] = {}
 """What the calibration does not meet: red as soon as it does, or as anything else is missed."""
 
 
@@ -192,7 +189,7 @@ def test_the_calibration_in_the_readme_is_that_of_its_record() -> None:
     for organism in {c["organism"] for c in found["cases"]}:
         mine = [c for c in found["cases"] if c["organism"] == organism]
         counts = [str(sum(c["verdict"] == v for c in mine) or "") for v in (*verdicts, "UNDECIDED")]
-        part = "held out" if mine[0]["held_out_kind"] else "seed 52 seen"
+        part = "held out" if mine[0]["held_out_kind"] else "seed 54 seen"
         assert [organism, " or ".join(mine[0]["accepted"]), part, *counts] in shown
     for truth in verdicts:
         for split, word in (("tuning", "tuning"), ("heldout", "held out")):
