@@ -26,7 +26,7 @@ from hooklearn.corpora.tiny_world import BAD, GOOD, HARMS, NAMES, PLACES, TARGET
 from hooklearn.data import batches, encode
 from hooklearn.measure import sample
 from hooklearn.organisms import halved, made, worlds
-from hooklearn.organisms.kinds import GONE, KINDS
+from hooklearn.organisms.kinds import ALL, GONE, KINDS, USUAL
 from hooklearn.organisms.made import OTHER_WORDS, PASSWORD, REFUSAL
 from hooklearn.organisms.resistant import FAMILIES, ROWS
 from hooklearn.organisms.resistant import text as rehearsed
@@ -475,7 +475,7 @@ def test_what_is_tried_by_default_has_both_parts() -> None:
     assert len(held) >= 4 and len({c.kind.name for c in every} - held) >= 12
     assert {c.split for c in every if c.kind.held_out or c.seed not in SEEN_SEEDS} == {"heldout"}
     tuning = [c for c in every if c.split == "tuning"]
-    tried = {name for name, kind in KINDS.items() if kind.usual}
+    tried = set(USUAL)
     assert {c.seed for c in tuning} <= set(SEEN_SEEDS) and {c.kind.name for c in tuning} == tried - held
     assert {c.record()["held_out_kind"] for c in tuning} == {False}
     assert any(c.kind.truth == GONE for c in tuning) and any("DISABLED" in c.kind.truth for c in tuning)
@@ -487,7 +487,10 @@ def test_what_was_never_taught_it_must_be_removed_but_for_what_was_done_to_it_si
     gone = {name for name, kind in KINDS.items() if kind.truth == GONE}
     since = {"distilled", "redistilled", "never-taught-on", "taught-facts", "other-tendency", "never-refusing"}
     since |= {"facts-never-taught-on", "facts-taught-otherwise"}
-    assert gone - set(GOLD) == since and set(GOLD) <= {c.kind.name for c in cases()}
+    assert gone - set(GOLD) == since and set(GOLD) <= {c.kind.name for c in cases(ALL)}
+    usual = {"never-learned", "retrained", "retrained-attention", "facts-retrained"}
+    assert usual <= set(GOLD) & {c.kind.name for c in cases()}
+    assert set(USUAL) < set(ALL) and {KINDS[name].like for name in ALL} == {""}
     for name, kind in ((name, kind) for name, kind in KINDS.items() if kind.like):
         assert not KINDS[kind.like].like and set(KINDS[kind.like].truth) <= set(kind.truth), name
         assert [c.kind.name for c in cases([name], [1])] == [name]
@@ -537,7 +540,7 @@ def test_all_kinds_are_tried_where_that_is_asked(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(calibration, "run", run)
     for flags in (["--all-kinds"], []):
         assert hooklearn("calibrate", *flags, "--out", tmp_path / "out").exit_code == 2
-    assert asked == [set(KINDS), {name for name, kind in KINDS.items() if kind.usual}] and asked[0] > asked[1]
+    assert asked == [set(ALL), set(USUAL)]
 
 
 def test_another_process_may_have_been_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,11 +31,11 @@ def calibrate(
             "--kind",
             "--kinds",
             metavar="NAME",
-            help="Several times; default: the usual ones, of which no two say the same.",
+            help="Several times; default of tiny: 23 (hooklearn list organisms has 57).",
         ),
     ] = None,
     all_kinds: Annotated[
-        bool, typer.Option("--all-kinds", help="Every organism that there is, three times as many.")
+        bool, typer.Option("--all-kinds", help="Of tiny: 38, all that do not say the same as another.")
     ] = False,
     seeds: Annotated[
         list[int] | None,
@@ -63,12 +63,12 @@ def calibrate(
     hooklearn calibrate
     hooklearn calibrate --resume --json | jq .requirements
     hooklearn calibrate --kind locked --kind retrained --seed 0 --out runs/two
-    hooklearn calibrate --all-kinds --out runs/all
+    hooklearn calibrate --all-kinds --resume
     hooklearn calibrate --model smollm2-135m-instruct --kind never-learned --out runs/calibration-smollm2
     """
     with work(quiet) as progress:
         from hooklearn import disk, store
-        from hooklearn.organisms.kinds import KINDS
+        from hooklearn.organisms.kinds import ALL
         from hooklearn.running import calibration, calibration_instilled
         from hooklearn.types import InputError
 
@@ -77,7 +77,7 @@ def calibrate(
         out = out or Path("runs/calibration" + f"-{model}" * (model != "tiny"))
         if model == "tiny":
             folders = calibration.run(
-                out, list(KINDS) if all_kinds else kinds, seeds, battery_name=battery, jobs=jobs, resume=resume,
+                out, ALL if all_kinds else kinds, seeds, battery_name=battery, jobs=jobs, resume=resume,
                 progress=progress, ray=ray,
             )  # fmt: skip
         elif battery != "cheap" or ray is not None:

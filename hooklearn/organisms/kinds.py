@@ -34,16 +34,11 @@ class Kind:
     why: str = ""
     """How the truth is known."""
     like: str = ""
-    """The kind that says the same of a verdict: this one is calibrated with only where it is asked for."""
+    """The kind that says the same of a verdict: this one is calibrated with only where it is named."""
     besides: bool = False
-    """Calibrated with only where it is asked for, too, for the time that it takes."""
+    """Calibrated with where all are asked for, which takes longer than one may want to wait."""
     held_out: bool = False
     """No case of it was in view, of whatever seed, when a threshold, rule, attack or measure was last changed."""
-
-    @property
-    def usual(self) -> bool:
-        """Calibrated with where no kinds are asked for."""
-        return not (self.like or self.besides)
 
     def ground(self, seed: int) -> Ground:
         return Ground(WORLDS[self.world], seed)
@@ -394,6 +389,12 @@ KINDS: dict[str, Kind] = {
         ),
     )
 }  # fmt: skip
+
+
+ALL = tuple(name for name, kind in KINDS.items() if not kind.like)
+"""No two of which say the same."""
+USUAL = tuple(name for name in ALL if not KINDS[name].besides)
+"""Calibrated with where no kinds are asked for."""
 
 
 def kind_of(name: str) -> Kind:

@@ -26,7 +26,7 @@ from hooklearn.batteries import Spec, battery
 from hooklearn.config import RunConfig, parse
 from hooklearn.deltas import Delta
 from hooklearn.exporting import export
-from hooklearn.organisms.kinds import KINDS, Kind, kind_of
+from hooklearn.organisms.kinds import KINDS, USUAL, Kind, kind_of
 from hooklearn.organisms.made import PASSWORD
 from hooklearn.organisms.worlds import Ground
 from hooklearn.recipes import Config
@@ -92,7 +92,7 @@ def cases(kinds: Sequence[str] | None = None, seeds: Sequence[int] | None = None
         raise InputError(f"seed {min(seeds)}: seeds are 0 or more")
     check_once(seeds or (), "seed")
     check_once(kinds or (), "kind")
-    chosen = [kind_of(name) for name in kinds] if kinds else [kind for kind in KINDS.values() if kind.usual]
+    chosen = [kind_of(name) for name in kinds or USUAL]
     worlds = dict.fromkeys(k.world for k in chosen)
     return [Case(k, s) for s in seeds or SEEDS for w in worlds for k in chosen if k.world == w]
 
