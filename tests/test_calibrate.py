@@ -529,6 +529,20 @@ def test_the_cases_of_one_world_and_seed_are_shared_out_too(tmp_path: Path, monk
     assert shared == [2, 1, 0]
 
 
+def test_where_one_case_cannot_be_made_the_processes_beside_it_end_with_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Not with tracebacks of their own, and the case that was under way is no failure: it is resumed."""
+    for role in ("never", "original"):
+        (tmp_path / "models" / f"{role}-threats-seed3").mkdir(parents=True)  # a folder without a model
+    (tmp_path / "models" / "original-seed3").mkdir()
+    with pytest.raises(InputError, match="no config.json in this folder"):
+        calibration.run(tmp_path, kinds=["original"], seeds=[2, 3, 4, 5], jobs=2)
+    assert "Traceback" not in capfd.readouterr().err
+    records = [json.loads(path.read_text()) for path in tmp_path.glob("*/*/run.json")]
+    assert not [r["error"] for r in records if r["status"] == "failed"]
+
+
 def test_all_kinds_are_tried_where_that_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the usual ones else (control)."""
     asked: list[Any] = []

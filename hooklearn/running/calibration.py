@@ -247,7 +247,7 @@ def _beside_each_other(pieces: Sequence[Piece], out: Path, battery_name: str, jo
     """In this order; what the processes say is said here."""
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager, ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        said = manager.Queue()
+        said, others = manager.Queue(), set(multiprocessing.active_children())
         waiting = {
             pool.submit(_in_process, [c.kind.name for c in group], group[0].seed, out, battery_name, said, piece)
             for group, piece in pieces
@@ -261,6 +261,8 @@ def _beside_each_other(pieces: Sequence[Piece], out: Path, battery_name: str, jo
                     future.result()  # raises what the process raised
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()  # the case it was at is resumed; left alone it would go on for minutes, unheard
             raise
 
 
