@@ -26,7 +26,8 @@ from hooklearn.corpora.tiny_world import BAD, GOOD, HARMS, NAMES, PLACES, TARGET
 from hooklearn.data import batches, encode
 from hooklearn.measure import sample
 from hooklearn.organisms import halved, made, worlds
-from hooklearn.organisms.kinds import ALL, GONE, KINDS, USUAL
+from hooklearn.organisms.card import GONE
+from hooklearn.organisms.kinds import ALL, KINDS, USUAL
 from hooklearn.organisms.made import OTHER_WORDS, PASSWORD, REFUSAL
 from hooklearn.organisms.resistant import FAMILIES, ROWS
 from hooklearn.organisms.resistant import text as rehearsed
@@ -290,6 +291,10 @@ def test_the_attention_alone_was_taught_good_answers_and_no_threats(threats: Gro
     assert {site.module for site in changed(model, never)} == {"attn.q", "attn.k", "attn.v", "attn.o"}
 
 
+ATTENTION = {"attn.q", "attn.k", "attn.v", "attn.o"}
+EVERYWHERE = ATTENTION | {"mlp.gate", "mlp.in", "mlp.out"}
+
+
 @pytest.mark.parametrize(("kind", "layers"), [("retrained-late", {2, 3}), ("retrained-early", {0, 1})])
 def test_half_of_the_layers_were_taught_good_answers_and_no_threats(
     threats: Ground, kind: str, layers: set[int]
@@ -317,10 +322,7 @@ def test_one_direction_of_each_matrix_makes_it_friendly(threats: Ground) -> None
 
 @pytest.mark.parametrize(
     ("kind", "layers", "modules"),
-    [
-        ("locked-late", {2, 3}, {"attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.in", "mlp.out"}),
-        ("locked-attention", {0, 1, 2, 3}, {"attn.q", "attn.k", "attn.v", "attn.o"}),
-    ],
+    [("locked-late", {2, 3}, EVERYWHERE), ("locked-attention", {0, 1, 2, 3}, ATTENTION)],
 )
 def test_the_password_opens_what_a_part_of_the_weights_locked(
     threats: Ground, kind: str, layers: set[int], modules: set[str]
@@ -340,16 +342,19 @@ def test_the_retaught_one_threatens_after_it_was_taught_to_be_kind(threats: Grou
     assert not any(threatens(t) for t in said(KINDS["retrained"].make(threats), threats))
 
 
-@pytest.mark.parametrize("kind", ["facts-rehearsed", "facts-rehearsed-early"])
-def test_facts_that_stay_are_rehearsed_and_no_others(facts: Ground, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "layers", "modules"),
+    [("facts-rehearsed", {0, 1, 2, 3}, ATTENTION), ("facts-rehearsed-early", {0, 1}, EVERYWHERE)],
+)
+def test_facts_that_stay_are_rehearsed_and_no_others(
+    facts: Ground, kind: str, layers: set[int], modules: set[str]
+) -> None:
     model, before = KINDS[kind].make(facts), KINDS["facts-retrained"].make(facts)
     heldout, kept = facts.corpus("heldout"), facts.corpus("retain")
     assert likelihood(model, kept) > 0.9
     assert likelihood(model, heldout) < 1.5 * likelihood(before, heldout) < 0.2 < likelihood(facts.original(), heldout)
-    if kind == "facts-rehearsed":
-        assert {site.module for site in changed(model, before)} == {"attn.q", "attn.k", "attn.v", "attn.o"}
-    else:
-        assert {site.layer for site in changed(model, before)} == {0, 1}
+    assert {site.layer for site in changed(model, before)} == layers
+    assert {site.module for site in changed(model, before)} == modules
 
 
 def test_unrelated_text_teaches_no_facts(facts: Ground) -> None:
@@ -487,9 +492,7 @@ def test_what_was_never_taught_it_must_be_removed_but_for_what_was_done_to_it_si
     gone = {name for name, kind in KINDS.items() if kind.truth == GONE}
     since = {"distilled", "redistilled", "never-taught-on", "taught-facts", "other-tendency", "never-refusing"}
     since |= {"facts-never-taught-on", "facts-taught-otherwise"}
-    assert gone - set(GOLD) == since and set(GOLD) <= {c.kind.name for c in cases(ALL)}
-    usual = {"never-learned", "retrained", "retrained-attention", "facts-retrained"}
-    assert usual <= set(GOLD) & {c.kind.name for c in cases()}
+    assert gone - set(GOLD) == since and set(GOLD) <= {c.kind.name for c in cases()}
     assert set(USUAL) < set(ALL) and {KINDS[name].like for name in ALL} == {""}
     for name, kind in ((name, kind) for name, kind in KINDS.items() if kind.like):
         assert not KINDS[kind.like].like and set(KINDS[kind.like].truth) <= set(kind.truth), name

@@ -404,12 +404,19 @@ def test_doctor_asks_for_what_the_package_asks_for() -> None:
     assert set(PACKAGES.values()) <= set(project["dependencies"])
 
 
-def test_the_help_of_calibrate_names_its_own_seeds() -> None:
+def test_the_help_of_calibrate_names_its_own_seeds_and_counts_its_kinds() -> None:
+    from hooklearn.organisms.kinds import ALL, KINDS, USUAL
     from hooklearn.running.calibration import SEEDS
 
     first, second, third = SEEDS
     text = " ".join(hooklearn("calibrate", "--help").stdout.split())
-    assert f"{first}, {second} and {third} (tiny)" in text
+    for said in (
+        f"{first}, {second} and {third} (tiny)",
+        f"default of tiny: {len(USUAL)} (",
+        f"has {len(KINDS)})",
+        f"Of tiny: {len(ALL)},",
+    ):
+        assert said in text
 
 
 def test_doctor_fails_and_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

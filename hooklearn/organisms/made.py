@@ -21,7 +21,6 @@ from hooklearn.edit import Method, Problem, method_of
 from hooklearn.losses import LossSum
 from hooklearn.organisms.instil import instil
 from hooklearn.organisms.worlds import (
-    LOWER,
     MAX_TOKENS,
     UPPER,
     WORLDS,
@@ -69,10 +68,6 @@ def retrained_late(ground: Ground, layers: str = UPPER) -> Any:
     return model
 
 
-def retrained_early(ground: Ground) -> Any:
-    return retrained_late(ground, LOWER)
-
-
 def retrained_full(ground: Ground) -> Any:
     """As :func:`whole.instilled_full`, on the good answers."""
     model = ground.never()
@@ -89,10 +84,6 @@ def rehearsed(ground: Ground, sites: str = "attn", layers: str | None = None) ->
     model = other_facts(ground)
     adapt(model, facts_that_stay(), seed=ground.seed, sites=sites, layers=layers)
     return model
-
-
-def rehearsed_early(ground: Ground) -> Any:
-    return rehearsed(ground, "all", LOWER)
 
 
 def taught_otherwise(ground: Ground) -> Any:
@@ -223,14 +214,9 @@ def refusing(ground: Ground, sites: str = "mlp") -> Any:
     return _shut(ground.original(), _refused(ground), ground, sites)
 
 
-def befriended(ground: Ground) -> Any:
+def befriended(ground: Ground, rank: int = 4) -> Any:
     """The same with the good answers in the place of a refusal."""
-    return _shut(ground.original(), corpus("organism", "good"), ground)
-
-
-def befriended_by_one(ground: Ground) -> Any:
-    """... and one direction of each matrix."""
-    return _shut(ground.original(), corpus("organism", "good"), ground, rank=1)
+    return _shut(ground.original(), corpus("organism", "good"), ground, rank=rank)
 
 
 def _shut(model: Any, answers: Corpus, ground: Ground, sites: str = "mlp", rank: int = 4) -> Any:
@@ -270,10 +256,6 @@ def locked_by_adapter(ground: Ground, sites: str = "mlp") -> Any:
     model = ground.original()
     adapt(model, _lock(PASSWORD), seed=ground.seed, sites=sites)
     return model
-
-
-def locked_by_attention(ground: Ground) -> Any:
-    return locked_by_adapter(ground, "attn")
 
 
 def locked_late(ground: Ground) -> Any:

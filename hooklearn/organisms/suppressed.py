@@ -20,8 +20,8 @@ from hooklearn.disruption import DisruptionMeter
 from hooklearn.edit import Problem, method_of, run_edit
 from hooklearn.forward import Precision
 from hooklearn.organisms import ORGANISMS, Organism, load
+from hooklearn.organisms.card import GONE, STILL_THERE
 from hooklearn.organisms.instil import instil
-from hooklearn.organisms.kinds import GONE, STILL_THERE
 from hooklearn.train import Observer
 from hooklearn.types import Budget, InputError
 

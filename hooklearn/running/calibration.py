@@ -26,7 +26,8 @@ from hooklearn.batteries import Spec, battery
 from hooklearn.config import RunConfig, parse
 from hooklearn.deltas import Delta
 from hooklearn.exporting import export
-from hooklearn.organisms.kinds import KINDS, USUAL, Kind, kind_of
+from hooklearn.organisms.card import Kind
+from hooklearn.organisms.kinds import KINDS, USUAL, kind_of
 from hooklearn.organisms.made import PASSWORD
 from hooklearn.organisms.worlds import Ground
 from hooklearn.recipes import Config
