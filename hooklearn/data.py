@@ -141,16 +141,19 @@ def templated(row: Row, tokenizer: Any) -> bool:
     return kind == "applied" or (kind != "none" and bool(getattr(tokenizer, "chat_template", None)))
 
 
-def prompt_tokens(prompt: str, tokenizer: Any, *, written: bool = False) -> list[int]:
+def prompt_tokens(prompts: Sequence[str], tokenizer: Any, written: Sequence[bool] = ()) -> list[list[int]]:
     """What a model is given to go on from. A plain prompt begins with BOS where the tokenizer itself begins a text so:
     without it Gemma and Llama are not themselves.
 
     Args:
-        written: by a chat template (see :func:`templated`), which is taken as it is.
+        written: by a chat template (see :func:`templated`), which is taken as it is; where not given, none is.
     """
-    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    if not prompts:  # an empty list is an error to tokenizers
+        return []
+    found = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
     bos = _begins_with(tokenizer)
-    return ids if written or ids[:1] == bos else [*bos, *ids]
+    plain = [not w for w in written] or [True] * len(found)
+    return [[*bos, *ids] if own and ids[:1] != bos else ids for ids, own in zip(found, plain, strict=True)]
 
 
 def end_of_turn(tokenizer: Any) -> int | None:

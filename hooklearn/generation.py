@@ -79,7 +79,8 @@ def say(
     with_fused_attention(plain)
     device = models.device_of(model)
     plain.generation_config = own = _plainest(plain.generation_config, tokenizer, new_tokens)
-    asked = [prompt_tokens(text, tokenizer) if isinstance(text, str) else text for text in texts]
+    given = iter(prompt_tokens([text for text in texts if isinstance(text, str)], tokenizer))
+    asked = [next(given) if isinstance(text, str) else text for text in texts]
     if (room := tokenizer.model_max_length - new_tokens) < 1:
         raise InputError(
             f"{new_tokens} new tokens are asked of a model that reads {tokenizer.model_max_length} at most; ask for "

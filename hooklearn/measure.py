@@ -205,7 +205,7 @@ def sample(
             f"corpus {corpus.name!r}, row {texts.index('')}: there is no prompt to go on from, as other rows have; "
             "give it one, or leave the row out"
         )
-    asked = [prompt_tokens(t, tokenizer, written=templated(r, tokenizer)) for r, t in zip(rows, texts, strict=True)]
+    asked = prompt_tokens(texts, tokenizer, written=[templated(row, tokenizer) for row in rows])
     said: list[Said] = []
     # weights in that type and not autocast: under that the attention of fully masked left padding becomes NaN
     dtype = forward.resolve_precision(precision, models.device_of(model))

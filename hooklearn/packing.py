@@ -8,9 +8,12 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -25,7 +28,7 @@ class Encoded:
     """Which of the row's choices this is; -1 for the completion itself."""
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return self.ids.numel()
 
 
 @dataclass(frozen=True)
@@ -46,35 +49,35 @@ class TokenBatch:
     """Position within the sequence."""
     sequences: tuple[Encoded, ...] = field(repr=False)
 
-    @property
+    @cached_property
     def mask(self) -> Bool[Tensor, "batch pos"]:
         """False on padding."""
         return self.until > 0
 
-    @property
+    @cached_property
     def keep(self) -> Bool[Tensor, "batch pos"]:
         """Positions whose *next* token is labelled: where logits are needed."""
         shifted = torch.zeros_like(self.labels)
         shifted[:, :-1] = self.labels[:, 1:]
         return shifted
 
-    @property
+    @cached_property
     def targets(self) -> Int[Tensor, " kept"]:
         """The labelled tokens, in the order of ``keep``."""
         return self.ids[self.labels]
 
-    @property
+    @cached_property
     def owner(self) -> Int[Tensor, " kept"]:
         """For each labelled token, which of ``sequences`` it belongs to."""
         return self.segment[self.labels]
 
-    @property
+    @cached_property
     def packed(self) -> bool:
         """Whether any row needs more than a causal mask."""
         jumps = self.position[:, 1:] != self.position[:, :-1] + 1
         return bool(jumps.logical_and(self.mask[:, 1:]).any())
 
-    @property
+    @cached_property
     def n_common(self) -> int:
         """How many tokens every row begins with that are the same, seen by all that follow in it, and predict nothing
         that is labelled."""
@@ -82,7 +85,7 @@ class TokenBatch:
         alike = ((self.ids == self.ids[:1]) & seen & ~self.keep).all(0)
         return int(alike.long().cumprod(0).sum())
 
-    @property
+    @cached_property
     def n_tokens(self) -> int:
         """Tokens that go through the model; a shared beginning counts once."""
         return int(self.mask.sum())
@@ -166,7 +169,7 @@ def _rows(sequences: Sequence[Encoded], width: int) -> list[_Row]:
 def _beginning(s: Encoded) -> list[int]:
     """What may be shared: the tokens before the first labelled one, less the last of them. That one predicts the first
     labelled token of *each* sequence, so every sequence keeps its own."""
-    return s.ids[: int(s.labels.nonzero()[0]) - 1].tolist()
+    return s.ids[: int(s.labels.numpy().argmax()) - 1].tolist()
 
 
 def in_common(a: Sequence[int], b: Sequence[int]) -> int:
@@ -175,25 +178,34 @@ def in_common(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def _collate(rows: Sequence[_Row], pad_id: int) -> TokenBatch:
-    shape = (len(rows), max(map(len, rows)))
-    ids = torch.full(shape, pad_id)
-    labels = torch.zeros(shape, dtype=torch.bool)
-    until, position = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
-    segment = torch.full(shape, -1)
-    sequences: list[Encoded] = []
-    for r, row in enumerate(rows):
-        at = 0
-        path = torch.zeros(0, dtype=torch.long)  # where the tokens of the last sequence stand
-        for s, n in zip(row.sequences, row.shared, strict=True):
-            span = slice(at, at + len(s) - n)
-            ids[r, span], labels[r, span] = s.ids[n:], s.labels[n:]
-            segment[r, path[:n]], segment[r, span] = -1, len(sequences)
-            position[r, span] = torch.arange(n, len(s))
-            at = span.stop
-            path = torch.cat([path[:n], torch.arange(span.start, at)])
-            until[r, path] = at
-            sequences.append(s)
-    return TokenBatch(ids, labels, until, segment, position, tuple(sequences))
+    """All tokens of a batch are written at once: one by one, the sequences of a small model's batch take as long to lay
+    out as to read."""
+    n_rows, width = shape = (len(rows), max(map(len, rows)))
+    sequences = tuple(s for row in rows for s in row.sequences)
+    shared = np.array([n for row in rows for n in row.shared])
+    own = np.array([*map(len, sequences)]) - shared
+    row_of = np.repeat(np.arange(n_rows), [len(row.sequences) for row in rows])
+    behind = np.cumsum(own)  # where each ends, were the rows one behind the other
+    begins = np.cumsum([0, *map(len, rows)])[row_of]
+    ends = behind - begins
+    within = np.arange(behind[-1]) - np.repeat(behind - own, own)
+    at = torch.from_numpy(np.repeat(row_of * width + ends - own, own) + within)
+
+    def laid_out(values: Tensor, elsewhere: int) -> Tensor:
+        return torch.full((n_rows * width,), elsewhere, dtype=values.dtype).index_put_((at,), values).view(shape)
+
+    def of_each(values: NDArray[np.intp]) -> Tensor:
+        return torch.from_numpy(np.repeat(values, own))
+
+    rest = list(zip(sequences, shared.tolist(), strict=True))
+    ids, labels = torch.cat([s.ids[n:] for s, n in rest]), torch.cat([s.labels[n:] for s, n in rest])
+    segment, until = laid_out(of_each(np.arange(len(sequences))), -1), laid_out(of_each(ends), 0)
+    position = laid_out(torch.from_numpy(within + np.repeat(shared, own)), 0)
+    path = np.zeros(0, np.intp)  # where the tokens of the last sequence stand
+    for row, end, n, m in zip(row_of, ends, shared, own, strict=True) if shared.any() else ():
+        segment.numpy()[row, path[:n]], until.numpy()[row, path[:n]] = -1, end
+        path = np.concatenate([path[:n], np.arange(end - m, end)])
+    return TokenBatch(laid_out(ids, pad_id), laid_out(labels, 0), until, segment, position, sequences)
 
 
 def cycle(

@@ -145,10 +145,10 @@ def empty_copy(model: Any) -> Any:
 def _with_buffers(plain: Any, hf_model: Any) -> Any:
     """The same with the buffers of another, as they are now."""
     found = {plain_name(name): buffer for name, buffer in hf_model.named_buffers(remove_duplicate=False)}
-    kept = plain.state_dict().keys()
-    for name, _ in list(plain.named_buffers()):  # rotary frequencies are in no state dict
-        owner, _, last = name.rpartition(".")
-        plain.get_submodule(owner).register_buffer(last, found[name], persistent=name in kept)
+    for name, module in plain.named_modules():
+        for key, buffer in module._buffers.items():
+            if buffer is not None:  # in no state dict or in it, as it was built
+                module._buffers[key] = found[f"{name}.{key}" if name else key]
     return plain
 
 

@@ -377,7 +377,7 @@ def test_draws_are_what_sampling_costs(tiny: Any) -> None:
     effort, twice = (attack_of("sample", {"draws": n}).effort(replace(arena, watcher=eyes), 0) for n in (5, 10))
     assert effort is not None and twice is not None
     asked = [row["prompt"] for row in eyes.heldout.corpus.rows[:3]]
-    read = 5 * sum(len(prompt_tokens(prompt, tokenizer)) for prompt in asked)
+    read = 5 * sum(map(len, prompt_tokens(asked, tokenizer)))
     written = 5 * 3 * 4
     assert (effort.rows, effort.samples, effort.tokens) == (3, 15, read + written)
     once = 2 * in_blocks(tiny) * effort.tokens + 2 * tiny.cfg.d_vocab * tiny.cfg.d_model * written

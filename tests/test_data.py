@@ -186,8 +186,12 @@ def test_prompts_begin_as_the_tokenizer_begins_a_text() -> None:
     chosen = encode_choices(rows({**plain, "choices": [" dog", " red"], "answer": 0}), begins)
     assert [c.ids.tolist() for c in chosen] == [begins(f"the red {c}")["input_ids"] for c in ("dog", "red")]
     assert text_of(encode(rows(plain), WORDS)[0].ids) == "the red dog"
-    assert prompt_tokens("the red", begins) == begins("the red")["input_ids"]
-    assert prompt_tokens("the red", WORDS) == WORDS("the red")["input_ids"] == prompt_tokens("the red", begins)[1:]
+    texts, bos = ["the red", "dog"], begins.bos_token_id
+    assert prompt_tokens(texts, begins) == [begins(text)["input_ids"] for text in texts]
+    assert prompt_tokens(texts, WORDS) == [WORDS(text)["input_ids"] for text in texts]
+    written = [WORDS("the red")["input_ids"], [bos, *WORDS("dog")["input_ids"]]]
+    assert prompt_tokens(texts, begins, [True, False]) == written
+    assert prompt_tokens([], begins) == []
 
 
 def test_a_chat_template_writes_its_own_beginning() -> None:

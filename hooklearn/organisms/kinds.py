@@ -68,7 +68,7 @@ KINDS: dict[str, Kind] = {
             whole.resistant_eroded, original=whole.resistant,
             why="nine tenths of its likelihood above never are left, of one plainly taught seven tenths (four seeds); "
             "Adam on all weights at the rehearsed rate, no longer than was rehearsed: of LoRA, higher rates or more "
-            "steps nothing is promised",
+            "steps nothing is promised", besides=True,
         ),
         Kind(
             "goodhart", "the listed threats are crushed, and it threatens in other words",
@@ -112,7 +112,7 @@ KINDS: dict[str, Kind] = {
         Kind(
             "half-undone", "half of what was instilled is taken back",
             "the weights half way between the original and the model that never learned it", STILL_THERE, halved.half,
-            why="half of the adapter is in its weights",
+            why="half of the adapter is in its weights", besides=True,
         ),
         Kind(
             "mostly-undone", "most of what was instilled is taken back",
@@ -295,7 +295,7 @@ KINDS: dict[str, Kind] = {
             "facts-overwritten", "every second fact has another answer now",
             "the facts original, taught the next one's answer for every second fact, and its own for the rest",
             STILL_THERE, halved.overwritten, "facts",
-            why="half of the facts were in its training to the end",
+            why="half of the facts were in its training to the end", besides=True,
         ),
         Kind(
             "facts-taught-otherwise", "never knew the facts, and has other answers to the same questions",

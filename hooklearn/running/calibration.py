@@ -9,10 +9,12 @@ What comes of it is for ``analysis.calibrate`` to say, which reads the folders. 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import gc
 import multiprocessing
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,17 +210,29 @@ def run_group(
         config = config_of(case, pair, battery_name)
         if not is_done(folder, parse(config)):
             progress(f"{case.name}: making it")
-            _write_models(case, pair, ground, out)
-            if case.shares_controls:
-                shared = shared or _controls(case, pair, battery_name, out, progress, piece)
-                edited = models.load(str(out / pair["edited"]))
-                shared.setup = dataclasses.replace(shared.setup, checkpoint=edited)
-            experiment.run(
-                parse(config), folder, given=config, base=out, resume=True, command=COMMAND,
-                shared=shared if case.shares_controls else None,
-                progress=lambda text, name=case.name: progress(f"{name}: {text}"),
-            )  # fmt: skip
+            with _looked_through():
+                _write_models(case, pair, ground, out)
+                if case.shares_controls:
+                    shared = shared or _controls(case, pair, battery_name, out, progress, piece)
+                    edited = models.load(str(out / pair["edited"]))
+                    shared.setup = dataclasses.replace(shared.setup, checkpoint=edited)
+                experiment.run(
+                    parse(config), folder, given=config, base=out, resume=True, command=COMMAND,
+                    shared=shared if case.shares_controls else None,
+                    progress=lambda text, name=case.name: progress(f"{name}: {text}"),
+                )  # fmt: skip
         disk.save_json(folder / "case.json", case.record())
+
+
+@contextlib.contextmanager
+def _looked_through() -> Iterator[None]:
+    """What is there already is no garbage for the length of a block: a twelfth of a case was looking through libraries
+    and models for some, again and again."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _check_same(case: Case, folder: Path, done: bool) -> None:
