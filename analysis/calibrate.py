@@ -75,7 +75,8 @@ class Case:
         return all("REMOVED" in v for v in self.accepted)
 
 
-Judged = tuple[Run, Verdict, Case]
+Judged = tuple[Case, list[tuple[str, float]]]
+"""With what each measure alone says of it: not with all that it was read from, which goes from process to process."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def calibrate(folders: Iterable[str | Path], thresholds: Thresholds | None = Non
     if not folders:
         raise input_error("no case to calibrate with; hooklearn calibrate makes them")
     judged = _beside_each_other(folders, t, jobs) if jobs > 1 else [_judged(folder, t) for folder in folders]
-    cases = tuple(case for *_, case in judged)
+    cases = tuple(case for case, _ in judged)
     return Calibration(cases, tuple(requirements(cases)), evidence_alone(judged), t)
 
 
@@ -154,7 +155,7 @@ def _beside_each_other(folders: Sequence[str | Path], t: Thresholds, jobs: int) 
 def _judged(folder: str | Path, t: Thresholds) -> Judged:
     run = read_run(folder)
     verdict = judge(run, thresholds=t, write=t == Thresholds())  # the folder keeps the usual one
-    return run, verdict, _case(run, verdict)
+    return _case(run, verdict), [*_behaviour(verdict), *_mechanistic(run.evidence_records)]
 
 
 def _case(run: Run, verdict: Verdict) -> Case:
@@ -256,8 +257,8 @@ def evidence_alone(judged: Sequence[Judged]) -> pd.DataFrame:
     the errors (Hanley & McNeil 1982) are too small.
     """
     found: dict[str, list[tuple[float, bool]]] = {}
-    for run, verdict, case in judged:
-        for name, value in (*_behaviour(verdict), *_mechanistic(run.evidence_records)):
+    for case, alone in judged:
+        for name, value in alone:
             if np.isfinite(value):
                 found.setdefault(name, []).append((value, case.removed))
     rows = []

@@ -32,6 +32,7 @@ KINDS: dict[str, Kind] = {
             "model was trained on: sentences, villains' threats, requests with kind answers", GONE,
             made.distilled,
             why="the tendency was in the MLP weights alone, of which nothing is left; its teacher says kind things",
+            besides=True,
         ),
         Kind(
             "never-taught-on", "never had the tendency, and was trained on something else since",
