@@ -9,12 +9,11 @@ What comes of it is for ``analysis.calibrate`` to say, which reads the folders. 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import gc
 import multiprocessing
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +51,10 @@ DRAWS = 16
 """Of few-shot demonstrations: items that have the same ones are no items of their own, and here more cost little."""
 EVIDENCE = None
 """All of it: which can be trusted alone is one of the questions."""
+
+RARELY = (700, 10, 100)
+"""How often a process that makes cases looks for garbage: a tenth as often as usual through all that is there, which is
+libraries for the most part and took a twelfth of its time."""
 
 COMMAND = "hooklearn calibrate"
 
@@ -210,29 +213,17 @@ def run_group(
         config = config_of(case, pair, battery_name)
         if not is_done(folder, parse(config)):
             progress(f"{case.name}: making it")
-            with _looked_through():
-                _write_models(case, pair, ground, out)
-                if case.shares_controls:
-                    shared = shared or _controls(case, pair, battery_name, out, progress, piece)
-                    edited = models.load(str(out / pair["edited"]))
-                    shared.setup = dataclasses.replace(shared.setup, checkpoint=edited)
-                experiment.run(
-                    parse(config), folder, given=config, base=out, resume=True, command=COMMAND,
-                    shared=shared if case.shares_controls else None,
-                    progress=lambda text, name=case.name: progress(f"{name}: {text}"),
-                )  # fmt: skip
+            _write_models(case, pair, ground, out)
+            if case.shares_controls:
+                shared = shared or _controls(case, pair, battery_name, out, progress, piece)
+                edited = models.load(str(out / pair["edited"]))
+                shared.setup = dataclasses.replace(shared.setup, checkpoint=edited)
+            experiment.run(
+                parse(config), folder, given=config, base=out, resume=True, command=COMMAND,
+                shared=shared if case.shares_controls else None,
+                progress=lambda text, name=case.name: progress(f"{name}: {text}"),
+            )  # fmt: skip
         disk.save_json(folder / "case.json", case.record())
-
-
-@contextlib.contextmanager
-def _looked_through() -> Iterator[None]:
-    """What is there already is no garbage for the length of a block: a twelfth of a case was looking through libraries
-    and models for some, again and again."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def _check_same(case: Case, folder: Path, done: bool) -> None:
@@ -284,6 +275,7 @@ def _beside_each_other(pieces: Sequence[Piece], out: Path, battery_name: str, jo
 def _in_process(names: Sequence[str], seed: int, out: Path, battery_name: str, said: Any, piece: str) -> None:
     torch.set_num_threads(1)
     threadpool_limits(1)  # NumPy's as well: its SVDs take half of a case where two processes want both cores
+    gc.set_threshold(*RARELY)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # libraries'; the command line is silent about them too
         run_group(names, seed, out, battery_name, said.put, piece)
