@@ -33,7 +33,7 @@ from hooklearn.organisms.resistant import FAMILIES, ROWS
 from hooklearn.organisms.resistant import text as rehearsed
 from hooklearn.organisms.worlds import Ground
 from hooklearn.running import calibration
-from hooklearn.running.calibration import SEEDS, SEEN_SEEDS, Case, _pieces, cases, native
+from hooklearn.running.calibration import SEEDS, SEEN_SEEDS, STARTS, Case, _pieces, cases, native
 from hooklearn.types import InputError, NumericalError, Site
 
 # ---------------------------------------------------------------------------------------- organisms
@@ -512,15 +512,24 @@ def test_a_native_battery_has_higher_rates_and_the_password() -> None:
 
 
 def test_the_last_seed_is_shared_out() -> None:
-    """Each case once, the largest groups first; controls of one world and seed are written to one folder a process."""
+    """Each case once, the largest groups first, and all processes end at about the same time (control: with its largest
+    group whole, or in halves, they do not); controls of one world and seed are written to one folder a process."""
     groups = [[c for c in cases(seeds=[s]) if c.kind.world == w] for s in (1, 2) for w in ("facts", "threats")]
     pieces = _pieces(groups, 2)
     assert sorted(c.name for piece, _ in pieces for c in piece) == sorted(c.name for g in groups for c in g)
     threats, facts = (sum(c.kind.world == world for c in cases(seeds=[1])) for world in ("threats", "facts"))
-    halves = [n - n // 2 if first else n // 2 for n in (threats, facts) for first in (True, False)]
-    assert [len(piece) for piece, _ in pieces] == [threats, facts, *halves]
-    assert [end for _, end in pieces] == ["", "", "", "-1", "", "-1"]
-    assert [{c.seed for c in piece} for piece, _ in pieces] == [{1}] * 2 + [{2}] * 4
+    *whole, more, less = [len(piece) for piece, _ in pieces]
+    assert whole == [threats, facts, facts] and more + less == threats and more > less
+    assert [end for _, end in pieces] == ["", "", "", "", "-1"]
+    assert [{c.seed for c in piece} for piece, _ in pieces[-2:]] == [{2}] * 2
+
+    def apart(*sizes: int) -> int:
+        busy = [0, 0]
+        for n in (*whole, *sizes):
+            busy[busy.index(min(busy))] += n + STARTS
+        return abs(busy[0] - busy[1])
+
+    assert apart(more, less) <= 1 < min(apart(threats), apart(threats - threats // 2, threats // 2))
     assert [len(piece) for piece, _ in _pieces([groups[0][:2]], 4)] == [1, 1]
 
 

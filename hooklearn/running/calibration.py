@@ -56,6 +56,9 @@ RARELY = (700, 10, 100)
 """How often a process that makes cases looks for garbage: a tenth as often as usual through all that is there, which is
 libraries for the most part and took a twelfth of its time."""
 
+STARTS = 2
+"""Cases in whose time the models of a world and seed are made and its controls attacked."""
+
 COMMAND = "hooklearn calibrate"
 
 Progress = Callable[[str], None]
@@ -152,7 +155,7 @@ def run(
 
     Args:
         jobs: processes beside each other, a thread each; the cases of one world and seed, which share their models,
-            stay together, but for those of the last seed, which are shared out.
+            stay together, but for the largest such group of the last seed, which is shared out.
         ray: spread over the Ray cluster at this address (``local``: this machine). What is lost there is told by
             ``progress``, and its folders are not done.
     Raises:
@@ -185,12 +188,20 @@ Piece = tuple[Sequence[Case], str]
 
 
 def _pieces(groups: Sequence[Sequence[Case]], jobs: int) -> list[Piece]:
-    """The largest group first; those of the last seed at the end, each in as many pieces as there are processes, or all
-    but one would wait for it."""
-    whole = sorted((g for g in groups if g[0].seed != groups[-1][0].seed), key=len, reverse=True)
-    last = sorted((g for g in groups if g[0].seed == groups[-1][0].seed), key=len, reverse=True)
-    shares = [(share, f"-{i}" if i else "") for g in last for i in range(jobs) if (share := g[i::jobs])]
-    return [*((group, "") for group in whole), *shares]
+    """The largest group first. The largest of the last seed comes at the end, in as many pieces as there are processes,
+    so large that all end at once: without, all but one would wait for it."""
+    shared = max((g for g in groups if g[0].seed == groups[-1][0].seed), key=len)
+    whole = sorted((g for g in groups if g is not shared), key=len, reverse=True)
+    busy = [0] * jobs
+    for group in whole:
+        busy[busy.index(min(busy))] += len(group) + STARTS
+    shares: list[list[Case]] = [[] for _ in busy]
+    for case in shared:
+        i = busy.index(min(busy))
+        busy[i] += 1 + STARTS * (not shares[i])
+        shares[i].append(case)
+    filled = sorted(filter(None, shares), key=len, reverse=True)
+    return [*((group, "") for group in whole), *((share, f"-{i}" if i else "") for i, share in enumerate(filled))]
 
 
 def run_group(
