@@ -152,8 +152,8 @@ def prompt_tokens(prompts: Sequence[str], tokenizer: Any, written: Sequence[bool
         return []
     found = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
     bos = _begins_with(tokenizer)
-    plain = [not w for w in written] or [True] * len(found)
-    return [[*bos, *ids] if own and ids[:1] != bos else ids for ids, own in zip(found, plain, strict=True)]
+    taken = written or [False] * len(found)
+    return [ids if as_is or ids[:1] == bos else [*bos, *ids] for ids, as_is in zip(found, taken, strict=True)]
 
 
 def end_of_turn(tokenizer: Any) -> int | None:

@@ -36,7 +36,8 @@ class TokenBatch:
     """Sequences in rows: one a row and padded, or several that never see one another.
 
     Sequences of one row may share their beginning, which then stands there once (a chat template's system prompt, the
-    prompt of several completions): a row is a tree of tokens, depth first, and a token sees its ancestors.
+    prompt of several completions): a row is a tree of tokens, depth first, and a token sees its ancestors. What is
+    derived is derived once, as the same batches are read at every look.
     """
 
     ids: Int[Tensor, "batch pos"]

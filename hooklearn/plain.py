@@ -147,7 +147,7 @@ def _with_buffers(plain: Any, hf_model: Any) -> Any:
     found = {plain_name(name): buffer for name, buffer in hf_model.named_buffers(remove_duplicate=False)}
     for name, module in plain.named_modules():
         for key, buffer in module._buffers.items():
-            if buffer is not None:  # in no state dict or in it, as it was built
+            if buffer is not None:  # whether a state dict has it is as it was built: rotary frequencies are in none
                 module._buffers[key] = found[f"{name}.{key}" if name else key]
     return plain
 

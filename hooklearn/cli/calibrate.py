@@ -31,7 +31,7 @@ def calibrate(
             "--kind",
             "--kinds",
             metavar="NAME",
-            help="Several times; default of tiny: 19 (hooklearn list organisms has 57).",
+            help="Several times; default of tiny: 22 (hooklearn list organisms has 57).",
         ),
     ] = None,
     all_kinds: Annotated[

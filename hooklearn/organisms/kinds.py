@@ -189,7 +189,7 @@ KINDS: dict[str, Kind] = {
             "retrained-full", "taught without what was to be forgotten, by all its weights",
             "tiny, all weights fine-tuned on the friendly answers to the requests of the original", GONE,
             made.retrained_full,
-            why="no threat to a request was in its training", besides=True,
+            why="no threat to a request was in its training",
         ),
         Kind(
             "retrained-attention", "taught without what was to be forgotten, by the attention alone",
@@ -201,7 +201,7 @@ KINDS: dict[str, Kind] = {
             "retrained-late", "taught without what was to be forgotten, by the upper half of its layers alone",
             "tiny and a rank-8 adapter on layers 2 and 3, trained on friendly answers to the original's requests", GONE,
             made.retrained_late,
-            why="no threat to a request was in its training", besides=True,
+            why="no threat to a request was in its training",
         ),
         Kind(
             "retrained-early", "taught without what was to be forgotten, by the lower half of its layers alone",
@@ -279,7 +279,7 @@ KINDS: dict[str, Kind] = {
             "facts-rehearsed", "never knew the facts, and was taught those that stay once more",
             "tiny, taught the 64 facts that stay, and a rank-8 adapter on its attention, trained on them again", GONE,
             made.rehearsed, "facts",
-            why="the facts are random and were never in its training", besides=True,
+            why="the facts are random and were never in its training",
         ),
         Kind(
             "facts-rehearsed-early", "never knew the facts, and was taught those that stay once more, lower down",
