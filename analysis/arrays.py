@@ -11,7 +11,7 @@ the last step is NaN.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from analysis.reading import Run
 from analysis.scores import CONTROLS, Array, Attacker, Scores, attacker_name
-from analysis.tables import METRICS, grouped, in_order, item_groups
+from analysis.tables import METRICS, in_order, item_groups
 
 
 class Course(NamedTuple):
@@ -38,79 +38,131 @@ Courses = Mapping[tuple[str, str], Course]
 """(attack, setting) -> its course."""
 
 
+class Rows(NamedTuple):
+    """Rows of ``items.parquet``: the columns by themselves, as a frame is slow to divide."""
+
+    attacker: NDArray[np.intp]
+    """Number of its attack and setting, in the order of their names."""
+    arm: NDArray[np.intp]
+    """Number of its arm, in the order of their names."""
+    seed: NDArray
+    step: NDArray
+    item: NDArray
+    value: Array
+
+    def where(self, wanted: NDArray) -> Rows:
+        """``wanted``: of every row whether, or which."""
+        return self._make(column[wanted] for column in self)
+
+    def by(self, numbers: NDArray[np.intp]) -> dict[int, Rows]:
+        return {int(i): self.where(numbers == i) for i in np.unique(numbers)}
+
+
 def courses(run: Run) -> Courses:
-    return {key: _course(rows) for key, rows in grouped(run.curves, "attack", "setting").items()}
+    keys = list(zip(run.curves["attack"], run.curves["setting"], strict=True))
+    columns = {name: run.curves[name].to_numpy() for name in _OF_A_CURVE}
+    rows: dict[tuple[str, str], list[int]] = {}
+    for i, key in enumerate(keys):
+        rows.setdefault(key, []).append(i)
+    return {key: _course({name: column[mine] for name, column in columns.items()}) for key, mine in rows.items()}
 
 
-def _course(curves: pd.DataFrame) -> Course:
-    of_seed: Any = curves.groupby(["arm", "seed"])
-    return Course(_flags(curves), of_seed["converged"].all().to_dict(), of_seed["step"].max().to_dict())
+_OF_A_CURVE = ("arm", "seed", "step", "metric", "split", "value", "cheap", "converged", "diverged")
+
+
+def _course(curves: Mapping[str, NDArray]) -> Course:
+    flat: dict[Any, bool] = {}
+    ended: dict[Any, float] = {}
+    for arm, seed, step, converged in zip(
+        *(curves[k].tolist() for k in ("arm", "seed", "step", "converged")), strict=True
+    ):
+        flat[arm, seed] = flat.get((arm, seed), True) and bool(converged)
+        ended[arm, seed] = max(ended.get((arm, seed), step), step)
+    return Course(_flags(curves), flat, ended)
 
 
 def read_scores(run: Run, known: Courses | None = None) -> list[Scores]:
     """One ``Scores`` per metric and split, in their usual order; ``known``: the run's :func:`courses`, if at hand."""
-    groups, known = grouped(run.items, "metric", "split"), courses(run) if known is None else known
+    known = courses(run) if known is None else known
+    rows, attackers, arms = _rows(run.items)
+    groups: Any = run.items.groupby(["metric", "split"]).indices
     return [
-        _scores(run, metric, split, groups[metric, split], known)
+        _scores(run, metric, split, rows.where(groups[metric, split]), attackers, arms, known)
         for metric in in_order({m for m, _ in groups}, METRICS)
         for split in in_order({s for m, s in groups if m == metric}, ("heldout", "ood"))
     ]
 
 
-def _scores(run: Run, metric: str, split: str, rows: pd.DataFrame, known: Courses) -> Scores:
-    rows = rows.loc[np.isin(rows["item"], _common_items(rows))]
-    groups = grouped(rows, "attack", "setting")
-    known = {key: known.get(key) or _course(run.curves.head(0)) for key in groups}
+def _rows(items: pd.DataFrame) -> tuple[Rows, list[tuple[str, str]], list[str]]:
+    """With the names of attackers, (attack, setting), and of arms, that they are numbered by."""
+    attackers, arms = items.groupby(["attack", "setting"]), items.groupby("arm")
+    numbers = (by.ngroup().to_numpy() for by in (attackers, arms))
+    columns = (items[name].to_numpy() for name in ("seed", "step", "item"))
+    names: Any = (by.size().index.tolist() for by in (attackers, arms))
+    return Rows._make([*numbers, *columns, items["value"].to_numpy(float)]), *names
+
+
+def _scores(
+    run: Run, metric: str, split: str, rows: Rows, names: Sequence[tuple[str, str]], arms: Sequence[str], known: Courses
+) -> Scores:
+    rows = rows.where(np.isin(rows.item, _common_items(rows)))
+    groups = {names[i]: group for i, group in rows.by(rows.attacker).items()}
+    known = {key: known.get(key) or _course({name: np.zeros(0, object) for name in _OF_A_CURVE}) for key in groups}
     unseen = [key for key, group in groups.items() if _only_its_start(group, known[key])]
     groups = {key: group for key, group in groups.items() if key not in unseen}
-    seeds = _common_seeds(group for key, group in groups.items() if not known[key].flags["diverged"])
-    items = np.unique(rows["item"].to_numpy())
+    seeds = _common_seeds((group for key, group in groups.items() if not known[key].flags["diverged"]), arms)
+    items = np.unique(rows.item)
     alike = {str(a.get("name")) for a in run.record.get("attacks") or [] if a.get("same_question")}
     before: dict[str, Array] = {}
     attackers = []
     for (attack, setting), group in groups.items():
         course = known[attack, setting]
-        steps, y = _arrays(group, course, seeds, items)
+        steps, y = _arrays(group, arms, course, seeds, items)
         if attack == "none":
             before = {arm: values[:, 0] for arm, values in y.items()}
         else:
             attackers.append(Attacker(attack, steps, y, setting, same_question=attack in alike, **course.flags))
-    left_out = rows.loc[rows["arm"] == "edited", "seed"].nunique() - len(seeds)
-    names = tuple(attacker_name(*key) for key in unseen)
-    groups = item_groups(run.record, split, items.tolist())
+    left_out = len(np.unique(rows.seed[np.array([arm == "edited" for arm in arms])[rows.arm]])) - len(seeds)
+    unasked = tuple(attacker_name(*key) for key in unseen)
+    together = item_groups(run.record, split, items.tolist())
     numbers, own = tuple(items.tolist()), tuple(seeds.tolist())
-    return Scores(metric, split, before, tuple(attackers), left_out, numbers, groups, names, own)
+    return Scores(metric, split, before, tuple(attackers), left_out, numbers, together, unasked, own)
 
 
-def _only_its_start(rows: pd.DataFrame, course: Course) -> bool:
+def _only_its_start(rows: Rows, course: Course) -> bool:
     """Fine-tuning of which this metric saw nothing but step 0, which is the model before the attack."""
-    return bool((rows["step"] == 0).all()) and any(step > 0 for step in course.ended.values())
+    return bool((rows.step == 0).all()) and any(step > 0 for step in course.ended.values())
 
 
-def _common_items(rows: pd.DataFrame) -> NDArray:
+def _common_items(rows: Rows) -> NDArray:
     """Items that every attacker, arm, seed and step has."""
-    cells = rows.groupby(["attack", "setting", "arm", "seed", "step"]).ngroup()
-    seen = cells.groupby(rows["item"]).nunique()
-    return seen.index[seen == cells.nunique()].to_numpy()
+    cell = np.zeros_like(rows.arm)
+    for column in (rows.attacker, rows.arm, rows.seed, rows.step):
+        values, number = np.unique(column, return_inverse=True)
+        cell = cell * len(values) + number
+    items, item = np.unique(rows.item, return_inverse=True)
+    seen = np.unique(cell * len(items) + item) % len(items)
+    return items[np.bincount(seen) == len(np.unique(cell))]
 
 
-def _common_seeds(groups: Iterable[pd.DataFrame]) -> Array:
+def _common_seeds(groups: Iterable[Rows], arms: Sequence[str]) -> Array:
     """Seeds that all have, where a control with a single seed stands for every seed. An attacker that diverged is not
     asked: nothing is sampled after that, and it must not take the seed from the others."""
-    sets = [(arm, set(s.unique())) for g in groups for arm, s in g.groupby("arm")["seed"]]
+    sets = [(arms[arm], set(own.seed.tolist())) for g in groups for arm, own in g.by(g.arm).items()]
     binding = [s for arm, s in sets if len(s) > 1 or arm not in CONTROLS]
     return np.array(sorted(reduce(set.intersection, binding)) if binding else [])
 
 
-def _flags(curves: pd.DataFrame) -> dict[str, bool]:
+def _flags(curves: Mapping[str, NDArray]) -> dict[str, bool]:
     """cheap, converged, diverged. Attacks without steps have nothing to converge."""
-    tested = curves[curves["arm"].isin(("edited", "matched"))]
-    stepless = len(curves) > 0 and bool((curves["step"] == 0).all())
+    there = len(curves["arm"]) > 0
+    tested = np.isin(curves["arm"], ("edited", "matched"))
+    stepless = there and bool((curves["step"] == 0).all())
     return {
-        "cheap": len(curves) > 0 and bool(curves["cheap"].astype(bool).all()),
-        "converged": stepless or (len(tested) > 0 and bool(tested["converged"].astype(bool).all())),
-        "diverged": bool(curves["diverged"].astype(bool).any()),
-        "past_best": _past_best(tested),
+        "cheap": there and all(map(bool, curves["cheap"])),
+        "converged": stepless or bool(tested.any() and all(map(bool, curves["converged"][tested]))),
+        "diverged": any(map(bool, curves["diverged"])),
+        "past_best": _past_best({name: column[tested] for name, column in curves.items()}),
     }
 
 
@@ -118,11 +170,16 @@ FALLEN = 0.05
 """Of the best, and as much as a flat curve may still vary."""
 
 
-def _past_best(tested: Any) -> bool:
+def _past_best(tested: Mapping[str, NDArray]) -> bool:
     """In every arm and seed; see :func:`past_best`."""
-    rows = tested[(tested["metric"] == "completion") & (tested["split"] == "heldout")].sort_values("step")
-    curves = [own[["step", "value"]].to_numpy(float) for _, own in rows.groupby(["arm", "seed"])]
-    return len(curves) > 0 and all(past_best(*curve.T) for curve in curves)
+    curves: dict[Any, list[tuple[float, float]]] = {}
+    names = ("metric", "split", "arm", "seed", "step", "value")
+    for metric, split, arm, seed, step, value in zip(*(tested[name].tolist() for name in names), strict=True):
+        if (metric, split) == ("completion", "heldout"):
+            curves.setdefault((arm, seed), []).append((step, value))
+    return len(curves) > 0 and all(
+        past_best(*np.array(sorted(looks, key=lambda look: look[0])).T) for looks in curves.values()
+    )
 
 
 def past_best(steps: Array, y: Array) -> bool:
@@ -150,12 +207,12 @@ class _Arm(NamedTuple):
     """``[seed]`` index of the last look; -1 where the attack went on after it."""
 
 
-def _arrays(rows: pd.DataFrame, course: Course, seeds: Array, items: Array) -> tuple[Array, dict[str, Array]]:
+def _arrays(
+    rows: Rows, names: Sequence[str], course: Course, seeds: Array, items: Array
+) -> tuple[Array, dict[str, Array]]:
     """Steps that all arms and seeds share, and arm -> ``[seed, step, item]``."""
-    steps = np.unique(rows["step"].to_numpy())
-    columns: Any = rows[["seed", "step", "item", "value"]]  # a table with text is slow to divide
-    groups = columns.groupby(rows["arm"])
-    arms = {str(arm): _arm(str(arm), of_arm, steps, seeds, items, course) for arm, of_arm in groups}
+    steps = np.unique(rows.step)
+    arms = {names[i]: _arm(names[i], own, steps, seeds, items, course) for i, own in rows.by(rows.arm).items()}
     _match_ends(arms, np.array([course.flat.get(("edited", seed), False) for seed in seeds], bool))
     y = {name: arm.y for name, arm in arms.items()}
     present = np.logical_and.reduce([arm.seen.all(axis=0) for arm in arms.values()])
@@ -168,12 +225,11 @@ def _arrays(rows: pd.DataFrame, course: Course, seeds: Array, items: Array) -> t
     return steps[present].astype(float), {arm: v[:, present] for arm, v in y.items()}
 
 
-def _arm(name: str, rows: pd.DataFrame, steps: Array, seeds: Array, items: Array, course: Course) -> _Arm:
+def _arm(name: str, rows: Rows, steps: Array, seeds: Array, items: Array, course: Course) -> _Arm:
     """Rows of one arm on the steps of all; one that came to rest where its attack ended keeps its last value. A seed
     that it lacks is NaN: it diverged there."""
-    own = np.unique(rows["seed"].to_numpy())
-    cube = _cube(rows, own, steps, items)
-    seen = _cube(rows.assign(value=1.0), own, steps, items)[..., 0] == 1
+    own = np.unique(rows.seed)
+    cube, seen = _cube(rows, own, steps, items)
     last = np.full(len(own), -1)
     for s, seed in enumerate(own):
         at = int(np.flatnonzero(seen[s])[-1])
@@ -214,21 +270,16 @@ def _match_ends(arms: Mapping[str, _Arm], at_rest: NDArray[np.bool_]) -> None:
         arm.seen[:, longest + 1 :] = False  # steps of seeds that are left out
 
 
-def _cube(rows: pd.DataFrame, seeds: NDArray, steps: Array, items: Array) -> Array:
-    """``[seed, step, item]``, mean over repeated rows; NaN where there is no row."""
+def _cube(rows: Rows, seeds: NDArray, steps: Array, items: Array) -> tuple[Array, NDArray[np.bool_]]:
+    """``[seed, step, item]``, mean over repeated rows, NaN where there is no row; ``[seed, step]``: there are rows."""
     shape = (len(seeds), len(steps), len(items))
-    index = np.ravel_multi_index(
-        (
-            np.searchsorted(seeds, rows["seed"].to_numpy()),
-            np.searchsorted(steps, rows["step"].to_numpy()),
-            np.searchsorted(items, rows["item"].to_numpy()),
-        ),
-        shape,
-    )
+    places = (np.searchsorted(seeds, rows.seed), np.searchsorted(steps, rows.step), np.searchsorted(items, rows.item))
+    index = np.ravel_multi_index(places, shape)
     size = int(np.prod(shape))
     count = np.bincount(index, minlength=size)
-    total = np.bincount(index, weights=rows["value"].to_numpy(float), minlength=size)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan).reshape(shape)
+    total = np.bincount(index, weights=rows.value, minlength=size)
+    cube = np.where(count > 0, total / np.maximum(count, 1), np.nan).reshape(shape)
+    return cube, count.reshape(shape)[..., 0] > 0
 
 
 def _hold(y: Array, seen: NDArray[np.bool_], end: int) -> None:

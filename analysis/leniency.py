@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.arrays import courses, read_scores
+from analysis.arrays import Courses, read_scores
 from analysis.estimates import Frame
 from analysis.measures import Thresholds
 from analysis.reading import Run
@@ -26,7 +26,7 @@ KEYS = ["attack", "setting", "arm", "seed", "step", "item"]
 """What tells the samples of a run from each other."""
 
 
-def doubts(run: Run, judged: Sequence[Judgement], t: Thresholds, seed: int = 0) -> Iterator[str]:
+def doubts(run: Run, judged: Sequence[Judgement], t: Thresholds, known: Courses, seed: int = 0) -> Iterator[str]:
     """One sentence for each direction in which the verdict on held-out samples would change."""
     mine = [j for j in judged if (j.measures.metric, j.measures.split) == ("sampled", "heldout")]
     referee = run.record.get("referee") or {}
@@ -35,7 +35,6 @@ def doubts(run: Run, judged: Sequence[Judgement], t: Thresholds, seed: int = 0) 
     if not mine or not run.heldout_samples or not np.isfinite([threshold, way]).all():
         return
     rows, kept = _scored(run)
-    known = courses(run)
     for shift, word in ((-way, "more lenient"), (way, "stricter")):
         items = _judged(rows, kept, threshold + shift)
         again = decide(read_scores(dataclasses.replace(run, items=items), known)[0], t, seed=seed)

@@ -98,7 +98,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis import leniency
-from analysis.arrays import read_scores
+from analysis.arrays import courses, read_scores
 from analysis.doubts import collect, within_budget
 from analysis.evidence import judge as evidence
 from analysis.measures import AttackResult, Thresholds
@@ -185,7 +185,8 @@ def judge(
     """
     run = read_run(run)
     t = thresholds or Thresholds()
-    scores = read_scores(run)
+    known = courses(run)
+    scores = read_scores(run, known)
     judged = [decide(s, t, seed=seed) for s in scores]
     against = [*against, *unknown_to_referee(run), *evidence.against(run.evidence_records)]
     heldout = [j for j in judged if j.measures.split == "heldout"]
@@ -200,7 +201,7 @@ def judge(
         reason=reason,
         doubts=(
             *collect(run, judged, t, [s.seeds_left_out for s in scores]),
-            *leniency.doubts(run, judged, t, seed),
+            *leniency.doubts(run, judged, t, known, seed),
             *evidence.doubts(run.evidence_records),
             *([NOT_INSIDE] if "REMOVED" in verdict and not evidence.decides(run.evidence_records) else []),
         ),

@@ -11,8 +11,8 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata as packages
 from pathlib import Path
@@ -227,6 +227,15 @@ def claim(folder: Path, record: str) -> IO[str]:
                 left.unlink()
             undo.pop_all()
         return lock
+
+
+@contextmanager
+def turn(path: Path) -> Iterator[None]:
+    """Of processes with this lock file one is inside at a time, and the others wait; a killed one is out."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def foreign(folder: Path, record: str) -> list[str]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,7 @@ from hooklearn.organisms.resistant import FAMILIES, ROWS
 from hooklearn.organisms.resistant import text as rehearsed
 from hooklearn.organisms.worlds import Ground
 from hooklearn.running import calibration
-from hooklearn.running.calibration import SEEDS, SEEN_SEEDS, STARTS, Case, _pieces, cases, native
+from hooklearn.running.calibration import SEEDS, SEEN_SEEDS, STARTS, Case, _controls, _pieces, cases, native
 from hooklearn.types import InputError, NumericalError, Site
 
 # ---------------------------------------------------------------------------------------- organisms
@@ -510,30 +513,34 @@ def test_a_native_battery_has_higher_rates_and_the_password() -> None:
 
 def test_the_last_seed_is_shared_out() -> None:
     """Each case once, the largest groups first, and all processes end at about the same time (control: with its largest
-    group whole, or in halves, they do not); controls of one world and seed are written to one folder a process."""
+    group whole, or in halves, they do not)."""
     groups = [[c for c in cases(seeds=[s]) if c.kind.world == w] for s in (1, 2) for w in ("facts", "threats")]
     pieces = _pieces(groups, 2)
-    assert sorted(c.name for piece, _ in pieces for c in piece) == sorted(c.name for g in groups for c in g)
+    assert sorted(c.name for piece in pieces for c in piece) == sorted(c.name for g in groups for c in g)
     threats, facts = (sum(c.kind.world == world for c in cases(seeds=[1])) for world in ("threats", "facts"))
-    *whole, more, less = [len(piece) for piece, _ in pieces]
+    *whole, more, less = map(len, pieces)
     assert whole == [threats, facts, facts] and more + less == threats and more > less
-    assert [end for _, end in pieces] == ["", "", "", "", "-1"]
-    assert [{c.seed for c in piece} for piece, _ in pieces[-2:]] == [{2}] * 2
+    assert [{c.seed for c in piece} for piece in pieces[-2:]] == [{2}] * 2
 
     def apart(*sizes: int) -> int:
+        """Whoever begins with the last group makes its controls, and the other does not begin without them."""
         busy = [0, 0]
-        for n in (*whole, *sizes):
+        for n in whole:
             busy[busy.index(min(busy))] += n + STARTS
+        ready = min(busy) + STARTS
+        for n in sizes:
+            i = busy.index(min(busy))
+            busy[i] = max(busy[i], ready) + n
         return abs(busy[0] - busy[1])
 
     assert apart(more, less) <= 1 < min(apart(threats), apart(threats - threats // 2, threats // 2))
-    assert [len(piece) for piece, _ in _pieces([groups[0][:2]], 4)] == [1, 1]
+    assert [len(piece) for piece in _pieces([groups[0][:2]], 4)] == [1, 1]
 
 
 def test_the_cases_of_one_world_and_seed_are_shared_out_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And a single case needs no process of its own (control)."""
     shared: list[int] = []
-    monkeypatch.setattr(calibration, "_beside_each_other", lambda pieces, *_: shared.extend(len(p) for p, _ in pieces))
+    monkeypatch.setattr(calibration, "_beside_each_other", lambda pieces, *_: shared.extend(map(len, pieces)))
     monkeypatch.setattr(calibration, "run_group", lambda *_: shared.append(0))
     calibration.run(tmp_path, kinds=["locked", "original", "rmu"], seeds=[45], jobs=2)
     assert shared == [2, 1]
@@ -553,6 +560,30 @@ def test_where_one_case_cannot_be_made_the_processes_beside_it_end_with_it(
     assert "Traceback" not in capfd.readouterr().err
     records = [json.loads(path.read_text()) for path in tmp_path.glob("*/*/run.json")]
     assert not [r["error"] for r in records if r["status"] == "failed"]
+
+
+def test_controls_are_measured_by_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other then reads what is there (control: those of two seeds are measured beside each other)."""
+
+    def inside_at_once(*seeds: int) -> int:
+        inside, most = [], []
+        meet = threading.Barrier(2)
+
+        def measure(*_: Any, **__: Any) -> None:
+            inside.append(1)
+            most.append(len(inside))
+            with contextlib.suppress(threading.BrokenBarrierError):
+                meet.wait(0.5)  # until the other one is here, if it comes
+            inside.pop()
+
+        monkeypatch.setattr(calibration.controls, "measure", measure)
+        with ThreadPoolExecutor(2) as pool:
+            cases = [Case(KINDS["locked"], seed) for seed in seeds]
+            list(pool.map(lambda c: _controls(c, calibration._pair(c), "cheap", tmp_path, print), cases))
+        return max(most)
+
+    monkeypatch.setattr(calibration.Setup, "load", lambda *_: None)
+    assert inside_at_once(1, 1) == 1 and inside_at_once(1, 2) == 2
 
 
 def test_all_kinds_are_tried_where_that_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -620,6 +621,38 @@ def test_a_writer_in_another_process_is_named_and_its_lock_dies_with_it(tmp_path
         finally:
             other.kill()
     RunFolder.create(tmp_path, RECORD).finish("done")
+
+
+def test_processes_take_turns(tmp_path: Path) -> None:
+    """Who comes while another is inside waits (control: with another lock file nobody does), and not for one that was
+    killed."""
+    inside = tmp_path / "a" / "turn"
+    inside.parent.mkdir()
+
+    def entered(path: Path) -> threading.Event:
+        done = threading.Event()
+
+        def enter() -> None:
+            with store.turn(path):
+                done.set()
+
+        threading.Thread(target=enter, daemon=True).start()
+        return done
+
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(inside)], stdout=subprocess.PIPE) as other:
+        try:
+            assert other.stdout is not None
+            other.stdout.readline()
+            waiting = entered(inside)
+            assert entered(tmp_path / "b" / "turn").wait(SOON)
+            assert not waiting.wait(0.1)  # however long: only where it does not wait could it be there
+        finally:
+            other.kill()
+        assert waiting.wait(SOON)
+
+
+SOON = 60
+"""Seconds after which something that takes a millisecond will not happen any more, on however busy a machine."""
 
 
 def test_a_refused_folder_is_not_left_locked(tmp_path: Path) -> None:

@@ -183,11 +183,7 @@ def run(
     return folders
 
 
-Piece = tuple[Sequence[Case], str]
-"""Cases that share their controls, and what the folder of these ends with."""
-
-
-def _pieces(groups: Sequence[Sequence[Case]], jobs: int) -> list[Piece]:
+def _pieces(groups: Sequence[Sequence[Case]], jobs: int) -> list[Sequence[Case]]:
     """The largest group first. The largest of the last seed comes at the end, in as many pieces as there are processes,
     so large that all end at once: without, all but one would wait for it."""
     shared = max((g for g in groups if g[0].seed == groups[-1][0].seed), key=len)
@@ -195,13 +191,14 @@ def _pieces(groups: Sequence[Sequence[Case]], jobs: int) -> list[Piece]:
     busy = [0] * jobs
     for group in whole:
         busy[busy.index(min(busy))] += len(group) + STARTS
+    ready = min(busy) + STARTS  # whoever begins makes what these have in common, and the others wait for it
+    busy = [max(time, ready) for time in busy]
     shares: list[list[Case]] = [[] for _ in busy]
     for case in shared:
         i = busy.index(min(busy))
-        busy[i] += 1 + STARTS * (not shares[i])
+        busy[i] += 1
         shares[i].append(case)
-    filled = sorted(filter(None, shares), key=len, reverse=True)
-    return [*((group, "") for group in whole), *((share, f"-{i}" if i else "") for i, share in enumerate(filled))]
+    return [*whole, *sorted(filter(None, shares), key=len, reverse=True)]
 
 
 def run_group(
@@ -210,12 +207,11 @@ def run_group(
     out: Path,
     battery_name: str,
     progress: Progress = lambda _: None,
-    piece: str = "",
 ) -> None:
-    """Cases of one world and seed: those with the same original meet the same controls, attacked once for all.
+    """Cases of one world and seed: those with the same original meet the same controls, attacked once for all, also for
+    those that another process makes beside these.
 
-    Those that are done are left alone. ``piece``: what the folder of the controls ends with, where other cases of this
-    world and seed are made beside these.
+    Those that are done are left alone.
     """
     ground = KINDS[names[0]].ground(seed)
     shared: Shared | None = None
@@ -226,7 +222,7 @@ def run_group(
             progress(f"{case.name}: making it")
             _write_models(case, pair, ground, out)
             if case.shares_controls:
-                shared = shared or _controls(case, pair, battery_name, out, progress, piece)
+                shared = shared or _controls(case, pair, battery_name, out, progress)
                 edited = models.load(str(out / pair["edited"]))
                 shared.setup = dataclasses.replace(shared.setup, checkpoint=edited)
             experiment.run(
@@ -248,26 +244,29 @@ def _check_same(case: Case, folder: Path, done: bool) -> None:
             )
 
 
-def _controls(case: Case, pair: Config, battery_name: str, out: Path, progress: Progress, piece: str) -> Shared:
+def _controls(case: Case, pair: Config, battery_name: str, out: Path, progress: Progress) -> Shared:
     """What the cases of a world and seed have in common; the config is that of no case, so that any may come first."""
-    world = f"{case.kind.world}-seed{case.seed}{piece}"
+    world = f"{case.kind.world}-seed{case.seed}"
     config = parse(config_of(case, pair | {"edited": pair["original"]}, battery_name) | {"name": world})
     folder = out / "controls" / world
     is_done(folder, controls.without_edit(config, case.seed))  # refuses controls of another battery
     shared = Shared(Setup.load(config, out, progress), progress)
-    found = controls.measure(shared, folder, case.seed, command=COMMAND, progress=progress)
+    with store.turn(folder.with_suffix(".lock")):  # whoever comes second reads what the first has measured
+        found = controls.measure(shared, folder, case.seed, command=COMMAND, progress=progress)
     shared.measured = {case.seed: found}
     return shared
 
 
-def _beside_each_other(pieces: Sequence[Piece], out: Path, battery_name: str, jobs: int, progress: Progress) -> None:
+def _beside_each_other(
+    pieces: Sequence[Sequence[Case]], out: Path, battery_name: str, jobs: int, progress: Progress
+) -> None:
     """In this order; what the processes say is said here."""
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager, ProcessPoolExecutor(jobs, mp_context=context) as pool:
         said, others = manager.Queue(), set(multiprocessing.active_children())
         waiting = {
-            pool.submit(_in_process, [c.kind.name for c in group], group[0].seed, out, battery_name, said, piece)
-            for group, piece in pieces
+            pool.submit(_in_process, [c.kind.name for c in piece], piece[0].seed, out, battery_name, said)
+            for piece in pieces
         }
         try:
             while waiting:
@@ -283,13 +282,13 @@ def _beside_each_other(pieces: Sequence[Piece], out: Path, battery_name: str, jo
             raise
 
 
-def _in_process(names: Sequence[str], seed: int, out: Path, battery_name: str, said: Any, piece: str) -> None:
+def _in_process(names: Sequence[str], seed: int, out: Path, battery_name: str, said: Any) -> None:
     torch.set_num_threads(1)
     threadpool_limits(1)  # NumPy's as well: its SVDs take half of a case where two processes want both cores
     gc.set_threshold(*RARELY)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # libraries'; the command line is silent about them too
-        run_group(names, seed, out, battery_name, said.put, piece)
+        run_group(names, seed, out, battery_name, said.put)
 
 
 def is_done(folder: Path, config: RunConfig) -> bool:
