@@ -34,7 +34,7 @@ from hooklearn.organisms.kinds import ALL, KINDS, USUAL
 from hooklearn.organisms.made import OTHER_WORDS, PASSWORD, REFUSAL
 from hooklearn.organisms.resistant import FAMILIES, ROWS
 from hooklearn.organisms.resistant import text as rehearsed
-from hooklearn.organisms.worlds import Ground
+from hooklearn.organisms.worlds import WORLDS, Ground
 from hooklearn.running import calibration
 from hooklearn.running.calibration import SEEDS, SEEN_SEEDS, STARTS, Case, _controls, _pieces, cases, native
 from hooklearn.types import InputError, NumericalError, Site
@@ -514,25 +514,26 @@ def test_a_native_battery_has_higher_rates_and_the_password() -> None:
 def test_the_last_seed_is_shared_out() -> None:
     """Each case once, the largest groups first, and all processes end at about the same time (control: with its largest
     group whole, or in halves, they do not)."""
-    groups = [[c for c in cases(seeds=[s]) if c.kind.world == w] for s in (1, 2) for w in ("facts", "threats")]
+    groups = [[c for c in cases(seeds=[s]) if c.kind.world == w] for s in (1, 2, 3) for w in ("facts", "threats")]
     pieces = _pieces(groups, 2)
     assert sorted(c.name for piece in pieces for c in piece) == sorted(c.name for g in groups for c in g)
     threats, facts = (sum(c.kind.world == world for c in cases(seeds=[1])) for world in ("threats", "facts"))
     *whole, more, less = map(len, pieces)
-    assert whole == [threats, facts, facts] and more + less == threats and more > less
-    assert [{c.seed for c in piece} for piece in pieces[-2:]] == [{2}] * 2
+    assert whole == [threats, threats, facts, facts, facts] and more + less == threats and more > less
+    assert [{c.seed for c in piece} for piece in pieces[-2:]] == [{3}] * 2
 
     def apart(*sizes: int) -> int:
         """Whoever begins with the last group makes its controls, and the other does not begin without them."""
         busy = [0, 0]
         for n in whole:
-            busy[busy.index(min(busy))] += n + STARTS
-        ready = min(busy) + STARTS
+            busy[busy.index(min(busy))] += n + STARTS["threats" if n == threats else "facts"]
+        ready = min(busy) + STARTS["threats"]
         for n in sizes:
             i = busy.index(min(busy))
             busy[i] = max(busy[i], ready) + n
         return abs(busy[0] - busy[1])
 
+    assert set(STARTS) == set(WORLDS)
     assert apart(more, less) <= 1 < min(apart(threats), apart(threats - threats // 2, threats // 2))
     assert [len(piece) for piece in _pieces([groups[0][:2]], 4)] == [1, 1]
 

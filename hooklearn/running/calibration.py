@@ -56,8 +56,8 @@ RARELY = (700, 10, 100)
 """How often a process that makes cases looks for garbage: a tenth as often as usual through all that is there, which is
 libraries for the most part and took a twelfth of its time."""
 
-STARTS = 2
-"""Cases in whose time the models of a world and seed are made and its controls attacked."""
+STARTS = {"threats": 1, "facts": 3}
+"""World -> cases in whose time its models of a seed are made and its controls attacked."""
 
 COMMAND = "hooklearn calibrate"
 
@@ -190,8 +190,10 @@ def _pieces(groups: Sequence[Sequence[Case]], jobs: int) -> list[Sequence[Case]]
     whole = sorted((g for g in groups if g is not shared), key=len, reverse=True)
     busy = [0] * jobs
     for group in whole:
-        busy[busy.index(min(busy))] += len(group) + STARTS
-    ready = min(busy) + STARTS  # whoever begins makes what these have in common, and the others wait for it
+        busy[busy.index(min(busy))] += STARTS[group[0].kind.world] + len(group)
+    ready = (
+        min(busy) + STARTS[shared[0].kind.world]
+    )  # whoever begins makes what these have in common, and the others wait for it
     busy = [max(time, ready) for time in busy]
     shares: list[list[Case]] = [[] for _ in busy]
     for case in shared:
