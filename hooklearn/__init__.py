@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
-    "load": "models",
-    "wrap": "models",
+    "load": "bridge",
+    "wrap": "bridge",
     "sites": "models",
     "weight": "models",
     "edited": "editing",
@@ -131,6 +131,7 @@ __all__ = [
 if TYPE_CHECKING:
     from hooklearn.adapters import from_peft, to_peft
     from hooklearn.api import attack, audit, behaviour, build_organism, capture, organism, organism_card, run
+    from hooklearn.bridge import load, wrap
     from hooklearn.callbacks import observing, reporting_to
     from hooklearn.data import Corpus, load_corpus
     from hooklearn.deltas import Delta, load_delta, save_delta
@@ -144,7 +145,7 @@ if TYPE_CHECKING:
     from hooklearn.locate.saved import read_activations
     from hooklearn.locate.tokens import sample_tokens
     from hooklearn.measure import sample
-    from hooklearn.models import load, sites, weight, wrap
+    from hooklearn.models import sites, weight
     from hooklearn.panel import capability
     from hooklearn.preview import preview
     from hooklearn.recipes import recipe

@@ -54,7 +54,7 @@ def load(
     Raises:
         InputError: one process only; no safetensors; quantised weights; tensors that are not the model's; an
             architecture whose weights the bridge takes apart (fused projections, mixtures of experts); as
-            :func:`hooklearn.models.load`.
+            :func:`hooklearn.bridge.load`.
     """
     _check_processes(offload)
     if name.endswith(".gguf"):

@@ -28,9 +28,9 @@ ORDER = [
     "hooklearn.loading",
     "hooklearn.experts",
     "hooklearn.packing hooklearn.data hooklearn.disk hooklearn.store hooklearn.deltas hooklearn.builtin "
-    "hooklearn.pretrained hooklearn.plain hooklearn.site_names hooklearn.traits hooklearn.models hooklearn.integrity "
-    "hooklearn.editing hooklearn.tensor_files hooklearn.sharded hooklearn.exporting hooklearn.interventions "
-    "hooklearn.prefixes hooklearn.generation",
+    "hooklearn.pretrained hooklearn.plain hooklearn.site_names hooklearn.traits hooklearn.bridge hooklearn.models "
+    "hooklearn.integrity hooklearn.editing hooklearn.tensor_files hooklearn.sharded hooklearn.exporting "
+    "hooklearn.interventions hooklearn.prefixes hooklearn.generation",
     "hooklearn.forward",
     "hooklearn.lora hooklearn.train hooklearn.adapters",
     "hooklearn.measure hooklearn.referees hooklearn.disruption hooklearn.panel",
@@ -150,8 +150,8 @@ def test_the_two_packages_meet_at_the_border() -> None:
 
 
 def test_one_module_knows_transformer_lens() -> None:
-    """So a change of TransformerLens is a change of models.py."""
-    assert {a for a, b in ARROWS if b.split(".")[0] == "transformer_lens"} == {"hooklearn.models"}
+    """So a change of TransformerLens is a change of bridge.py."""
+    assert {a for a, b in ARROWS if b.split(".")[0] == "transformer_lens"} == {"hooklearn.bridge"}
 
 
 @pytest.mark.parametrize("package", ["hooklearn", "analysis", "hooklearn.cli"])

@@ -990,7 +990,7 @@ def test_broken_download_is_refused(tmp_path, monkeypatch):
 def test_builtin_knows_the_capital_of_france():
     name = "smollm2-135m-instruct"
     if not is_cached(name):
-        pytest.skip(f"{name} is not cached; hooklearn.models.fetch({name!r}) downloads it")
+        pytest.skip(f"{name} is not cached; hooklearn.builtin.fetch({name!r}) downloads it")
     model = load(name, device="cpu")
     ids = torch.tensor([model.tokenizer("The capital of France is").input_ids])
     keep = torch.zeros_like(ids, dtype=torch.bool)
