@@ -1,4 +1,6 @@
-"""Models: name the sites of one, read and edit its weights. Loading and wrapping are in ``hooklearn.bridge``.
+"""Models: name the sites of one, read and edit its weights.
+
+Loading, wrapping and checking one are in ``hooklearn.bridge``, and handed on from here, so that other modules ask one.
 
 Architectures that store several weights in one (GPT-2, GPT-NeoX, Phi-3) need no special case: the
 bridge computes with the parts, so the parts are the parameters. The fused tensor is left out
